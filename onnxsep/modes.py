@@ -1,0 +1,111 @@
+"""What a mode is, and where modes are found.
+
+A mode says how one Conv becomes several layers. It is a class with a handful of small methods on plain arrays and
+geometry; matching, choosing ranks, counting, building nodes, sharing weights and verifying are the engine's work. The
+built-in modes live in ``passes/``, one file each, and enter by the same door as those of other packages: the
+entry-point group ``onnxsep.modes``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import entry_points
+from typing import ClassVar
+
+import numpy as np
+
+from onnxsep.errors import ModeNotFoundError
+from onnxsep.linalg import Array
+from onnxsep.types import Conv, ConvLayer, Layer, Rank, RankAxis
+
+ENTRY_POINT_GROUP = "onnxsep.modes"
+
+
+class Mode(ABC):
+    """How one Conv becomes several layers.
+
+    The engine calls ``accepts``; then ``rank_axis`` until it returns None, choosing one rank each time; then ``layers``
+    for the counts; then ``factorize``, whose arrays must have the weight shapes of the Convs among ``layers``, in their
+    order. The bias stays the source's own tensor, on the one layer whose ``conv.bias`` is true.
+    """
+
+    name: ClassVar[str]
+    """What the user writes after ``--mode``."""
+    summary: ClassVar[str]
+    """One line for ``--help`` and for the list of modes."""
+
+    @abstractmethod
+    def accepts(self, conv: Conv) -> str | None:
+        """None if the mode can replace ``conv``; else the reason why not, in words for the user."""
+
+    @abstractmethod
+    def rank_axis(self, conv: Conv, chosen: Rank) -> RankAxis | None:
+        """The range of the next rank, given those that were chosen already; None when all are chosen."""
+
+    @abstractmethod
+    def layers(self, conv: Conv, rank: Rank) -> tuple[Layer, ...]:
+        """The replacement: its last layer computes the output of ``conv``, and exactly at full rank."""
+
+    @abstractmethod
+    def spectrum(self, conv: Conv, weight: Array, chosen: Rank) -> Array:
+        """Squared singular values [slices, n], descending, that the next rank truncates (for ``energy=``)."""
+
+    @abstractmethod
+    def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
+        """One weight for each Conv among ``layers(conv, rank)``, in their order.
+
+        Args:
+            conv: the Conv to replace.
+            weight: float64 [out_channels, in_channels / group, *kernel_shape], finite.
+            rank: as chosen within the ranges of ``rank_axis``.
+        """
+
+    @abstractmethod
+    def reconstruct(self, conv: Conv, factors: Sequence[Array]) -> Array:
+        """The weight, in the shape of ``conv``'s, of the one Conv that equals the replacement with these factors."""
+
+
+@cache
+def _installed() -> dict[str, Mode]:
+    found: dict[str, Mode] = {}
+    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
+        try:
+            mode = entry_point.load()()
+        except Exception as error:  # one broken package must not take the other modes away; get_mode() tells why
+            _broken()[entry_point.name] = f"{type(error).__name__}: {error}"
+            continue
+        found[entry_point.name] = mode
+    return found
+
+
+@cache
+def _broken() -> dict[str, str]:
+    return {}
+
+
+def available_modes() -> dict[str, Mode]:
+    """All installed modes by name, in alphabetical order."""
+    return dict(_installed())
+
+
+def get_mode(mode: str | Mode) -> Mode:
+    """The mode of that name; a Mode object is returned as it is.
+
+    Raises:
+        ModeNotFoundError: no such mode is installed, or the package that brings it cannot be imported.
+    """
+    if isinstance(mode, Mode):
+        return mode
+    modes = _installed()
+    if mode in modes:
+        return modes[mode]
+    if mode in _broken():
+        raise ModeNotFoundError(f"the mode {mode!r} is installed but cannot be loaded: {_broken()[mode]}")
+    known = ", ".join(modes) or "none: is onnxsep installed? (entry points of group onnxsep.modes)"
+    raise ModeNotFoundError(f"unknown mode {mode!r}; the installed modes are: {known}")
+
+
+def factor_shapes(layers: Sequence[Layer]) -> list[tuple[int, ...]]:
+    """The weight shapes that ``factorize`` must return for ``layers``."""
+    return [layer.conv.weight_shape for layer in layers if isinstance(layer, ConvLayer)]
+

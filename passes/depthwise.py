@@ -1,0 +1,93 @@
+"""depthwise: a k x k depthwise Conv, then a 1 x 1 Conv; or the sum of T such pairs.
+
+What it does
+    W[o, i, :] ~ sum_t  P_t[o, i] D_t[i, :]        (T terms)
+
+    For every input channel i, the slice W[:, i, :] is an [out_channels, k*k] matrix; its T leading singular triplets
+    give column i of the T pointwise weights (u sqrt(s)) and channel i of the T depthwise kernels (sqrt(s) v). One term
+    is the depthwise separable convolution of paper 000 (section 2.2.2); T terms are the network decoupling of
+    Guo et al. (2018), and exact at T = min(out_channels, k*k).
+
+Why
+    Parameters and MACs shrink by 1/(k*k) + 1/out_channels for one term (equation 3 of paper 000).
+
+Form
+    T parallel depthwise Convs of multiplier 1 (the fast path of ONNX Runtime), a 1 x 1 Conv on each, and a chain of
+    Adds, which the runtime fuses into the Convs. Measured against one 1 x 1 over a Concat in benchmarks/terms.py.
+    The depthwise Convs carry strides, pads, auto_pad and dilations; the first 1 x 1 carries the bias.
+
+When it refuses
+    A grouped Conv: its channels are separated already.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnxsep.linalg import Array, squared_singular_values, truncated_svd
+from onnxsep.modes import Mode
+from onnxsep.types import INPUT, AddLayer, Conv, ConvLayer, Layer, Rank, RankAxis
+
+
+class Depthwise(Mode):
+    """A depthwise Conv and a 1 x 1 Conv, or the sum of several such pairs."""
+
+    name = "depthwise"
+    summary = "k x k depthwise, then 1 x 1; the rank is the number of such pairs"
+
+    def accepts(self, conv: Conv) -> str | None:
+        """Refuse grouped Convs."""
+        if conv.group > 1:
+            return f"grouped Conv ({conv.group} groups): its channels are separated already"
+        return None
+
+    def rank_axis(self, conv: Conv, chosen: Rank) -> RankAxis | None:
+        """One rank: the number of terms, one in paper 000."""
+        taps = conv.weight_size // (conv.out_channels * conv.in_channels)
+        return None if chosen else RankAxis("terms", full=min(conv.out_channels, taps), paper=1)
+
+    def layers(self, conv: Conv, rank: Rank) -> tuple[Layer, ...]:
+        """Pairs (depthwise, pointwise), the second and later ones followed by an Add."""
+        (terms,) = rank
+        depthwise = replace(conv, out_channels=conv.in_channels, group=conv.in_channels, bias=False)
+        layers: list[Layer] = []
+        for term in range(1, terms + 1):
+            suffix = "" if terms == 1 else f"_{term}"
+            pointwise = conv.pointwise(conv.in_channels, conv.out_channels, bias=conv.bias and term == 1)
+            layers.append(ConvLayer(f"depthwise{suffix}", INPUT, depthwise))
+            layers.append(ConvLayer(f"pointwise{suffix}", f"depthwise{suffix}", pointwise))
+            if term > 1:
+                total = "pointwise_1" if term == 2 else f"sum_{term - 1}"
+                layers.append(AddLayer(f"sum_{term}", (total, f"pointwise{suffix}")))
+        return tuple(layers)
+
+    def spectrum(self, conv: Conv, weight: Array, chosen: Rank) -> Array:
+        """[in_channels, min(out_channels, taps)]: one row for each input channel's slice."""
+        return squared_singular_values(_slices(weight))
+
+    def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
+        """Depthwise [in, 1, *kernel] and pointwise [out, in, 1, ...] weights, in turn, by batched SVD."""
+        (terms,) = rank
+        u, s, vt = truncated_svd(_slices(weight), terms)
+        root = np.sqrt(s)
+        ones = (1,) * conv.dims
+        factors: list[Array] = []
+        for term in range(terms):
+            depthwise = root[:, term, None] * vt[:, term]  # [in, taps]
+            pointwise = (u[:, :, term] * root[:, term, None]).T  # [out, in]
+            factors.append(depthwise.reshape(conv.in_channels, 1, *conv.kernel_shape))
+            factors.append(pointwise.reshape(conv.out_channels, conv.in_channels, *ones))
+        return factors
+
+    def reconstruct(self, conv: Conv, factors: Sequence[Array]) -> Array:
+        """Sum of pointwise[o, i] * depthwise[i, :] over the terms."""
+        total = np.zeros(conv.weight_shape)
+        for depthwise, pointwise in zip(factors[0::2], factors[1::2], strict=True):
+            total += pointwise * depthwise[None, :, 0]
+        return total
+
+
+def _slices(weight: Array) -> Array:
+    """[out, in, *kernel] -> [in, out, taps]."""
+    return weight.reshape(*weight.shape[:2], -1).transpose(1, 0, 2)

@@ -1,0 +1,144 @@
+"""spatial: a k x 1 Conv, then a 1 x k Conv; in 3-D one Conv for each axis.
+
+What it does
+    W[o, i, y, x] ~ sum_r  A[r, i, y] B[o, r, x]
+
+    The weight as an [in*kh, out*kw] matrix has the truncated SVD U S V^T; A = U sqrt(S) becomes the k x 1 Conv into r
+    channels and B = sqrt(S) V^T the 1 x k Conv (Jaderberg et al. 2014, scheme 2; paper 000, section 2.2.1). With more
+    than two axes the rest is split again in the same way (a tensor train, Oseledets 2011), one rank after the other.
+    A grouped Conv is split group by group. Exact at full rank.
+
+Why
+    With r = out_channels = in_channels, parameters shrink by 2/k and MACs by 2/k + 2/(k(N-2)) for an unpadded Conv on
+    an N x N input (equations 1 and 2 of paper 000).
+
+Form
+    Each factor carries stride, pads (or auto_pad) and dilation of its own axis, the last one the bias. Axes on which
+    the kernel is 1 wide are left with the first factor.
+
+When it refuses
+    A kernel that is longer than 1 along one axis only (1-D, 1 x k): it is separated already.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxsep.linalg import Array, inverse_or_zero, squared_singular_values, truncated_svd
+from onnxsep.modes import Mode
+from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
+
+_NAMES = {2: ("vertical", "horizontal"), 3: ("depth", "vertical", "horizontal")}
+
+
+class Spatial(Mode):
+    """One Conv for each spatial axis."""
+
+    name = "spatial"
+    summary = "k x 1, then 1 x k (3-D: one Conv for each axis); the rank is the number of channels in between"
+
+    def accepts(self, conv: Conv) -> str | None:
+        """Refuse kernels with fewer than two axes to separate."""
+        if len(_axes(conv)) < 2:
+            shape = "x".join(map(str, conv.kernel_shape))
+            return f"a {shape} kernel lies along one axis: it is spatially separated already"
+        return None
+
+    def rank_axis(self, conv: Conv, chosen: Rank) -> RankAxis | None:
+        """Channels after each factor but the last; paper 000 takes out_channels."""
+        axes = _axes(conv)
+        position = len(chosen)
+        if position == len(axes) - 1:
+            return None
+        group = conv.group
+        before = chosen[-1] if chosen else conv.in_channels
+        left = before // group * conv.kernel_shape[axes[position]]
+        right = conv.out_channels // group * int(np.prod([conv.kernel_shape[axis] for axis in axes[position + 1 :]]))
+        full = min(left, right) * group
+        return RankAxis("channels", full=full, paper=min(conv.out_channels, full), step=group)
+
+    def layers(self, conv: Conv, rank: Rank) -> tuple[Layer, ...]:
+        """A chain of Convs, one for each axis on which the kernel is longer than 1."""
+        axes = _axes(conv)
+        narrow = [axis for axis in range(conv.dims) if axis not in axes]
+        channels = (conv.in_channels, *rank, conv.out_channels)
+        names = _NAMES.get(conv.dims, tuple(f"axis{axis}" for axis in range(conv.dims)))
+        layers: list[Layer] = []
+        for position, axis in enumerate(axes):
+            last = position == len(axes) - 1
+            kept = [axis, *narrow] if position == 0 else [axis]
+            factor = conv.along(kept, channels[position], channels[position + 1], bias=conv.bias and last)
+            layers.append(ConvLayer(names[axis], layers[-1].name if layers else INPUT, factor))
+        return tuple(layers)
+
+    def spectrum(self, conv: Conv, weight: Array, chosen: Rank) -> Array:
+        """[group, n]: one row for each group, after the axes that ``chosen`` already split off."""
+        _, rest, _ = _split(conv, weight, chosen)
+        return squared_singular_values(rest)
+
+    def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
+        """Weights [rank, in, kh, 1] and [out, rank, 1, kw] (for 2-D), sqrt(S) on either side."""
+        factors, rest, scale = _split(conv, weight, rank)
+        axes = _axes(conv)
+        last = rest.reshape(conv.group, rest.shape[1], -1, conv.kernel_shape[axes[-1]])
+        factors.append(scale[:, :, None, None] * last.transpose(0, 1, 3, 2))
+        # Each factor is [group, in, k, out] here; a Conv weight is [group * out, in, 1, ..., k, ..., 1].
+        weights: list[Array] = []
+        for factor, axis in zip(factors, axes, strict=True):
+            shape = [1] * conv.dims
+            shape[axis] = conv.kernel_shape[axis]
+            weights.append(factor.transpose(0, 3, 1, 2).reshape(-1, factor.shape[1], *shape))
+        return weights
+
+    def reconstruct(self, conv: Conv, factors: Sequence[Array]) -> Array:
+        """The chain multiplied out: a tensor train over [in, k1, k2, ..., out] for each group."""
+        group = conv.group
+        train: Array | None = None
+        for factor in factors:
+            part = factor.reshape(group, -1, factor.shape[1], int(np.prod(factor.shape[2:]))).transpose(0, 2, 3, 1)
+            if train is None:
+                train = part  # [group, in, k, r]
+                continue
+            joined = train.reshape(group, -1, train.shape[-1]) @ part.reshape(group, part.shape[1], -1)
+            train = joined.reshape(group, train.shape[1], -1, part.shape[-1])
+        assert train is not None
+        return train.transpose(0, 3, 1, 2).reshape(conv.weight_shape)
+
+
+def _axes(conv: Conv) -> list[int]:
+    return [axis for axis, size in enumerate(conv.kernel_shape) if size > 1]
+
+
+def _split(conv: Conv, weight: Array, rank: Rank) -> tuple[list[Array], Array, Array]:
+    """Split off one axis for every rank.
+
+    Returns:
+        The factors so far, each [group, in, k, out] and with sqrt(S) on either side; the rest as matrices whose rows
+        are (channels, taps of the next axis), and after the last split the channels alone; and the scale [group,
+        channels] that these rows still need (1 / sqrt(S)).
+    """
+    axes = _axes(conv)
+    group, taps = conv.group, [conv.kernel_shape[axis] for axis in axes]
+    # [group, out, in, k1, k2, ...] -> [group, in, k1, out, k2, ...]: rows (in, k1), columns (out, k2, ...)
+    tensor = weight.reshape(group, conv.out_channels // group, conv.in_channels // group, *taps)
+    tensor = np.moveaxis(tensor, 1, 3)
+    rest = tensor.reshape(group, tensor.shape[1] * taps[0], -1)
+    scale = np.ones((group, tensor.shape[1]))
+    factors: list[Array] = []
+    for position, channels in enumerate(rank):
+        u, s, vt = truncated_svd(rest, channels // group)
+        root = np.sqrt(s)
+        factor = u.reshape(group, scale.shape[1], taps[position], -1) * scale[:, :, None, None]
+        factors.append(factor * root[:, None, None, :])
+        # Orthonormal columns before it, so truncating the rest is optimal; hence S is divided out only at the end.
+        rest, scale = s[:, :, None] * vt, inverse_or_zero(root)
+        if position + 1 < len(axes) - 1:
+            rest = _next_axis(rest, conv.out_channels // group, taps[position + 1])
+    return factors, rest, scale
+
+
+def _next_axis(rest: Array, out_channels: int, taps: int) -> Array:
+    """[group, r, out * k * others] -> [group, r * k, out * others]: the next axis joins the rows."""
+    group, rank = rest.shape[:2]
+    parts = rest.reshape(group, rank, out_channels, taps, -1).transpose(0, 1, 3, 2, 4)
+    return parts.reshape(group, rank * taps, -1)
