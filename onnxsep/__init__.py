@@ -1,5 +1,33 @@
-"""onnxsep: a compiler for trained CNNs in ONNX."""
+"""onnxsep: a compiler for trained CNNs in ONNX.
+
+Graph in, smaller and faster graph out, whatever framework exported it; nothing of the user's graph is lost.
+
+    import onnxsep
+
+    result = onnxsep.rewrite("in.onnx", mode="depthwise")
+    print(result.report.totals)
+    result.save("out.onnx")
+"""
 
 from onnxsep._version import __version__
+from onnxsep.errors import OnnxsepError
+from onnxsep.inspection import inspect
+from onnxsep.io import Model, SavedFiles, load, save
+from onnxsep.modes import Mode, available_modes
+from onnxsep.pipeline import Result, rewrite
+from onnxsep.runtime import RuntimeOptions
 
-__all__ = ["__version__"]
+__all__ = [
+    "Mode",
+    "Model",
+    "OnnxsepError",
+    "Result",
+    "RuntimeOptions",
+    "SavedFiles",
+    "__version__",
+    "available_modes",
+    "inspect",
+    "load",
+    "rewrite",
+    "save",
+]

@@ -12,8 +12,6 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import ClassVar
 
-import numpy as np
-
 from onnxsep.errors import ModeNotFoundError
 from onnxsep.linalg import Array
 from onnxsep.types import Conv, ConvLayer, Layer, Rank, RankAxis
@@ -108,4 +106,3 @@ def get_mode(mode: str | Mode) -> Mode:
 def factor_shapes(layers: Sequence[Layer]) -> list[tuple[int, ...]]:
     """The weight shapes that ``factorize`` must return for ``layers``."""
     return [layer.conv.weight_shape for layer in layers if isinstance(layer, ConvLayer)]
-

@@ -69,7 +69,7 @@ class Conv:
         return math.prod(self.output_size(size)) * self.weight_size
 
     def along(self, axes: Collection[int], in_channels: int, out_channels: int, *, bias: bool) -> "Conv":
-        """The convolution over ``axes`` only: they keep kernel, stride, pads and dilation; the other axes are 1 wide."""
+        """The convolution over ``axes`` only: they keep kernel, stride, pads and dilation."""
         return replace(
             self,
             in_channels=in_channels,
@@ -220,6 +220,22 @@ def _rank_message(rank: object) -> str:
     )
 
 
+Place = tuple[int, int]  # (scope, index of the node in it), in the order of onnxsep.scopes
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant tensor: Convs whose weights are equal ``Constant`` objects share the weight.
+
+    ``nodes`` are the nodes that make it, producers first: none for an initialiser, one Constant node, or an
+    expression of constants. ``scope`` is where the initialiser or the last of the nodes stands.
+    """
+
+    scope: int
+    name: str
+    nodes: tuple[Place, ...] = ()
+
+
 @dataclass(frozen=True)
 class ConvSite:
     """A Conv with constant weights that a mode may replace, and where it stands."""
@@ -228,21 +244,14 @@ class ConvSite:
     conv: Conv
     dtype: str  # of the weight: float32, float16, bfloat16, float64
     input_size: tuple[int, ...] | None  # spatial sizes of the input; None where the model does not tell
-    weight: "WeightRef"
-    scope: int  # index of the graph or function body that holds the node, 0 for the main graph
-    index: int  # of the node within that scope
-    where: str  # the scope in words: "" for the main graph
+    batch: int | None  # first dimension of the input; None where the model does not tell
+    weight: Constant
+    place: Place
+    where: str  # the graph or function that holds the node, in words: "" for the main graph
     first: bool = False  # reached from a graph input without passing another Conv
     made_by: str = ""  # the mode of onnxsep that made this node, or ""
-
-
-@dataclass(frozen=True)
-class WeightRef:
-    """Which constant a Conv uses: Convs with equal references share the weight."""
-
-    scope: int
-    name: str
-    other_users: tuple[str, ...] = ()  # what uses it besides Convs as their weight
+    stored: bool = True  # the weight is held by the file, not computed by an expression of constants
+    pinned: tuple[str, ...] = ()  # what else uses the weight, so that it stays even when all its Convs are replaced
 
 
 @dataclass(frozen=True)
@@ -253,7 +262,5 @@ class Rejected:
     op_type: str
     where: str
     reason: str
-    scope: int
-    index: int
-    conv: Conv | None = None
-    input_size: tuple[int, ...] | None = None
+    place: Place
+    site: ConvSite | None = None  # the Conv's geometry, where it is known

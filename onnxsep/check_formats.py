@@ -1,0 +1,147 @@
+"""The result of a check as plain text, JSON, GitHub annotations or JUnit XML."""
+
+import re
+import xml.etree.ElementTree as ET
+
+from onnxsep.check import CheckResult, Difference, PartResult
+
+TEXT_LIMIT = 20  # differences of a part that are printed
+GITHUB_LIMIT = 10  # errors that GitHub shows for one step
+_LINES_LIMIT = 8  # lines of one missing or new piece that are printed
+_NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def render_text(result: CheckResult, limit: int | None = TEXT_LIMIT) -> str:
+    """For people: a line for each part, its differences, at most ``limit`` of a part (None: all), and a verdict."""
+    lines = [f"{result.model} against {result.reference}"]
+    for part in result.parts:
+        lines.append(f"{part.name}: {_summary(part)}")
+        lines += [f"  note: {note}" for note in part.notes]
+        for difference in part.differences[:limit]:
+            lines += [f"  {_headline(difference)}", *(f"    {detail}" for detail in _details(difference))]
+        if limit is not None and len(part.differences) > limit:
+            lines.append(f"  ... and {len(part.differences) - limit} more; --format json lists them all")
+    return _joined([*lines, _verdict(result)])
+
+
+def render_json(result: CheckResult) -> str:
+    """For programs: everything, with ``same`` and ``exit_status``."""
+    return result.model_dump_json(indent=2) + "\n"
+
+
+def render_github(result: CheckResult, limit: int = GITHUB_LIMIT) -> str:
+    """Workflow commands of GitHub Actions: an error for a difference, a notice for a skipped part, then the verdict.
+
+    An error stands at its line of the reference where that is a text, else at the model's file. GitHub shows ten errors
+    of a step, so the last of ``limit`` says how many more there are.
+    """
+    lines = [
+        _command("notice", result.model, None, f"check {part.name}", f"skipped: {part.reason}")
+        for part in result.parts
+        if part.status == "skipped"
+    ]
+    found = [(part.name, difference) for part in result.parts for difference in part.differences]
+    for index, (name, difference) in enumerate(found[:limit]):
+        body = [difference.message, *_details(difference)]
+        if index == limit - 1 and len(found) > limit:
+            body.append(f"... and {len(found) - limit} more differences")
+        file = result.model if difference.reference_line is None else result.reference
+        title = f"check {name}: {difference.where}"
+        lines.append(_command("error", file, difference.reference_line, title, "\n".join(body)))
+    if not result.same and not found:
+        lines.append(_command("error", result.model, None, "check", _verdict(result)))
+    # The verdict is no command: a runner of GitHub prints it as it is.
+    return _joined([*lines, _verdict(result)])
+
+
+def render_junit(result: CheckResult) -> str:
+    """JUnit XML: a test case for each part, with one failure that lists all its differences, or why it was skipped."""
+    suites = ET.Element("testsuites")
+    suite = ET.SubElement(suites, "testsuite", {"name": "onnxsep check"})
+    for part in result.parts:
+        case = _case(suite, result, part.name)
+        if part.status == "skipped":
+            ET.SubElement(case, "skipped", {"message": _xml(part.reason)})
+        elif part.status == "differs":
+            listed = "\n".join("\n".join(_full(difference)) for difference in part.differences)
+            ET.SubElement(case, "failure", {"type": "difference", "message": _summary(part)}).text = _xml(listed)
+        if part.notes:
+            ET.SubElement(case, "system-out").text = _xml("\n".join(part.notes))
+    if not result.same and not any(part.status == "differs" for part in result.parts):
+        failure = {"type": "nothing compared", "message": _verdict(result)}
+        ET.SubElement(_case(suite, result, "anything"), "failure", failure)
+    for name, tag in {"tests": "testcase", "failures": "failure", "skipped": "skipped"}.items():
+        count = str(len(list(suite.iter(tag))))
+        suite.set(name, count)
+        suites.set(name, count)
+    ET.indent(suites)
+    return ET.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _case(suite: ET.Element, result: CheckResult, name: str) -> ET.Element:
+    return ET.SubElement(suite, "testcase", {"classname": _xml(result.reference), "name": name})
+
+
+def _summary(part: PartResult) -> str:
+    if part.status == "differs":
+        count = len(part.differences)
+        return f"differs ({count} difference{'s' if count > 1 else ''})"
+    return f"{part.status}: {part.reason}" if part.reason else part.status
+
+
+def _verdict(result: CheckResult) -> str:
+    by_status = {
+        status: ", ".join(part.name for part in result.parts if part.status == status)
+        for status in ("same", "differs", "skipped", "updated")
+    }
+    if by_status["updated"]:
+        return f"reference {result.reference} {result.parts[0].reason}"
+    skipped = f" (not compared: {by_status['skipped']})" if by_status["skipped"] else ""
+    if by_status["differs"]:
+        return f"the model differs from the reference in {by_status['differs']}{skipped}"
+    if not by_status["same"]:
+        return f"nothing could be compared{skipped}"
+    return f"the model is the same as the reference in {by_status['same']}{skipped}"
+
+
+def _full(difference: Difference) -> list[str]:
+    return [_headline(difference), *(f"  {line}" for line in _details(difference, limit=None))]
+
+
+def _headline(difference: Difference) -> str:
+    line = "" if difference.reference_line is None else f"line {difference.reference_line}, "
+    return f"{line}{difference.where}: {difference.message}"
+
+
+def _details(difference: Difference, limit: int | None = _LINES_LIMIT) -> list[str]:
+    """Lines of the reference after ``-``, of the model after ``+``."""
+    lines = []
+    for sign, text in (("-", difference.expected), ("+", difference.actual)):
+        shown = [] if text is None else text.split("\n")
+        lines += [f"{sign} {line}" for line in shown[:limit]]
+        if limit is not None and len(shown) > limit:
+            lines.append(f"{sign} ... and {len(shown) - limit} more lines")
+    return lines
+
+
+def _command(name: str, file: str, line: int | None, title: str, message: str) -> str:
+    properties = {"file": file, "line": None if line is None else str(line), "title": title}
+    text = ",".join(f"{key}={_property(value)}" for key, value in properties.items() if value is not None)
+    return f"::{name} {text}::{_data(message)}"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def _xml(text: str) -> str:
+    """Characters that XML cannot hold, even escaped, as backslash escapes."""
+    return _NOT_XML.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def _joined(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)

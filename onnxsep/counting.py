@@ -1,0 +1,173 @@
+"""Counting parameters, MACs and FLOPs of a whole model, from shapes alone.
+
+Two conventions for parameters are in use, and papers do not always say which:
+
+- ``stored``: every element of a weight that the file holds, the four vectors of a BatchNormalization included. This is
+  what Keras prints as total parameters, and what papers 000 and 002 count.
+- ``trainable``: the same without the running mean and variance of BatchNormalization. PyTorch and paper 004 count so.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+
+from onnxsep.scopes import Scope, is_standard, scopes
+from onnxsep.shapes import Shape, tensor_shapes
+from onnxsep.sites import conv_geometry
+
+Convention = Literal["stored", "trainable", "paper004"]
+
+_TYPES = onnx.TensorProto
+# Weights are floats, or small integers where the model is quantised; larger integers are shapes, axes and indices.
+_WEIGHT_TYPES = {
+    getattr(_TYPES, name)
+    for name in (
+        "FLOAT",
+        "FLOAT16",
+        "BFLOAT16",
+        "DOUBLE",
+        "INT8",
+        "UINT8",
+        "INT4",
+        "UINT4",
+        "FLOAT8E4M3FN",
+        "FLOAT8E5M2",
+    )
+    if hasattr(_TYPES, name)
+}
+
+
+def count_parameters(light: onnx.ModelProto, convention: Convention = "stored") -> int:
+    """Weight elements that a model holds, each tensor once, in all its graphs and functions.
+
+    Counted are constant tensors with at least one dimension: a scalar is a setting, not a weight.
+
+    Args:
+        light: the model, or its skeleton (``onnxsep.shapes.skeleton``).
+        convention: see above; ``paper004`` counts what ``trainable`` counts.
+    """
+    total = sum(math.prod(tensor.dims) for scope in scopes(light) for tensor in _weights(scope))
+    return total if convention == "stored" else total - _running_statistics(light)
+
+
+def _weights(scope: Scope) -> Iterator[onnx.TensorProto]:
+    body = scope.body
+    if isinstance(body, onnx.GraphProto):
+        yield from (tensor for tensor in body.initializer if _is_weight(tensor))
+        yield from (tensor.values for tensor in body.sparse_initializer)
+    for node in body.node:
+        if node.op_type == "Constant" and is_standard(node):
+            yield from (entry.t for entry in node.attribute if entry.name == "value" and _is_weight(entry.t))
+
+
+def _is_weight(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_type in _WEIGHT_TYPES and len(tensor.dims) > 0
+
+
+def _running_statistics(light: onnx.ModelProto) -> int:
+    """Elements of running means and variances, each tensor once."""
+    sizes: dict[tuple[int, str], int] = {}
+    statistics: set[tuple[int, str]] = set()
+    for scope in scopes(light):
+        body, namespace = scope.body, scope.namespace
+        for tensor in body.initializer if isinstance(body, onnx.GraphProto) else ():
+            sizes[namespace, tensor.name] = math.prod(tensor.dims)
+        for node in body.node:
+            if node.op_type == "Constant":
+                values = [entry.t for entry in node.attribute if entry.name == "value"]
+                sizes[namespace, node.output[0]] = sum(math.prod(tensor.dims) for tensor in values)
+            elif node.op_type == "BatchNormalization" and is_standard(node):
+                statistics.update((namespace, name) for name in node.input[3:5])
+    return sum(sizes.get(key, 0) for key in statistics)
+
+
+@dataclass(frozen=True)
+class Operations:
+    """A count of operations, and how many nodes could not be counted because their sizes are not known."""
+
+    total: int
+    unknown: int
+
+
+def count_macs(light: onnx.ModelProto) -> Operations:
+    """Multiply-accumulates of every Conv, ConvTranspose, Gemm and MatMul, padding counted like data.
+
+    A free first dimension (the batch) counts as 1. Every function body counts once, every branch of an If too.
+
+    Args:
+        light: a skeleton with inferred shapes.
+    """
+    return _count(light, _node_macs)
+
+
+def count_flops_paper004(light: onnx.ModelProto) -> Operations:
+    """What paper 004 calls FLOPs: MACs, twice the outputs of each BatchNormalization, the inputs of global pooling."""
+
+    def operations(node: onnx.NodeProto, shape: "_Sizes") -> int | None:
+        if node.op_type == "BatchNormalization":
+            output = shape(node.output[0])
+            return None if output is None else 2 * math.prod(output)
+        if node.op_type == "GlobalAveragePool" or _is_global_mean(node):
+            pooled = shape(node.input[0])
+            return None if pooled is None else math.prod(pooled)
+        return _node_macs(node, shape)
+
+    return _count(light, operations)
+
+
+_Sizes = Callable[[str], Sequence[int] | None]
+
+
+def _count(light: onnx.ModelProto, operations: Callable[[onnx.NodeProto, _Sizes], int | None]) -> Operations:
+    total = unknown = 0
+    known: dict[int, Mapping[str, Shape]] = {}
+    for scope in scopes(light):
+        outer = known[scope.parent] if scope.parent is not None else {}
+        known[scope.index] = {**outer, **tensor_shapes(scope.body)}
+        shapes = known[scope.index]
+        for node in scope.body.node:
+            if not is_standard(node):
+                continue
+            count = operations(node, lambda name, shapes=shapes: _sizes(shapes.get(name)))  # type: ignore[misc]
+            if count is None:
+                unknown += 1
+            else:
+                total += count
+    return Operations(total, unknown)
+
+
+def _sizes(shape: Shape | None) -> Sequence[int] | None:
+    """A shape in integers, a free first dimension counted as 1; None where another dimension is free."""
+    if shape is None:
+        return None
+    sizes = [1 if axis == 0 and not isinstance(size, int) else size for axis, size in enumerate(shape)]
+    return [size for size in sizes if isinstance(size, int)] if all(isinstance(size, int) for size in sizes) else None
+
+
+def _node_macs(node: onnx.NodeProto, shape: _Sizes) -> int | None:
+    """MACs of one node: 0 for operators without weights to multiply, None where sizes are not known."""
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return 0
+    left, right, output = shape(node.input[0]), shape(node.input[1]), shape(node.output[0])
+    if left is None or right is None:
+        return None
+    if node.op_type == "Conv":
+        conv = conv_geometry(node, tuple(right))
+        return None if isinstance(conv, str) else left[0] * conv.macs(left[2:])
+    if node.op_type == "ConvTranspose":  # every input element meets every tap of its group's kernels
+        return math.prod(left) * math.prod(right[1:])
+    if output is None:
+        return None
+    if node.op_type == "Gemm":
+        transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
+        return math.prod(output) * left[0 if transposed else -1]
+    return math.prod(output) * left[-1]
+
+
+def _is_global_mean(node: onnx.NodeProto) -> bool:
+    """A ReduceMean over the last two axes, which is how exporters write global average pooling."""
+    axes = next((list(entry.ints) for entry in node.attribute if entry.name == "axes"), None)
+    return node.op_type == "ReduceMean" and axes in ([2, 3], [-1, -2], [-2, -1])

@@ -1,0 +1,281 @@
+"""Tensors whose bytes lie in a data file beside the .onnx: where such files may lie, reading one tensor, copying many.
+
+A model may come from a stranger, and its text decides which files are opened. So every file is opened through
+:class:`DataFolder`, which refuses what leads out of the model's folder, at load and again at each read.
+"""
+
+import math
+import os
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path, PurePath
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto
+
+from onnxsep.errors import ModelLoadError
+
+CHUNK = 1 << 20
+_ZEROS = bytes(CHUNK)
+
+# Bits per element as stored. Numbers stand for types that the oldest supported onnx does not name:
+# FLOAT4E2M1, FLOAT8E8M0, UINT2, INT2, FLOAT6E2M3, FLOAT6E3M2.
+ELEMENT_BITS: dict[int, int] = {
+    TensorProto.FLOAT: 32,
+    TensorProto.UINT8: 8,
+    TensorProto.INT8: 8,
+    TensorProto.UINT16: 16,
+    TensorProto.INT16: 16,
+    TensorProto.INT32: 32,
+    TensorProto.INT64: 64,
+    TensorProto.BOOL: 8,
+    TensorProto.FLOAT16: 16,
+    TensorProto.DOUBLE: 64,
+    TensorProto.UINT32: 32,
+    TensorProto.UINT64: 64,
+    TensorProto.COMPLEX64: 64,
+    TensorProto.COMPLEX128: 128,
+    TensorProto.BFLOAT16: 16,
+    TensorProto.FLOAT8E4M3FN: 8,
+    TensorProto.FLOAT8E4M3FNUZ: 8,
+    TensorProto.FLOAT8E5M2: 8,
+    TensorProto.FLOAT8E5M2FNUZ: 8,
+    TensorProto.UINT4: 4,
+    TensorProto.INT4: 4,
+    23: 4,
+    24: 8,
+    25: 2,
+    26: 2,
+    27: 6,
+    28: 6,
+}
+# ONNX Runtime reads such a location as an address in memory; in a file it can only be an attack.
+_MEMORY_LOCATION = "_ORT_MEM_ADDR_"
+_FOLLOW_LINKS = "pass --follow-links (in Python: follow_links=True) if you trust where it leads"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the bytes of an external tensor lie: ``length`` bytes from ``offset`` in the file at ``location``."""
+
+    location: str
+    offset: int
+    length: int
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Whether the bytes of the tensor lie outside the proto."""
+    return tensor.data_location == TensorProto.EXTERNAL
+
+
+def label(tensor: onnx.TensorProto) -> str:
+    """The tensor's name for a message."""
+    return f"tensor {tensor.name!r}" if tensor.name else "a tensor without a name"
+
+
+def storage_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Number of bytes that the tensor's shape and type need, or None for strings and types that are not known.
+
+    Raises:
+        ModelLoadError: A dimension is negative.
+    """
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelLoadError(f"{label(tensor)} has a negative dimension: {list(tensor.dims)}. The file is damaged.")
+    bits = ELEMENT_BITS.get(tensor.data_type)
+    return None if bits is None else (math.prod(tensor.dims) * bits + 7) // 8
+
+
+def slot_of(tensor: onnx.TensorProto) -> Slot:
+    """The slot of an external tensor, as its proto says; the file is not looked at.
+
+    Raises:
+        ModelLoadError: A key is missing, given twice or not a number, or the length does not fit shape and type.
+    """
+    keys: dict[str, str] = {}
+    for entry in tensor.external_data:
+        if entry.key in keys:
+            raise ModelLoadError(f"{label(tensor)}: its external data gives {entry.key!r} twice. The file is damaged.")
+        keys[entry.key] = entry.value
+    location = keys.get("location", "")
+    if not isinstance(location, str) or not location:  # protobuf hands out bytes where they are not UTF-8
+        raise ModelLoadError(f"{label(tensor)} says that its data is external but not in which file.")
+    needed = storage_bytes(tensor)
+    offset = _number(tensor, "offset", keys.get("offset", "0"))
+    if needed is None and (tensor.data_type == TensorProto.STRING or "length" not in keys):
+        raise ModelLoadError(f"{label(tensor)} has a type that cannot be external data: {tensor.data_type}.")
+    length = _number(tensor, "length", keys.get("length", str(needed)))
+    if needed is not None and length != needed:
+        raise ModelLoadError(
+            f"{label(tensor)} needs {needed} bytes for its shape {list(tensor.dims)} and type, but its external data"
+            f" in {location!r} has length {length}. The file is damaged."
+        )
+    return Slot(location, offset, length)
+
+
+def _number(tensor: onnx.TensorProto, key: str, value: str) -> int:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,19}", value, re.ASCII):
+        raise ModelLoadError(f"{label(tensor)}: the {key} of its external data is not a valid number: {value!r}.")
+    return int(value)
+
+
+def set_slot(tensor: onnx.TensorProto, slot: Slot) -> None:
+    """Point a tensor to other external data, in place; keys that do not say where (a checksum) stay."""
+    values = {"location": slot.location, "offset": str(slot.offset), "length": str(slot.length)}
+    tensor.data_location = TensorProto.EXTERNAL
+    for entry in tensor.external_data:
+        if entry.key in values:
+            entry.value = values.pop(entry.key)
+    for key, value in values.items():
+        tensor.external_data.add(key=key, value=value)
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """The folder of a model, which its external data may not leave.
+
+    Attributes:
+        path: The folder.
+        follow_links: Follow symbolic links that lead outside, and accept hard links. A ``..`` never leads outside.
+    """
+
+    path: Path
+    follow_links: bool = False
+
+    def open(self, location: str) -> BufferedReader:
+        """Open a data file for reading, after all checks.
+
+        Args:
+            location: Path of the file, relative to the folder, as the model gives it.
+
+        Raises:
+            ModelLoadError: The file is missing, cannot be read, is not a regular file, or is outside the folder.
+        """
+        where = f"external data {location!r} (relative to {self.path})"
+        pure = PurePath(location)
+        if pure.drive or pure.root or "\0" in location or _MEMORY_LOCATION in location:
+            raise ModelLoadError(
+                f"{where} is not a path relative to the model. Refused, because a model from a stranger could read any"
+                " file this way. Put the data file beside the model and store its relative path."
+            )
+        root = os.path.realpath(self.path)
+        real = Path(os.path.realpath(self.path / location))
+        if not real.is_relative_to(root):
+            if ".." in pure.parts:
+                raise ModelLoadError(
+                    f"{where} leads outside the model's folder, to {real}. Refused, because a model from a stranger"
+                    " could read any file this way. Put the data file beside the model."
+                )
+            if not self.follow_links:
+                raise ModelLoadError(
+                    f"{where} is a link that leads outside the model's folder, to {real}. Refused, because a model"
+                    f" from a stranger could read any file this way; {_FOLLOW_LINKS}."
+                )
+        try:
+            self._check(os.lstat(real), where)  # before opening: to open a device may already do something
+            # The path is resolved by now: a link at its end was put there since. NONBLOCK: a fifo must not block us.
+            flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            file = os.fdopen(os.open(real, flags | getattr(os, "O_BINARY", 0)), "rb")
+        except FileNotFoundError:
+            raise ModelLoadError(f"{where} is missing. Put it there: the model is not complete without it.") from None
+        except OSError as error:
+            raise ModelLoadError(f"{where} cannot be read: {error.strerror or error}.") from error
+        try:
+            self._check(os.fstat(file.fileno()), where)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _check(self, status: os.stat_result, where: str) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelLoadError(f"{where} is not a regular file (a folder, pipe or device). Refused.")
+        if status.st_nlink > 1 and not self.follow_links:
+            raise ModelLoadError(
+                f"{where} is a hard link: the same file has other names, and nothing shows that they are all in the"
+                f" model's folder. Refused; {_FOLLOW_LINKS}, or replace it by a copy."
+            )
+
+    def check(self, tensors: Iterable[onnx.TensorProto]) -> None:
+        """Check that the slot of every external tensor exists and may be read; reads nothing.
+
+        Raises:
+            ModelLoadError: As :meth:`open` and :func:`slot_of`; or a file ends before a slot does.
+        """
+        sizes: dict[str, int] = {}
+        for tensor in tensors:
+            if is_external(tensor):
+                slot = slot_of(tensor)
+                if slot.location not in sizes:
+                    with self.open(slot.location) as file:
+                        sizes[slot.location] = os.fstat(file.fileno()).st_size
+                _check_bounds(tensor, slot, sizes[slot.location])
+
+    def read(self, tensor: onnx.TensorProto) -> npt.NDArray[np.uint8]:
+        """Read the bytes of one external tensor, and nothing else.
+
+        Returns:
+            The bytes, shape [length], in memory of their own.
+
+        Raises:
+            ModelLoadError: As :meth:`check`.
+        """
+        slot = slot_of(tensor)
+        with self.open(slot.location) as file:
+            _check_bounds(tensor, slot, os.fstat(file.fileno()).st_size)
+            data = np.empty(slot.length, np.uint8)
+            file.seek(slot.offset)
+            if file.readinto(data.data) != slot.length:
+                raise ModelLoadError(f"{label(tensor)}: {slot.location!r} became shorter while it was read.")
+        return data
+
+
+def _check_bounds(tensor: onnx.TensorProto, slot: Slot, size: int) -> None:
+    if slot.offset + slot.length > size:
+        raise ModelLoadError(
+            f"{label(tensor)} needs bytes {slot.offset} to {slot.offset + slot.length} of external data"
+            f" {slot.location!r}, which has only {size} bytes. The data file is cut short or belongs to another model."
+        )
+
+
+def copy_bytes(source: BinaryIO, target: BinaryIO, length: int) -> None:
+    """Copy bytes in chunks, from the position in ``source`` to the one in ``target``.
+
+    Chunks of zeros are skipped, so that a sparse file stays sparse: ``target`` must be a new file, and
+    :func:`finish` must be called at its end.
+
+    Raises:
+        ModelLoadError: The source ends too early.
+        OSError: The target cannot be written.
+    """
+    while length:
+        chunk = source.read(min(length, CHUNK))
+        if not chunk:
+            raise ModelLoadError(f"external data {source.name!r} became shorter while it was copied.")
+        if chunk == _ZEROS[: len(chunk)]:
+            target.seek(len(chunk), os.SEEK_CUR)
+        else:
+            target.write(chunk)
+        length -= len(chunk)
+
+
+def finish(file: BinaryIO, size: int) -> None:
+    """Give a new file its size, which holes at its end have not, and wait until it is on the disk."""
+    file.truncate(size)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def same_content(left: BinaryIO, right: BinaryIO) -> bool:
+    """Whether two files hold the same bytes from their positions on."""
+    while True:
+        chunk = left.read(CHUNK)
+        if chunk != right.read(CHUNK):
+            return False
+        if not chunk:
+            return True

@@ -1,0 +1,127 @@
+"""Computing and checking the factors of every Conv of a plan, several Convs at a time."""
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from onnxsep.errors import FactorizationError, PassError
+from onnxsep.io import Model
+from onnxsep.linalg import relative_error
+from onnxsep.modes import Mode, factor_shapes
+from onnxsep.planning import Plan, Replacement, drop, factor_key, settle_shared
+from onnxsep.sites import Sites, read_weight
+from onnxsep.types import ConvLayer, ConvSite
+
+STORED_TYPES: Mapping[str, Any] = {
+    "float32": np.float32,
+    "float64": np.float64,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
+# A full-rank factorisation may be off by the rounding of its factors to the stored type, a few hundred units of it.
+_EXACT_UNITS = 256
+
+
+@dataclass(frozen=True)
+class Factorized:
+    """The factors of one Conv in the stored type, and ||W - W'|| / ||W|| of what they give."""
+
+    arrays: list[NDArray[np.generic]]
+    weight_error: float
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and how many there are."""
+
+
+def factorize_all(
+    model: Model, sites: Sites, plan: Plan, *, workers: int = 0, force: bool = False, progress: Progress | None = None
+) -> dict[int, Factorized]:
+    """Factorise every replacement of the plan, a shared weight once.
+
+    A Conv whose weight or factors are not finite is left alone: its row in the plan changes.
+
+    Args:
+        model: the source.
+        sites: where the Convs are.
+        plan: what to do; changed as said above.
+        workers: Convs at a time, each on one thread of the linear algebra; 0 takes the number of processors.
+        force: keep Convs whose shared weight then has to stay.
+        progress: told of every Conv that is done.
+
+    Returns:
+        The factors by ``id`` of the replacement.
+
+    Raises:
+        PassError: a mode returned factors of the wrong shape, or ones that are not exact at full rank.
+    """
+    replacements = plan.replacements
+    unique = {factor_key(replacement): replacement for replacement in replacements}
+    done: dict[object, Factorized | str] = {}
+    # Many small problems in parallel on one thread each beat one after the other on many threads.
+    with threadpool_limits(1), ThreadPoolExecutor(max(1, min(workers or os.cpu_count() or 1, len(unique)))) as pool:
+        pending: dict[Future[Factorized | str], Replacement] = {
+            pool.submit(_factorize, model, sites, plan.mode, replacement): replacement
+            for replacement in unique.values()
+        }
+        try:
+            while pending:
+                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    replacement = pending.pop(future)
+                    done[factor_key(replacement)] = future.result()
+                    if progress:
+                        progress(replacement.site.name, len(done), len(unique))
+        finally:
+            for future in pending:  # an error or Ctrl-C: do not start the rest
+                future.cancel()
+    for replacement in replacements:
+        outcome = done[factor_key(replacement)]
+        if isinstance(outcome, str):
+            drop(plan, replacement, outcome)
+    if not force:
+        settle_shared(plan)
+    results = {}
+    for replacement in plan.replacements:
+        outcome = done[factor_key(replacement)]
+        assert isinstance(outcome, Factorized)
+        results[id(replacement)] = outcome
+    return results
+
+
+def _factorize(model: Model, sites: Sites, mode: Mode, replacement: Replacement) -> Factorized | str:
+    """The factors of one Conv, or the reason why it has none."""
+    site = replacement.site
+    try:
+        weight = read_weight(model, sites, site)
+        doubles = mode.factorize(site.conv, weight, replacement.rank)
+    except FactorizationError as error:
+        return str(error)
+    shapes = factor_shapes(replacement.layers)
+    if [array.shape for array in doubles] != shapes:
+        found = [array.shape for array in doubles]
+        raise PassError(f"mode {mode.name}, Conv {site.name!r}: factors of shapes {found} instead of {shapes}")
+    biased = sum(isinstance(layer, ConvLayer) and layer.conv.bias for layer in replacement.layers)
+    if biased != site.conv.bias:
+        raise PassError(f"mode {mode.name}, Conv {site.name!r}: {biased} layers add the bias; exactly one must, if any")
+    with np.errstate(over="ignore"):
+        arrays = [np.ascontiguousarray(array.astype(STORED_TYPES[site.dtype])) for array in doubles]
+    stored = [array.astype(np.float64) for array in arrays]
+    if not all(np.isfinite(array).all() for array in stored):
+        return f"its factors do not fit into {site.dtype}"
+    error = relative_error(weight, mode.reconstruct(site.conv, stored))
+    if replacement.exact and error > _EXACT_UNITS * float(ml_dtypes.finfo(STORED_TYPES[site.dtype]).eps):
+        raise PassError(f"mode {mode.name}, Conv {site.name!r}: full rank {replacement.rank} has an error of {error:g}")
+    return Factorized(arrays, error)
+
+
+def read_site_weight(model: Model, sites: Sites, site: ConvSite) -> NDArray[np.generic]:
+    """The weight of a site in its stored type."""
+    return read_weight(model, sites, site).astype(STORED_TYPES[site.dtype])

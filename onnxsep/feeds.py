@@ -1,0 +1,340 @@
+"""The inputs for a verification: read from the user's file, or made from a seed in the model's own shapes."""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import ml_dtypes
+import numpy as np
+import onnx
+
+from onnxsep.errors import FeedError, OptionError
+from onnxsep.io import Model, read_tensor
+
+_T = onnx.TensorProto
+_FLOATS = {
+    _T.FLOAT: np.dtype(np.float32),
+    _T.DOUBLE: np.dtype(np.float64),
+    _T.FLOAT16: np.dtype(np.float16),
+    _T.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+}
+_DTYPES = _FLOATS | {
+    _T.INT8: np.dtype(np.int8),
+    _T.INT16: np.dtype(np.int16),
+    _T.INT32: np.dtype(np.int32),
+    _T.INT64: np.dtype(np.int64),
+    _T.UINT8: np.dtype(np.uint8),
+    _T.UINT16: np.dtype(np.uint16),
+    _T.UINT32: np.dtype(np.uint32),
+    _T.UINT64: np.dtype(np.uint64),
+    _T.BOOL: np.dtype(np.bool_),
+    _T.STRING: np.dtype(np.object_),
+}
+# Names that exporters give to every unknown dimension: two of them need not be equal.
+_NOT_A_NAME = {"", "?", "-1", "0", "None", "none", "unk", "unknown"}
+_LARGEST = 2**31  # elements of one random input
+_SHAPE_PRESERVING = {"Add", "Cast", "Clip", "Div", "Identity", "Mul", "Sub"}
+
+Dim = int | str | None  # fixed, free with a name, free without
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Arrays for a model's inputs.
+
+    Attributes:
+        arrays: One array per input, in the input's own type.
+        notes: What was chosen for the user, such as "input 'x': free dimension 'batch' set to 1".
+    """
+
+    arrays: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Input:
+    """An input that needs a value; ``dims`` is None where the model does not tell the rank."""
+
+    name: str
+    elem_type: int
+    dims: tuple[Dim, ...] | None
+    dtype: np.dtype
+
+    def __str__(self) -> str:
+        kind = "string" if self.elem_type == _T.STRING else self.dtype.name
+        return f"{self.name!r} ({kind} {_show(self.dims)})"
+
+
+def make_feeds(
+    model: Model,
+    *,
+    inputs: Path | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    seed: int = 0,
+) -> Feeds:
+    """Make one set of inputs for a model.
+
+    Args:
+        model: The model; initialisers that are also graph inputs need no value and get none.
+        inputs: An .npz file with one array per input, named after the inputs, or ``x`` for the only one; or an .npy
+            file for the only input. Arrays are taken as they are, never cast. None: random values.
+        input_shapes: Shapes by input name, for free dimensions (and unknown ranks).
+        seed: Seed of the random values: floats from the standard normal distribution, uint8 and int8 over their whole
+            range, other integers 0 or 1 (safe as indices), booleans evenly. One integer that the model compares with
+            a constant gets that constant.
+
+    Raises:
+        FeedError: the file or the shapes do not fit the model, or random values cannot be made for it.
+        OptionError: the seed is negative.
+    """
+    if seed < 0:
+        raise OptionError(f"the seed must be 0 or more, not {seed}")
+    wanted = list(_inputs(model.proto))
+    _check_names(input_shapes, wanted)
+    for entry in wanted:
+        _check_shape(entry, input_shapes.get(entry.name))
+    if inputs is not None:
+        return Feeds(_read(Path(inputs), wanted, input_shapes))
+    shapes, notes = _choose_shapes(model.proto, wanted, input_shapes)
+    arrays = {}
+    for position, (entry, shape) in enumerate(zip(wanted, shapes, strict=True)):
+        arrays[entry.name] = _random(entry, shape, np.random.default_rng([seed, position]))
+        choice = _compared_with(model, entry) if math.prod(shape) == 1 else None
+        if choice is not None:
+            arrays[entry.name] = np.full(shape, choice, entry.dtype)
+            notes.append(f"input {entry.name!r}: set to {choice}, a value that the model compares it with")
+    return Feeds(arrays, tuple(notes))
+
+
+def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read ``NAME:1,3,224,224`` or ``NAME:1x3x224x224``; the name may hold colons, no dimensions mean a scalar.
+
+    Raises:
+        OptionError: the text has another form, or a dimension is not a positive integer.
+    """
+    name, colon, dims = text.rpartition(":")
+    fields = dims.replace("x", ",").split(",") if dims.strip() else []
+    try:
+        shape = tuple(int(field) for field in fields)
+    except ValueError:
+        shape = (0,)
+    if not colon or not name or any(size < 1 for size in shape):
+        raise OptionError(f"cannot read the input shape {text!r}; write NAME:DIMS, for example image:1,3,224,224")
+    return name, shape
+
+
+def _inputs(proto: onnx.ModelProto) -> Iterator[_Input]:
+    given = {tensor.name for tensor in proto.graph.initializer}
+    given |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
+    for value in proto.graph.input:
+        if value.name in given:
+            continue
+        kind = value.type.WhichOneof("value")
+        if kind != "tensor_type":
+            name = (kind or "value without a type").removesuffix("_type").replace("_", " ")
+            raise FeedError(
+                f"input {value.name!r} is a {name}, not a tensor: no values can be made or given for it; "
+                "skip the verification (--no-verify)"
+            )
+        tensor = value.type.tensor_type
+        if tensor.elem_type not in _DTYPES:
+            raise FeedError(
+                f"input {value.name!r} has element type {tensor.elem_type}, for which no values can be made or given; "
+                "skip the verification (--no-verify)"
+            )
+        dims = tuple(_dim(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
+        yield _Input(value.name, tensor.elem_type, dims, _DTYPES[tensor.elem_type])
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.dim_value > 0:
+        return int(dim.dim_value)
+    return None if dim.dim_param in _NOT_A_NAME else str(dim.dim_param)
+
+
+def _show(dims: tuple[Dim, ...] | None) -> str:
+    if dims is None:
+        return "of unknown rank"
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in dims) + "]"
+
+
+def _known(wanted: list[_Input]) -> str:
+    return "the model's inputs are: " + (", ".join(map(str, wanted)) or "none")
+
+
+def _check_names(names: Mapping[str, object], wanted: list[_Input]) -> None:
+    for name in names:
+        if name not in {entry.name for entry in wanted}:
+            raise FeedError(f"the model has no input {name!r} that needs a value; {_known(wanted)}")
+
+
+def _check_shape(entry: _Input, shape: tuple[int, ...] | None) -> None:
+    if shape is not None and (any(size < 1 for size in shape) or not _fits(shape, entry.dims)):
+        raise FeedError(f"the shape {list(shape)} given for input {entry.name!r} does not fit the model's: {entry}")
+
+
+def _fits(shape: tuple[int, ...], dims: tuple[Dim, ...] | None) -> bool:
+    if dims is None:
+        return True
+    return len(shape) == len(dims) and all(
+        size == dim for size, dim in zip(shape, dims, strict=True) if isinstance(dim, int)
+    )
+
+
+def _read(path: Path, wanted: list[_Input], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            given = {"x": loaded}
+        else:
+            with loaded:
+                given = {name: np.asarray(loaded[name]) for name in loaded.files}
+    except OSError as error:
+        raise FeedError(f"cannot read the inputs {str(path)!r}: {error.strerror or error}") from error
+    except (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise FeedError(
+            f"{str(path)!r} is no .npz or .npy file of plain arrays ({error}); write it with numpy.savez"
+        ) from error
+    if len(wanted) == 1 and set(given) == {"x"}:
+        given = {wanted[0].name: given["x"]}
+    _check_names(given, wanted)
+    for entry in wanted:
+        if entry.name not in given:
+            raise FeedError(f"{str(path)!r} has no array for input {entry}; it has: {', '.join(given) or 'none'}")
+    return {entry.name: _checked(given[entry.name], entry, shapes.get(entry.name)) for entry in wanted}
+
+
+def _checked(array: np.ndarray, entry: _Input, shape: tuple[int, ...] | None) -> np.ndarray:
+    """The array, if it fits; only the representation may change: byte order, memory layout, bfloat16's bits."""
+    if entry.elem_type == _T.BFLOAT16 and array.dtype == np.dtype("V2"):
+        array = array.view(entry.dtype)  # NumPy's files hold bfloat16 as raw bytes
+    is_text = entry.elem_type == _T.STRING
+    if not (array.dtype.kind == "U" if is_text else array.dtype.newbyteorder("=") == entry.dtype):
+        hint = ""
+        if array.dtype.kind == entry.dtype.kind:
+            hint = f"; nothing is cast silently: convert it with .astype({entry.dtype.name!r})"
+        raise FeedError(f"the array for input {entry} has type {array.dtype.name}{hint}")
+    if not _fits(array.shape, entry.dims if shape is None else shape):
+        also = "" if shape is None else f", not the given {list(shape)}"
+        raise FeedError(f"the array for input {entry} has shape {list(array.shape)}{also}")
+    if array.size == 0:
+        raise FeedError(f"the array for input {entry} is empty: its shape is {list(array.shape)}")
+    if entry.elem_type in _FLOATS and np.isnan(array).any():
+        raise FeedError(f"the array for input {entry} holds NaN: nothing could be compared")
+    return np.asarray(array, dtype=entry.dtype, order="C")
+
+
+def _choose_shapes(
+    proto: onnx.ModelProto, wanted: list[_Input], given: Mapping[str, tuple[int, ...]]
+) -> tuple[list[tuple[int, ...]], list[str]]:
+    """A shape for every input, and a note for every dimension chosen here; equal names get equal sizes."""
+    sizes: dict[str, int] = {}
+    for entry in wanted:
+        for dim, size in zip(entry.dims or (), given.get(entry.name, ()), strict=False):
+            if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
+                raise FeedError(f"the given shapes set dimension {dim!r} to both {sizes[dim]} and {size}")
+    dims: list[tuple[Dim, ...]] = [
+        given[entry.name] if entry.name in given else _dims(proto, entry) for entry in wanted
+    ]
+    batch = {dim for shape in dims for dim in shape[:1]} | {dim for shape in dims for dim in shape if _is_batch(dim)}
+    for dim in batch:
+        if isinstance(dim, str):
+            sizes.setdefault(dim, 1)
+    shapes = []
+    notes: dict[str, None] = {}  # a set that keeps its order
+    for entry, free in zip(wanted, dims, strict=True):
+        shape = list(_default_sizes(free))
+        for axis, dim in enumerate(free):
+            if isinstance(dim, int):
+                shape[axis] = dim
+            elif isinstance(dim, str):
+                shape[axis] = sizes.setdefault(dim, shape[axis])
+            if entry.name not in given and not (entry.dims and isinstance(entry.dims[axis], int)):
+                label = f"free dimension {dim!r}" if isinstance(dim, str) else f"free dimension at axis {axis}"
+                notes[f"input {entry.name!r}: {label} set to {shape[axis]}"] = None
+        shapes.append(tuple(shape))
+    return shapes, list(notes)
+
+
+def _is_batch(dim: Dim) -> bool:
+    return isinstance(dim, str) and "batch" in dim.lower()
+
+
+def _dims(proto: onnx.ModelProto, entry: _Input) -> tuple[Dim, ...]:
+    """The input's dims; an unknown number of channels, or rank, is taken from the Conv that the input feeds."""
+    weight = _first_conv_weight(proto, entry.name)
+    dims = entry.dims
+    if dims is None:
+        if weight is None:
+            raise FeedError(f"input {entry} needs a shape: give it with --input-shape {entry.name}:DIMS")
+        dims = (None,) * len(weight)
+    if weight is not None and len(weight) == len(dims) and dims[1] is None:
+        dims = (dims[0], weight[1], *dims[2:])
+    return dims
+
+
+def _first_conv_weight(proto: onnx.ModelProto, name: str) -> tuple[int, ...] | None:
+    """Weight shape, with in_channels of all groups, of the Conv that an input reaches through elementwise operators."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
+    reached = {name}
+    for node in proto.graph.node:
+        if node.op_type == "Constant":
+            shapes.update((node.output[0], tuple(a.t.dims)) for a in node.attribute if a.name == "value")
+        if not node.input or node.input[0] not in reached:
+            continue
+        if node.op_type in _SHAPE_PRESERVING:
+            reached.add(node.output[0])
+        elif node.op_type == "Conv" and len(shapes.get(node.input[1], ())) > 2:
+            group = next((a.i for a in node.attribute if a.name == "group"), 1)
+            out_channels, in_channels, *kernel = shapes[node.input[1]]
+            return (out_channels, in_channels * group, *kernel)
+    return None
+
+
+def _default_sizes(dims: tuple[Dim, ...]) -> list[int]:
+    """Small sizes for free axes: batch 1, then by rank; what stands at fixed axes is not used."""
+    rank = len(dims)
+    sizes = [1] + [{2: 512, 3: 512, 4: 64, 5: 32}.get(rank, 4)] * (rank - 1)
+    channels_last = rank in (4, 5) and isinstance(dims[-1], int) and dims[-1] <= 4
+    if rank in (4, 5) and not channels_last:
+        sizes[1] = 3 if rank == 4 else 1
+    if rank == 3 and isinstance(dims[0], int) and dims[0] > 1 and isinstance(dims[2], int):
+        sizes[1] = 1  # the state of a recurrent layer: [layers, batch, units]
+    return sizes[:rank]
+
+
+def _compared_with(model: Model, entry: _Input) -> int | None:
+    """The constant that an integer input is compared with: such an input is a switch, and 0 may be none of its states.
+
+    A voice model's sample rate, for example, chooses the branch that runs.
+    """
+    if entry.dtype.kind not in "iu":
+        return None
+    constants = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+    for node in model.proto.graph.node:
+        if node.op_type == "Constant":
+            constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+        elif node.op_type == "Equal" and entry.name in node.input:
+            other = next((constants[name] for name in node.input if name in constants), None)
+            if other is not None and math.prod(other.dims) == 1:
+                return int(read_tensor(model, other).item())
+    return None
+
+
+def _random(entry: _Input, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    if entry.elem_type == _T.STRING:
+        raise FeedError(f"input {entry} holds strings: give them with --inputs FILE.npz")
+    if math.prod(shape) > _LARGEST:
+        raise FeedError(
+            f"input {entry} would have {math.prod(shape)} elements: give a smaller shape with --input-shape"
+        )
+    if entry.elem_type in _FLOATS:
+        return np.asarray(generator.standard_normal(shape)).astype(entry.dtype)
+    if entry.elem_type in (_T.UINT8, _T.INT8):
+        limits = np.iinfo(entry.dtype)
+        return np.asarray(generator.integers(limits.min, limits.max + 1, size=shape)).astype(entry.dtype)
+    return np.asarray(generator.integers(0, 2, size=shape)).astype(entry.dtype)

@@ -1,0 +1,210 @@
+"""Matching Convs and building nodes, with onnx-graphsurgeon; the only module that imports it.
+
+graphsurgeon's import gives every node its tensors and every tensor its producer, across nested graphs. Its export
+loses too much of a user's model (metadata, annotations, unused initialisers), so only new nodes go through it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from onnxsep.errors import UnsupportedModelError
+from onnxsep.scopes import Scope, display_name, initializer_names, is_standard, scopes
+from onnxsep.shapes import Shape, tensor_shapes
+from onnxsep.types import Constant, Place
+
+G_LOGGER.severity = G_LOGGER.CRITICAL  # it prints to standard output, which is the user's
+
+FLOAT_TYPES = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+    onnx.TensorProto.DOUBLE: "float64",
+}
+# Convolutions that never have a float constant as their weight, or that work the other way round.
+OTHER_CONVOLUTIONS = {
+    "ConvTranspose": "ConvTranspose is not supported: only Conv is rewritten",
+    "ConvInteger": "ConvInteger: its weight is quantised already",
+    "QLinearConv": "QLinearConv: its weight is quantised already",
+    "DeformConv": "DeformConv is not supported: only Conv is rewritten",
+}
+_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+
+
+class View:
+    """A model's skeleton as graphsurgeon sees it: nodes of scope s and index i stand where they stand in the source.
+
+    Args:
+        light: a skeleton with inferred shapes (``onnxsep.shapes``).
+
+    Raises:
+        UnsupportedModelError: graphsurgeon cannot import the model.
+    """
+
+    def __init__(self, light: onnx.ModelProto) -> None:
+        self.scopes = scopes(light)
+        try:
+            main = gs.import_onnx(_importable(light))
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"the graph cannot be read: {type(error).__name__}: {error}; is it a valid ONNX graph (onnx.checker)?"
+            ) from error
+        self._bodies: list[Any] = []
+        for scope in self.scopes:
+            if scope.kind == "main":
+                self._bodies.append(main)
+            elif scope.kind == "function":
+                self._bodies.append(main.functions[scope.namespace - 1])
+            else:
+                assert scope.parent is not None
+                assert scope.holder is not None
+                index, attribute = scope.holder
+                self._bodies.append(self._bodies[scope.parent].nodes[index].attrs[attribute])
+        self._initializers = [initializer_names(scope) for scope in self.scopes]
+        self._sparse = [_sparse_names(scope) for scope in self.scopes]
+        self._place = {
+            id(node): (scope.index, index)
+            for scope in self.scopes
+            for index, node in enumerate(self._bodies[scope.index].nodes)
+        }
+        shapes = [tensor_shapes(scope.body) for scope in self.scopes]
+        for scope in self.scopes:  # a nested graph sees the tensors of the graphs around it
+            if scope.parent is not None:
+                shapes[scope.index] = {**shapes[scope.parent], **shapes[scope.index]}
+        self._shapes = shapes
+
+    def shape(self, scope: int, name: str) -> Shape | None:
+        """Shape of a tensor as seen from a scope; None where it is not known."""
+        return self._shapes[scope].get(name)
+
+    def constant(self, scope: int, index: int, position: int) -> Constant | str:
+        """The constant that feeds input ``position`` of a node, or the reason why it is not one."""
+        inputs = self._bodies[scope].nodes[index].inputs
+        if position >= len(inputs) or inputs[position].is_empty():
+            return "it has no weight"
+        return self._source(inputs[position], scope)
+
+    def _source(self, tensor: Any, scope: int) -> Constant | str:
+        if isinstance(tensor, gs.Constant):
+            owner: int | None = scope
+            while owner is not None:
+                if tensor.name in self._initializers[owner]:
+                    return Constant(owner, tensor.name)
+                if tensor.name in self._sparse[owner]:
+                    return "its weight is stored as a sparse tensor"
+                owner = self.scopes[owner].parent
+            return f"its weight {tensor.name!r} has no owner in the graph"
+        if not tensor.inputs:
+            if self.scopes[self._root(scope)].kind == "function":
+                return f"its weight {tensor.name!r} is an argument of the function"
+            return f"its weight {tensor.name!r} is a graph input: it is given at run time"
+        nodes: dict[Place, None] = {}
+        reason = self._expression(tensor.inputs[0], nodes)
+        if reason:
+            return reason
+        home = self._place[id(tensor.inputs[0])]
+        return Constant(home[0], tensor.name, tuple(nodes))
+
+    def _root(self, scope: int) -> int:
+        parent = self.scopes[scope].parent
+        return scope if parent is None else self._root(parent)
+
+    def _expression(self, node: Any, nodes: dict[Place, None]) -> str | None:
+        """Collect the nodes that make a constant into ``nodes``, producers first; or the reason why they do not."""
+        place = self._place[id(node)]
+        if place in nodes:
+            return None
+        proto = self.scopes[place[0]].body.node[place[1]]
+        label = f"{node.op} {display_name(proto)!r}"
+        if node.op in ("DequantizeLinear", "DynamicQuantizeLinear"):
+            return f"its weight is behind {label}: it is quantised already"
+        if any(attribute.ref_attr_name for attribute in proto.attribute):
+            return f"its weight depends on an attribute of the function, through {label}"
+        foldable = is_standard(proto) and node.op not in _RANDOM and not any(True for _ in node.subgraphs())
+        for tensor in node.inputs if foldable else ():
+            if isinstance(tensor, gs.Constant) or tensor.is_empty():
+                continue
+            if not tensor.inputs:
+                foldable = False
+                break
+            reason = self._expression(tensor.inputs[0], nodes)
+            if reason:
+                return reason
+        if not foldable:
+            return f"its weight is computed at run time by {label}"
+        nodes[place] = None
+        return None
+
+
+def _sparse_names(scope: Scope) -> set[str]:
+    if isinstance(scope.body, onnx.FunctionProto):
+        return set()
+    return {tensor.values.name for tensor in scope.body.sparse_initializer}
+
+
+def _importable(light: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the attributes that graphsurgeon cannot read; matching needs only those of ONNX's own operators.
+
+    Operators of other domains may hold binary data in strings; nodes keep their places.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(light)
+    for scope in scopes(copy):
+        for node in scope.body.node:
+            kept = [attribute for attribute in node.attribute if _readable(attribute, node)]
+            if len(kept) != len(node.attribute):
+                graphs = [onnx.AttributeProto.FromString(attribute.SerializeToString()) for attribute in kept]
+                del node.attribute[:]
+                node.attribute.extend(graphs)
+    return copy
+
+
+def _readable(attribute: onnx.AttributeProto, node: onnx.NodeProto) -> bool:
+    if attribute.type == onnx.AttributeProto.GRAPH:
+        return True
+    if not is_standard(node):
+        return False
+    try:
+        for text in (attribute.s, *attribute.strings):
+            text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class NewNode:
+    """A node to build: names of tensors, attributes as Python values."""
+
+    op_type: str
+    name: str
+    inputs: Sequence[str]
+    output: str
+    attributes: dict[str, Any]
+
+
+def build_nodes(nodes: Sequence[NewNode]) -> list[onnx.NodeProto]:
+    """Node protos, built by graphsurgeon."""
+    return [
+        OnnxExporter.export_node(
+            gs.Node(
+                new.op_type,
+                name=new.name,
+                attrs=new.attributes,
+                inputs=[gs.Variable(name) for name in new.inputs],
+                outputs=[gs.Variable(new.output)],
+            )
+        )
+        for new in nodes
+    ]
+
+
+def build_tensor(name: str, values: np.ndarray) -> onnx.TensorProto:  # type: ignore[type-arg]
+    """A tensor proto with raw data."""
+    return OnnxExporter.export_tensor_proto(gs.Constant(name, values))

@@ -1,0 +1,262 @@
+"""The rewrite itself: load -> match -> plan -> factorize -> apply -> ensure -> verify."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import onnx
+
+from onnxsep.ensure import ensure_valid
+from onnxsep.errors import OptionError, VerificationError
+from onnxsep.factors import Factorized, Progress, factorize_all
+from onnxsep.feeds import make_feeds
+from onnxsep.io import Model, SavedFiles, load, save
+from onnxsep.local import compare_pieces
+from onnxsep.modes import Mode, get_mode
+from onnxsep.planning import Options, Plan, make_plan
+from onnxsep.report import OutputReport, RewriteReport, VerificationReport
+from onnxsep.runtime import CannotRun, RuntimeOptions
+from onnxsep.shapes import infer_shapes, skeleton
+from onnxsep.sites import Sites, find_sites, read_weight
+from onnxsep.surgery import Edit, replace_convs
+from onnxsep.tables import conv_reports, model_info, size_bytes, totals
+from onnxsep.types import RankPolicy
+from onnxsep.verify import compare_outputs
+
+_LOG = logging.getLogger(__name__)
+Verify = Literal["auto", "full", "local", "none"]
+FULL_BELOW = 10**9  # bytes; a full verification holds the model several times
+# At full rank everywhere, what rounding in the stored type may add up to over a whole network.
+_EXACT_TOLERANCE = {"float32": 1e-3, "float64": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What does not concern the choice of Convs: inputs, runtime, verification."""
+
+    verify: Verify = "auto"
+    inputs: Path | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seed: int = 0
+    max_error: float | None = None
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A rewritten model and the report of what was done.
+
+    ``model`` is the source's own object where nothing was replaced, or in a dry run. ``new_initializers`` are the names
+    of the factors in the main graph; ``save`` puts them into the data file where the source has one.
+    """
+
+    model: Model
+    report: RewriteReport
+    new_initializers: tuple[str, ...] = ()
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """The rewritten model; weights in external files are not in it."""
+        return self.model.proto
+
+    def save(self, path: str | os.PathLike[str]) -> SavedFiles:
+        """Write the model, atomically; its external weights are streamed into one new data file beside it."""
+        return save(self.model, path, externalize=self.new_initializers)
+
+
+def rewrite(
+    model: str | os.PathLike[str] | onnx.ModelProto | Model,
+    *,
+    mode: str | Mode,
+    rank: RankPolicy | str | float = "paper",
+    force: bool = False,
+    include_first: bool = False,
+    recurse: bool = False,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    round_ranks: int = 0,
+    dry_run: bool = False,
+    verify: Verify = "auto",
+    inputs: str | os.PathLike[str] | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+    max_error: float | None = None,
+    follow_links: bool = False,
+    runtime: RuntimeOptions | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Replace every Conv for which it pays by the form that ``mode`` names. Writes nothing: ``Result.save`` does.
+
+    Args:
+        model: a file, a ModelProto (which is not changed), or what ``load`` or an earlier result gave.
+        mode: the name of an installed mode, or a Mode.
+        rank: "paper", "full", an integer, a share of the parameters such as 0.5, or "energy=0.95".
+        force: replace Convs even where it does not pay.
+        include_first: replace first Convs too (those reached from a graph input without passing another Conv).
+        recurse: replace Convs that onnxsep itself made.
+        only: glob patterns; a Conv whose name matches none is left alone.
+        skip: glob patterns; a Conv whose name matches one is left alone.
+        round_ranks: make channel counts multiples of this (8 or 16 suit ONNX Runtime).
+        dry_run: stop before anything is changed; the report says what would be done.
+        verify: "full" runs both models, "local" each replaced Conv alone, "auto" chooses full below 1 GB, or "none".
+        inputs: .npz (or .npy) with inputs for a full verification; else seeded random ones.
+        input_shapes: shapes for inputs whose dimensions are free, by input name.
+        seed: of the random inputs.
+        max_error: fail where the verification's relative error is larger.
+        follow_links: follow links in the location of external data.
+        runtime: threads, provider, custom operators.
+        progress: told of every Conv that is done: (name, done, all).
+
+    Raises:
+        ModelLoadError: the model cannot be read.
+        OptionError: a rank, pattern or other option cannot be used.
+        ModeNotFoundError: no such mode.
+        UnsupportedModelError: the graph cannot be read.
+        VerificationError: the result does not compute what it should.
+    """
+    started = time.perf_counter()
+    chosen = get_mode(mode)
+    if round_ranks < 0:
+        raise OptionError(f"--round-ranks {round_ranks} is negative; use 8 or 16, or 0 for none")
+    options = Options(
+        RankPolicy.parse(rank), force, include_first, recurse, tuple(only), tuple(skip), round_ranks=round_ranks
+    )
+    settings = Settings(
+        verify,
+        Path(inputs) if inputs is not None else None,
+        dict(input_shapes or {}),
+        seed,
+        max_error,
+        runtime or RuntimeOptions(),
+        progress,
+    )
+    source = load(model, follow_links=follow_links)
+    sites = find_sites(source, settings.input_shapes)
+    plan = make_plan(sites.found, chosen, options, lambda site: read_weight(source, sites, site))
+    factors = factorize_all(
+        source, sites, plan, workers=settings.runtime.threads, force=force, progress=settings.progress
+    )
+    edit, result, notes = Edit(), source, ()
+    light = sites.light
+    if plan.replacements and not dry_run:
+        result, edit, light, notes = _apply(source, sites, plan, factors, settings)
+    if dry_run:
+        outcome, errors = VerificationReport(kind="none", ran=False, reason="dry run: nothing was changed"), {}
+    else:
+        outcome, errors = _verify(source, result, sites, plan, factors, settings)
+    report = RewriteReport(
+        source=model_info(source),
+        mode=chosen.name,
+        rank=str(options.rank),
+        options={
+            "force": force,
+            "include_first": include_first,
+            "recurse": recurse,
+            "only": options.only,
+            "skip": options.skip,
+            "round_ranks": round_ranks,
+        },
+        convs=conv_reports(plan, factors, errors),
+        totals=totals(sites, plan, light),
+        removed_weights=tuple(edit.removed_weights),
+        removed_inputs=tuple(edit.removed_inputs),
+        notes=notes,
+        verification=outcome,
+        dry_run=dry_run,
+        seconds=time.perf_counter() - started,
+    )
+    return Result(result, report, tuple(edit.new_initializers))
+
+
+def _apply(
+    source: Model, sites: Sites, plan: Plan, factors: Mapping[int, Factorized], settings: Settings
+) -> tuple[Model, Edit, onnx.ModelProto, tuple[str, ...]]:
+    """The result as a changed copy of the source, its skeleton with shapes, and notes."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(source.proto)
+    replacements = plan.replacements
+    edit = replace_convs(proto, replacements, [factors[id(replacement)].arrays for replacement in replacements])
+    light = skeleton(proto)
+    note = ensure_valid(skeleton(source.proto), light)
+    notes = [note] if note else []
+    if edit.removed_inputs:
+        notes.append(
+            f"{len(edit.removed_inputs)} graph inputs stood for replaced weights and went with them: "
+            f"{', '.join(edit.removed_inputs[:3])}{', ...' if len(edit.removed_inputs) > 3 else ''}"
+        )
+    result = Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
+    return result, edit, infer_shapes(light, settings.input_shapes), tuple(notes)
+
+
+def _verify(
+    source: Model,
+    result: Model,
+    sites: Sites,
+    plan: Plan,
+    factors: dict[int, Factorized],
+    settings: Settings,
+) -> tuple[VerificationReport, dict[int, float]]:
+    """Compare result and source as asked; also the output error of every replaced Conv, from a local verification."""
+    kind = settings.verify
+    if kind == "auto":
+        kind = "full" if size_bytes(source) < FULL_BELOW else "local"
+    if kind == "none":
+        return VerificationReport(kind="none", ran=False, reason="switched off (--no-verify)"), {}
+    replacements = plan.replacements
+    if not replacements:
+        return VerificationReport(kind="none", ran=False, reason="nothing was replaced: the result is the source"), {}
+    try:
+        if kind == "local":
+            pieces = compare_pieces(
+                source, sites, replacements, factors, settings.runtime, seed=settings.seed, progress=settings.progress
+            )
+            errors = {id(row): piece.relative for row, piece in zip(replacements, pieces, strict=True)}
+            outcome = VerificationReport(
+                kind="local",
+                ran=True,
+                max_abs=max(piece.max_abs for piece in pieces),
+                mean_abs=max(piece.mean_abs for piece in pieces),
+                relative=max(piece.relative for piece in pieces),
+                notes=tuple(dict.fromkeys(note for piece in pieces for note in piece.notes)),
+            )
+        else:
+            feeds = make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes, seed=settings.seed)
+            whole = compare_outputs(source, result, feeds, settings.runtime)
+            errors = {}
+            outcome = VerificationReport(
+                kind="full",
+                ran=True,
+                max_abs=whole.max_abs,
+                mean_abs=whole.mean_abs,
+                relative=whole.relative,
+                outputs=tuple(
+                    OutputReport(name=one.name, max_abs=one.max_abs, mean_abs=one.mean_abs, relative=one.relative)
+                    for one in whole.outputs
+                ),
+                notes=whole.notes,
+            )
+    except CannotRun as error:
+        return VerificationReport(kind=kind, ran=False, reason=str(error)), {}
+    _check_error(outcome, plan, settings)
+    return outcome, errors
+
+
+def _check_error(outcome: VerificationReport, plan: Plan, settings: Settings) -> None:
+    """Raise where the measured error is larger than the user, or the ranks, allow."""
+    assert outcome.relative is not None
+    if settings.max_error is not None and outcome.relative > settings.max_error:
+        raise VerificationError(
+            f"the relative error {outcome.relative:.3g} is above --max-error {settings.max_error:g}; nothing written"
+        )
+    replacements = plan.replacements
+    allowed = max(_EXACT_TOLERANCE[row.site.dtype] for row in replacements)
+    if all(row.exact for row in replacements) and outcome.relative > allowed:
+        raise VerificationError(
+            f"all ranks are full, yet the outputs differ by {outcome.relative:.3g} (relative; allowed {allowed:g}); "
+            "nothing was written. Is the model numerically unstable? --no-verify writes the result all the same"
+        )

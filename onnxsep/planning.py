@@ -1,0 +1,335 @@
+"""Deciding what becomes of every Conv: which are replaced, at which rank, and why the others are left alone."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from fractions import Fraction
+
+import numpy as np
+
+from onnxsep.errors import FactorizationError, OptionError
+from onnxsep.linalg import Array
+from onnxsep.modes import Mode
+from onnxsep.types import (
+    INPUT,
+    Constant,
+    Conv,
+    ConvLayer,
+    ConvSite,
+    Layer,
+    Rank,
+    RankAxis,
+    RankPolicy,
+    Rejected,
+    macs,
+    parameters,
+    relative_macs,
+)
+
+NOT_APPLICABLE = "a 1 x 1 kernel has nothing to separate"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose about which Convs to replace, and how far."""
+
+    rank: RankPolicy = field(default_factory=lambda: RankPolicy("paper"))
+    force: bool = False
+    include_first: bool = False
+    recurse: bool = False
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    round_ranks: int = 0
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """The plan for one Conv that will be replaced."""
+
+    site: ConvSite
+    mode: str
+    rank: Rank
+    layers: tuple[Layer, ...]
+    exact: bool  # at full rank, so that the result must equal the original
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the replacement, weights and bias."""
+        return parameters(self.layers)
+
+    @property
+    def macs(self) -> int | None:
+        """MACs of the replacement; None where the input's size is not known."""
+        size = self.site.input_size
+        return None if size is None else (self.site.batch or 1) * macs(self.layers, size)
+
+
+@dataclass
+class Plan:
+    """One row for every convolution, in graph order."""
+
+    mode: Mode
+    rows: list[Replacement | Rejected] = field(default_factory=list)
+
+    @property
+    def replacements(self) -> list[Replacement]:
+        """The Convs that are replaced."""
+        return [row for row in self.rows if isinstance(row, Replacement)]
+
+
+def site_macs(site: ConvSite) -> int | None:
+    """MACs of the Conv itself, for the batch of the model (1 where it is free); None where sizes are not known."""
+    return None if site.input_size is None else (site.batch or 1) * site.conv.macs(site.input_size)
+
+
+def reject(site: ConvSite, reason: str) -> Rejected:
+    """Leave a Conv alone."""
+    return Rejected(site.name, "Conv", site.where, reason, site.place, site)
+
+
+def make_plan(
+    found: Iterable[ConvSite | Rejected], mode: Mode, options: Options, read: Callable[[ConvSite], Array]
+) -> Plan:
+    """Choose a rank for every Conv that the mode accepts and for which it pays.
+
+    Args:
+        found: as ``onnxsep.sites.find_sites`` gives them.
+        mode: the mode.
+        options: the user's choices.
+        read: gives the weight of a site; called only where the rank depends on it (``energy=``).
+
+    Raises:
+        OptionError: a pattern of ``only`` or ``skip`` matches no convolution.
+    """
+    found = list(found)
+    _check_patterns(found, options)
+    plan = Plan(mode)
+    for item in found:
+        plan.rows.append(_decide(item, mode, options, read))
+    if not options.force:
+        settle_shared(plan)
+    return plan
+
+
+def _check_patterns(found: Sequence[ConvSite | Rejected], options: Options) -> None:
+    for option, patterns in (("--only", options.only), ("--skip", options.skip)):
+        for pattern in patterns:
+            if not any(fnmatchcase(item.name, pattern) for item in found):
+                some = ", ".join(repr(item.name) for item in found[:3]) or "the model has no convolution"
+                raise OptionError(f"{option} {pattern!r} matches the name of no convolution; names here: {some}, ...")
+
+
+def _decide(
+    item: ConvSite | Rejected, mode: Mode, options: Options, read: Callable[[ConvSite], Array]
+) -> Replacement | Rejected:
+    if isinstance(item, Rejected):
+        return item
+    reason = (
+        refusal(item, mode)
+        or _excluded(item.name, options)
+        or (f"made by onnxsep (mode {item.made_by}); --recurse splits it again" if _finished(item, options) else None)
+        or ("first Conv, reached straight from an input; --include-first replaces it" if _kept(item, options) else None)
+    )
+    if reason:
+        return reject(item, reason)
+    candidate = choose(item, mode, options, read)
+    if isinstance(candidate, Rejected) or options.force:
+        return candidate
+    reason = does_not_pay(candidate)
+    return reject(item, f"does not pay: {reason} (--force)") if reason else candidate
+
+
+def refusal(site: ConvSite, mode: Mode) -> str | None:
+    """Why the mode cannot take this Conv at all; None if it can."""
+    if max(site.conv.kernel_shape) == 1:
+        return NOT_APPLICABLE
+    return mode.accepts(site.conv)
+
+
+def _excluded(name: str, options: Options) -> str | None:
+    if options.only and not any(fnmatchcase(name, pattern) for pattern in options.only):
+        return "not among --only"
+    matched = next((pattern for pattern in options.skip if fnmatchcase(name, pattern)), None)
+    return None if matched is None else f"left out by --skip {matched!r}"
+
+
+def _finished(site: ConvSite, options: Options) -> bool:
+    return bool(site.made_by) and not options.recurse
+
+
+def _kept(site: ConvSite, options: Options) -> bool:
+    return site.first and not options.include_first
+
+
+def choose(site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSite], Array]) -> Replacement | Rejected:
+    """The replacement of one Conv at the rank that the policy gives, whether it pays or not.
+
+    Rejected where no rank satisfies the policy, or the weight that it depends on cannot be used.
+    """
+    try:
+        rank, notes = _choose_rank(site, mode, options, read)
+    except FactorizationError as error:
+        return reject(site, str(error))
+    exact = all(used == axis.full for used, axis in zip(rank, rank_axes(mode, site.conv, rank), strict=True))
+    return Replacement(site, mode.name, rank, mode.layers(site.conv, rank), exact, notes)
+
+
+def rank_axes(mode: Mode, conv: Conv, rank: Rank) -> list[RankAxis]:
+    """The range of every rank, given those before it."""
+    axes: list[RankAxis] = []
+    while (axis := mode.rank_axis(conv, rank[: len(axes)])) is not None:
+        axes.append(axis)
+    return axes
+
+
+def mac_ratio(candidate: Replacement) -> Fraction:
+    """MACs after / before: exact where sizes are known, else that of a large input of even size."""
+    site = candidate.site
+    after = candidate.macs
+    before = site_macs(site)
+    if after is not None and before:
+        return Fraction(after, before)
+    return relative_macs(candidate.layers) / relative_macs([ConvLayer("conv", INPUT, site.conv)])
+
+
+def does_not_pay(candidate: Replacement) -> str | None:
+    """Why a replacement costs more than it saves: its parameters do not fall, or its MACs rise. None if it pays."""
+    site, before, after = candidate.site, candidate.site.conv.parameters, candidate.parameters
+    if after >= before:
+        return f"{before:,} -> {after:,} parameters"
+    ratio = mac_ratio(candidate)
+    if ratio <= 1:
+        return None
+    macs_before, macs_after = site_macs(site), candidate.macs
+    if macs_before and macs_after:
+        return f"{macs_before:,} -> {macs_after:,} MACs"
+    return f"{float(ratio):.2f} times the MACs at any large size"
+
+
+def _choose_rank(
+    site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSite], Array]
+) -> tuple[Rank, tuple[str, ...]]:
+    policy, notes = options.rank, []
+    if policy.kind == "fraction":
+        rank = _fraction_rank(site, mode, policy.value, options.round_ranks)
+    else:
+        weight = read(site) if policy.kind == "energy" else None
+        rank = ()
+        while (axis := mode.rank_axis(site.conv, rank)) is not None:
+            wanted = _wanted(policy, mode, site.conv, axis, rank, weight)
+            used = axis.clamp(wanted)
+            if policy.kind == "integer" and used != wanted:
+                notes.append(f"rank {wanted} clamped to {used}")
+            rank += (_rounded(axis, used, options.round_ranks, up=True),)
+    if site.input_size is None:
+        notes.append("sizes unknown: MACs compared for large even sizes")
+    return rank, tuple(notes)
+
+
+def _wanted(policy: RankPolicy, mode: Mode, conv: Conv, axis: RankAxis, chosen: Rank, weight: Array | None) -> int:
+    if policy.kind == "full":
+        return axis.full
+    if policy.kind == "paper":
+        return axis.paper
+    if weight is None:
+        return int(policy.value)
+    energies = mode.spectrum(conv, weight, chosen).sum(axis=0)
+    share = np.cumsum(energies)
+    # Rounding must not ask for one rank more than the exact sum would.
+    needed = int(np.searchsorted(share, policy.value * share[-1] * (1 - 1e-12))) + 1
+    return axis.full if needed >= len(energies) else needed * axis.step
+
+
+def _fraction_rank(site: ConvSite, mode: Mode, share: float, multiple: int) -> Rank:
+    """The largest ranks whose parameters are at most ``share`` of the Conv's: equal ones first, then each in turn."""
+    budget = share * site.conv.parameters
+
+    def at(common: int) -> Rank:
+        rank: Rank = ()
+        while (axis := mode.rank_axis(site.conv, rank)) is not None:
+            rank += (axis.clamp(common),)
+        return rank
+
+    def fits(rank: Rank) -> bool:
+        return parameters(mode.layers(site.conv, rank)) <= budget
+
+    if not fits(at(1)):
+        least = parameters(mode.layers(site.conv, at(1)))
+        raise FactorizationError(
+            f"no rank keeps {share:g} of its {site.conv.parameters:,} parameters: the smallest needs {least:,}"
+        )
+    low, high = 1, site.conv.weight_size  # no rank is larger than that
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(at(middle)) else (low, middle - 1)
+    rank = at(low)
+    for position, axis in enumerate(rank_axes(mode, site.conv, rank)):
+        while rank[position] < axis.full and fits(grown := _with(rank, position, rank[position] + axis.step)):
+            rank = grown
+    axes = rank_axes(mode, site.conv, rank)
+    return tuple(_rounded(axis, used, multiple, up=False) for axis, used in zip(axes, rank, strict=True))
+
+
+def _with(rank: Rank, position: int, value: int) -> Rank:
+    return (*rank[:position], value, *rank[position + 1 :])
+
+
+def _rounded(axis: RankAxis, rank: int, multiple: int, *, up: bool) -> int:
+    """A multiple that the runtime likes: the next one up, or down where the rank is a limit; terms stay."""
+    if multiple <= 1 or axis.unit == "terms":
+        return rank
+    multiple = int(np.lcm(multiple, axis.step))
+    rounded = (-(-rank // multiple) if up else rank // multiple) * multiple
+    if rounded > axis.full:
+        rounded = axis.full // multiple * multiple
+    return rounded or rank
+
+
+def settle_shared(plan: Plan) -> None:
+    """Leave alone Convs whose shared weight has to stay, or needs several sets of factors: parameters would rise."""
+    users: dict[Constant, list[int]] = defaultdict(list)
+    for number, row in enumerate(plan.rows):
+        if row.site is not None:
+            users[row.site.weight].append(number)
+    for numbers in users.values():
+        rows = [plan.rows[number] for number in numbers]
+        replaced = [row for row in rows if isinstance(row, Replacement)]
+        reason = _shared_reason(rows, replaced) if replaced else None
+        for number in numbers if reason else ():
+            row = plan.rows[number]
+            if isinstance(row, Replacement):
+                plan.rows[number] = reject(row.site, f"does not pay: {reason} (--force)")
+
+
+def _shared_reason(rows: Sequence[Replacement | Rejected], replaced: Sequence[Replacement]) -> str | None:
+    kept = [f"Conv {row.name!r}, which is left alone" for row in rows if isinstance(row, Rejected)]
+    stay = (*replaced[0].site.pinned, *kept)
+    if stay:
+        return f"its weight stays, for it is also used by {stay[0]}"
+    forms = {factor_key(row): row for row in replaced}
+    bias = replaced[0].site.conv.parameters - replaced[0].site.conv.weight_size
+    factors = sum(form.parameters - bias for form in forms.values())
+    if len(forms) > 1 and factors >= replaced[0].site.conv.weight_size:
+        return f"its weight is shared and would need {len(forms)} different sets of factors"
+    return None
+
+
+def factor_key(replacement: Replacement) -> tuple[Constant, int, Rank]:
+    """What the factors depend on: replacements with equal keys have the same factors and share them."""
+    return (replacement.site.weight, replacement.site.conv.group, replacement.rank)
+
+
+def drop(plan: Plan, replacement: Replacement, reason: str) -> None:
+    """Leave a Conv alone after all."""
+    number = next(index for index, row in enumerate(plan.rows) if row is replacement)
+    plan.rows[number] = reject(replacement.site, reason)
+
+
+def stored_change(plan: Plan) -> int:
+    """By how many elements the weights that the file holds change, shared ones counted once."""
+    removed = {row.site.weight: row for row in plan.replacements if row.site.stored}
+    added = {factor_key(row): row for row in plan.replacements}
+    new = sum(layer.conv.weight_size for row in added.values() for layer in row.layers if isinstance(layer, ConvLayer))
+    return new - sum(row.site.conv.weight_size for row in removed.values())

@@ -1,0 +1,248 @@
+"""Running a model: the only module that imports onnxruntime, and only when a model is run."""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import EncodeError
+
+from onnxsep.errors import MissingDependencyError, OptionError
+from onnxsep.external import is_external, set_slot, slot_of
+from onnxsep.io import Model, tensor_protos
+
+_FATAL_ONLY = 4  # the runtime's log level; errors reach the user as exceptions, in one line
+_LARGEST_PROTO = 2**31 - 1  # bytes; protobuf's own limit
+_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+_FOLDER_KEY_SINCE = (1, 21)  # before, and only then, the runtime takes absolute locations
+_CPU = "CPUExecutionProvider"
+_NO_ARRAYS = ("bfloat16", "float8", "float4", "int4", "int2")  # types that the Python interface cannot hand over
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How models are run.
+
+    Attributes:
+        threads: Threads within an operator; 0 leaves the number to the runtime.
+        provider: The execution provider; operators that it lacks run on the CPU.
+        custom_op_libraries: Shared libraries with custom operators.
+        optimize: Whether the runtime may optimise the graph (fuse, fold constants, change layouts).
+    """
+
+    threads: int = 0
+    provider: str = _CPU
+    custom_op_libraries: tuple[Path, ...] = ()
+    optimize: bool = True
+
+
+_DEFAULTS = RuntimeOptions()
+
+
+class CannotRun(Exception):  # noqa: N818 - a finding about a model, which the caller reports; not always an error
+    """The runtime cannot load or run this model; the message is one line that says why."""
+
+
+class Runner:
+    """One inference session of ONNX Runtime.
+
+    Args:
+        model: The model. Weights in files are read by the runtime itself.
+        options: Threads, provider, custom operators.
+
+    Raises:
+        CannotRun: the runtime refuses the model.
+        ModelLoadError: external data is missing or may not be read.
+        OptionError: the provider, a custom-operator library or the number of threads cannot be used.
+        MissingDependencyError: onnxruntime cannot be imported.
+    """
+
+    def __init__(self, model: Model, options: RuntimeOptions = _DEFAULTS) -> None:
+        ort = _onnxruntime()
+        settings = _session_options(ort, options)
+        source, folder = _source(ort, model)
+        if folder is not None:
+            settings.add_session_config_entry(_FOLDER_KEY, folder)
+        providers = list(dict.fromkeys((options.provider, _CPU)))
+        try:
+            # Without enable_fallback=0 some failures are printed and tried again on another provider.
+            self._session = ort.InferenceSession(source, settings, providers=providers, enable_fallback=0)
+        except Exception as error:  # the runtime raises a dozen unrelated classes, its own and pybind11's
+            raise CannotRun(readable_reason(str(error))) from error
+        self._session.disable_fallback()
+        if options.provider not in self._session.get_providers():
+            raise CannotRun(f"the provider {options.provider} could not be started on this machine")
+        for value in (*self._session.get_inputs(), *self._session.get_outputs()):
+            if any(name in value.type for name in _NO_ARRAYS):
+                raise CannotRun(f"the runtime's Python interface cannot exchange {value.type} ({value.name!r})")
+
+    def __call__(self, feeds: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Run the model once.
+
+        Args:
+            feeds: An array for each input, by name, in the input's own type.
+
+        Returns:
+            The outputs by name, in the model's order: an array each; where the model says so, a list (sequence),
+            a dict (map) or None (an empty optional).
+
+        Raises:
+            CannotRun: the runtime raises while running, or an input is missing or does not fit.
+        """
+        names = [value.name for value in self._session.get_outputs()]
+        try:
+            values = self._session.run(names, feeds)
+        except Exception as error:  # see above
+            raise CannotRun(readable_reason(str(error))) from error
+        return dict(zip(names, values, strict=True))
+
+
+def available_providers() -> tuple[str, ...]:
+    """The execution providers that the installed onnxruntime was built with."""
+    return tuple(_onnxruntime().get_available_providers())
+
+
+def describe(options: RuntimeOptions = _DEFAULTS) -> str:
+    """The runtime and how it is used, in a few words: for reports."""
+    words = [f"ONNX Runtime {_onnxruntime().__version__}", options.provider]
+    if options.threads:
+        words.append(f"{options.threads} thread{'s' if options.threads > 1 else ''}")
+    if not options.optimize:
+        words.append("graph optimisations off")
+    words += [f"custom operators from {path.name}" for path in options.custom_op_libraries]
+    return ", ".join(words)
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"onnxruntime cannot be imported ({error}); install it with: pip install onnxruntime"
+        ) from error
+    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
+    return onnxruntime
+
+
+def _session_options(ort: Any, options: RuntimeOptions) -> Any:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _FATAL_ONLY
+    if options.threads < 0:
+        raise OptionError(f"threads must be 0 (the runtime's choice) or more, not {options.threads}")
+    if options.threads:
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+    if not options.optimize:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    available = ort.get_available_providers()
+    if options.provider not in available:
+        raise OptionError(
+            f"unknown provider {options.provider!r}; the installed onnxruntime has: {', '.join(available)}"
+        )
+    for library in options.custom_op_libraries:
+        if not Path(library).is_file():
+            raise OptionError(f"custom-operator library {str(library)!r} not found")
+        try:
+            # An absolute path: the system's loader would look up a bare name elsewhere.
+            settings.register_custom_ops_library(str(Path(library).absolute()))
+        except Exception as error:  # see Runner
+            reason = readable_reason(str(error))
+            raise OptionError(f"custom-operator library {str(library)!r} cannot be loaded: {reason}") from error
+    return settings
+
+
+def _source(ort: Any, model: Model) -> tuple[str | bytes, str | None]:
+    """What the session loads (a path or the model's bytes), and the folder of its external data."""
+    external = [tensor for tensor in tensor_protos(model.proto) if is_external(tensor)]
+    if not external:
+        return _path_or_bytes(model), None
+    data = model.data_folder()
+    data.check(external)
+    folder = data.path.resolve()
+    linked = any(not _target(folder, tensor).is_relative_to(folder) for tensor in external)
+    old = tuple(int(number) for number in ort.__version__.split(".")[:2]) < _FOLDER_KEY_SINCE
+    if (linked and not old) or (old and not model.pristine):
+        return _relocated(model.proto, folder, absolute=old)
+    return _path_or_bytes(model), str(folder)
+
+
+def _relocated(proto: onnx.ModelProto, folder: Path, *, absolute: bool) -> tuple[bytes, str]:
+    """The model with its external data where links lead: the bytes, and the folder that locations start from.
+
+    The runtime refuses links out of the model's folder, which model hubs' caches are made of. The user allowed them,
+    or ``DataFolder`` had refused them. So each location is replaced by that of the real file.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    external = [tensor for tensor in tensor_protos(changed) if is_external(tensor)]
+    targets = [_target(folder, tensor) for tensor in external]
+    try:
+        common = os.path.commonpath([target.parent for target in targets])
+    except ValueError:
+        raise CannotRun("the external data lies on several drives") from None
+    for tensor, target in zip(external, targets, strict=True):
+        location = target if absolute else target.relative_to(common)
+        set_slot(tensor, replace(slot_of(tensor), location=location.as_posix()))
+    return _serialized(changed), common
+
+
+def _target(folder: Path, tensor: onnx.TensorProto) -> Path:
+    return (folder / slot_of(tensor).location).resolve()
+
+
+def _path_or_bytes(model: Model) -> str | bytes:
+    if model.pristine and model.path is not None and model.path.is_file():
+        return str(model.path)
+    return _serialized(model.proto)
+
+
+def _serialized(proto: onnx.ModelProto) -> bytes:
+    too_large = "the model is larger than 2 GB without external data, more than the runtime can load"
+    try:
+        data: bytes = proto.SerializeToString()
+    except (EncodeError, ValueError):  # which one depends on protobuf's version
+        raise CannotRun(too_large) from None
+    if len(data) > _LARGEST_PROTO:
+        raise CannotRun(too_large)
+    return data
+
+
+_ORIGIN = re.compile(r"(?:[A-Za-z]:)?[\w./\\+-]+\.(?:cc|cpp|cu|cuh|h|hpp|inl):\d+\s+")
+_QUALIFIERS = re.compile(r"(?:\s*(?:const\b|noexcept\b|\[with [^\]]*\]))*")
+_NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message:\s*")
+_NOISE = (
+    re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ :\s*"),
+    re.compile(r"^Load model from .*? failed:\s*"),
+    re.compile(r"Failed to load model with error:\s*"),
+    re.compile(r"^(?:Fatal error|Exception during initialization):\s*"),
+)
+
+
+def readable_reason(text: str) -> str:
+    """The runtime's message in one line, without the places in its C++ source; names of nodes and operators stay."""
+    for pattern in _NOISE:
+        text = pattern.sub("", text, count=1)
+    text = _NODE.sub(lambda found: f"{found[1]} node {found[2]!r}: " if found[2] else f"{found[1]} node: ", text)
+    while found := _ORIGIN.search(text):
+        text = text[: found.start()] + _after_signature(text[found.end() :])
+    return " ".join(text.split()) or "the runtime gave no reason"
+
+
+def _after_signature(text: str) -> str:
+    """What follows the C++ function that the runtime puts between a source line and its message."""
+    head, opening, _ = text.partition("(")
+    if not opening or "::" not in head or head.endswith(" "):
+        # Some compilers give only a name.
+        word, _, rest = text.partition(" ")
+        return rest if "::" in word else text
+    depth = 0
+    for position, character in enumerate(text[len(head) :], start=len(head)):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            after = text[position + 1 :]
+            qualifier = _QUALIFIERS.match(after)
+            return after[qualifier.end() :] if qualifier else after
+    return text

@@ -1,0 +1,92 @@
+"""Every graph and function body of a model, in one fixed order.
+
+Two protos of the same structure (a model and its copy without weights) give scopes that correspond index by index.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One graph (main or nested in an attribute) or one function body.
+
+    ``body`` is the proto itself, so changing it changes the model. Names are unique within a ``namespace``: the main
+    graph and all graphs nested in it share namespace 0, every function (with what is nested in it) has its own.
+    """
+
+    index: int
+    kind: Literal["main", "subgraph", "function"]
+    body: onnx.GraphProto | onnx.FunctionProto
+    where: str  # "" for the main graph, else words such as "If 'cond_1', then_branch"
+    namespace: int
+    parent: int | None = None  # index of the scope that holds this subgraph
+    holder: tuple[int, str] | None = None  # the holding node's index in the parent, and the attribute's name
+
+
+def scopes(model: onnx.ModelProto) -> list[Scope]:
+    """The main graph, the graphs nested in it depth first, then every function with its own nested graphs."""
+    found = [Scope(0, "main", model.graph, "", 0)]
+    _nested(found, found[0])
+    for number, function in enumerate(model.functions, start=1):
+        name = f"{function.domain}::{function.name}" if function.domain else function.name
+        found.append(Scope(len(found), "function", function, f"function {name}", number))
+        _nested(found, found[-1])
+    return found
+
+
+def _nested(found: list[Scope], scope: Scope) -> None:
+    for index, node in enumerate(scope.body.node):
+        for attribute in node.attribute:
+            if attribute.type != onnx.AttributeProto.GRAPH or attribute.ref_attr_name:
+                continue
+            label = f"{node.op_type} {display_name(node)!r}, {attribute.name}"
+            where = f"{scope.where}; {label}" if scope.where else label
+            holder = (index, attribute.name)
+            found.append(
+                Scope(len(found), "subgraph", attribute.g, where, scope.namespace, parent=scope.index, holder=holder)
+            )
+            _nested(found, found[-1])
+
+
+def display_name(node: onnx.NodeProto) -> str:
+    """The node's name, or that of its first output where it has none."""
+    return node.name or next((name for name in node.output if name), node.op_type)
+
+
+def is_standard(node: onnx.NodeProto) -> bool:
+    """Whether the operator is one of ONNX's own."""
+    return node.domain in ("", "ai.onnx")
+
+
+def initializer_names(scope: Scope) -> set[str]:
+    """Names of the dense initialisers of a graph; empty for a function body, which cannot have any."""
+    if isinstance(scope.body, onnx.FunctionProto):
+        return set()
+    return {tensor.name for tensor in scope.body.initializer}
+
+
+def used_names(scope: Scope) -> Iterator[str]:
+    """Every name that this scope reads: inputs of its nodes and its outputs, once for each use."""
+    for node in scope.body.node:
+        yield from (name for name in node.input if name)
+    if isinstance(scope.body, onnx.FunctionProto):
+        yield from scope.body.output
+        return
+    yield from (output.name for output in scope.body.output)
+    for annotation in scope.body.quantization_annotation:
+        yield from (entry.value for entry in annotation.quant_parameter_tensor_names)
+
+
+def training_names(model: onnx.ModelProto) -> Iterator[str]:
+    """Every name that the model's training information mentions: a weight among them must stay."""
+    for training in model.training_info:
+        for graph in (training.initialization, training.algorithm):
+            for node in graph.node:
+                yield from node.input
+            yield from (output.name for output in graph.output)
+        for binding in (*training.initialization_binding, *training.update_binding):
+            yield from (binding.key, binding.value)

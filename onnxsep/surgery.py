@@ -1,0 +1,238 @@
+"""Putting new nodes into the source model, in place of Convs, and taking out weights that nothing uses any more.
+
+Everything else in the model stays the source's own proto.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxsep.graph import NewNode, build_nodes, build_tensor
+from onnxsep.planning import Replacement, factor_key
+from onnxsep.scopes import Scope, display_name, scopes, training_names, used_names
+from onnxsep.sites import METADATA_PREFIX
+from onnxsep.types import INPUT, AddLayer, Constant, Conv, ConvLayer, Place
+
+Factors = Sequence[NDArray[np.generic]]  # in the stored type, one for each Conv of the replacement
+INITIALIZERS_ARE_INPUTS = 3  # up to this IR version every initialiser is listed among the graph's inputs
+
+
+@dataclass
+class Edit:
+    """What was put in and taken out."""
+
+    new_initializers: list[str] = field(default_factory=list)
+    removed_weights: list[str] = field(default_factory=list)
+    removed_inputs: list[str] = field(default_factory=list)
+
+
+def replace_convs(model: onnx.ModelProto, replacements: Sequence[Replacement], factors: Sequence[Factors]) -> Edit:
+    """Replace Convs in ``model``, which is changed.
+
+    Args:
+        model: a model of the same structure as the one that the sites were found in.
+        replacements: the plan's replacements.
+        factors: for each replacement its weights, in the stored type.
+    """
+    return _Surgeon(model).run(replacements, factors)
+
+
+class _Surgeon:
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+        self._scopes = scopes(model)
+        self._edit = Edit()
+        self._names = _Names(model, self._scopes)
+        self._new_nodes: dict[Place, list[onnx.NodeProto]] = {}  # in place of these nodes
+        self._after: dict[Place, list[onnx.NodeProto]] = {}  # right behind these nodes
+        self._factor_names: dict[Any, list[str]] = {}
+
+    def run(self, replacements: Sequence[Replacement], factors: Sequence[Factors]) -> Edit:
+        for replacement, arrays in zip(replacements, factors, strict=True):
+            self._new_nodes[replacement.site.place] = self._build(replacement, arrays)
+        # Only now do the old weights lose their users, so only now can places shift.
+        orphans = self._orphans({replacement.site.weight: None for replacement in replacements})
+        for scope in self._scopes:
+            self._write(scope, orphans)
+        return self._edit
+
+    def _build(self, replacement: Replacement, arrays: Factors) -> list[onnx.NodeProto]:
+        site = replacement.site
+        scope = self._scopes[site.place[0]]
+        node = scope.body.node[site.place[1]]
+        weights = iter(self._weights(replacement, arrays, node.output[0]))
+        tensors = {INPUT: node.input[0]}
+        last = replacement.layers[-1]
+        new: list[NewNode] = []
+        for layer in replacement.layers:
+            tensor = node.output[0] if layer is last else self._names.tensor(scope, f"{node.output[0]}_{layer.name}")
+            tensors[layer.name] = tensor
+            name = self._names.node(f"{display_name(node)}_{layer.name}")
+            if isinstance(layer, AddLayer):
+                new.append(NewNode("Add", name, [tensors[name] for name in layer.inputs], tensor, {}))
+                continue
+            inputs = [tensors[layer.input], next(weights)]
+            if layer.conv.bias:
+                inputs.append(node.input[2])
+            new.append(NewNode("Conv", name, inputs, tensor, conv_attributes(layer.conv)))
+        built = build_nodes(new)
+        made = {"mode": replacement.mode, "rank": "x".join(map(str, replacement.rank)), "source": display_name(node)}
+        for proto in built:
+            if node.domain:
+                proto.domain = node.domain
+            _carry(node, proto, {METADATA_PREFIX + key: value for key, value in made.items()})
+        if node.doc_string:
+            built[-1].doc_string = node.doc_string
+        return built
+
+    def _weights(self, replacement: Replacement, arrays: Factors, output: str) -> list[str]:
+        """Names of the factors; they are stored once, in the form and the place of the weight that they replace."""
+        key = factor_key(replacement)
+        if key in self._factor_names:
+            return self._factor_names[key]
+        weight = replacement.site.weight
+        scope = self._scopes[weight.scope]
+        convs = [layer for layer in replacement.layers if isinstance(layer, ConvLayer)]
+        names = [self._names.tensor(scope, f"{output}_{layer.name}_weight") for layer in convs]
+        tensors = [build_tensor(name, array) for name, array in zip(names, arrays, strict=True)]
+        if weight.nodes:
+            self._after.setdefault(weight.nodes[-1], []).extend(map(_constant_node, tensors))
+        else:
+            assert isinstance(scope.body, onnx.GraphProto)
+            scope.body.initializer.extend(tensors)
+            if scope.kind == "main":
+                self._edit.new_initializers.extend(names)
+                if self._model.ir_version <= INITIALIZERS_ARE_INPUTS:
+                    scope.body.input.extend(_as_input(tensor) for tensor in tensors)
+        self._factor_names[key] = names
+        return names
+
+    def _orphans(self, weights: Iterable[Constant]) -> set[tuple[int, str]]:
+        """(namespace, name) of the replaced weights, and of what only they were made of, that nothing uses any more."""
+        uses: Counter[tuple[int, str]] = Counter()
+        for scope in self._scopes:
+            uses.update((scope.namespace, name) for name in used_names(scope))
+        uses.update((0, name) for name in training_names(self._model))
+        for place, nodes in self._new_nodes.items():
+            namespace = self._scopes[place[0]].namespace
+            uses.subtract((namespace, name) for name in self._node(place).input)
+            uses.update((namespace, name) for node in nodes for name in node.input)
+        orphans: set[tuple[int, str]] = set()
+        for weight in weights:
+            namespace = self._scopes[weight.scope].namespace
+            if not weight.nodes and uses[namespace, weight.name] == 0:
+                orphans.add((namespace, weight.name))
+            for place in reversed(weight.nodes):
+                node = self._node(place)
+                if place in self._new_nodes or any(uses[namespace, name] for name in node.output if name):
+                    continue
+                self._new_nodes[place] = []
+                orphans.update((namespace, name) for name in node.output if name)
+                uses.subtract((namespace, name) for name in node.input if name)
+                orphans.update((namespace, name) for name in node.input if name and uses[namespace, name] == 0)
+        return orphans
+
+    def _node(self, place: Place) -> onnx.NodeProto:
+        return self._scopes[place[0]].body.node[place[1]]
+
+    def _write(self, scope: Scope, orphans: set[tuple[int, str]]) -> None:
+        """Put the new nodes of one scope in their places and remove what is orphaned."""
+        changed = [place for place in (*self._new_nodes, *self._after) if place[0] == scope.index]
+        body = scope.body
+        for index in sorted({index for _, index in changed}, reverse=True):
+            place = (scope.index, index)
+            new = [*self._new_nodes.get(place, [body.node[index]]), *self._after.get(place, [])]
+            if place in self._new_nodes:
+                del body.node[index]
+                for node in reversed(new):
+                    body.node.insert(index, node)
+            else:
+                for node in reversed(new[1:]):
+                    body.node.insert(index + 1, node)
+        gone = {name for namespace, name in orphans if namespace == scope.namespace}
+        if isinstance(body, onnx.FunctionProto):
+            _remove(body.value_info, gone)
+            return
+        self._edit.removed_weights += _remove(body.initializer, gone)
+        self._edit.removed_inputs += _remove(body.input, gone)
+        _remove(body.value_info, gone)
+        for index in reversed(range(len(body.quantization_annotation))):
+            if body.quantization_annotation[index].tensor_name in gone:
+                del body.quantization_annotation[index]
+
+
+class _Names:
+    """New names that collide with none in the model."""
+
+    def __init__(self, model: onnx.ModelProto, all_scopes: Sequence[Scope]) -> None:
+        self._tensors: dict[int, set[str]] = {scope.namespace: set() for scope in all_scopes}
+        self._nodes: set[str] = set()
+        for scope in all_scopes:
+            taken = self._tensors[scope.namespace]
+            body = scope.body
+            for node in body.node:
+                taken.update(node.input, node.output)
+                self._nodes.add(node.name)
+            if isinstance(body, onnx.FunctionProto):
+                taken.update(body.input, body.output)
+                continue
+            values = (*body.input, *body.output, *body.value_info, *body.initializer)
+            taken.update(value.name for value in values)
+            taken.update(tensor.values.name for tensor in body.sparse_initializer)
+        self._tensors[0].update(training_names(model))
+
+    def tensor(self, scope: Scope, wanted: str) -> str:
+        return _fresh(self._tensors[scope.namespace], wanted)
+
+    def node(self, wanted: str) -> str:
+        return _fresh(self._nodes, wanted)
+
+
+def _fresh(taken: set[str], wanted: str) -> str:
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    taken.add(name)
+    return name
+
+
+def conv_attributes(conv: Conv) -> dict[str, Any]:
+    """The attributes of a Conv node, in alphabetical order; pads and auto_pad exclude one another."""
+    attributes: dict[str, Any] = {} if conv.auto_pad == "NOTSET" else {"auto_pad": conv.auto_pad}
+    attributes.update(dilations=list(conv.dilations), group=conv.group, kernel_shape=list(conv.kernel_shape))
+    if conv.auto_pad == "NOTSET":
+        attributes["pads"] = list(conv.pads)
+    attributes["strides"] = list(conv.strides)
+    return attributes
+
+
+def _carry(source: onnx.NodeProto, new: onnx.NodeProto, metadata: Mapping[str, str]) -> None:
+    """Give a new node the metadata of the one that it replaces, and its own."""
+    own = {entry.key: entry.value for entry in source.metadata_props}
+    for key, value in {**own, **metadata}.items():
+        entry = new.metadata_props.add()
+        entry.key, entry.value = key, value
+
+
+def _constant_node(tensor: onnx.TensorProto) -> onnx.NodeProto:
+    return onnx.helper.make_node("Constant", [], [tensor.name], name=tensor.name, value=tensor)
+
+
+def _as_input(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+
+
+def _remove(values: Any, names: set[str]) -> list[str]:
+    """Delete the members with these names from a repeated field; gives the names that were there."""
+    removed = []
+    for index in reversed(range(len(values)) if names else ()):
+        if values[index].name in names:
+            removed.append(values[index].name)
+            del values[index]
+    return removed[::-1]

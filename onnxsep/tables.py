@@ -1,0 +1,105 @@
+"""Turning a plan and what was measured into report records."""
+
+from collections.abc import Mapping
+
+import onnx
+
+from onnxsep.counting import count_macs, count_parameters
+from onnxsep.external import is_external, slot_of
+from onnxsep.factors import Factorized
+from onnxsep.io import Model, tensor_protos
+from onnxsep.planning import Plan, Replacement, site_macs
+from onnxsep.report import ConvReport, ModelInfo, Totals
+from onnxsep.sites import Sites
+from onnxsep.types import Rejected
+
+
+def model_info(model: Model) -> ModelInfo:
+    """Producer, versions and sizes of a model."""
+    proto = model.proto
+    return ModelInfo(
+        path=None if model.path is None else str(model.path),
+        producer=" ".join(part for part in (proto.producer_name, proto.producer_version) if part),
+        ir_version=proto.ir_version,
+        opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        size_bytes=size_bytes(model),
+    )
+
+
+def size_bytes(model: Model) -> int:
+    """Bytes of the .onnx and of the slots of external data that it uses, each once."""
+    slots = {slot_of(tensor) for tensor in tensor_protos(model.proto) if is_external(tensor)}
+    own = model.path.stat().st_size if model.pristine and model.path else model.proto.ByteSize()
+    return own + sum(slot.length or 0 for slot in slots)
+
+
+def conv_reports(
+    plan: Plan, factors: Mapping[int, Factorized], output_errors: Mapping[int, float]
+) -> tuple[ConvReport, ...]:
+    """One record for every convolution, in graph order.
+
+    Args:
+        plan: what was decided.
+        factors: by ``id`` of the replacement.
+        output_errors: of a local verification, by ``id`` of the replacement; empty without one.
+    """
+    return tuple(_conv_report(row, factors, output_errors) for row in plan.rows)
+
+
+def _conv_report(
+    row: Replacement | Rejected, factors: Mapping[int, Factorized], output_errors: Mapping[int, float]
+) -> ConvReport:
+    site = row.site
+    if isinstance(row, Rejected):
+        return ConvReport(
+            name=row.name,
+            op_type=row.op_type,
+            where=row.where,
+            status="left",
+            reason=row.reason,
+            weight_shape=site.conv.weight_shape if site else None,
+            group=site.conv.group if site else None,
+            strides=site.conv.strides if site else None,
+            parameters_before=site.conv.parameters if site else None,
+            parameters_after=site.conv.parameters if site else None,
+            macs_before=site_macs(site) if site else None,
+            macs_after=site_macs(site) if site else None,
+        )
+    assert site is not None
+    return ConvReport(
+        name=site.name,
+        op_type="Conv",
+        where=site.where,
+        status="replaced",
+        notes=row.notes,
+        weight_shape=site.conv.weight_shape,
+        group=site.conv.group,
+        strides=site.conv.strides,
+        rank=row.rank,
+        parameters_before=site.conv.parameters,
+        parameters_after=row.parameters,
+        macs_before=site_macs(site),
+        macs_after=row.macs,
+        weight_error=factors[id(row)].weight_error,
+        output_error=output_errors.get(id(row)),
+    )
+
+
+def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
+    """Sums over the original and the result.
+
+    Args:
+        sites: of the original.
+        plan: what was decided.
+        light: skeleton of the result, with inferred shapes.
+    """
+    before, after = count_macs(sites.light), count_macs(light)
+    return Totals(
+        convs=len(plan.rows),
+        replaced=len(plan.replacements),
+        parameters_before=count_parameters(sites.light),
+        parameters_after=count_parameters(light),
+        macs_before=before.total,
+        macs_after=after.total,
+        macs_unknown=before.unknown,
+    )

@@ -1,0 +1,226 @@
+"""Verification: the original and the result run on the same inputs, their outputs compared."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onnxsep.errors import VerificationError
+from onnxsep.feeds import Feeds
+from onnxsep.float32 import as_float32, float32_copy, held_types
+from onnxsep.io import Model
+from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+
+Outputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """How far one output of the result is from the original's.
+
+    Attributes:
+        name: The output.
+        max_abs: Largest absolute difference of an element.
+        mean_abs: Mean absolute difference.
+        relative: ||original - result|| / ||original||, Euclidean norms over all elements; 0 where both are zero,
+            infinite where only the original is.
+    """
+
+    name: str
+    max_abs: float
+    mean_abs: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The differences of all outputs, in the model's order.
+
+    Attributes:
+        outputs: One entry per output.
+        notes: What a reader must know: how the inputs were chosen, what was left out and why.
+        seconds: Wall time of the comparison.
+    """
+
+    outputs: tuple[OutputDifference, ...]
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def max_abs(self) -> float:
+        """The largest of all outputs."""
+        return max((output.max_abs for output in self.outputs), default=0.0)
+
+    @property
+    def mean_abs(self) -> float:
+        """The largest mean of all outputs."""
+        return max((output.mean_abs for output in self.outputs), default=0.0)
+
+    @property
+    def relative(self) -> float:
+        """The largest of all outputs."""
+        return max((output.relative for output in self.outputs), default=0.0)
+
+
+def compare_outputs(original: Model, result: Model, feeds: Feeds, options: RuntimeOptions) -> Comparison:
+    """Run both models on the same inputs, one after the other, and compare every output in float64.
+
+    Integers and booleans are compared as numbers, strings as equal (0) or not (1), sequences and maps element by
+    element. Where the runtime cannot run the original and it holds bfloat16 or float64, both are compared as float32
+    copies, and a note says so.
+
+    Args:
+        original: The model as it was.
+        result: The rewritten model, with the same inputs and outputs.
+        feeds: Inputs for ``original``.
+        options: How to run them.
+
+    Raises:
+        CannotRun: the runtime cannot run the original, so nothing was verified; the message is its reason.
+        VerificationError: the result does not run though the original does; names, shapes or types of the outputs
+            differ; or the result has NaN or infinity where the original has a number.
+    """
+    start = time.perf_counter()
+    notes = list(feeds.notes)
+    reason, types = "", tuple[str, ...]()
+    try:
+        expected = Runner(original, options)(feeds.arrays)
+    except CannotRun as error:
+        reason, types = str(error), held_types(original)
+        if not types:
+            raise
+    if not reason:
+        actual = _run_result(lambda: result, feeds.arrays, options)
+    else:
+        arrays = {name: as_float32(array) for name, array in feeds.arrays.items()}
+        try:
+            expected = Runner(float32_copy(original), options)(arrays)
+        except CannotRun:
+            raise CannotRun(reason) from None
+        notes.append(f"compared through float32 copies: the runtime cannot run {' and '.join(types)} here ({reason})")
+        actual = _run_result(lambda: float32_copy(result), arrays, options)
+    if list(expected) != list(actual):
+        raise VerificationError(f"the result has the outputs {list(actual)}, the original has {list(expected)}")
+    differences = tuple(_compare(name, expected[name], actual[name], notes) for name in expected)
+    return Comparison(differences, tuple(notes), time.perf_counter() - start)
+
+
+def _run_result(make: Callable[[], Model], arrays: dict[str, np.ndarray], options: RuntimeOptions) -> Outputs:
+    try:
+        return Runner(make(), options)(arrays)
+    except CannotRun as error:
+        raise VerificationError(f"the runtime runs the original but not the result: {error}") from error
+
+
+@dataclass
+class _Tally:
+    """Sums over the elements of one output."""
+
+    max_abs: float = 0.0
+    sum_abs: float = 0.0
+    count: int = 0
+    norm_of_difference: float = 0.0
+    norm_of_original: float = 0.0
+    left_out: int = field(default=0)  # the same NaN or infinity in both
+    undefined: int = field(default=0)  # NaN or infinity in the original, something else in the result
+
+    def add(self, expected: np.ndarray, difference: np.ndarray) -> None:
+        """Add finite values of the original, and their absolute differences, both float64."""
+        if not difference.size:
+            return
+        self.max_abs = max(self.max_abs, float(difference.max()))
+        self.sum_abs += float(difference.sum())
+        self.count += difference.size
+        self.norm_of_difference = math.hypot(self.norm_of_difference, _norm(difference))
+        self.norm_of_original = math.hypot(self.norm_of_original, _norm(expected))
+
+    @property
+    def relative(self) -> float:
+        if self.norm_of_difference == 0.0:
+            return 0.0
+        return self.norm_of_difference / self.norm_of_original if self.norm_of_original else math.inf
+
+
+def _norm(values: np.ndarray) -> float:
+    """The Euclidean norm, scaled so that squares neither overflow nor vanish."""
+    scale = float(np.abs(values).max())
+    if scale == 0.0 or not math.isfinite(scale):
+        return scale
+    return scale * float(np.linalg.norm((values / scale).ravel()))
+
+
+def _compare(name: str, expected: Any, actual: Any, notes: list[str]) -> OutputDifference:
+    tally = _Tally()
+    for where, left, right in _pairs(f"output {name!r}", expected, actual):
+        _add(tally, where, left, right)
+    if tally.left_out:
+        notes.append(f"output {name!r}: {tally.left_out} values are the same NaN or infinity in both and were left out")
+    if tally.undefined:
+        notes.append(
+            f"output {name!r}: {tally.undefined} values are NaN or infinite in the original, and not so or otherwise "
+            "in the result; they were left out"
+        )
+    return OutputDifference(name, tally.max_abs, tally.sum_abs / max(tally.count, 1), tally.relative)
+
+
+def _pairs(where: str, expected: Any, actual: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """The arrays that sequences and maps are made of, in pairs, with their place in words."""
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        if set(expected) != set(actual):
+            raise VerificationError(f"{where} has the keys {sorted(actual)} in the result, not {sorted(expected)}")
+        for key in expected:
+            yield from _pairs(f"{where}[{key!r}]", expected[key], actual[key])
+    elif isinstance(expected, list) and isinstance(actual, list):
+        if len(expected) != len(actual):
+            raise VerificationError(f"{where} has {len(actual)} elements in the result, not {len(expected)}")
+        for index, (left, right) in enumerate(zip(expected, actual, strict=True)):
+            yield from _pairs(f"{where}[{index}]", left, right)
+    elif isinstance(expected, list | dict) or isinstance(actual, list | dict) or (expected is None) != (actual is None):
+        raise VerificationError(f"{where} is {_kind(actual)} in the result, not {_kind(expected)}")
+    elif expected is not None:
+        yield where, np.asarray(expected), np.asarray(actual)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list):
+        return "a sequence"
+    if isinstance(value, dict):
+        return "a map"
+    return "an empty optional" if value is None else "a tensor"
+
+
+def _add(tally: _Tally, where: str, expected: np.ndarray, actual: np.ndarray) -> None:
+    if expected.shape != actual.shape:
+        raise VerificationError(f"{where} has shape {list(actual.shape)} in the result, not {list(expected.shape)}")
+    texts = [array.dtype.kind in "OU" for array in (expected, actual)]
+    if all(texts):
+        unequal = np.asarray(expected != actual, np.float64)
+        tally.add(np.ones_like(unequal), unequal)
+        return
+    if any(texts) or expected.dtype != actual.dtype:
+        raise VerificationError(f"{where} has type {actual.dtype} in the result, not {expected.dtype}")
+    if expected.dtype.kind in "biu":
+        tally.add(expected.astype(np.float64), _integer_difference(expected, actual))
+        return
+    finite, bad = np.isfinite(expected), ~np.isfinite(actual)
+    if broken := int(np.count_nonzero(bad & finite)):
+        raise VerificationError(
+            f"{where} has {broken} values in the result that are NaN or infinite and are numbers in the original"
+        )
+    with np.errstate(over="ignore"):
+        tally.add(
+            expected[finite].astype(np.float64),
+            np.abs(expected[finite].astype(np.float64) - actual[finite].astype(np.float64)),
+        )
+    same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
+    tally.left_out += int(np.count_nonzero(~finite & same))
+    tally.undefined += int(np.count_nonzero(~finite & ~same))
+
+
+def _integer_difference(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """Absolute differences as float64, exact before the conversion: in 64 bits the difference itself may not fit."""
+    high, low = np.maximum(expected, actual), np.minimum(expected, actual)
+    return np.asarray(high.astype(np.uint64) - low.astype(np.uint64), np.float64)

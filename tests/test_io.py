@@ -1,0 +1,624 @@
+"""Loading and saving .onnx files: what is refused, what comes back, and that a failed save changes nothing."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxsep import io
+from onnxsep.errors import ModelLoadError, ModelSaveError
+from onnxsep.io import Model, load, read_tensor, save, tensor_protos
+
+RNG = np.random.default_rng(0)
+
+
+def make_model(*weights: onnx.TensorProto) -> onnx.ModelProto:
+    """A chain of Adds, one for each weight; small, valid, and every weight is used."""
+    nodes, value = [], "x"
+    for weight in weights:
+        nodes.append(helper.make_node("Add", [value, weight.name], [f"{weight.name}_sum"], name=f"add_{weight.name}"))
+        value = f"{weight.name}_sum"
+    nodes.append(helper.make_node("Relu", [value], ["y"], name="relu"))
+    shape = list(weights[0].dims) if weights else [4]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        initializer=weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], producer_name="somebody")
+    model.ir_version = 8
+    return model
+
+
+def floats(name: str, *shape: int) -> onnx.TensorProto:
+    return numpy_helper.from_array(RNG.standard_normal(shape).astype(np.float32), name)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its content: to see that nothing was left, lost or changed."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# ---------------------------------------------------------------- what is not a model
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="nothing.onnx does not exist"):
+        load(tmp_path / "nothing.onnx")
+
+
+def test_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="is a folder"):
+        load(tmp_path)
+
+
+def test_file_used_as_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(ModelLoadError, match="cannot be read: Not a directory"):
+        load(tmp_path / "file" / "model.onnx")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no fifos on this system")
+def test_fifo_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(ModelLoadError, match="not a regular file"):
+        load(tmp_path / "pipe.onnx")
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no users on this system")
+def test_no_permission_to_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    save(make_model(), path)
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root may read everything, so be somebody else for a moment
+    try:
+        with pytest.raises(ModelLoadError, match="cannot be read: Permission denied"):
+            load(path)
+    finally:
+        os.seteuid(user)
+
+
+GRAPH = make_model(floats("w", 30, 30)).SerializeToString()
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a1b2c\nsize 94042171\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (LFS, "Git LFS pointer, fetch the real file"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "PNG image"),
+        (b"PK\x03\x04\x14\0\0\0", "zip archive"),
+        (b'{"irVersion": "8", "graph": {}}', "JSON file"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", "HTML"),
+        (b"ir_version: 8\ngraph {\n  name: 'g'\n}\n", "text file, not a binary ONNX file"),
+        ("модель ".encode() * 60, "text file"),
+        (bytes(range(255, 0, -1)) * 8, "is not a complete ONNX file"),
+        (bytes(1000), "is not a complete ONNX file"),
+        (floats("w", 3, 4).SerializeToString(), "is not a complete ONNX file|is not an ONNX model"),
+        (GRAPH[: len(GRAPH) // 2], "cut short or damaged"),
+        (GRAPH[:100], "cut short or damaged"),
+        (b"\x08\x08", "is not an ONNX model"),
+        (onnx.ModelProto(ir_version=8, graph=onnx.GraphProto()).SerializeToString(), "imports no operator set"),
+        (onnx.ModelProto(graph=onnx.GraphProto(name="g")).SerializeToString(), "is not an ONNX model"),
+    ],
+)
+def test_not_a_model(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError, match=message) as error:
+        load(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_cut_at_every_byte_is_an_error_or_a_whole_model(tmp_path: Path) -> None:
+    path = tmp_path / "cut.onnx"
+    content = make_model(floats("w", 3)).SerializeToString()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(ModelLoadError):
+            load(path)
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_give_one_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "random.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError):
+        load(path)
+
+
+def test_over_two_gigabytes_is_refused_without_reading_it(tmp_path: Path) -> None:
+    path = tmp_path / "big.onnx"
+    with path.open("wb") as file:
+        file.write(b"PK\x03\x04")
+        file.truncate(2**31)
+    with pytest.raises(ModelLoadError, match="over 2 GB: this is a zip archive"):
+        load(path)
+
+
+def damaged(**changes: Any) -> onnx.TensorProto:
+    tensor = floats("w", 3, 4)
+    for name, value in changes.items():
+        if name == "dims":
+            del tensor.dims[:]
+            tensor.dims.extend(value)
+        elif name == "float_data":
+            tensor.ClearField("raw_data")
+            tensor.float_data.extend(value)
+        else:
+            setattr(tensor, name, value)
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (damaged(raw_data=b"123"), "'w' has 3 bytes of data .* need 48"),
+        (damaged(raw_data=b""), "has 0 bytes"),
+        (damaged(dims=[3, -4]), "negative dimension"),
+        (damaged(dims=[2**40, 2**40]), "has 48 bytes"),
+        (damaged(float_data=[1.0] * 11), "has 11 values of data .* need 12"),
+        (damaged(float_data=[]), "has 0 values"),
+        (damaged(data_type=TensorProto.DOUBLE), "need 96"),
+        (damaged(data_type=TensorProto.STRING), "has 0 values"),
+    ],
+)
+@pytest.mark.parametrize("from_memory", [True, False])
+def test_tensor_that_does_not_fit_its_shape(
+    tmp_path: Path, tensor: onnx.TensorProto, message: str, from_memory: bool
+) -> None:
+    model = make_model(tensor)
+    (tmp_path / "bad.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelLoadError, match=message):
+        load(model if from_memory else tmp_path / "bad.onnx")
+
+
+def test_names_that_are_not_text(tmp_path: Path) -> None:
+    content = make_model(floats("w", 3)).SerializeToString()
+    for name in (b"Relu", b"add_w", b"w_sum"):
+        (tmp_path / "bad.onnx").write_bytes(content.replace(name, b"\xff" * len(name)))
+        with pytest.raises(ModelLoadError, match="not UTF-8"):
+            load(tmp_path / "bad.onnx")
+
+
+def test_external_data_needs_a_path() -> None:
+    tensor = onnx.TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="w.bin")
+    with pytest.raises(ModelLoadError, match=r"came from memory .* Pass the path"):
+        load(make_model(tensor))
+    with pytest.raises(ModelLoadError, match="Pass the path"):
+        save(make_model(tensor), "out.onnx")
+
+
+# ---------------------------------------------------------------- what comes back
+
+
+def test_load_gives_where_it_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = make_model(floats("w", 3))
+    save(proto, tmp_path / "m.onnx")
+    monkeypatch.chdir(tmp_path)
+    model = load("m.onnx")
+    assert model == Model(proto, Path("m.onnx"), tmp_path, follow_links=False, pristine=True)
+    assert load(model) is model
+    memory = load(proto)
+    assert memory.proto is proto
+    assert (memory.path, memory.base_dir, memory.pristine) == (None, None, False)
+
+
+def sparse(value: onnx.TensorProto) -> onnx.SparseTensorProto:
+    return onnx.SparseTensorProto(values=value, indices=tensor_named(f"{value.name}_index"), dims=[9])
+
+
+def tensor_named(name: str) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array([1], np.int64), name)
+
+
+def graph_with(name: str) -> onnx.GraphProto:
+    return onnx.GraphProto(name=name, initializer=[tensor_named(name)])
+
+
+def test_every_tensor_is_found() -> None:
+    node = onnx.NodeProto(op_type="Any")
+    node.attribute.add(name="t", t=tensor_named("t"))
+    node.attribute.add(name="tensors", tensors=[tensor_named("tensors0"), tensor_named("tensors1")])
+    node.attribute.add(name="sparse", sparse_tensor=sparse(tensor_named("attribute")))
+    node.attribute.add(name="sparses", sparse_tensors=[sparse(tensor_named("attributes"))])
+    inner = onnx.NodeProto(op_type="If")
+    inner.attribute.add(name="g", g=graph_with("inner"))
+    outer = graph_with("outer")
+    outer.node.append(inner)
+    node.attribute.add(name="g", g=outer)
+    node.attribute.add(name="graphs", graphs=[graph_with("graphs")])
+    model = onnx.ModelProto()
+    model.graph.CopyFrom(graph_with("main"))
+    model.graph.sparse_initializer.append(sparse(tensor_named("sparse")))
+    model.graph.node.append(node)
+    in_function = onnx.NodeProto(op_type="Constant")
+    in_function.attribute.add(name="value", t=tensor_named("function"))
+    function = model.functions.add(name="f", node=[in_function])
+    function.attribute_proto.add(name="default", t=tensor_named("default"))
+    training = model.training_info.add()
+    training.initialization.CopyFrom(graph_with("initialization"))
+    training.algorithm.CopyFrom(graph_with("algorithm"))
+
+    found = [tensor.name for tensor in tensor_protos(model)]
+    assert found[0] == "main"
+    assert len(found) == len(set(found))
+    # Every name was given to exactly one tensor, so the text of the whole proto is the independent count.
+    everything = {line.split('"')[1] for line in str(model).splitlines() if "name:" in line and '"' in line}
+    not_tensors = {"tensors", "sparses", "g", "graphs", "value", "f", "default", "t", "sparse", "outer", "inner"}
+    assert set(found) >= everything - not_tensors
+    assert {"t", "tensors0", "tensors1", "sparse", "sparse_index", "default", "outer", "inner", "function"} <= set(found)
+
+
+NUMPY_TYPES = [
+    np.float32, np.float64, np.float16, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32,
+    np.uint64, np.bool_, np.complex64, np.complex128,
+]  # fmt: skip
+TYPED = {
+    TensorProto.FLOAT: ("float_data", np.float32),
+    TensorProto.DOUBLE: ("double_data", np.float64),
+    TensorProto.INT64: ("int64_data", np.int64),
+    TensorProto.UINT32: ("uint64_data", np.uint64),
+    TensorProto.UINT64: ("uint64_data", np.uint64),
+}
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from([np.dtype(item) for item in NUMPY_TYPES]), hnp.array_shapes(min_dims=0, max_dims=4, min_side=0)
+    )
+)
+def test_reads_what_numpy_wrote(array: npt.NDArray[Any]) -> None:
+    raw = numpy_helper.from_array(array, "w")
+    typed = helper.make_tensor("w", raw.data_type, array.shape, array.ravel().tolist())
+    for tensor in (raw, typed):
+        model = load(make_model(tensor))
+        values = read_tensor(model, tensor)
+        assert values.dtype == array.dtype
+        assert values.shape == array.shape
+        np.testing.assert_array_equal(values, array)
+
+
+@pytest.mark.parametrize(
+    ("data_type", "dtype"),
+    [
+        (TensorProto.BFLOAT16, ml_dtypes.bfloat16),
+        (TensorProto.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn),
+        (TensorProto.FLOAT8E4M3FNUZ, ml_dtypes.float8_e4m3fnuz),
+        (TensorProto.FLOAT8E5M2, ml_dtypes.float8_e5m2),
+        (TensorProto.FLOAT8E5M2FNUZ, ml_dtypes.float8_e5m2fnuz),
+        (TensorProto.INT4, ml_dtypes.int4),
+        (TensorProto.UINT4, ml_dtypes.uint4),
+    ],
+)
+def test_reads_the_small_types(tmp_path: Path, data_type: int, dtype: Any) -> None:
+    array = np.array([[0, 1, 2], [3, 4, -2 if data_type != TensorProto.UINT4 else 2], [1, 0, 1]]).astype(dtype)
+    raw = helper.make_tensor("w", data_type, array.shape, packed_bytes(array), raw=True)
+    typed = helper.make_tensor("w", data_type, array.shape, array.astype(np.float32).ravel().tolist())
+    outside = onnx.TensorProto(name="w", data_type=data_type, dims=array.shape, data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value="w.bin")
+    outside.external_data.add(key="offset", value="3")
+    (tmp_path / "w.bin").write_bytes(b"???" + packed_bytes(array) + b"?")
+    for tensor in (raw, typed, outside):
+        (tmp_path / "m.onnx").write_bytes(make_model(tensor).SerializeToString())
+        values = read_tensor(load(tmp_path / "m.onnx"), tensor)
+        assert values.dtype == array.dtype
+        np.testing.assert_array_equal(values.astype(np.float32), array.astype(np.float32))
+
+
+def packed_bytes(array: npt.NDArray[Any]) -> bytes:
+    if array.dtype not in (ml_dtypes.int4, ml_dtypes.uint4):
+        return array.tobytes()
+    nibbles = np.append(array.ravel().astype(np.int8).astype(np.uint8) & 15, np.uint8(0))
+    return (nibbles[0 : array.size : 2] | nibbles[1 : array.size + 1 : 2] << 4).tobytes()
+
+
+def test_reads_strings_and_refuses_unknown_types() -> None:
+    words = numpy_helper.from_array(np.array(["a", "ü"], dtype=object), "w")
+    assert read_tensor(load(make_model(words)), words).tolist() == ["a", "ü"]
+    unknown = onnx.TensorProto(name="w", dims=[2], raw_data=b"ab", data_type=99)
+    model = load(make_model(unknown))  # carried over as it is
+    with pytest.raises(ModelLoadError, match="'w' of type 99 cannot be read"):
+        read_tensor(model, unknown)
+
+
+def test_array_lives_without_the_proto() -> None:
+    weight = floats("w", 3, 4)
+    expected = numpy_helper.to_array(weight).copy()
+    model = load(make_model(weight))
+    values = read_tensor(model, model.proto.graph.initializer[0])
+    model.proto.graph.initializer[0].raw_data = bytes(48)
+    np.testing.assert_array_equal(values, expected)
+
+
+# ---------------------------------------------------------------- saving
+
+
+def test_unchanged_models_keep_their_bytes(shared: Path, tmp_path: Path) -> None:
+    paths = sorted((shared / "models").rglob("*.onnx"))
+    assert len(paths) >= 15
+    for source in paths:
+        folder = tmp_path / source.stem
+        folder.mkdir()
+        elsewhere = save(load(source), folder / "copy.onnx")
+        beside = save(load(folder / "copy.onnx"), folder / "again.onnx")
+        in_place = save(load(folder / "again.onnx"), folder / "again.onnx")
+        for saved in (elsewhere, beside, in_place):
+            assert saved.path.read_bytes() == source.read_bytes()
+            assert saved.data_paths == elsewhere.data_paths
+        data = [path for path in source.parent.iterdir() if path.name.startswith(source.name + ".")]
+        assert listing(folder) == {path.name: path.read_bytes() for path in data} | {
+            name: source.read_bytes() for name in ("copy.onnx", "again.onnx")
+        }
+        assert elsewhere.size_bytes == source.stat().st_size + sum(path.stat().st_size for path in data)
+
+
+def test_fields_in_another_order_are_copied_as_they_are(tmp_path: Path) -> None:
+    # protobuf allows any order of fields; a file in another order than ours must still come out byte for byte.
+    model = make_model(floats("w", 3))
+    opset = onnx.ModelProto(opset_import=model.opset_import).SerializeToString()
+    rest = onnx.ModelProto()
+    rest.CopyFrom(model)
+    del rest.opset_import[:]
+    content = opset + rest.SerializeToString()
+    assert content != model.SerializeToString()
+    (tmp_path / "a.onnx").write_bytes(content)
+    save(load(tmp_path / "a.onnx"), tmp_path / "b.onnx")
+    assert (tmp_path / "b.onnx").read_bytes() == content
+
+
+def test_pristine_flag_is_not_believed(tmp_path: Path) -> None:
+    save(make_model(floats("w", 3)), tmp_path / "a.onnx")
+    model = load(tmp_path / "a.onnx")
+    model.proto.producer_name = "changed in place"
+    save(model, tmp_path / "b.onnx")
+    assert onnx.load(tmp_path / "b.onnx").producer_name == "changed in place"
+
+
+def test_source_replaced_since_it_was_loaded(tmp_path: Path) -> None:
+    first = make_model(floats("w", 3))
+    save(first, tmp_path / "a.onnx")
+    model = load(tmp_path / "a.onnx")
+    save(make_model(floats("v", 5)), tmp_path / "a.onnx")
+    save(model, tmp_path / "b.onnx")
+    assert onnx.load(tmp_path / "b.onnx") == first
+    (tmp_path / "a.onnx").unlink()
+    save(model, tmp_path / "c.onnx")
+    assert onnx.load(tmp_path / "c.onnx") == first
+
+
+def test_saving_does_not_change_the_model(tmp_path: Path) -> None:
+    proto = make_model(floats("w", 30, 30))
+    before = proto.SerializeToString()
+    saved = save(proto, tmp_path / "m.onnx")
+    assert proto.SerializeToString() == before == saved.path.read_bytes()
+    assert (saved.data_path, saved.size_bytes) == (None, len(before))
+    assert list(listing(tmp_path)) == ["m.onnx"]
+
+
+def test_onto_itself(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    save(make_model(floats("w", 30, 30)), path)
+    model = load(path)
+    model.proto.producer_name = "changed"
+    save(model, path)
+    assert listing(tmp_path) == {"m.onnx": model.proto.SerializeToString()}
+
+
+# ---------------------------------------------------------------- over the size of one file
+
+
+def large_model() -> onnx.ModelProto:
+    """Weights of several sizes at all the places where runtimes accept external data, and where they do not."""
+    branch = onnx.GraphProto(name="then", initializer=[floats("in_branch", 600)])
+    branch.node.append(helper.make_node("Identity", ["in_branch"], ["branch_out"]))
+    branch.output.append(helper.make_tensor_value_info("branch_out", TensorProto.FLOAT, [600]))
+    other = onnx.GraphProto(name="else")
+    other.node.append(helper.make_node("Constant", [], ["else_out"], value=floats("in_else", 600)))
+    other.output.append(helper.make_tensor_value_info("else_out", TensorProto.FLOAT, [600]))
+    typed = helper.make_tensor("typed", TensorProto.FLOAT, [600], RNG.standard_normal(600).tolist())
+    model = make_model(floats("small", 600), floats("w800", 800, 600), floats("w400", 400, 600), typed)
+    nodes = [
+        helper.make_node("Constant", [], ["c"], name="constant", value=floats("c_value", 500, 600)),
+        helper.make_node("Add", ["y", "c"], ["z"]),
+        helper.make_node("If", ["condition"], ["if_out"], then_branch=branch, else_branch=other),
+        helper.make_node("Add", ["z", "if_out"], ["out"]),
+    ]
+    del model.graph.node[2], model.graph.initializer[2]  # w400 cannot be added to w800: their shapes differ
+    model.graph.node[2].input[0] = "w800_sum"
+    model.graph.initializer.append(floats("w400", 400, 600))
+    nodes[1].input[0] = "small_sum"
+    model.graph.node.extend(nodes)
+    model.graph.input.append(helper.make_tensor_value_info("condition", TensorProto.BOOL, []))
+    model.graph.output.append(helper.make_tensor_value_info("out", TensorProto.FLOAT, [500, 600]))
+    return model
+
+
+LIMITS = [(5_000_000, 0), (4_000_000, 1), (2_300_000, 2), (1_000_000, 3), (10_000, 3), (4_500, 6)]
+
+
+@pytest.mark.parametrize(("limit", "outside"), LIMITS)
+def test_largest_tensors_leave_a_file_that_would_be_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, outside: int
+) -> None:
+    proto = large_model()
+    before = proto.SerializeToString()
+    monkeypatch.setattr(io, "MAX_PROTO_BYTES", limit)
+    saved = save(proto, tmp_path / "m.onnx")
+    assert proto.SerializeToString() == before
+    assert saved.path.stat().st_size <= limit
+    model = load(saved.path)
+    written = list(tensor_protos(model.proto))
+    moved = sorted(tensor.name for tensor in written if tensor.data_location == TensorProto.EXTERNAL)
+    largest = ["w800", "c_value", "w400", "in_branch", "in_else", "small", "typed"]
+    assert set(moved) <= set(largest)
+    assert len(moved) >= outside
+    assert set(largest[: min(len(moved), 3)]) <= set(moved)
+    assert (saved.data_path is None) == (not moved)
+    for old, new in zip(tensor_protos(proto), written, strict=True):
+        assert (old.name, old.data_type, list(old.dims)) == (new.name, new.data_type, list(new.dims))
+        np.testing.assert_array_equal(numpy_helper.to_array(old), read_tensor(model, new))
+    onnx.checker.check_model(str(saved.path))
+
+
+def test_only_data_location_differs_when_tensors_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = large_model()
+    monkeypatch.setattr(io, "MAX_PROTO_BYTES", 1_000_000)
+    whole = onnx.load(save(proto, tmp_path / "m.onnx").path)  # reads external data back into the proto
+    for tensor in tensor_protos(whole):
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+    for tensor in tensor_protos(proto):
+        tensor.ClearField("data_location")
+    assert whole.SerializeToString() == proto.SerializeToString()
+
+
+def test_too_large_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io, "MAX_PROTO_BYTES", 300)
+    with pytest.raises(ModelSaveError, match="without its large tensors the model still has over 300 bytes"):
+        save(large_model(), tmp_path / "m.onnx")
+    assert listing(tmp_path) == {}
+
+
+def test_fields_from_a_newer_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = b"\xa2\x9c\x01\x05later"  # field 2500: not in any version of onnx
+    content = make_model(floats("w", 600, 600)).SerializeToString() + unknown
+    proto = onnx.ModelProto.FromString(content)
+    assert save(proto, tmp_path / "m.onnx").path.read_bytes() == content
+    monkeypatch.setattr(io, "MAX_PROTO_BYTES", 10_000)
+    with pytest.raises(ModelSaveError, match="does not know"):
+        save(proto, tmp_path / "n.onnx")
+    assert list(listing(tmp_path)) == ["m.onnx"]
+
+
+# ---------------------------------------------------------------- targets
+
+
+def test_folder_missing(tmp_path: Path) -> None:
+    with pytest.raises(ModelSaveError, match="missing is not a folder. Create it first"):
+        save(make_model(), tmp_path / "missing" / "m.onnx")
+    assert listing(tmp_path) == {}
+
+
+def test_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(ModelSaveError, match="file is not a folder"):
+        save(make_model(), tmp_path / "file" / "m.onnx")
+    assert listing(tmp_path) == {"file": b"mine"}
+
+
+def test_target_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelSaveError, match="it is a folder"):
+        save(make_model(), tmp_path)
+    assert listing(tmp_path) == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no fifos on this system")
+def test_target_is_not_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(ModelSaveError, match="not a regular file"):
+        save(make_model(), tmp_path / "m.onnx")
+    assert stat.S_ISFIFO((tmp_path / "m.onnx").stat().st_mode)
+    with pytest.raises(ModelSaveError, match="not a regular file"):
+        save(make_model(), os.devnull)
+
+
+def test_name_that_no_file_can_have(tmp_path: Path) -> None:
+    for name in ("x" * 300 + ".onnx", "nul\0.onnx"):
+        with pytest.raises(ModelSaveError, match="was not written"):
+            save(make_model(), tmp_path / name)
+    assert listing(tmp_path) == {}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are another thing on Windows")
+def test_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    mask = os.umask(0o027)
+    try:
+        save(make_model(), path)
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.chmod(0o600)
+    save(make_model(floats("w", 3)), path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+def test_a_link_is_replaced_and_its_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "real.onnx").write_bytes(b"somebody else's")
+    (tmp_path / "m.onnx").symlink_to("real.onnx")
+    proto = make_model(floats("w", 3))
+    save(proto, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").is_symlink()
+    assert listing(tmp_path) == {"m.onnx": proto.SerializeToString(), "real.onnx": b"somebody else's"}
+
+
+# ---------------------------------------------------------------- failures in the middle
+
+
+def test_file_size_limit_leaves_the_target_as_it_was(tmp_path: Path) -> None:
+    pytest.importorskip("resource", reason="no limits on file size on this system")
+    save(make_model(floats("w", 3)), tmp_path / "m.onnx")
+    before = listing(tmp_path)
+    script = (
+        "import resource, sys, numpy, onnx\n"
+        "from onnxsep.io import save\n"
+        "from onnxsep.errors import ModelSaveError\n"
+        "graph = onnx.GraphProto(initializer=[onnx.numpy_helper.from_array(numpy.ones((300, 300), 'f'), 'w')])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try:\n"
+        "    save(onnx.ModelProto(graph=graph), sys.argv[1])\n"
+        "except ModelSaveError as error:\n"
+        "    print(error)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "m.onnx")], capture_output=True, text=True, check=True
+    )
+    assert "m.onnx was not written: File too large" in run.stdout
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    path = tmp_path / "m.onnx"
+    save(make_model(floats("w", 3)), path)
+    before = listing(tmp_path)
+    proto = large_model()
+    monkeypatch.setattr(io, "MAX_PROTO_BYTES", 1_000_000)
+    real = Path.replace
+
+    def interrupted(source: Path, target: Path) -> Path:
+        """Ctrl-C at the worst moments: around the rename."""
+        if when == "after":
+            real(source, target)
+        signal.raise_signal(signal.SIGINT)
+        return target
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(proto, path)
+    if when == "before":
+        assert listing(tmp_path) == before
+    else:  # the new model is complete
+        assert load(path).proto.graph.node[0].name == "add_small"
+        assert len(listing(tmp_path)) == 2
