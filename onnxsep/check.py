@@ -13,7 +13,6 @@ import secrets
 import textwrap
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -381,6 +380,8 @@ def _nameless(text: str) -> str:
 
 # Structure ------------------------------------------------------------------------------------------------------------
 
+_EDITS = 300  # that the search for common lines looks ahead at once
+_Path = tuple[Any, int, int, int]  # the path before, then an equal run
 _Pair = tuple[int | None, int | None]  # indices of statements in the reference and in the model
 
 
@@ -396,28 +397,78 @@ def _align(reference: Sequence[_Statement], actual: Sequence[_Statement], namele
             return
         left = [statement.key(levels[level], nameless) for statement in reference[r0:r1]]
         right = [statement.key(levels[level], nameless) for statement in actual[a0:a1]]
-        for tag, i0, i1, j0, j1 in _opcodes(left, right):
-            if tag == "equal":
-                pairs.extend(zip(range(r0 + i0, r0 + i1), range(a0 + j0, a0 + j1), strict=True))
-            else:
-                gap(r0 + i0, r0 + i1, a0 + j0, a0 + j1, level + 1)
+        i = j = 0
+        for i_next, j_next in [*_common(left, right), (len(left), len(right))]:
+            gap(r0 + i, r0 + i_next, a0 + j, a0 + j_next, level + 1)
+            if i_next < len(left) and j_next < len(right):
+                pairs.append((r0 + i_next, a0 + j_next))
+            i, j = i_next + 1, j_next + 1
 
     gap(0, len(reference), 0, len(actual), 0)
     return pairs
 
 
-def _opcodes(left: list[Hashable], right: list[Hashable]) -> Iterator[tuple[str, int, int, int, int]]:
-    """``SequenceMatcher``'s, with what is equal at both ends taken off first: most changes are small."""
+def _common(left: Sequence[Hashable], right: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """Indices of a long common subsequence; what is equal at both ends first, for most changes are small."""
     shorter = min(len(left), len(right))
     start = next((i for i in range(shorter) if left[i] != right[i]), shorter)
     end = next((i for i in range(shorter - start) if left[-1 - i] != right[-1 - i]), shorter - start)
-    yield "equal", 0, start, 0, start
     i_end, j_end = len(left) - end, len(right) - end
-    # In long gaps without names, lines repeat so often that the exact search would take minutes.
-    matcher = SequenceMatcher(None, left[start:i_end], right[start:j_end], autojunk=i_end - start > 2000)
-    for tag, i0, i1, j0, j1 in matcher.get_opcodes():
-        yield tag, start + i0, start + i1, start + j0, start + j1
-    yield "equal", i_end, len(left), j_end, len(right)
+    found = [(index, index) for index in range(start)]
+    # What only one side has can be left out of the search.
+    here, there = set(left[start:i_end]), set(right[start:j_end])
+    ours = [i for i in range(start, i_end) if left[i] in there]
+    theirs = [j for j in range(start, j_end) if right[j] in here]
+    one, two = [left[i] for i in ours], [right[j] for j in theirs]
+    at, stop = (0, 0), (len(one), len(two))
+    while at[0] < stop[0] and at[1] < stop[1]:
+        at, runs = _furthest(one, two, at, stop)
+        found += [(ours[x + step], theirs[y + step]) for x, y, length in runs for step in range(length)]
+    return found + [(i_end + step, j_end + step) for step in range(end)]
+
+
+def _furthest(
+    left: Sequence[Hashable], right: Sequence[Hashable], start: tuple[int, int], stop: tuple[int, int]
+) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
+    """Myers' search (An O(ND) difference algorithm, 1986) from ``start``, as far as ``_EDITS`` edits lead.
+
+    Its time grows with the number of differences, not with how often lines repeat; without names they repeat a lot,
+    and ``difflib`` then takes minutes.
+
+    Returns:
+        Where it ended, and the equal runs on the way there: index on the left, on the right, length.
+    """
+    reached: dict[int, tuple[int, _Path | None]] = {}  # by diagonal: index on the left, and the way there
+    for edits in range(_EDITS + 1):
+        last, reached = reached, {}
+        for diagonal in range(-edits, edits + 1, 2):
+            ways: list[tuple[int, _Path | None]] = [(start[0], None)] if edits == 0 else []
+            if diagonal + 1 in last and last[diagonal + 1][0] - diagonal + start[1] - start[0] <= stop[1]:
+                ways.append(last[diagonal + 1])
+            if diagonal - 1 in last and last[diagonal - 1][0] < stop[0]:
+                x, path = last[diagonal - 1]
+                ways.append((x + 1, path))
+            if not ways:
+                continue
+            x, path = max(ways, key=lambda way: way[0])
+            first, offset = x, start[1] - start[0] - diagonal
+            while x < stop[0] and x + offset < stop[1] and left[x] == right[x + offset]:
+                x += 1
+            if x > first:
+                path = (path, first, first + offset, x - first)
+            reached[diagonal] = (x, path)
+            if (x, x + offset) == stop:
+                return stop, _runs(path)
+    diagonal, (x, path) = max(reached.items(), key=lambda item: (2 * item[1][0] - item[0], -abs(item[0])))
+    return (x, x + start[1] - start[0] - diagonal), _runs(path)
+
+
+def _runs(path: "_Path | None") -> list[tuple[int, int, int]]:
+    runs = []
+    while path is not None:
+        path, *run = path
+        runs.append((run[0], run[1], run[2]))
+    return runs[::-1]
 
 
 @dataclass
@@ -461,6 +512,7 @@ class _StructureDiff:
 
     def __init__(self, reference: list[_Statement], actual: list[_Statement], ignore_names: bool) -> None:
         self._reference, self._actual, self._ignore_names = reference, actual, ignore_names
+        self._owners = {id(reference): _owners(reference), id(actual): _owners(actual)}
         self.pairs = _align(reference, actual, ignore_names)
         self._names = _Names()
         self._tainted: set[str] = set()  # tensors of the model that a reported difference may have changed
@@ -481,7 +533,9 @@ class _StructureDiff:
                     self._compare(i, j, found, followers)
             elif kind == "missing":
                 found += self._run([i for i, _ in pairs if i is not None and i not in moved], None)
-                found += [self._was_moved(i, moved[i]) for i, _ in pairs if i is not None and i in moved]
+                for i, _ in pairs:
+                    if i is not None and i in moved:
+                        found += self._was_moved(i, moved[i])
             else:
                 found += self._run([j for _, j in pairs if j is not None and j not in moved.values()], last)
         if followers:
@@ -544,37 +598,59 @@ class _StructureDiff:
 
     def _moved(self) -> dict[int, int]:
         """Statements that stand on both sides, but in another order: reference index to model index."""
-        places = {self._actual[j].text: j for i, j in self.pairs if i is None and j is not None}
-        return {
-            i: places[self._reference[i].text]
-            for i, j in self.pairs
-            if j is None and i is not None and self._reference[i].definitions and self._reference[i].text in places
-        }
+        left = {i: None for i, j in self.pairs if j is None and i is not None}
+        free = {j for i, j in self.pairs if i is None and j is not None}
+        places = {self._actual[j].text: j for j in free if self._actual[j].definitions}
+        moved: dict[int, int] = {}
+        for i in left:
+            if i in moved or self._reference[i].text not in places:
+                continue
+            j, depth = places[self._reference[i].text], self._reference[i].depth
+            moved[i] = j
+            while (  # what belongs to it
+                (i := i + 1) in left
+                and (j := j + 1) in free
+                and self._reference[i].depth > depth
+                and self._reference[i].text == self._actual[j].text
+            ):
+                moved[i] = j
+        return moved
 
-    def _was_moved(self, i: int, j: int) -> Difference:
+    def _was_moved(self, i: int, j: int) -> Iterator[Difference]:
+        """For nodes only: weights stand where they are used, and the rest goes with its node."""
         statement = self._reference[i]
+        if "operator" not in statement.parts:
+            return
         before = next((self._actual[k] for k in range(j - 1, -1, -1) if "operator" in self._actual[k].parts), None)
-        place = f"after {before.label}" if before else "at the start"
-        return Difference(
+        yield Difference(
             where=self._where(self._reference, i),
-            message=f"stands in another place: {place}",
+            message=f"stands in another place: {f'after {before.label}' if before else 'first'}",
             reference_line=statement.number,
             expected=statement.text.strip(),
             actual=statement.text.strip(),
         )
 
-    @staticmethod
-    def _where(side: list[_Statement], index: int) -> str:
+    def _where(self, side: list[_Statement], index: int) -> str:
         """The statement's owners and itself, outermost first."""
-        labels, depth = [], side[index].depth + 1
-        for statement in reversed(side[: index + 1]):
-            if statement.depth < depth:
-                depth = statement.depth
-                if not statement.body.startswith(("#", "graph", "device", "quantization")):
-                    labels.append(statement.label)
-            if depth == 0:
-                break
+        labels: list[str] = []
+        owner: int | None = index
+        while owner is not None:
+            if not side[owner].body.startswith(("#", "graph", "device", "quantization")):
+                labels.append(side[owner].label)
+            owner = self._owners[id(side)][owner]
         return " > ".join(reversed(labels)) or "the model"
+
+
+def _owners(statements: Sequence[_Statement]) -> list[int | None]:
+    """For each statement the one that it is indented under."""
+    open_: list[int] = []
+    owners: list[int | None] = []
+    for index, statement in enumerate(statements):
+        while open_ and statements[open_[-1]].depth >= statement.depth:
+            open_.pop()
+        owners.append(open_[-1] if open_ else None)
+        open_.append(index)
+    return owners
 
 
 def _pair_kind(pair: _Pair) -> str:
@@ -677,10 +753,10 @@ def _compare_tensors(
         return f"shape is {list(actual.dims)}, expected {list(expected.dims)}"
     if actual.raw_data and actual.raw_data == expected.raw_data:
         return ""
-    return compare_arrays(io.read_tensor(model, actual), io.read_tensor(reference, expected), rtol, atol)
+    return _compare_arrays(io.read_tensor(model, actual), io.read_tensor(reference, expected), rtol, atol)
 
 
-def compare_arrays(actual: np.ndarray, expected: np.ndarray, rtol: float, atol: float) -> str:
+def _compare_arrays(actual: np.ndarray, expected: np.ndarray, rtol: float, atol: float) -> str:
     """Say how two arrays of the same shape differ, or nothing.
 
     Elements are the same where ``|actual - expected| <= atol + rtol * |expected|``, and NaN is the same as NaN. For
@@ -805,10 +881,10 @@ def _compare_output(actual: np.ndarray, expected: np.ndarray, rtol: float, atol:
     if actual.shape != expected.shape:
         return f"shape is {list(actual.shape)}, expected {list(expected.shape)}"
     if expected.dtype.kind in "iubOSU":
-        return compare_arrays(actual, expected, 0.0, 0.0)
+        return _compare_arrays(actual, expected, 0.0, 0.0)
     finite = np.abs(expected[np.isfinite(expected)])
     largest = float(finite.max(initial=0.0)) or 1.0
-    message = compare_arrays(actual, expected, rtol, atol * largest)
+    message = _compare_arrays(actual, expected, rtol, atol * largest)
     if message:
         norm = float(np.linalg.norm(expected.astype(np.float64)))
         error = float(np.linalg.norm(actual.astype(np.float64) - expected.astype(np.float64)))

@@ -193,6 +193,8 @@ class DataFolder:
         return file
 
     def _check(self, status: os.stat_result, where: str) -> None:
+        if stat.S_ISLNK(status.st_mode):  # after resolving, only a link of a circle is still a link
+            raise ModelLoadError(f"{where} is a link that leads back to itself. Replace it by the file.")
         if not stat.S_ISREG(status.st_mode):
             raise ModelLoadError(f"{where} is not a regular file (a folder, pipe or device). Refused.")
         if status.st_nlink > 1 and not self.follow_links:

@@ -25,6 +25,7 @@ STORED_TYPES: Mapping[str, Any] = {
     "float16": np.float16,
     "bfloat16": ml_dtypes.bfloat16,
 }
+_EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # A full-rank factorisation may be off by the rounding of its factors to the stored type, a few hundred units of it.
 _EXACT_UNITS = 256
 
@@ -116,10 +117,11 @@ def _factorize(model: Model, sites: Sites, mode: Mode, replacement: Replacement)
     stored = [array.astype(np.float64) for array in arrays]
     if not all(np.isfinite(array).all() for array in stored):
         return f"its factors do not fit into {site.dtype}"
-    error = relative_error(weight, mode.reconstruct(site.conv, stored))
-    if replacement.exact and error > _EXACT_UNITS * float(ml_dtypes.finfo(STORED_TYPES[site.dtype]).eps):
-        raise PassError(f"mode {mode.name}, Conv {site.name!r}: full rank {replacement.rank} has an error of {error:g}")
-    return Factorized(arrays, error)
+    weight_error = relative_error(weight, mode.reconstruct(site.conv, stored))
+    if replacement.exact and weight_error > _EXACT_UNITS * _EPSILON[site.dtype]:
+        rank = replacement.rank
+        raise PassError(f"mode {mode.name}, Conv {site.name!r}: full rank {rank} has an error of {weight_error:g}")
+    return Factorized(arrays, weight_error)
 
 
 def read_site_weight(model: Model, sites: Sites, site: ConvSite) -> NDArray[np.generic]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -16,7 +17,7 @@ from onnxsep.errors import FeedError, OptionError
 from onnxsep.io import Model, read_tensor
 
 _T = onnx.TensorProto
-_FLOATS = {
+_FLOATS: dict[int, np.dtype[Any]] = {
     _T.FLOAT: np.dtype(np.float32),
     _T.DOUBLE: np.dtype(np.float64),
     _T.FLOAT16: np.dtype(np.float16),
@@ -62,7 +63,7 @@ class _Input:
     name: str
     elem_type: int
     dims: tuple[Dim, ...] | None
-    dtype: np.dtype
+    dtype: np.dtype[Any]
 
     def __str__(self) -> str:
         kind = "string" if self.elem_type == _T.STRING else self.dtype.name
@@ -135,9 +136,9 @@ def _inputs(proto: onnx.ModelProto) -> Iterator[_Input]:
             continue
         kind = value.type.WhichOneof("value")
         if kind != "tensor_type":
-            name = (kind or "value without a type").removesuffix("_type").replace("_", " ")
+            name = (kind or "not given").removesuffix("_type").replace("_", " ")
             raise FeedError(
-                f"input {value.name!r} is a {name}, not a tensor: no values can be made or given for it; "
+                f"input {value.name!r} is not a tensor (its type is {name}): no values can be made or given for it; "
                 "skip the verification (--no-verify)"
             )
         tensor = value.type.tensor_type

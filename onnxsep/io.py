@@ -5,11 +5,12 @@ input. :func:`save` is atomic: data file first, then a temporary .onnx beside th
 """
 
 import contextlib
+import math
 import mmap
 import os
 import secrets
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import TracebackType
@@ -96,6 +97,9 @@ _FIELD_DTYPE = {
     "int64_data": "<i8",
     "uint64_data": "<u8",
 }
+
+
+Identity = tuple[int, int]  # device and number of a file
 
 
 @dataclass
@@ -325,7 +329,9 @@ def _check_names(proto: onnx.ModelProto) -> None:
         for node in holder.node:
             attributes = (attribute.name for attribute in node.attribute)
             _check_text(node.name, node.op_type, node.domain, *node.input, *node.output, *attributes)
-        if isinstance(holder, onnx.GraphProto):
+        if isinstance(holder, onnx.FunctionProto):
+            _check_text(holder.name, holder.domain, *holder.input, *holder.output)
+        else:
             for named in (holder.initializer, holder.input, holder.output, holder.value_info):
                 _check_text(*(item.name for item in named))
 
@@ -345,7 +351,7 @@ def _check_inline(tensor: onnx.TensorProto) -> None:
         have, want, unit = len(tensor.raw_data), needed, "bytes"
     else:
         bits = ELEMENT_BITS.get(tensor.data_type, 8)
-        count = int(np.prod(np.array(tensor.dims, dtype=object)))
+        count = math.prod(tensor.dims)
         if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
             count *= 2
         have, unit = len(getattr(tensor, _FIELD_OF.get(tensor.data_type, "int32_data"))), "values"
@@ -436,9 +442,8 @@ def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str], externali
     target = Path(path)
     try:
         return _save(source, target, externalize)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise ModelSaveError(f"{target} was not written: {reason}. Nothing was changed.") from error
+    except OSError as error:
+        raise ModelSaveError(f"{target} was not written: {error.strerror or error}. Nothing was changed.") from error
 
 
 def _save(model: Model, target: Path, externalize: Collection[str]) -> SavedFiles:
@@ -451,18 +456,23 @@ def _save(model: Model, target: Path, externalize: Collection[str]) -> SavedFile
     unchanged = _unchanged_bytes(model)
     with _NewFiles(mode) as new:
         data_paths = None if unchanged is None else _keep_data(model, target, used, new)
-        if unchanged is None or data_paths is None:
-            content, data_paths = _write_data(model, target, externalize, new)
+        if unchanged is not None and data_paths is not None:
+            content = unchanged
+        else:
+            content, data_paths = _write_data(model, target, used, externalize, new)
+        size = len(content) + sum(path.stat().st_size for path in data_paths)
+        needed = {_identity(path) for path in data_paths} | (set() if in_place else set(used.values()))
+        if not in_place or content is not unchanged:
             new.commit(content, target)
-        elif not in_place:
-            new.commit(unchanged, target)
-    needed = {_identity(path) for path in data_paths} | (set() if in_place else set(used.values()))
-    _remove_old_data(old, needed, target)
-    return SavedFiles(target, data_paths, sum(path.stat().st_size for path in (target, *data_paths)))
+    with contextlib.suppress(OSError):  # the save is complete; a file that is left over harms nobody
+        _remove_old_data(old, needed, target)
+    return SavedFiles(target, data_paths, size)
 
 
 def _check_target(target: Path) -> int | None:
     """Refuse what cannot be a target; return the permissions of the file that is there, or None."""
+    if "\0" in str(target):
+        raise ModelSaveError(f"{str(target)!r} cannot be written: no file can have this name.")
     if not target.parent.is_dir():
         raise ModelSaveError(f"{target} cannot be written: {target.parent} is not a folder. Create it first.")
     if not os.path.lexists(target):
@@ -484,14 +494,14 @@ def _is_own_file(target: Path, model: Model) -> bool:
     return target.name == model.path.name and target.parent.samefile(model.base_dir)
 
 
-def _identity(file: Path | BinaryIO) -> tuple[int, int]:
+def _identity(file: Path | BinaryIO) -> Identity:
     status = file.stat() if isinstance(file, Path) else os.fstat(file.fileno())
     return status.st_dev, status.st_ino
 
 
-def _files_used(model: Model) -> dict[str, tuple[int, int]]:
+def _files_used(model: Model) -> dict[str, Identity]:
     """The locations of external data that the model uses, and which file each one is."""
-    used: dict[str, tuple[int, int]] = {}
+    used: dict[str, Identity] = {}
     for tensor in tensor_protos(model.proto):
         if is_external(tensor) and (location := slot_of(tensor).location) not in used:
             with model.data_folder().open(location) as file:
@@ -565,13 +575,15 @@ def _unchanged_bytes(model: Model) -> bytes | None:
     if not model.pristine or model.path is None or model.base_dir is None:
         return None
     try:
-        data = (model.base_dir / model.path.name).read_bytes()
+        data = _read(model.base_dir / model.path.name)
         if model.proto.SerializeToString() == data:
             return data
         # An exporter may have written the same fields in another way, so compare what they mean.
         again = onnx.ModelProto.FromString(data).SerializeToString(deterministic=True)
         return data if again == model.proto.SerializeToString(deterministic=True) else None
-    except (OSError, DecodeError, EncodeError, ValueError):  # the file is gone or replaced, or the proto grew over 2 GB
+    except (ModelLoadError, DecodeError):  # the file is gone, or another one took its place
+        return None
+    except (EncodeError, ValueError):  # the proto grew over 2 GB; the class depends on the version of protobuf
         return None
 
 
@@ -610,12 +622,14 @@ def _keep_data(model: Model, target: Path, used: Collection[str], new: _NewFiles
 
 def _is_free(location: str, path: Path, target: Path) -> bool:
     """Whether a data file may be at this place beside the target."""
-    inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(target.parent))
-    return inside and ".." not in PurePath(location).parts and path != target and not path.is_symlink()
+    if ".." in PurePath(location).parts or path == target or path.is_symlink():
+        return False
+    above = next(folder for folder in path.parents if os.path.lexists(folder))
+    return above.is_dir() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(target.parent))
 
 
 def _write_data(
-    model: Model, target: Path, externalize: Collection[str], new: _NewFiles
+    model: Model, target: Path, used: Mapping[str, Identity], externalize: Collection[str], new: _NewFiles
 ) -> tuple[bytes, tuple[Path, ...]]:
     """Write the new data file, if one is needed.
 
@@ -629,11 +643,11 @@ def _write_data(
         initializers = range(len(model.proto.graph.initializer))  # the walk begins with them
         moved |= {i for i in initializers if tensors[i].name in externalize and _is_movable(tensors[i])}
     location = _fresh_name(target)
-    slots = _lay_out(model, tensors, moved, location)
+    slots = _lay_out(used, tensors, moved, location)
     content = _serialize(model.proto, tensors, slots)
     if content is None:
         movable = {i for i, (tensor, allowed) in enumerate(walked) if allowed and _is_movable(tensor)}
-        smallest = _serialize(model.proto, tensors, _lay_out(model, tensors, moved | movable, location))
+        smallest = _serialize(model.proto, tensors, _lay_out(used, tensors, moved | movable, location))
         if smallest is None:
             raise ModelSaveError(
                 f"{target} was not written: without its large tensors the model still has over {MAX_PROTO_BYTES} bytes,"
@@ -644,7 +658,7 @@ def _write_data(
             room -= _inline_bytes(tensors[index])
             if room < 0:
                 moved.add(index)
-        slots = _lay_out(model, tensors, moved, location)
+        slots = _lay_out(used, tensors, moved, location)
         content = _serialize(model.proto, tensors, slots)
         if content is None:
             raise AssertionError("the room for inline tensors was computed too large")
@@ -659,6 +673,10 @@ def _write_data(
             file.seek(slot.offset)
             end = slot.offset + slot.length
             _write_tensor(model, tensors[index], file)
+            if file.tell() != end:
+                raise ModelSaveError(
+                    f"{target} was not written: {label(tensors[index])} has data that does not fit it."
+                )
         finish(file, end)
     return content, (path,)
 
@@ -698,11 +716,12 @@ def _inline_bytes(tensor: onnx.TensorProto) -> int:
     return (storage_bytes(tensor) or 0) + 32 if tensor.HasField("raw_data") else tensor.ByteSize()
 
 
-def _lay_out(model: Model, tensors: list[onnx.TensorProto], moved: Collection[int], location: str) -> dict[int, Slot]:
+def _lay_out(
+    used: Mapping[str, Identity], tensors: list[onnx.TensorProto], moved: Collection[int], location: str
+) -> dict[int, Slot]:
     """Where each moved tensor goes in the new data file; tensors that shared a slot share the new one."""
     slots: dict[int, Slot] = {}
     shared: dict[tuple[object, ...], Slot] = {}
-    files = _files_used(model)
     end = 0
     for index in sorted(moved):
         key: tuple[object, ...] = (index,)
@@ -710,7 +729,7 @@ def _lay_out(model: Model, tensors: list[onnx.TensorProto], moved: Collection[in
         if is_external(tensors[index]):
             origin = slot_of(tensors[index])
             length = origin.length
-            key = (files[origin.location], origin.offset, length)
+            key = (used[origin.location], origin.offset, length)
         if key not in shared:
             alignment = _PAGE if length >= _PAGE else 64
             start = -(-end // alignment) * alignment
@@ -801,14 +820,13 @@ def _old_data(target: Path) -> list[Path]:
     return [path for path in found if path.name in locations and path.stat().st_nlink == 1]
 
 
-def _remove_old_data(old: list[Path], needed: set[tuple[int, int]], target: Path) -> None:
+def _remove_old_data(old: list[Path], needed: set[Identity], target: Path) -> None:
     """Remove old data files that neither the new model nor another model in the folder uses."""
     for path in old:
         others = (other for other in target.parent.iterdir() if other.name != target.name)
         if _identity(path) in needed or any(_mentions(other, path.name) for other in others):
             continue
-        with contextlib.suppress(OSError):  # the save is complete; a file that is left over harms nobody
-            path.unlink()
+        path.unlink()
 
 
 def _mentions(file: Path, name: str) -> bool:

@@ -85,11 +85,11 @@ def _piece(site: ConvSite, layers: Sequence[Layer], arrays: Sequence[NDArray[np.
         inputs = [layer.input, initializers[-1].name, *(["bias"] if layer.conv.bias else [])]
         nodes.append(NewNode("Conv", layer.name, inputs, output, conv_attributes(layer.conv)))
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(STORED_TYPES[site.dtype]))
-    inputs = [onnx.helper.make_tensor_value_info(INPUT, kind, [1, site.conv.in_channels, *piece_size(site)])]
+    values = [onnx.helper.make_tensor_value_info(INPUT, kind, [1, site.conv.in_channels, *piece_size(site)])]
     if site.conv.bias:
-        inputs.append(onnx.helper.make_tensor_value_info("bias", kind, [site.conv.out_channels]))
+        values.append(onnx.helper.make_tensor_value_info("bias", kind, [site.conv.out_channels]))
     outputs = [onnx.helper.make_tensor_value_info(_OUTPUT, kind, None)]
-    graph = onnx.helper.make_graph(build_nodes(nodes), "piece", inputs, outputs, initializers)
+    graph = onnx.helper.make_graph(build_nodes(nodes), "piece", values, outputs, initializers)
     # Opset 11 has every Conv, and every runtime that is supported runs it; bfloat16 came with 22.
     version = 22 if site.dtype == "bfloat16" else 11
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)], ir_version=8)

@@ -2,11 +2,11 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
 
@@ -79,11 +79,11 @@ class Runner:
             if any(name in value.type for name in _NO_ARRAYS):
                 raise CannotRun(f"the runtime's Python interface cannot exchange {value.type} ({value.name!r})")
 
-    def __call__(self, feeds: dict[str, np.ndarray]) -> dict[str, Any]:
+    def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Run the model once.
 
         Args:
-            feeds: An array for each input, by name, in the input's own type.
+            feeds: A value for each input by name: an array in the input's own type, a list of arrays for a sequence.
 
         Returns:
             The outputs by name, in the model's order: an array each; where the model says so, a list (sequence),
@@ -94,7 +94,7 @@ class Runner:
         """
         names = [value.name for value in self._session.get_outputs()]
         try:
-            values = self._session.run(names, feeds)
+            values = self._session.run(names, dict(feeds))
         except Exception as error:  # see above
             raise CannotRun(readable_reason(str(error))) from error
         return dict(zip(names, values, strict=True))

@@ -224,7 +224,7 @@ def _inferred(model: Model) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(light, data_prop=True)
     except Exception as error:  # onnx raises several unrelated classes; the stored types are still there
-        _LOG.warning("ONNX's shape inference failed, so that fewer types are known: %s", error)
+        _LOG.debug("shape inference failed, so fewer types are known: %s", error)
         return light
 
 
@@ -288,6 +288,7 @@ class _Writer:
         self._known = frozenset(_symbols(model.proto))
         self.lines: list[str] = []
         self.tensors: list[StructureTensor] = []
+        self._places: dict[str, int] = {}
 
     def model(self) -> None:
         proto, inferred = self._source.proto, _inferred(self._source)
@@ -428,6 +429,9 @@ class _Writer:
 
     def _collect(self, where: str, tensor: TensorProto) -> None:
         """Remember a tensor that the next line declares."""
+        count = self._places[where] = self._places.get(where, 0) + 1
+        if count > 1:  # only in invalid models, or where nodes without outputs hold tensors
+            where = f"{where} ({count})"
         self.tensors.append(StructureTensor(len(self.lines), where, tensor))
 
     def _collect_sparse(self, where: str, sparse: onnx.SparseTensorProto) -> None:
@@ -439,11 +443,9 @@ class _Writer:
         quantised = set(consumers) == {"DequantizeLinear"}
         if tensor.data_type not in _SHOWN_TYPES or math.prod(tensor.dims) > _SHOWN_ELEMENTS or quantised:
             return ""
-        array = read_tensor(self._source, tensor)
         if tensor.data_type == TensorProto.STRING:
-            texts = (text if isinstance(text, bytes) else str(text).encode("utf-8") for text in array.reshape(-1))
-            return f" = [{', '.join(map(_string, texts))}]"
-        return f" = {json.dumps(array.tolist())}"
+            return f" = [{', '.join(map(_string, tensor.string_data))}]"
+        return f" = {json.dumps(read_tensor(self._source, tensor).tolist())}"
 
     def _nodes(
         self,

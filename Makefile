@@ -1,0 +1,45 @@
+# Two commands do all the set-up: `make demo` rewrites a model, `make test` passes the tests.
+# Each makes .venv when it is missing, or when pyproject.toml has changed.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+OUT    ?= demo-out
+
+.PHONY: demo test lint types bench golden lowest clean
+
+demo: $(STAMP)
+	mkdir -p $(OUT)
+	$(BIN)/onnxsep rewrite models/digits/digits_cnn.onnx $(OUT)/digits_spatial.onnx --mode spatial
+
+test: $(STAMP) lint types
+	$(BIN)/pytest -n auto --dist loadgroup
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# A regular (not editable) install, because mypy sees onnxsep.passes only there.
+types: $(STAMP)
+	$(BIN)/mypy onnxsep passes tests models benchmarks
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run_all.py
+
+# Rewrites the reference graphs after a change that is meant; review the difference.
+golden: $(STAMP)
+	$(BIN)/python tests/golden/update.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[dev]"
+	.venv-lowest/bin/pytest -n auto --dist loadgroup
+
+clean:
+	rm -rf .venv .venv-lowest demo-out build dist *.egg-info

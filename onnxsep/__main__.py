@@ -1,0 +1,5 @@
+"""``python -m onnxsep``."""
+
+from onnxsep.cli import main
+
+main()

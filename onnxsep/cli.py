@@ -1,0 +1,289 @@
+"""The command line: parses, calls the API, prints. Exit status: 0 done, 1 our error, 2 usage, 3 a check failed."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+import onnxsep
+from onnxsep.check_formats import render_github, render_json, render_junit, render_text
+from onnxsep.errors import OnnxsepError
+from onnxsep.feeds import parse_input_shape
+from onnxsep.io import check_target, write_text
+from onnxsep.pipeline import Verify
+from onnxsep.render import make_console, print_inspect, print_rewrite
+from onnxsep.runtime import RuntimeOptions
+
+app = typer.Typer(
+    name="onnxsep",
+    help="A compiler for trained CNNs in ONNX: graph in, smaller and faster graph out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_FORMATS = {"text": render_text, "json": render_json, "github": render_github, "junit": render_junit}
+_debug = False
+
+
+def _set_debug(value: bool) -> bool:
+    global _debug
+    _debug = _debug or value
+    return value
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"onnxsep {onnxsep.__version__}")
+        raise typer.Exit
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option("--input-shape", metavar="NAME:DIMS", help="Shape of an input with free dimensions, x:1,3,224,224."),
+]
+Inputs = Annotated[Path | None, typer.Option("--inputs", help=".npz with the inputs to run the models on.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of random inputs.")]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Follow links to external data (model hubs' caches).")
+]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads to use; 0 leaves it to the runtime.")]
+Provider = Annotated[str, typer.Option("--provider", help="Execution provider of ONNX Runtime.")]
+CustomOps = Annotated[
+    list[Path] | None, typer.Option("--custom-op-library", help="Shared library with custom operators.")
+]
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """A compiler for trained CNNs in ONNX: graph in, smaller and faster graph out."""
+
+
+@app.command()
+def rewrite(
+    model: Annotated[Path, typer.Argument(help="The model to rewrite.", metavar="IN.onnx")],
+    output: Annotated[Path | None, typer.Argument(help="Where the result goes.", metavar="OUT.onnx")] = None,
+    mode: Annotated[str, typer.Option("--mode", "-m", help="depthwise, spatial, or a mode of another package.")] = ...,  # type: ignore[assignment]
+    rank: Annotated[
+        str,
+        typer.Option(
+            "--rank",
+            "-r",
+            help="paper; an integer (terms for depthwise, else channels in between); 0.5: a share of the parameters; "
+            "energy=0.95: a share of the squared singular values; full: exact.",
+        ),
+    ] = "paper",
+    force: Annotated[bool, typer.Option("--force", help="Replace Convs even where it does not pay.")] = False,
+    include_first: Annotated[
+        bool, typer.Option("--include-first", help="Replace first Convs too (reached straight from an input).")
+    ] = False,
+    recurse: Annotated[bool, typer.Option("--recurse", help="Replace Convs that onnxsep made.")] = False,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only Convs whose name matches (glob).")] = None,
+    skip: Annotated[list[str] | None, typer.Option("--skip", help="Not the Convs whose name matches (glob).")] = None,
+    round_ranks: Annotated[
+        int, typer.Option("--round-ranks", min=0, help="Make channels in between multiples of this, 8 or 16.")
+    ] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")] = None,
+    verify: Annotated[
+        str,
+        typer.Option(
+            "--verify",
+            help="full: run both models; local: each replaced Conv alone; auto: full below 1 GB; none.",
+        ),
+    ] = "auto",
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="The same as --verify none.")] = False,
+    max_error: Annotated[
+        float | None, typer.Option("--max-error", help="Fail (status 3) above this relative error.")
+    ] = None,
+    inputs: Inputs = None,
+    input_shape: InputShapes = None,
+    seed: Seed = 0,
+    follow_links: FollowLinks = False,
+    threads: Threads = 0,
+    provider: Provider = "CPUExecutionProvider",
+    custom_op_library: CustomOps = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Replace Convs by separable ones, initialised from the trained weights, and compare the outputs."""
+    if output is None and not dry_run:
+        raise typer.BadParameter("OUT.onnx is missing (or use --dry-run)")
+    kinds: dict[str, Verify] = {"auto": "auto", "full": "full", "local": "local", "none": "none"}
+    if verify not in kinds:
+        raise typer.BadParameter(f"{verify!r} is not one of {', '.join(kinds)}", param_hint="--verify")
+    for target in (output, report):
+        if target is not None and not (dry_run and target is output):
+            check_target(target)  # now, not after minutes of work
+    with _progress(quiet or as_json) as progress:
+        result = onnxsep.rewrite(
+            model,
+            mode=mode,
+            rank=rank,
+            force=force,
+            include_first=include_first,
+            recurse=recurse,
+            only=only or (),
+            skip=skip or (),
+            round_ranks=round_ranks,
+            dry_run=dry_run,
+            verify="none" if no_verify else kinds[verify],
+            inputs=inputs,
+            input_shapes=_shapes(input_shape),
+            seed=seed,
+            max_error=max_error,
+            follow_links=follow_links,
+            runtime=_runtime(threads, provider, custom_op_library),
+            progress=progress,
+        )
+    done = result.report
+    if output is not None and not dry_run:
+        files = result.save(output)
+        done = done.model_copy(update={"output": str(output), "output_bytes": files.size_bytes})
+    if report is not None:
+        write_text(report, done.model_dump_json(indent=1) + "\n")
+    if as_json:
+        typer.echo(done.model_dump_json(indent=1))
+    elif not quiet:
+        print_rewrite(make_console(sys.stdout), done)
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="The model to look at.", metavar="IN.onnx")],
+    mode: Annotated[list[str] | None, typer.Option("--mode", "-m", help="Only these modes; all by default.")] = None,
+    rank: Annotated[str, typer.Option("--rank", "-r", help="The rank to count at, as for rewrite.")] = "paper",
+    input_shape: InputShapes = None,
+    follow_links: FollowLinks = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List every Conv, what each mode would make of it, parameters and MACs; runs nothing and changes nothing."""
+    found = onnxsep.inspect(
+        model, modes=mode or (), rank=rank, input_shapes=_shapes(input_shape), follow_links=follow_links
+    )
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+    else:
+        print_inspect(make_console(sys.stdout), found)
+
+
+@app.command()
+def check(
+    model: Annotated[Path, typer.Argument(help="The model to check.", metavar="MODEL.onnx")],
+    reference: Annotated[Path, typer.Argument(help="Another .onnx, or a structure as text (.txt).")],
+    update: Annotated[bool, typer.Option("--update", help="Rewrite the reference from the model.")] = False,
+    ignore_names: Annotated[bool, typer.Option("--ignore-names", help="Names may differ.")] = False,
+    no_weights: Annotated[bool, typer.Option("--no-weights", help="Do not compare weights.")] = False,
+    no_outputs: Annotated[bool, typer.Option("--no-outputs", help="Do not run the models.")] = False,
+    rtol: Annotated[float, typer.Option("--rtol", help="Relative tolerance of weights.")] = 1e-5,
+    atol: Annotated[float, typer.Option("--atol", help="Absolute tolerance of weights.")] = 1e-6,
+    output_rtol: Annotated[float, typer.Option("--output-rtol", help="Relative tolerance of outputs.")] = 1e-3,
+    output_atol: Annotated[
+        float, typer.Option("--output-atol", help="Tolerance of outputs relative to their largest magnitude.")
+    ] = 1e-4,
+    style: Annotated[str, typer.Option("--format", help="text, json, github or junit.")] = "text",
+    inputs: Inputs = None,
+    input_shape: InputShapes = None,
+    seed: Seed = 0,
+    follow_links: FollowLinks = False,
+    threads: Threads = 0,
+    provider: Provider = "CPUExecutionProvider",
+    custom_op_library: CustomOps = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare a model with a reference: structure, weights, outputs. Exit status 3 where they differ."""
+    if style not in _FORMATS:
+        raise typer.BadParameter(f"{style!r} is not one of {', '.join(_FORMATS)}", param_hint="--format")
+    result = onnxsep.check(
+        model,
+        reference,
+        ignore_names=ignore_names,
+        weights=not no_weights,
+        outputs=not no_outputs,
+        rtol=rtol,
+        atol=atol,
+        output_rtol=output_rtol,
+        output_atol=output_atol,
+        inputs=inputs,
+        input_shapes=_shapes(input_shape),
+        seed=seed,
+        runtime=_runtime(threads, provider, custom_op_library),
+        update=update,
+        follow_links=follow_links,
+    )
+    if not quiet:
+        render: Callable[[Any], str] = _FORMATS[style]
+        typer.echo(render(result).rstrip("\n"))
+    raise typer.Exit(result.exit_status)
+
+
+@app.command()
+def modes(as_json: Json = False, debug: Debug = False) -> None:
+    """List the installed modes."""
+    found = {name: mode.summary for name, mode in onnxsep.available_modes().items()}
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for name, summary in found.items():
+        typer.echo(f"{name}: {summary}")
+
+
+def _shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    return dict(parse_input_shape(text) for text in texts or ())
+
+
+def _runtime(threads: int, provider: str, libraries: list[Path] | None) -> RuntimeOptions:
+    return RuntimeOptions(threads=threads, provider=provider, custom_op_libraries=tuple(libraries or ()))
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar on standard error; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+
+
+def main() -> None:
+    """Run the command line; every error that is ours, or the user's, ends in one message and an exit status."""
+    try:
+        app()
+    except OnnxsepError as error:
+        _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", 130)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:  # a bug of ours; the user still gets one line
+        _fail(f"internal error, please report it with the output of --debug: {type(error).__name__}: {error}", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    if _debug:
+        raise
+    typer.echo(f"onnxsep: error: {message}", err=True)
+    sys.exit(status)

@@ -1,0 +1,163 @@
+"""Reports as text: tables for a terminal, the same without colour and frames elsewhere."""
+
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from onnxsep.report import ConvReport, InspectedConv, InspectReport, ModelInfo, RewriteReport, VerificationReport
+
+_WIDEST = 1000  # columns where there is no terminal: lines are then as long as they need to be
+
+
+def make_console(file: TextIO) -> Console:
+    """A console that wraps in a terminal only, and keeps numbers and names without highlighting."""
+    console = Console(file=file, highlight=False)
+    return console if console.is_terminal else Console(file=file, highlight=False, width=_WIDEST)
+
+
+def print_rewrite(console: Console, report: RewriteReport) -> None:
+    """The table of all convolutions, totals, notes and the verification line of one rewrite."""
+    console.print(_header(report.source, f"mode {report.mode}, rank {report.rank}"))
+    table = _table(console, "Conv", "weight", "result", ">rank", ">parameters", ">MACs", ">weight error")
+    local = report.verification.kind == "local"
+    if local:
+        table.add_column("output error", justify="right")
+    for conv in report.convs:
+        replaced = conv.status == "replaced"
+        cells = [
+            _name(conv.name, conv.where),
+            _shape(conv),
+            f"[green]{report.mode}[/green]" if replaced else f"[dim]left alone: {escape(conv.reason)}[/dim]",
+            "x".join(map(str, conv.rank or ())),
+            _change(conv.parameters_before, conv.parameters_after),
+            _change(conv.macs_before, conv.macs_after),
+            _number(conv.weight_error, ".4f"),
+        ]
+        if conv.notes:
+            cells[2] += f" ({escape('; '.join(conv.notes))})"
+        table.add_row(*cells, *([_number(conv.output_error, ".4f")] if local else []))
+    console.print(table)
+    _print_totals(console, report)
+    for note in report.notes:
+        console.print(f"note: {escape(note)}")
+    console.print(_verification(report.verification))
+    if report.dry_run:
+        console.print("dry run: nothing was written")
+    elif report.output:
+        console.print(f"wrote {escape(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
+
+
+def _print_totals(console: Console, report: RewriteReport) -> None:
+    totals = report.totals
+    console.print(
+        f"{totals.replaced} of {totals.convs} convolutions replaced; "
+        f"parameters {_ratio(totals.parameters_before, totals.parameters_after)}; "
+        f"MACs {_ratio(totals.macs_before, totals.macs_after)}"
+        + (f" ({totals.macs_unknown} nodes of unknown size not counted)" if totals.macs_unknown else "")
+    )
+
+
+def _verification(outcome: VerificationReport) -> str:
+    if not outcome.ran:
+        return f"[yellow]not verified[/yellow]: {escape(outcome.reason)}"
+    what = "outputs of original and result" if outcome.kind == "full" else "each replaced Conv and the original one"
+    line = (
+        f"[green]verified[/green] in ONNX Runtime: {what} on the same inputs differ by "
+        f"max {outcome.max_abs:.3g}, mean {outcome.mean_abs:.3g}, relative {outcome.relative:.3g}"
+    )
+    if len(outcome.outputs) > 1:
+        line += "".join(
+            f"\n  {escape(one.name)}: max {one.max_abs:.3g}, relative {one.relative:.3g}" for one in outcome.outputs
+        )
+    return line + "".join(f"\n  {escape(note)}" for note in outcome.notes)
+
+
+def print_inspect(console: Console, report: InspectReport) -> None:
+    """The table of all convolutions and what each mode would make of them."""
+    console.print(_header(report.source, f"rank {report.rank}"))
+    modes = list(report.totals.mode_convs)
+    table = _table(console, "Conv", "weight", "input", ">parameters", ">MACs", *modes)
+    for conv in report.convs:
+        size = "x".join(map(str, conv.input_size or ()))
+        table.add_row(
+            _name(conv.name, conv.where) + (" (first)" if conv.first else ""),
+            _shape(conv),
+            size or "?",
+            _number(conv.parameters, ","),
+            _number(conv.macs, ","),
+            *(_costs(conv, mode) for mode in modes),
+        )
+    totals = report.totals
+    console.print(table)
+    console.print(
+        f"{totals.convs} convolutions; {totals.parameters:,} parameters ({totals.trainable_parameters:,} trainable); "
+        f"{totals.macs:,} MACs"
+        + (f" ({totals.macs_unknown} nodes of unknown size not counted)" if totals.macs_unknown else "")
+    )
+    for mode in modes:
+        console.print(
+            f"{mode}: {totals.mode_convs[mode]} Convs would be replaced; "
+            f"parameters {_ratio(totals.parameters, totals.mode_parameters[mode])}; "
+            f"MACs {_ratio(totals.macs, totals.mode_macs[mode])}"
+        )
+    for note in report.notes:
+        console.print(f"note: {escape(note)}")
+
+
+def _costs(conv: InspectedConv, mode: str) -> str:
+    if conv.reason:
+        return f"[dim]{escape(conv.reason)}[/dim]"
+    costs = conv.modes[mode]
+    if costs.rank is None:
+        return f"[dim]{escape(costs.reason)}[/dim]"
+    macs = f", {costs.macs:,} MACs" if costs.macs is not None else ""
+    text = f"rank {'x'.join(map(str, costs.rank))}: {costs.parameters:,} parameters{macs}"
+    return f"[dim]{escape(costs.reason)}[/dim]" if not costs.pays else text
+
+
+def _header(source: ModelInfo, what: str) -> str:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in source.opsets.items())
+    name = escape(source.path or "model in memory")
+    producer = escape(source.producer or "unknown producer")
+    return f"{name}: {producer}, IR {source.ir_version}, opset {escape(opsets)}, {source.size_bytes:,} bytes; {what}"
+
+
+def _table(console: Console, *columns: str) -> Table:
+    """A table whose columns named with a leading ">" are aligned to the right."""
+    frame = box.SIMPLE_HEAD if console.is_terminal else None
+    table = Table(box=frame, pad_edge=False, padding=(0, 2, 0, 0) if frame is None else (0, 1))
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def _name(name: str, where: str) -> str:
+    return escape(name) + (f" [dim]({escape(where)})[/dim]" if where else "")
+
+
+def _shape(conv: ConvReport | InspectedConv) -> str:
+    if conv.weight_shape is None:
+        return "" if conv.op_type == "Conv" else conv.op_type
+    text = "x".join(map(str, conv.weight_shape))
+    if conv.group and conv.group > 1:
+        text += f" g{conv.group}"
+    if conv.strides and max(conv.strides) > 1:
+        text += " /" + "x".join(map(str, conv.strides))
+    return text
+
+
+def _change(before: int | None, after: int | None) -> str:
+    if before is None or after is None:
+        return "?"
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+
+
+def _ratio(before: int, after: int) -> str:
+    return f"{before:,} -> {after:,}" + (f" ({after / before:.3f})" if before else "")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
