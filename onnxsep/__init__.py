@@ -10,6 +10,7 @@ Graph in, smaller and faster graph out, whatever framework exported it; nothing 
 """
 
 from onnxsep._version import __version__
+from onnxsep.check import CheckResult, check
 from onnxsep.errors import OnnxsepError
 from onnxsep.inspection import inspect
 from onnxsep.io import Model, SavedFiles, load, save
@@ -18,6 +19,7 @@ from onnxsep.pipeline import Result, rewrite
 from onnxsep.runtime import RuntimeOptions
 
 __all__ = [
+    "CheckResult",
     "Mode",
     "Model",
     "OnnxsepError",
@@ -26,6 +28,7 @@ __all__ = [
     "SavedFiles",
     "__version__",
     "available_modes",
+    "check",
     "inspect",
     "load",
     "rewrite",

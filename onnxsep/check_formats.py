@@ -50,8 +50,8 @@ def render_github(result: CheckResult, limit: int = GITHUB_LIMIT) -> str:
         lines.append(_command("error", file, difference.reference_line, title, "\n".join(body)))
     if not result.same and not found:
         lines.append(_command("error", result.model, None, "check", _verdict(result)))
-    # The verdict is no command: a runner of GitHub prints it as it is.
-    return _joined([*lines, _verdict(result)])
+    # The verdict is no command: GitHub prints it as it is. A line end within it could start a command.
+    return _joined([*lines, " ".join(_verdict(result).splitlines())])
 
 
 def render_junit(result: CheckResult) -> str:

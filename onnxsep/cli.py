@@ -14,7 +14,7 @@ import onnxsep
 from onnxsep.check_formats import render_github, render_json, render_junit, render_text
 from onnxsep.errors import OnnxsepError
 from onnxsep.feeds import parse_input_shape
-from onnxsep.io import check_target, write_text
+from onnxsep.files import check_target, write_text
 from onnxsep.pipeline import Verify
 from onnxsep.render import make_console, print_inspect, print_rewrite
 from onnxsep.runtime import RuntimeOptions

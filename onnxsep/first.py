@@ -83,15 +83,19 @@ class _Reach:
         assert isinstance(graph.body, onnx.GraphProto)
         formal = [value.name for value in graph.body.input]
         inner = reached | {name for name, hit in zip(formal, inputs, strict=False) if hit}
-        results = self._body(graph, inner)
-        if node.op_type == "If":
-            return results
         # Loop: body outputs are (condition, carried..., scanned...), its inputs (number, condition, carried...).
         # Scan: outputs and inputs are both (carried..., scanned...).
         skip = 1 if node.op_type == "Loop" else 0
-        carried = formal[2:] if node.op_type == "Loop" else formal
-        inner |= {name for name, hit in zip(carried, results[skip:], strict=False) if hit}
-        return self._body(graph, inner)[skip:]
+        carried: list[str] = formal[2:] if node.op_type == "Loop" else []
+        if node.op_type == "Scan":
+            scanned = next((attribute.i for attribute in node.attribute if attribute.name == "num_scan_inputs"), 0)
+            carried = formal[: len(formal) - scanned]
+        while True:  # each iteration may carry what it got one variable further
+            results = self._body(graph, inner)[skip:]
+            left = {name for name, hit in zip(carried, results, strict=False) if hit}
+            if left <= inner:
+                return results
+            inner |= left
 
     def _call(self, function: Scope, inputs: tuple[bool, ...]) -> list[bool]:
         key = (function.index, inputs)

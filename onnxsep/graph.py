@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxsep.errors import UnsupportedModelError
-from onnxsep.scopes import Scope, display_name, initializer_names, is_standard, scopes
+from onnxsep.scopes import Owners, Scope, display_name, initializer_names, is_standard, scopes
 from onnxsep.shapes import Shape, tensor_shapes
 from onnxsep.types import Constant, Place
 
@@ -49,6 +50,7 @@ class View:
 
     def __init__(self, light: onnx.ModelProto) -> None:
         self.scopes = scopes(light)
+        self._owners = Owners(self.scopes)
         try:
             main = gs.import_onnx(_importable(light))
         except Exception as error:
@@ -88,6 +90,8 @@ class View:
         inputs = self._bodies[scope].nodes[index].inputs
         if position >= len(inputs) or inputs[position].is_empty():
             return "it has no weight"
+        if self._owners.is_ambiguous(scope, inputs[position].name):
+            return f"its weight {inputs[position].name!r} has a namesake in a nested graph, which ONNX does not allow"
         return self._source(inputs[position], scope)
 
     def _source(self, tensor: Any, scope: int) -> Constant | str:
@@ -115,30 +119,48 @@ class View:
         parent = self.scopes[scope].parent
         return scope if parent is None else self._root(parent)
 
-    def _expression(self, node: Any, nodes: dict[Place, None]) -> str | None:
-        """Collect the nodes that make a constant into ``nodes``, producers first; or the reason why they do not."""
-        place = self._place[id(node)]
-        if place in nodes:
-            return None
+    def _expression(self, last: Any, nodes: dict[Place, None]) -> str | None:
+        """Collect the nodes that make a constant into ``nodes``, producers first; or the reason why they do not.
+
+        Without recursion: a weight computed at run time may hang on a whole network.
+        """
+        pending, entered = [last], set[Place]()
+        while pending:
+            node = pending[-1]
+            place = self._place[id(node)]
+            if place in nodes:
+                pending.pop()
+                continue
+            reason = self._not_foldable(node, place)
+            if reason:
+                return reason
+            producers = [t.inputs[0] for t in node.inputs if t.inputs and not isinstance(t, gs.Constant)]
+            missing = [producer for producer in producers if self._place[id(producer)] not in nodes]
+            if missing and place in entered:
+                return f"its weight depends on itself, through {node.op} {node.name!r}"
+            entered.add(place)
+            if missing:
+                pending += reversed(missing)
+            else:
+                nodes[place] = None
+                pending.pop()
+        return None
+
+    def _not_foldable(self, node: Any, place: Place) -> str | None:
+        """Why a node cannot be part of a constant expression; None where that only depends on its producers."""
         proto = self.scopes[place[0]].body.node[place[1]]
         label = f"{node.op} {display_name(proto)!r}"
         if node.op in ("DequantizeLinear", "DynamicQuantizeLinear"):
             return f"its weight is behind {label}: it is quantised already"
         if any(attribute.ref_attr_name for attribute in proto.attribute):
             return f"its weight depends on an attribute of the function, through {label}"
+        for name in proto.input:
+            if self._owners.is_ambiguous(place[0], name):
+                return f"its weight depends on {name!r}, which has a namesake in a nested graph, through {label}"
+        given = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant) and not tensor.is_empty()]
         foldable = is_standard(proto) and node.op not in _RANDOM and not any(True for _ in node.subgraphs())
-        for tensor in node.inputs if foldable else ():
-            if isinstance(tensor, gs.Constant) or tensor.is_empty():
-                continue
-            if not tensor.inputs:
-                foldable = False
-                break
-            reason = self._expression(tensor.inputs[0], nodes)
-            if reason:
-                return reason
-        if not foldable:
+        if not foldable or not all(tensor.inputs for tensor in given):
             return f"its weight is computed at run time by {label}"
-        nodes[place] = None
         return None
 
 
@@ -149,33 +171,32 @@ def _sparse_names(scope: Scope) -> set[str]:
 
 
 def _importable(light: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without the attributes that graphsurgeon cannot read; matching needs only those of ONNX's own operators.
+    """A copy that holds what matching needs and no more: names, nodes in their places, nested graphs.
 
-    Operators of other domains may hold binary data in strings; nodes keep their places.
+    graphsurgeon stumbles over much of the rest: binary strings, element types and kinds of attributes that are newer
+    than itself, graphs as defaults of a function's attributes.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(light)
+    for function in copy.functions:
+        del function.attribute_proto[:]
     for scope in scopes(copy):
         for node in scope.body.node:
-            kept = [attribute for attribute in node.attribute if _readable(attribute, node)]
-            if len(kept) != len(node.attribute):
-                graphs = [onnx.AttributeProto.FromString(attribute.SerializeToString()) for attribute in kept]
-                del node.attribute[:]
-                node.attribute.extend(graphs)
+            _keep_graphs(node.attribute)
+        if isinstance(scope.body, onnx.GraphProto):
+            for value in (*scope.body.input, *scope.body.output):
+                value.ClearField("type")
+            del scope.body.value_info[:]
+            for tensor in scope.body.initializer:
+                tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=onnx.TensorProto.FLOAT))
     return copy
 
 
-def _readable(attribute: onnx.AttributeProto, node: onnx.NodeProto) -> bool:
-    if attribute.type == onnx.AttributeProto.GRAPH:
-        return True
-    if not is_standard(node):
-        return False
-    try:
-        for text in (attribute.s, *attribute.strings):
-            text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _keep_graphs(attributes: Any) -> None:
+    """Delete all other attributes; the graphs stay the same objects, so that what is nested in them can be visited."""
+    for index in reversed(range(len(attributes))):
+        if attributes[index].type != onnx.AttributeProto.GRAPH or attributes[index].ref_attr_name:
+            del attributes[index]
 
 
 @dataclass(frozen=True)
@@ -205,6 +226,7 @@ def build_nodes(nodes: Sequence[NewNode]) -> list[onnx.NodeProto]:
     ]
 
 
-def build_tensor(name: str, values: np.ndarray) -> onnx.TensorProto:  # type: ignore[type-arg]
+def build_tensor(name: str, values: NDArray[np.generic]) -> onnx.TensorProto:
     """A tensor proto with raw data."""
-    return OnnxExporter.export_tensor_proto(gs.Constant(name, values))
+    tensor: onnx.TensorProto = OnnxExporter.export_tensor_proto(gs.Constant(name, values))
+    return tensor

@@ -369,6 +369,8 @@ def _check_inline(tensor: onnx.TensorProto) -> None:
 def read_tensor(model: Model, tensor: onnx.TensorProto) -> npt.NDArray[Any]:
     """The values of one tensor, in the type that it is stored in (types of ml_dtypes for bfloat16 and float8).
 
+    Types that pack several values into a byte come in the type that the installed onnx has for them.
+
     Of external data only the tensor's own bytes are read.
 
     Args:
@@ -475,16 +477,15 @@ def _check_target(target: Path) -> int | None:
         raise ModelSaveError(f"{str(target)!r} cannot be written: no file can have this name.")
     if not target.parent.is_dir():
         raise ModelSaveError(f"{target} cannot be written: {target.parent} is not a folder. Create it first.")
-    if not os.path.lexists(target):
+    if not target.exists():  # a link that leads nowhere is replaced like any other
         return None
-    if target.exists():
-        kind = target.stat().st_mode
-        if not stat.S_ISREG(kind):
-            what = "a folder" if stat.S_ISDIR(kind) else "not a regular file"
-            raise ModelSaveError(f"{target} cannot be written: it is {what}. Name an .onnx file.")
-        if not os.access(target, os.W_OK):
-            raise ModelSaveError(f"{target} cannot be written: it is write-protected.")
-    return None if target.is_symlink() else stat.S_IMODE(target.stat().st_mode)
+    mode = target.stat().st_mode
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise ModelSaveError(f"{target} cannot be written: it is {what}. Name an .onnx file.")
+    if not os.access(target, os.W_OK):
+        raise ModelSaveError(f"{target} cannot be written: it is write-protected.")
+    return stat.S_IMODE(mode)
 
 
 def _is_own_file(target: Path, model: Model) -> bool:

@@ -6,6 +6,7 @@ minimises the Frobenius norm of the difference; by Eckart and Young (1936) the t
 The SVD is taken from the eigenvectors of the Gram matrix of the smaller side, which costs about a third of a plain
 SVD. Squaring loses small singular values (below 1e-8 of the largest), but not the product: with U orthonormal to
 machine precision, U U^T M equals the projection whatever the eigenvalues were, so the result is exact at full rank.
+Matrices whose squares would overflow or vanish (float64 weights beyond 1e77 or below 1e-77) are scaled before.
 """
 
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+_SQUARABLE = 256  # 2 ** +-256 (1e77), squared and summed, is far from the limits of a double, 2 ** +-1022
 
 
 class SVD(NamedTuple):
@@ -22,7 +24,7 @@ class SVD(NamedTuple):
 
     u: Array  # [..., m, r], orthonormal columns
     s: Array  # [..., r]
-    vt: Array  # [..., r, n], orthonormal rows (zero rows where the singular value is zero)
+    vt: Array  # [..., r, n], orthonormal rows; of the longer of m and n, a vector is zero where its singular value is
 
 
 def truncated_svd(matrices: Array, rank: int) -> SVD:
@@ -40,16 +42,20 @@ def truncated_svd(matrices: Array, rank: int) -> SVD:
         u, vt = np.swapaxes(ut, -1, -2), np.swapaxes(v, -1, -2)
         sign = _signs(u)
         return SVD(u * sign[..., None, :], s, vt * sign[..., :, None])
+    matrices, exponent = _squarable(matrices)
     u = _leading_eigenvectors(matrices @ np.swapaxes(matrices, -1, -2), rank)
     u = u * _signs(u)[..., None, :]
     projection = np.swapaxes(u, -1, -2) @ matrices
     s = np.linalg.norm(projection, axis=-1)
     vt = np.divide(projection, s[..., None], out=np.zeros_like(projection), where=s[..., None] > 0)
-    return SVD(u, s, vt)
+    return SVD(u, np.ldexp(s, exponent[..., None]), vt)
 
 
 def squared_singular_values(matrices: Array) -> Array:
-    """The squared singular values of every matrix, [..., min(m, n)], in descending order."""
+    """The squared singular values of every matrix, [..., min(m, n)], in descending order.
+
+    They overflow for matrices beyond 1e150, and vanish below 1e-150: scale such ones before.
+    """
     if matrices.shape[-2] > matrices.shape[-1]:
         matrices = np.swapaxes(matrices, -1, -2)
     eigenvalues = np.linalg.eigvalsh(matrices @ np.swapaxes(matrices, -1, -2))
@@ -63,11 +69,21 @@ def inverse_or_zero(values: Array) -> Array:
 
 def relative_error(original: Array, approximation: Array) -> float:
     """||original - approximation|| / ||original|| in the Frobenius norm; 0 where both are zero."""
+    exponent = np.frexp(np.max(np.abs(original), initial=0.0))[1]
+    if abs(exponent) > _SQUARABLE:
+        original, approximation = np.ldexp(original, -exponent), np.ldexp(approximation, -exponent)
     norm = float(np.linalg.norm(original))
     difference = float(np.linalg.norm(original - approximation))
     if norm == 0.0:
         return 0.0 if difference == 0.0 else float("inf")
     return difference / norm
+
+
+def _squarable(matrices: Array) -> tuple[Array, NDArray[np.int32]]:
+    """The stack with extreme matrices scaled by a power of two, and the exponents [...] that take the scale back."""
+    exponent = np.frexp(np.max(np.abs(matrices), axis=(-2, -1)))[1]
+    exponent = np.where(np.abs(exponent) > _SQUARABLE, exponent, 0)
+    return np.ldexp(matrices, -exponent[..., None, None]) if exponent.any() else matrices, exponent
 
 
 def _leading_eigenvectors(gram: Array, rank: int) -> Array:

@@ -17,7 +17,7 @@ from onnxsep.feeds import make_feeds
 from onnxsep.io import Model, SavedFiles, load, save
 from onnxsep.local import compare_pieces
 from onnxsep.modes import Mode, get_mode
-from onnxsep.planning import Options, Plan, make_plan
+from onnxsep.planning import SIZES_UNKNOWN, Options, Plan, make_plan
 from onnxsep.report import OutputReport, RewriteReport, VerificationReport
 from onnxsep.runtime import CannotRun, RuntimeOptions
 from onnxsep.shapes import infer_shapes, skeleton
@@ -167,12 +167,22 @@ def rewrite(
         totals=totals(sites, plan, light),
         removed_weights=tuple(edit.removed_weights),
         removed_inputs=tuple(edit.removed_inputs),
-        notes=notes,
+        notes=(*_size_notes(plan), *notes),
         verification=outcome,
         dry_run=dry_run,
         seconds=time.perf_counter() - started,
     )
     return Result(result, report, tuple(edit.new_initializers))
+
+
+def _size_notes(plan: Plan) -> list[str]:
+    unknown = sum(SIZES_UNKNOWN in row.notes for row in plan.replacements)
+    if not unknown:
+        return []
+    return [
+        f"the input sizes of {unknown} replaced Convs are not in the model: their MACs were compared for large even sizes "
+        "(--input-shape NAME:DIMS gives sizes)"
+    ]
 
 
 def _apply(

@@ -27,6 +27,7 @@ from onnxsep.types import (
     relative_macs,
 )
 
+SIZES_UNKNOWN = "sizes unknown"
 NOT_APPLICABLE = "a 1 x 1 kernel has nothing to separate"
 
 
@@ -215,17 +216,23 @@ def _choose_rank(
     if policy.kind == "fraction":
         rank = _fraction_rank(site, mode, policy.value, options.round_ranks)
     else:
-        weight = read(site) if policy.kind == "energy" else None
+        weight = _scaled(read(site)) if policy.kind == "energy" else None
         rank = ()
         while (axis := mode.rank_axis(site.conv, rank)) is not None:
             wanted = _wanted(policy, mode, site.conv, axis, rank, weight)
             used = axis.clamp(wanted)
             if policy.kind == "integer" and used != wanted:
                 notes.append(f"rank {wanted} clamped to {used}")
-            rank += (_rounded(axis, used, options.round_ranks, up=True),)
+            multiple = 0 if policy.kind == "full" else options.round_ranks  # full means exact
+            rank += (_rounded(axis, used, multiple, up=True),)
     if site.input_size is None:
-        notes.append("sizes unknown: MACs compared for large even sizes")
+        notes.append(SIZES_UNKNOWN)
     return rank, tuple(notes)
+
+
+def _scaled(weight: Array) -> Array:
+    """The weight at a scale at which squares neither overflow nor vanish; shares of energy do not depend on it."""
+    return np.ldexp(weight, -int(np.frexp(np.max(np.abs(weight)))[1]))
 
 
 def _wanted(policy: RankPolicy, mode: Mode, conv: Conv, axis: RankAxis, chosen: Rank, weight: Array | None) -> int:
@@ -244,7 +251,7 @@ def _wanted(policy: RankPolicy, mode: Mode, conv: Conv, axis: RankAxis, chosen: 
 
 def _fraction_rank(site: ConvSite, mode: Mode, share: float, multiple: int) -> Rank:
     """The largest ranks whose parameters are at most ``share`` of the Conv's: equal ones first, then each in turn."""
-    budget = share * site.conv.parameters
+    budget = Fraction(str(share)) * site.conv.parameters  # the decimal that the user wrote, so that 0.29 of 100 is 29
 
     def at(common: int) -> Rank:
         rank: Rank = ()
@@ -268,8 +275,12 @@ def _fraction_rank(site: ConvSite, mode: Mode, share: float, multiple: int) -> R
     for position, axis in enumerate(rank_axes(mode, site.conv, rank)):
         while rank[position] < axis.full and fits(grown := _with(rank, position, rank[position] + axis.step)):
             rank = grown
-    axes = rank_axes(mode, site.conv, rank)
-    return tuple(_rounded(axis, used, multiple, up=False) for axis, used in zip(axes, rank, strict=True))
+    rounded: Rank = ()
+    for used in rank:  # rounding one rank down may lower the limit of the next
+        axis = mode.rank_axis(site.conv, rounded)
+        assert axis is not None
+        rounded += (_rounded(axis, axis.clamp(used), multiple, up=False),)
+    return rounded
 
 
 def _with(rank: Rank, position: int, value: int) -> Rank:

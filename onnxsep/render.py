@@ -21,25 +21,27 @@ def make_console(file: TextIO) -> Console:
 def print_rewrite(console: Console, report: RewriteReport) -> None:
     """The table of all convolutions, totals, notes and the verification line of one rewrite."""
     console.print(_header(report.source, f"mode {report.mode}, rank {report.rank}"))
-    table = _table(console, "Conv", "weight", "result", ">rank", ">parameters", ">MACs", ">weight error")
     local = report.verification.kind == "local"
-    if local:
-        table.add_column("output error", justify="right")
+    columns = ["Conv", "weight", "result", ">rank", ">parameters", ">MACs", ">weight error"]
+    notes = _Notes(console)
+    table = _table(console, *columns, *([">output error"] if local else []), *notes.columns)
     for conv in report.convs:
         replaced = conv.status == "replaced"
-        cells = [
+        why = "; ".join((conv.reason, *conv.notes)).strip("; ")
+        table.add_row(
             _name(conv.name, conv.where),
             _shape(conv),
-            f"[green]{report.mode}[/green]" if replaced else f"[dim]left alone: {escape(conv.reason)}[/dim]",
+            (f"[green]{escape(report.mode)}[/green]" if replaced else "left alone") + notes.mark(why),
             "x".join(map(str, conv.rank or ())),
             _change(conv.parameters_before, conv.parameters_after),
             _change(conv.macs_before, conv.macs_after),
             _number(conv.weight_error, ".4f"),
-        ]
-        if conv.notes:
-            cells[2] += f" ({escape('; '.join(conv.notes))})"
-        table.add_row(*cells, *([_number(conv.output_error, ".4f")] if local else []))
+            *([_number(conv.output_error, ".4f")] if local else []),
+            *notes.cells(why),
+            style="" if replaced else "dim",
+        )
     console.print(table)
+    notes.print()
     _print_totals(console, report)
     for note in report.notes:
         console.print(f"note: {escape(note)}")
@@ -50,13 +52,33 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
         console.print(f"wrote {escape(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
 
 
+class _Notes:
+    """Why a Conv was left alone: a column of its own in plain text; in a terminal, too narrow for that, footnotes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._numbers: dict[str, int] = {}
+        self.columns = [] if console.is_terminal else ["why, notes"]
+
+    def mark(self, text: str) -> str:
+        if not text or self.columns:
+            return ""
+        return escape(f" [{self._numbers.setdefault(text, len(self._numbers) + 1)}]")
+
+    def cells(self, text: str) -> list[str]:
+        return [escape(text) for _ in self.columns]
+
+    def print(self) -> None:
+        for text, number in self._numbers.items():
+            self._console.print(f"[dim]{escape(f'[{number}] {text}')}[/dim]")
+
+
 def _print_totals(console: Console, report: RewriteReport) -> None:
     totals = report.totals
     console.print(
         f"{totals.replaced} of {totals.convs} convolutions replaced; "
         f"parameters {_ratio(totals.parameters_before, totals.parameters_after)}; "
-        f"MACs {_ratio(totals.macs_before, totals.macs_after)}"
-        + (f" ({totals.macs_unknown} nodes of unknown size not counted)" if totals.macs_unknown else "")
+        f"MACs {_ratio(totals.macs_before, totals.macs_after)}{_uncounted(totals.macs_unknown)}"
     )
 
 
@@ -65,7 +87,7 @@ def _verification(outcome: VerificationReport) -> str:
         return f"[yellow]not verified[/yellow]: {escape(outcome.reason)}"
     what = "outputs of original and result" if outcome.kind == "full" else "each replaced Conv and the original one"
     line = (
-        f"[green]verified[/green] in ONNX Runtime: {what} on the same inputs differ by "
+        f"[green]compared[/green] in ONNX Runtime on the same inputs: {what} differ by "
         f"max {outcome.max_abs:.3g}, mean {outcome.mean_abs:.3g}, relative {outcome.relative:.3g}"
     )
     if len(outcome.outputs) > 1:
@@ -94,8 +116,7 @@ def print_inspect(console: Console, report: InspectReport) -> None:
     console.print(table)
     console.print(
         f"{totals.convs} convolutions; {totals.parameters:,} parameters ({totals.trainable_parameters:,} trainable); "
-        f"{totals.macs:,} MACs"
-        + (f" ({totals.macs_unknown} nodes of unknown size not counted)" if totals.macs_unknown else "")
+        f"{totals.macs:,} MACs{_uncounted(totals.macs_unknown)}"
     )
     for mode in modes:
         console.print(
@@ -130,7 +151,8 @@ def _table(console: Console, *columns: str) -> Table:
     frame = box.SIMPLE_HEAD if console.is_terminal else None
     table = Table(box=frame, pad_edge=False, padding=(0, 2, 0, 0) if frame is None else (0, 1))
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        number = column.startswith(">")
+        table.add_column(column.lstrip(">"), justify="right" if number else "left", no_wrap=number, overflow="fold")
     return table
 
 
@@ -157,6 +179,10 @@ def _change(before: int | None, after: int | None) -> str:
 
 def _ratio(before: int, after: int) -> str:
     return f"{before:,} -> {after:,}" + (f" ({after / before:.3f})" if before else "")
+
+
+def _uncounted(nodes: int) -> str:
+    return f" ({nodes} nodes of unknown size not counted)" if nodes else ""
 
 
 def _number(value: float | None, form: str) -> str:

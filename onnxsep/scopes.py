@@ -3,7 +3,7 @@
 Two protos of the same structure (a model and its copy without weights) give scopes that correspond index by index.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,10 +69,62 @@ def initializer_names(scope: Scope) -> set[str]:
     return {tensor.name for tensor in scope.body.initializer}
 
 
+def declared_names(scope: Scope) -> set[str]:
+    """Names that this scope gives a meaning: its inputs, initialisers and the outputs of its nodes."""
+    body = scope.body
+    names = {name for node in body.node for name in node.output if name}
+    if isinstance(body, onnx.FunctionProto):
+        return names | set(body.input)
+    names.update(tensor.values.name for tensor in body.sparse_initializer)
+    names.update(tensor.name for tensor in body.initializer)
+    return names | {value.name for value in body.input}
+
+
+class Owners:
+    """Which scope a name belongs to, seen from another one: two branches of an If may use a name for two tensors."""
+
+    def __init__(self, all_scopes: Sequence[Scope]) -> None:
+        self._parents = [scope.parent for scope in all_scopes]
+        self._declared = [declared_names(scope) for scope in all_scopes]
+        self._ambiguous = {
+            (owner, name)
+            for scope in all_scopes
+            if scope.parent is not None
+            for name in self._declared[scope.index]
+            if len(found := self.owners(scope.index, name)) > 1
+            for owner in found
+        }
+
+    def owners(self, scope: int, name: str) -> list[int]:
+        """The scopes that declare a name, from ``scope`` outwards: none, one, or several where it is ambiguous."""
+        found, index = [], scope
+        while True:
+            if name in self._declared[index]:
+                found.append(index)
+            parent = self._parents[index]
+            if parent is None:
+                return found
+            index = parent
+
+    def is_ambiguous(self, scope: int, name: str) -> bool:
+        """Whether the tensor that a name means in ``scope`` has a namesake in a graph around or inside its own.
+
+        ONNX forbids that, the checker lets it pass, and which of the two ONNX Runtime takes depends on other nodes.
+        """
+        return any((owner, name) in self._ambiguous for owner in self.owners(scope, name))
+
+
 def used_names(scope: Scope) -> Iterator[str]:
-    """Every name that this scope reads: inputs of its nodes and its outputs, once for each use."""
+    """Every name that this scope reads: inputs of its nodes and its outputs, once for each use.
+
+    Graphs in a list (an attribute that only custom operators have) are no scopes of their own and count as part of
+    this one.
+    """
     for node in scope.body.node:
         yield from (name for name in node.input if name)
+        for attribute in node.attribute:
+            for graph in attribute.graphs:
+                yield from _names_within(graph)
     if isinstance(scope.body, onnx.FunctionProto):
         yield from scope.body.output
         return
@@ -85,8 +137,16 @@ def training_names(model: onnx.ModelProto) -> Iterator[str]:
     """Every name that the model's training information mentions: a weight among them must stay."""
     for training in model.training_info:
         for graph in (training.initialization, training.algorithm):
-            for node in graph.node:
-                yield from node.input
-            yield from (output.name for output in graph.output)
+            yield from _names_within(graph)
         for binding in (*training.initialization_binding, *training.update_binding):
             yield from (binding.key, binding.value)
+
+
+def _names_within(graph: onnx.GraphProto) -> Iterator[str]:
+    """Every name that a graph, or a graph nested in it, reads."""
+    yield from (output.name for output in graph.output)
+    for node in graph.node:
+        yield from (name for name in node.input if name)
+        for attribute in node.attribute:
+            for nested in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _names_within(nested)

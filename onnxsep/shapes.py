@@ -115,6 +115,8 @@ def _light_node(source: onnx.NodeProto, light: onnx.NodeProto) -> None:
 
 
 def _holds_data(attribute: onnx.AttributeProto) -> bool:
+    if attribute.ref_attr_name:  # it names an argument of the function instead of holding anything
+        return False
     kind = onnx.AttributeProto
     return attribute.type == kind.GRAPH or (attribute.type == kind.TENSOR and _size(attribute.t) > LARGE)
 

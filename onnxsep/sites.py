@@ -1,7 +1,8 @@
 """Finding every convolution of a model: those with constant weights as ConvSite, the others as Rejected."""
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +107,7 @@ class _Finder:
         if len(node.device_configurations if hasattr(node, "device_configurations") else ()):
             return self.reject(scope, index, "its device configuration (sharding) cannot be carried to the new nodes")
         input_shape = self._view.shape(scope.index, node.input[0])
-        pinned = list(self._uses.get((scope.namespace, constant.name), ()))
+        pinned = [*self._uses.get((scope.namespace, constant.name), ()), *self._kept_by(scope, constant, conv)]
         if scope.namespace == 0 and constant.name in self._training:
             pinned.append("the training information")
         return ConvSite(
@@ -123,6 +124,26 @@ class _Finder:
             stored=stored_tensor(self._source, constant) is not None,
             pinned=tuple(pinned),
         )
+
+    def _kept_by(self, scope: Scope, constant: Constant, conv: Conv) -> Iterator[str]:
+        """What else uses a tensor as large as the weight that an expression computes the weight from, in words.
+
+        Such a tensor stays in the file although the expression goes. Shapes and scalars are too small to matter.
+        """
+        names = {
+            name
+            for place in constant.nodes
+            for name in self._view.scopes[place[0]].body.node[place[1]].input
+            if math.prod(_known(self._view.shape(place[0], name))) >= conv.weight_size
+        }
+        for other in self._view.scopes if names else ():
+            if other.namespace != scope.namespace:
+                continue
+            for index, node in enumerate(other.body.node):
+                if (other.index, index) not in constant.nodes and names.intersection(node.input):
+                    yield f"{node.op_type} {display_name(node)!r}"
+            if isinstance(other.body, onnx.GraphProto) and names.intersection(value.name for value in other.body.output):
+                yield "an output of the graph"
 
     def _weight_type(self, constant: Constant) -> tuple[tuple[int, ...], int]:
         tensor = stored_tensor(self._source, constant)
@@ -174,6 +195,12 @@ def _sizes(shape: Shape | None, dims: int) -> tuple[int, ...] | None:
         return None
     sizes = tuple(size for size in shape[2:] if isinstance(size, int))
     return sizes if len(sizes) == dims else None
+
+
+def _known(shape: Shape | None) -> list[int]:
+    """The sizes of a shape; [0] where one of them is not known."""
+    sizes = [size for size in shape or (None,) if isinstance(size, int)]
+    return sizes if shape is not None and len(sizes) == len(shape) else [0]
 
 
 def _batch(shape: Shape | None) -> int | None:

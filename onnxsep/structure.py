@@ -19,7 +19,7 @@ that is left out, ``?`` a type or a dimension that is not known, ``[...]`` a sha
 ``->`` come from ONNX's shape inference, which sees more in newer versions of onnx.
 
 Values are shown for integers, booleans and strings of at most 16 elements, because those are shapes, axes and pads;
-floating-point and quantised tensors are declared with their type alone. Text of more than 100 characters and attribute
+floating-point and quantised tensors are declared with their type alone. Text of more than 200 bytes and attribute
 lists of more than 64 values stand as a digest.
 
 Left out, because every export changes them: doc strings, producer, producer version, model version. Left out too: the
@@ -48,10 +48,10 @@ _LOG = logging.getLogger(__name__)
 
 HEADER = "onnxsep structure, version 1"
 INDENT = "  "
-PLAIN = r"[A-Za-z0-9_./:-]*[A-Za-z0-9_./-]"  # never ends in a colon, so that "%name: type" can be told apart
+PLAIN = r"[A-Za-z0-9_./:;-]*[A-Za-z0-9_./;-]"  # never ends in a colon, so that "%name: type" can be told apart
 _SHOWN_ELEMENTS = 16
 _KEPT_ELEMENTS = 64  # small enough to copy; shape inference reads shapes, axes and scales
-_LONG_TEXT = 100
+_LONG_TEXT = 200
 _LONG_LIST = 64
 _FIELDS = {
     "FLOAT": "f", "INT": "i", "STRING": "s", "TENSOR": "t", "GRAPH": "g", "SPARSE_TENSOR": "sparse_tensor",
@@ -249,19 +249,26 @@ def _copy_light(model: Model, source: Any, target: Any) -> None:
 
 def _copy_one(model: Model, source: Any, target: Any) -> None:
     if isinstance(source, TensorProto):
-        if math.prod(source.dims) > _KEPT_ELEMENTS:
-            target.name, target.data_type, target.data_location = source.name, source.data_type, TensorProto.EXTERNAL
-            target.dims.extend(source.dims)
-        elif source.data_location == TensorProto.EXTERNAL:
-            target.CopyFrom(numpy_helper.from_array(read_tensor(model, source), source.name))
-        else:
-            target.CopyFrom(source)
+        _copy_tensor(model, source, target)
     elif isinstance(
         source, (onnx.GraphProto, onnx.NodeProto, AttributeProto, onnx.FunctionProto, onnx.SparseTensorProto)
     ):
         _copy_light(model, source, target)
     else:
         target.CopyFrom(source)
+
+
+def _copy_tensor(model: Model, source: TensorProto, target: TensorProto) -> None:
+    if math.prod(source.dims) <= _KEPT_ELEMENTS:
+        if source.data_location != TensorProto.EXTERNAL:
+            target.CopyFrom(source)
+            return
+        array = read_tensor(model, source)
+        if array.dtype.isbuiltin == 1:  # older onnx cannot write the others, and shapes never have such types
+            target.CopyFrom(numpy_helper.from_array(array, source.name))
+            return
+    target.name, target.data_type, target.data_location = source.name, source.data_type, TensorProto.EXTERNAL
+    target.dims.extend(source.dims)
 
 
 # The writer -----------------------------------------------------------------------------------------------------------

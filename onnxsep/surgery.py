@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxsep.graph import NewNode, build_nodes, build_tensor
 from onnxsep.planning import Replacement, factor_key
-from onnxsep.scopes import Scope, display_name, scopes, training_names, used_names
+from onnxsep.scopes import Owners, Scope, display_name, scopes, training_names, used_names
 from onnxsep.sites import METADATA_PREFIX
 from onnxsep.types import INPUT, AddLayer, Constant, Conv, ConvLayer, Place
 
@@ -48,6 +48,7 @@ class _Surgeon:
         self._scopes = scopes(model)
         self._edit = Edit()
         self._names = _Names(model, self._scopes)
+        self._owners = Owners(self._scopes)
         self._new_nodes: dict[Place, list[onnx.NodeProto]] = {}  # in place of these nodes
         self._after: dict[Place, list[onnx.NodeProto]] = {}  # right behind these nodes
         self._factor_names: dict[Any, list[str]] = {}
@@ -81,14 +82,17 @@ class _Surgeon:
                 inputs.append(node.input[2])
             new.append(NewNode("Conv", name, inputs, tensor, conv_attributes(layer.conv)))
         built = build_nodes(new)
-        made = {"mode": replacement.mode, "rank": "x".join(map(str, replacement.rank)), "source": display_name(node)}
         for proto in built:
-            if node.domain:
-                proto.domain = node.domain
-            _carry(node, proto, {METADATA_PREFIX + key: value for key, value in made.items()})
+            _carry(node, proto, self._metadata(replacement))
         if node.doc_string:
             built[-1].doc_string = node.doc_string
         return built
+
+    def _metadata(self, replacement: Replacement) -> dict[str, str]:
+        """What new nodes say about themselves."""
+        source = display_name(self._node(replacement.site.place))
+        made = {"mode": replacement.mode, "rank": "x".join(map(str, replacement.rank)), "source": source}
+        return {METADATA_PREFIX + key: value for key, value in made.items()}
 
     def _weights(self, replacement: Replacement, arrays: Factors, output: str) -> list[str]:
         """Names of the factors; they are stored once, in the form and the place of the weight that they replace."""
@@ -101,41 +105,49 @@ class _Surgeon:
         names = [self._names.tensor(scope, f"{output}_{layer.name}_weight") for layer in convs]
         tensors = [build_tensor(name, array) for name, array in zip(names, arrays, strict=True)]
         if weight.nodes:
-            self._after.setdefault(weight.nodes[-1], []).extend(map(_constant_node, tensors))
+            nodes = [_constant_node(tensor, self._names.node(tensor.name)) for tensor in tensors]
+            for node in nodes:
+                _carry(self._node(weight.nodes[-1]), node, self._metadata(replacement))
+            self._after.setdefault(weight.nodes[-1], []).extend(nodes)
         else:
             assert isinstance(scope.body, onnx.GraphProto)
             scope.body.initializer.extend(tensors)
             if scope.kind == "main":
                 self._edit.new_initializers.extend(names)
-                if self._model.ir_version <= INITIALIZERS_ARE_INPUTS:
-                    scope.body.input.extend(_as_input(tensor) for tensor in tensors)
+            if self._model.ir_version <= INITIALIZERS_ARE_INPUTS:
+                scope.body.input.extend(_as_input(tensor) for tensor in tensors)
         self._factor_names[key] = names
         return names
 
     def _orphans(self, weights: Iterable[Constant]) -> set[tuple[int, str]]:
-        """(namespace, name) of the replaced weights, and of what only they were made of, that nothing uses any more."""
+        """(scope, name) of the replaced weights, and of what only they were made of, that nothing uses any more."""
         uses: Counter[tuple[int, str]] = Counter()
         for scope in self._scopes:
-            uses.update((scope.namespace, name) for name in used_names(scope))
+            uses.update(self._owned(scope.index, used_names(scope)))
         uses.update((0, name) for name in training_names(self._model))
         for place, nodes in self._new_nodes.items():
-            namespace = self._scopes[place[0]].namespace
-            uses.subtract((namespace, name) for name in self._node(place).input)
-            uses.update((namespace, name) for node in nodes for name in node.input)
+            uses.subtract(self._owned(place[0], self._node(place).input))
+            uses.update(self._owned(place[0], (name for node in nodes for name in node.input)))
         orphans: set[tuple[int, str]] = set()
         for weight in weights:
-            namespace = self._scopes[weight.scope].namespace
-            if not weight.nodes and uses[namespace, weight.name] == 0:
-                orphans.add((namespace, weight.name))
+            if not weight.nodes and uses[weight.scope, weight.name] == 0:
+                orphans.add((weight.scope, weight.name))
+            made = {(place[0], name) for place in weight.nodes for name in self._node(place).output if name}
             for place in reversed(weight.nodes):
-                node = self._node(place)
-                if place in self._new_nodes or any(uses[namespace, name] for name in node.output if name):
+                outputs = {(place[0], name) for name in self._node(place).output} & made
+                if place in self._new_nodes or any(uses[output] for output in outputs):
                     continue
                 self._new_nodes[place] = []
-                orphans.update((namespace, name) for name in node.output if name)
-                uses.subtract((namespace, name) for name in node.input if name)
-                orphans.update((namespace, name) for name in node.input if name and uses[namespace, name] == 0)
+                operands = self._owned(place[0], self._node(place).input)
+                uses.subtract(operands)
+                orphans |= outputs
+                # What nodes make is looked at when their turn comes: one of several outputs may be in use.
+                orphans |= {key for key in operands if not uses[key] and key not in made}
         return orphans
+
+    def _owned(self, scope: int, names: Iterable[str]) -> list[tuple[int, str]]:
+        """Names that are read in a scope, each with the scope that declares it."""
+        return [(owner, name) for name in names if name for owner in self._owners.owners(scope, name)]
 
     def _node(self, place: Place) -> onnx.NodeProto:
         return self._scopes[place[0]].body.node[place[1]]
@@ -154,7 +166,7 @@ class _Surgeon:
             else:
                 for node in reversed(new[1:]):
                     body.node.insert(index + 1, node)
-        gone = {name for namespace, name in orphans if namespace == scope.namespace}
+        gone = {name for index, name in orphans if index == scope.index}
         if isinstance(body, onnx.FunctionProto):
             _remove(body.value_info, gone)
             return
@@ -179,10 +191,11 @@ class _Names:
                 taken.update(node.input, node.output)
                 self._nodes.add(node.name)
             if isinstance(body, onnx.FunctionProto):
-                taken.update(body.input, body.output)
+                taken.update(body.input, body.output, (value.name for value in body.value_info))
                 continue
-            values = (*body.input, *body.output, *body.value_info, *body.initializer)
-            taken.update(value.name for value in values)
+            taken.update(value.name for value in (*body.input, *body.output, *body.value_info))
+            taken.update(tensor.name for tensor in body.initializer)
+            taken.update(note.tensor_name for note in body.quantization_annotation)
             taken.update(tensor.values.name for tensor in body.sparse_initializer)
         self._tensors[0].update(training_names(model))
 
@@ -213,15 +226,17 @@ def conv_attributes(conv: Conv) -> dict[str, Any]:
 
 
 def _carry(source: onnx.NodeProto, new: onnx.NodeProto, metadata: Mapping[str, str]) -> None:
-    """Give a new node the metadata of the one that it replaces, and its own."""
+    """Give a new node the domain and the metadata of the one that it replaces, and its own metadata."""
+    if source.domain:
+        new.domain = source.domain
     own = {entry.key: entry.value for entry in source.metadata_props}
     for key, value in {**own, **metadata}.items():
         entry = new.metadata_props.add()
         entry.key, entry.value = key, value
 
 
-def _constant_node(tensor: onnx.TensorProto) -> onnx.NodeProto:
-    return onnx.helper.make_node("Constant", [], [tensor.name], name=tensor.name, value=tensor)
+def _constant_node(tensor: onnx.TensorProto, name: str) -> onnx.NodeProto:
+    return onnx.helper.make_node("Constant", [], [tensor.name], name=name, value=tensor)
 
 
 def _as_input(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:

@@ -416,15 +416,36 @@ def test_files_are_checked_again_at_each_read(tmp_path: Path) -> None:
         (lambda: None, "missing"),
         (lambda: (folder / "w.bin").symlink_to(secret), "leads outside"),
         (lambda: (folder / "w.bin").hardlink_to(secret), "hard link"),
-        (lambda: (folder / "w.bin").write_bytes(DATA[:-1]), "has only 23999 bytes|became shorter"),
+        (lambda: (folder / "w.bin").write_bytes(DATA[:-1]), "has only 23999 bytes"),
     ):
         change()
         with pytest.raises(ModelLoadError, match=message):
             read_tensor(model, model.proto.graph.initializer[2])
-        with pytest.raises(ModelLoadError, match=message):
+        with pytest.raises(ModelLoadError, match=f"{message}|became shorter while it was copied"):
             save(model, folder / "out.onnx")
         (folder / "w.bin").unlink(missing_ok=True)
         assert listing(folder) == before
+
+
+@posix_only
+@pytest.mark.parametrize(("swap", "message"), [("hardlink_to", "hard link"), ("symlink_to", "cannot be read")])
+def test_file_swapped_between_check_and_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: str, message: str
+) -> None:
+    (tmp_path / "secret.bin").write_bytes(DATA)
+    path = write(tmp_path / "model" / "m.onnx", location="w.bin")
+    model = load(path)
+    real = os.open
+
+    def swapped(file: Path, flags: int) -> int:
+        """The worst moment for another process to put a link in the file's place."""
+        file.unlink()
+        getattr(file, swap)(tmp_path / "secret.bin")
+        return real(file, flags)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(ModelLoadError, match=message):
+        read_tensor(model, model.proto.graph.initializer[0])
 
 
 # ---------------------------------------------------------------- saving a changed model
@@ -608,6 +629,15 @@ def test_location_that_would_be_elsewhere_at_the_target(tmp_path: Path, location
     assert names(tmp_path / "elsewhere") == set()
 
 
+def test_location_with_dots_is_not_made_at_the_target(tmp_path: Path) -> None:
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    path = write(tmp_path / "in" / "m.onnx", location="sub/../w.bin")
+    (tmp_path / "out").mkdir()
+    saved = save(load(path), tmp_path / "out" / "n.onnx")
+    assert saved.data_path is not None
+    assert names(tmp_path / "out") == {"n.onnx", saved.data_path.name}
+
+
 # ---------------------------------------------------------------- old data files
 
 
@@ -659,15 +689,26 @@ def test_old_data_that_another_model_mentions_stays(tmp_path: Path) -> None:
 
 @posix_only
 def test_old_data_behind_links_stays(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.onnx", location="real.bin")
-    (tmp_path / "m.onnx.link").symlink_to("real.bin")
-    (tmp_path / "m.onnx.hard").hardlink_to(tmp_path / "real.bin")
+    path = tmp_path / "m.onnx"
+    (tmp_path / "one.bin").write_bytes(DATA)
+    (tmp_path / "two.bin").write_bytes(DATA)
+    (tmp_path / "m.onnx.link").symlink_to("one.bin")
+    (tmp_path / "m.onnx.hard").hardlink_to(tmp_path / "two.bin")
     for location in ("m.onnx.link", "m.onnx.hard"):
         tensors = [outside(name, location=location, offset=i * SIZE) for i, name in enumerate(WEIGHTS)]
         path.write_bytes(model_of(*tensors).SerializeToString())
         save(changed(path, follow_links=True), path)
-        assert {"real.bin", "m.onnx.link", "m.onnx.hard"} <= names(tmp_path)
+        assert {"one.bin", "two.bin", "m.onnx.link", "m.onnx.hard"} <= names(tmp_path)
         assert_weights(path)
+
+
+@posix_only
+def test_old_data_of_a_target_that_is_a_link_stays(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx")
+    path.rename(tmp_path / "real.model")  # still needs m.onnx.data
+    path.symlink_to("real.model")
+    save(model_of(numpy_helper.from_array(WEIGHTS["a"], "a")), path)
+    assert_weights(tmp_path / "real.model")
 
 
 def test_old_target_that_is_not_a_model(tmp_path: Path) -> None:

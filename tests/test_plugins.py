@@ -33,7 +33,7 @@ PYPROJECT = """
 """
 
 # A k x k Conv with fewer outputs, then 1 x 1 back to all: a complete mode in one file.
-MODULE = '''
+MODULE = """
     from dataclasses import replace
 
     import numpy as np
@@ -70,7 +70,7 @@ MODULE = '''
         def reconstruct(self, conv, factors):
             narrow, wide = factors
             return (wide.reshape(wide.shape[:2]) @ narrow.reshape(narrow.shape[0], -1)).reshape(conv.weight_shape)
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +89,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run onnxsep with the package's folder on the path."""
     environment = {**os.environ, "PYTHONPATH": str(installed)}
-    command = [sys.executable, "-P", "-m", "onnxsep"] if sys.version_info >= (3, 11) else [sys.executable, "-m", "onnxsep"]
+    command = (
+        [sys.executable, "-P", "-m", "onnxsep"] if sys.version_info >= (3, 11) else [sys.executable, "-m", "onnxsep"]
+    )
     return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, check=False)
 
 
 def test_mode_of_another_package_is_listed_and_rewrites(installed: Path, tmp_path: Path) -> None:
     assert "tiny: k x k with fewer outputs, then 1 x 1" in run(installed, "modes").stdout
     report = tmp_path / "report.json"
-    done = run(
-        installed, "rewrite", str(DIGITS), str(tmp_path / "out.onnx"), "--mode", "tiny", "--report", str(report)
-    )
+    done = run(installed, "rewrite", str(DIGITS), str(tmp_path / "out.onnx"), "--mode", "tiny", "--report", str(report))
     assert done.returncode == 0, done.stderr
     data = json.loads(report.read_text())
     assert data["totals"]["replaced"] == 6  # all 3 x 3 Convs but the first
@@ -127,5 +127,7 @@ def test_package_that_cannot_be_loaded_is_named_and_does_not_harm_the_others(ins
 
 
 def test_unknown_mode_names_the_known_ones() -> None:
-    with pytest.raises(ModeNotFoundError, match="unknown mode 'depthwize'; the installed modes are: depthwise, spatial"):
+    with pytest.raises(
+        ModeNotFoundError, match="unknown mode 'depthwize'; the installed modes are: depthwise, spatial"
+    ):
         onnxsep.rewrite(DIGITS, mode="depthwize")

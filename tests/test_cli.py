@@ -1,0 +1,301 @@
+"""The command line as a user runs it: in a process of its own, with real files."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import onnxsep
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / "models" / "digits" / "digits_cnn.onnx"
+MODE = ("--mode", "spatial")
+
+
+def run(
+    *arguments: str | Path, cwd: Path | None = None, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``onnxsep`` with these arguments."""
+    command = [str(Path(sys.executable).with_name("onnxsep")), *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=environment, preexec_fn=before, check=False
+    )
+
+
+def assert_one_error(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
+    """One message on standard error that holds these words, nothing on standard output, no traceback."""
+    assert done.returncode == status, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("onnxsep: error: ")
+    for word in words:
+        assert word in lines[0]
+    assert done.stdout == ""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the digits model."""
+    path = tmp_path / "in.onnx"
+    path.write_bytes(DIGITS.read_bytes())
+    return path
+
+
+def external_model(folder: Path, location: str = "weights.bin") -> Path:
+    """A model of two Convs whose weights lie in a file beside it."""
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((16, 16, 3, 3), dtype=np.float32) for _ in range(2)]
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], name="one", pads=[1] * 4),
+        helper.make_node("Conv", ["a", "w1"], ["y"], name="two", pads=[1] * 4),
+    ]
+    tensors = [numpy_helper.from_array(weight, f"w{index}") for index, weight in enumerate(weights)]
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 16, 8, 8])
+    output = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 16, 8, 8])
+    graph = helper.make_graph(nodes, "g", [value], [output], tensors)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = folder / "in.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    if location != "weights.bin":
+        proto = onnx.load(path, load_external_data=False)
+        for tensor in proto.graph.initializer:
+            next(entry for entry in tensor.external_data if entry.key == "location").value = location
+        path.write_bytes(proto.SerializeToString())
+    return path
+
+
+# What a newcomer sees
+
+
+def test_rewrite_prints_every_conv_totals_and_comparison(model: Path, tmp_path: Path) -> None:
+    done = run("rewrite", model, tmp_path / "out.onnx", *MODE)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no progress bar where there is no terminal
+    assert "\x1b" not in done.stdout
+    rows = done.stdout.splitlines()
+    convs = [node.name for node in onnx.load(model).graph.node if node.op_type == "Conv"]
+    assert len(convs) == 7
+    for name in convs:
+        assert sum(row.startswith(f"{name} ") for row in rows) == 1
+    assert any(row.startswith("stem_conv ") and "first Conv" in row for row in rows)
+    assert any(row.startswith("4 of 7 convolutions replaced; parameters 186,314 -> ") for row in rows)
+    assert any(row.startswith("compared in ONNX Runtime on the same inputs: ") for row in rows)
+    onnx.checker.check_model(str(tmp_path / "out.onnx"), full_check=True)
+
+
+def test_json_and_report_hold_what_the_table_says(model: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = run("rewrite", model, tmp_path / "out.onnx", *MODE, "--json", "--report", report)
+    data = json.loads(done.stdout)
+    assert data == json.loads(report.read_text())
+    assert data["output"] == str(tmp_path / "out.onnx")
+    assert data["output_bytes"] == (tmp_path / "out.onnx").stat().st_size
+    assert [row["status"] for row in data["convs"]].count("replaced") == data["totals"]["replaced"] == 4
+    # The counts again, from the files alone.
+    for path, key in ((model, "parameters_before"), (tmp_path / "out.onnx", "parameters_after")):
+        sizes = [np.prod(tensor.dims) for tensor in onnx.load(path).graph.initializer if tensor.data_type == 1]
+        assert data["totals"][key] == sum(sizes)
+
+
+def test_quiet_prints_nothing(model: Path, tmp_path: Path) -> None:
+    done = run("rewrite", model, tmp_path / "out.onnx", *MODE, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "out.onnx").exists()
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(model: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    done = run("rewrite", model, tmp_path / "out.onnx", *MODE, "--dry-run")
+    assert done.returncode == 0
+    assert "dry run: nothing was written" in done.stdout
+    assert "4 of 7 convolutions replaced" in done.stdout
+    assert sorted(tmp_path.iterdir()) == before
+    assert run("rewrite", model, *MODE, "--dry-run").stdout == done.stdout
+
+
+def test_a_progress_bar_appears_in_a_terminal(model: Path, tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty", reason="pseudo-terminals exist on POSIX only")
+    main, terminal = pty.openpty()
+    command = [str(Path(sys.executable).with_name("onnxsep")), "rewrite", str(model), str(tmp_path / "out.onnx"), *MODE]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=terminal, env=environment, check=False)
+    os.close(terminal)
+    shown = os.read(main, 65536).decode()
+    os.close(main)
+    assert done.returncode == 0
+    assert "4/4" in shown
+
+
+def test_rewrite_in_place(model: Path) -> None:
+    original = onnxsep.load(model).proto
+    assert run("rewrite", model, model, *MODE).returncode == 0
+    result = onnxsep.load(model).proto
+    assert len(result.graph.node) == len(original.graph.node) + 4
+    assert [path.name for path in model.parent.iterdir()] == ["in.onnx"]
+
+
+def test_inspect_prints_a_row_for_each_conv_and_changes_nothing(model: Path) -> None:
+    content = model.read_bytes()
+    done = run("inspect", model)
+    assert done.returncode == 0
+    assert "IR 8, opset ai.onnx 17" in done.stdout
+    assert (
+        sum(line.startswith(("stem_conv ", "block", "down_conv", "head_conv")) for line in done.stdout.splitlines())
+        == 7
+    )
+    assert model.read_bytes() == content
+    assert json.loads(run("inspect", model, "--json").stdout)["totals"]["convs"] == 7
+
+
+def test_check_says_same_or_differs(model: Path, tmp_path: Path) -> None:
+    assert run("check", model, model).returncode == 0
+    reference = tmp_path / "reference.txt"
+    assert run("check", model, reference, "--update").returncode == 0
+    assert run("check", model, reference).returncode == 0
+    assert run("rewrite", model, tmp_path / "out.onnx", *MODE).returncode == 0
+    done = run("check", tmp_path / "out.onnx", reference)
+    assert done.returncode == 3
+    assert "block1_conv1_vertical" in done.stdout
+    assert "::error" in run("check", tmp_path / "out.onnx", reference, "--format", "github").stdout
+    assert run("check", tmp_path / "out.onnx", reference, "--format", "junit").stdout.startswith("<?xml")
+    parts = json.loads(run("check", tmp_path / "out.onnx", reference, "--format", "json").stdout)["parts"]
+    assert parts[0]["status"] == "differs"
+
+
+def test_version_and_modes() -> None:
+    assert run("--version").stdout == f"onnxsep {onnxsep.__version__}\n"
+    assert [line.split(":")[0] for line in run("modes").stdout.splitlines()] == sorted(onnxsep.available_modes())
+
+
+def test_verification_that_fails_exits_with_3_and_writes_nothing(model: Path, tmp_path: Path) -> None:
+    done = run("rewrite", model, tmp_path / "out.onnx", *MODE, "--max-error", "1e-6")
+    assert_one_error(done, "--max-error", "nothing was written", status=3)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_given_inputs_are_used(model: Path, tmp_path: Path) -> None:
+    # Zeros give the biases alone, which the rewrite does not touch: at this input the difference vanishes.
+    np.savez(tmp_path / "zeros.npz", image=np.zeros((3, 1, 8, 8), np.float32))
+    arguments = ("rewrite", model, tmp_path / "out.onnx", *MODE, "--only", "block1_conv1", "--json")
+    given = json.loads(run(*arguments, "--inputs", tmp_path / "zeros.npz").stdout)["verification"]
+    random = json.loads(run(*arguments, "--seed", "7").stdout)["verification"]
+    assert given["relative"] != random["relative"]
+    assert random == json.loads(run(*arguments, "--seed", "7").stdout)["verification"]
+
+
+# Bad input: one clear error, the right status, the target untouched
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+BAD_MODELS: dict[str, tuple[Callable[[Path], Path], Sequence[str]]] = {
+    "missing": (lambda folder: folder / "missing.onnx", ["missing.onnx"]),
+    "empty": (lambda folder: write(folder / "empty.onnx", b""), ["empty.onnx"]),
+    "not-onnx": (lambda folder: write(folder / "cat.onnx", b"\x89PNG\r\n\x1a\n" + bytes(range(256))), ["cat.onnx"]),
+    "text": (lambda folder: write(folder / "a.onnx", b"<html>404</html>"), ["a.onnx"]),
+    "lfs": (lambda folder: write(folder / "a.onnx", b"version https://git-lfs.github.com/spec/v1\noid"), ["LFS"]),
+    "truncated": (lambda folder: write(folder / "cut.onnx", DIGITS.read_bytes()[:100_000]), ["cut.onnx"]),
+    "folder": (lambda folder: folder, []),
+    "no-data": (lambda folder: (external_model(folder), (folder / "weights.bin").unlink())[0], ["weights.bin"]),
+    "outside": (lambda folder: external_model(folder, "../weights.bin"), ["../weights.bin"]),
+    "absolute": (lambda folder: external_model(folder, "/etc/passwd"), ["/etc/passwd"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_model_that_cannot_be_loaded(case: str, tmp_path: Path) -> None:
+    make, words = BAD_MODELS[case]
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (tmp_path / "weights.bin").write_bytes(bytes(100_000))  # what a path that leads outside would find
+    source = make(folder)
+    target = tmp_path / "out.onnx"
+    target.write_bytes(b"precious")
+    for command in (("rewrite", source, target, *MODE), ("inspect", source), ("check", source, DIGITS)):
+        assert_one_error(run(*command), *words)
+    assert target.read_bytes() == b"precious"
+
+
+def test_output_folder_that_is_missing_or_a_file(model: Path, tmp_path: Path) -> None:
+    assert_one_error(run("rewrite", model, tmp_path / "absent" / "out.onnx", *MODE), "absent")
+    (tmp_path / "file").write_bytes(b"")
+    assert_one_error(run("rewrite", model, tmp_path / "file" / "out.onnx", *MODE), "file")
+    assert_one_error(run("rewrite", model, tmp_path, *MODE), str(tmp_path))
+    assert_one_error(
+        run("rewrite", model, tmp_path / "out.onnx", *MODE, "--report", tmp_path / "no" / "r.json"), "r.json"
+    )
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_disk_full_while_saving(model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.onnx"
+    target.write_bytes(b"precious")
+    files = sorted(tmp_path.iterdir())
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = run("rewrite", model, target, *MODE, before=limit)
+    assert_one_error(done, "out.onnx was not written")
+    assert target.read_bytes() == b"precious"
+    assert sorted(tmp_path.iterdir()) == files
+
+
+@pytest.mark.parametrize("rank", ["0", "-3", "1.5", "energy=0", "energy=2", "big", ""])
+def test_rank_out_of_range(rank: str, model: Path, tmp_path: Path) -> None:
+    assert_one_error(run("rewrite", model, tmp_path / "out.onnx", *MODE, f"--rank={rank}"), "rank")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_unknown_mode_pattern_provider_and_library(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    assert_one_error(run("rewrite", model, out, "--mode", "spatal"), "'spatal'", "depthwise, spatial")
+    assert_one_error(run("rewrite", model, out, *MODE, "--only", "conv9*"), "--only 'conv9*'", "'stem_conv'")
+    assert_one_error(run("rewrite", model, out, *MODE, "--provider", "NoSuch"), "NoSuch", "CPUExecutionProvider")
+    assert_one_error(run("rewrite", model, out, *MODE, "--custom-op-library", tmp_path / "no.so"), "no.so")
+    assert_one_error(run("rewrite", model, out, *MODE, "--input-shape", "picture:1,1,8,8"), "picture", "image")
+    assert_one_error(run("rewrite", model, out, *MODE, "--inputs", tmp_path / "no.npz"), "no.npz")
+    assert not out.exists()
+
+
+def test_usage_errors_exit_with_2(model: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ("rewrite", model),
+        ("rewrite", model, *MODE),
+        ("rewrite", model, tmp_path / "out.onnx", *MODE, "--verify", "maybe"),
+        ("rewrite", model, tmp_path / "out.onnx", *MODE, "--no-such-option"),
+        ("check", model),
+        ("check", model, model, "--format", "html"),
+        ("compress", model),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2, arguments
+        assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    for arguments in (("--debug", "inspect", tmp_path / "no.onnx"), ("inspect", tmp_path / "no.onnx", "--debug")):
+        done = run(*arguments)
+        assert done.returncode == 1
+        assert "ModelLoadError" in done.stderr.splitlines()[-1]
+        assert "Traceback" in done.stderr
+
+
+def test_help_starts_without_the_heavy_libraries() -> None:
+    code = (
+        "import sys, onnxsep.cli; print([name for name in ('onnxruntime', 'torch', 'sklearn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "tests")
+    assert done.stdout.strip() == "[]"

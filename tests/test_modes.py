@@ -1,0 +1,466 @@
+"""What every mode owes: exact at full rank for every Conv that it accepts, and the best error below.
+
+The first test draws Convs and runs over all installed modes, so a new mode is tested here without a line of its own.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+import onnxsep
+from onnxsep.errors import ModeNotFoundError
+from onnxsep.modes import factor_shapes, get_mode
+from onnxsep.planning import NOT_APPLICABLE
+from onnxsep.report import ConvReport
+from onnxsep.types import AutoPad, Conv, RankAxis
+
+Array = npt.NDArray[Any]
+UNOPTIMISED = onnxsep.RuntimeOptions(threads=1, optimize=False)
+# ||original - result|| / ||original|| of the outputs, at full rank. float64 runs as float32, for ONNX Runtime has no
+# float64 Conv. float16 has 11 bits: its rounding of the factors and of the values between two Convs is about 5e-4 of
+# the largest terms of a sum, and several times that of a sum whose terms cancel.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 5e-3}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One Conv, the spatial sizes of its input, and the type of its weight."""
+
+    conv: Conv
+    size: tuple[int, ...]
+    dtype: str
+    seed: int
+
+
+def weights(case: Case) -> tuple[Array, Array]:
+    """Weight and bias; the weight's values are not alike along any axis, so that swapped axes show."""
+    rng = np.random.default_rng(case.seed)
+    weight = rng.standard_normal(case.conv.weight_shape)
+    for axis, extent in enumerate(weight.shape):
+        weight *= rng.uniform(0.5, 1.5, [extent if other == axis else 1 for other in range(weight.ndim)])
+    return weight.astype(case.dtype), rng.standard_normal(case.conv.out_channels).astype(case.dtype)
+
+
+def conv_model(case: Case, batch: int = 2) -> onnx.ModelProto:
+    """A model of one Conv named "conv": x -> y."""
+    conv = case.conv
+    attributes: dict[str, Any] = {"strides": conv.strides, "dilations": conv.dilations, "group": conv.group}
+    if conv.auto_pad == "NOTSET":
+        attributes["pads"] = conv.pads
+    else:
+        attributes["auto_pad"] = conv.auto_pad
+    if case.seed % 2:  # a Conv may leave out its kernel_shape
+        attributes["kernel_shape"] = conv.kernel_shape
+    names = ["w", "b"] if conv.bias else ["w"]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(case.dtype))
+    node = helper.make_node("Conv", ["x", *names], ["y"], name="conv", **attributes)
+    graph = helper.make_graph(
+        [node],
+        "one_conv",
+        [helper.make_tensor_value_info("x", kind, [batch, conv.in_channels, *case.size])],
+        [helper.make_tensor_value_info("y", kind, [batch, conv.out_channels, *(f"free{axis}" for axis in range(conv.dims))])],
+        [numpy_helper.from_array(array, name) for name, array in zip(names, weights(case), strict=False)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def as_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every float64 tensor as float32."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for index, tensor in enumerate(copy.graph.initializer):
+        if tensor.data_type == onnx.TensorProto.DOUBLE:
+            narrow = numpy_helper.to_array(tensor).astype(np.float32)
+            copy.graph.initializer[index].CopyFrom(numpy_helper.from_array(narrow, tensor.name))
+    for value in (*copy.graph.input, *copy.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return copy
+
+
+def run(model: onnx.ModelProto, x: Array) -> Array:
+    """The output, in double precision, with graph optimisations off."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0], np.float64)
+
+
+def compare(case: Case, original: onnx.ModelProto, result: onnx.ModelProto) -> float:
+    """||original - result|| / ||original|| on random input, a batch of two."""
+    x = np.random.default_rng(case.seed + 1).standard_normal((2, case.conv.in_channels, *case.size))
+    if case.dtype == "float64":
+        original, result = as_float32(original), as_float32(result)
+    x = x.astype(np.float16 if case.dtype == "float16" else np.float32)
+    expected, actual = run(original, x), run(result, x)
+    assert expected.shape == actual.shape
+    return float(np.linalg.norm(expected - actual) / np.linalg.norm(expected))
+
+
+def rewrite(model: onnx.ModelProto, mode: str, rank: str | float) -> onnxsep.Result:
+    """Replace the one Conv of a model at any cost."""
+    return onnxsep.rewrite(
+        model, mode=mode, rank=rank, force=True, include_first=True, runtime=UNOPTIMISED, verify="none"
+    )
+
+
+def only_conv(result: onnxsep.Result) -> ConvReport:
+    (row,) = result.report.convs
+    return row
+
+
+# Kernels that exporters really produce, and odd ones; every axis has its own length where that is possible.
+KERNELS: dict[int, list[tuple[int, ...]]] = {
+    1: [(1,), (3,), (8,), (25,)],
+    2: [(1, 1), (1, 3), (3, 1), (3, 3), (2, 3), (5, 5), (4, 7), (3, 39)],
+    3: [(1, 1, 1), (3, 1, 5), (1, 3, 2), (2, 3, 4), (3, 3, 3), (1, 1, 4), (3, 1, 1)],
+}
+
+
+@st.composite
+def cases(draw: st.DrawFn, dims: int, auto_pad: AutoPad) -> Case:
+    kernel = draw(st.sampled_from(KERNELS[dims]))
+    strides = tuple(draw(st.sampled_from([1, 1, 2, 3])) for _ in kernel)
+    # ONNX Runtime refuses dilations together with SAME.
+    dilations = tuple(1 if auto_pad.startswith("SAME") else draw(st.sampled_from([1, 1, 2, 3])) for _ in kernel)
+    # A pad may be as long as the dilated kernel, no more.
+    windows = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = [draw(st.integers(0, min(window - 1, 4))) for window in windows * 2]
+    group = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    conv = Conv(
+        in_channels=group * draw(st.integers(1, 5)),
+        out_channels=group * draw(st.integers(1, 5)),
+        kernel_shape=kernel,
+        strides=strides,
+        pads=tuple(pads) if auto_pad == "NOTSET" else (0,) * (2 * dims),
+        dilations=dilations,
+        group=group,
+        bias=draw(st.booleans()),
+        auto_pad=auto_pad,
+    )
+    size = tuple(window + draw(st.integers(0, 6)) for window in windows)
+    dtype = draw(st.sampled_from(["float32", "float32", "float32", "float64", "float16"]))
+    return Case(conv, size, dtype, draw(st.integers(0, 1000)))
+
+
+@pytest.mark.parametrize("auto_pad", ["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(data=st.data())
+def test_full_rank_is_exact(mode: str, dims: int, auto_pad: AutoPad, data: st.DataObject) -> None:
+    case = data.draw(cases(dims, auto_pad))
+    model = conv_model(case)
+    before = model.SerializeToString()
+    result = rewrite(model, mode, "full")
+    assert model.SerializeToString() == before
+    row = only_conv(result)
+    refusal = NOT_APPLICABLE if max(case.conv.kernel_shape) == 1 else get_mode(mode).accepts(case.conv)
+    if refusal:
+        event("refused")
+        assert (row.status, row.reason) == ("left", refusal)
+        assert result.proto.SerializeToString() == before
+        return
+    event(f"replaced: group {case.conv.group}, {case.dtype}")
+    assert (row.status, row.reason) == ("replaced", "")
+    assert sum(node.op_type == "Conv" for node in result.proto.graph.node) > 1
+    onnx.checker.check_model(result.proto, full_check=True)
+    assert compare(case, model, result.proto) < TOLERANCE[case.dtype]
+    # The counts before and after are those of the weights in the two files.
+    stored = [sum(math.prod(w.dims) for w in proto.graph.initializer) for proto in (model, result.proto)]
+    assert [row.parameters_before, row.parameters_after] == stored
+
+
+@pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
+@pytest.mark.parametrize("kernel", [(3, 39), (5, 5), (3, 1, 5), (3, 3, 3)], ids=lambda kernel: "x".join(map(str, kernel)))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_full_rank_is_exact_with_many_channels(mode: str, kernel: tuple[int, ...], dtype: str) -> None:
+    dims = len(kernel)
+    conv = Conv(24, 40, kernel, (2,) + (1,) * (dims - 1), tuple(range(2 * dims)), (1,) * dims, bias=True)
+    case = Case(conv, tuple(k + 5 for k in kernel), dtype, 7)
+    assert get_mode(mode).accepts(conv) is None
+    model = conv_model(case)
+    result = rewrite(model, mode, "full")
+    error = only_conv(result).weight_error
+    assert error is not None
+    assert error < {"float32": 1e-6, "float64": 1e-13}[dtype]
+    assert compare(case, model, result.proto) < TOLERANCE[dtype]
+
+
+def plain_case(
+    kernel: tuple[int, ...], group: int = 1, in_channels: int = 6, out_channels: int = 8, dtype: str = "float64"
+) -> Case:
+    dims = len(kernel)
+    ones = (1,) * dims
+    conv = Conv(in_channels, out_channels, kernel, ones, (1,) * (2 * dims), ones, group=group, bias=True)
+    return Case(conv, tuple(k + 4 for k in kernel), dtype, 11)
+
+
+def depthwise_matrices(weight: Array, group: int) -> Iterator[Array]:
+    """One [out_channels, taps] matrix for each input channel (paper 002, section 3.1)."""
+    assert group == 1
+    for channel in range(weight.shape[1]):
+        yield np.stack([kernel[channel].ravel() for kernel in weight])
+
+
+def spatial_matrices(weight: Array, group: int) -> Iterator[Array]:
+    """One [in_channels * kh, out_channels * kw] matrix for each group."""
+    for part in np.split(weight, group):
+        out_channels, in_channels, kh, kw = part.shape
+        matrix = np.empty((in_channels * kh, out_channels * kw))
+        for o in range(out_channels):
+            for i in range(in_channels):
+                matrix[i * kh : (i + 1) * kh, o * kw : (o + 1) * kw] = part[o, i]
+        yield matrix
+
+
+def expected_error(matrices: Sequence[Array], rank: int) -> float:
+    """Relative error of the best approximation of each matrix by one of that rank."""
+    spectra = [np.linalg.svd(matrix, compute_uv=False) for matrix in matrices]
+    lost = sum(float((s[rank:] ** 2).sum()) for s in spectra)
+    return math.sqrt(lost / sum(float((s**2).sum()) for s in spectra))
+
+
+DEPTHWISE_CASES = [plain_case((3, 3)), plain_case((2, 5)), plain_case((7,)), plain_case((2, 3, 2))]
+SPATIAL_CASES = [plain_case((3, 3)), plain_case((2, 5)), plain_case((3, 4), group=2), plain_case((5, 2), 3, 9, 6)]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("mode", "case"),
+    [*(("depthwise", case) for case in DEPTHWISE_CASES), *(("spatial", case) for case in SPATIAL_CASES)],
+    ids=lambda value: value if isinstance(value, str) else f"{value.conv.kernel_shape}g{value.conv.group}",
+)
+def test_reported_error_is_that_of_the_discarded_singular_values(mode: str, case: Case, dtype: str) -> None:
+    conv = case.conv
+    case = Case(conv, case.size, dtype, case.seed)
+    matrices_of = depthwise_matrices if mode == "depthwise" else spatial_matrices
+    matrices = list(matrices_of(weights(case)[0].astype(np.float64), conv.group))
+    full = min(matrices[0].shape)
+    model = conv_model(case)
+    step = conv.group if mode == "spatial" else 1  # every group has the same rank
+    last = math.inf
+    for rank in range(1, full + 1):
+        row = only_conv(rewrite(model, mode, rank * step))
+        assert row.rank == (rank * step,)
+        assert row.weight_error == pytest.approx(expected_error(matrices, rank), rel=1e-6, abs=1e-6)
+        assert row.weight_error <= last + 1e-6
+        last = row.weight_error
+    assert last < (1e-13 if dtype == "float64" else 1e-6)
+
+
+def test_error_of_three_axes_is_the_sum_of_two_truncations() -> None:
+    """The second split truncates what the first one left; orthonormal factors make the squared errors add up."""
+    case = plain_case((3, 2, 4), in_channels=5, out_channels=3)
+    weight = weights(case)[0]
+    model = conv_model(case)
+    for first, second in [(1, 1), (4, 4), (7, 7), (15, 15)]:
+        (rank,) = {first, second}
+        row = only_conv(rewrite(model, "spatial", rank))
+        outer = np.concatenate([weight[:, i, y].ravel()[None] for i in range(5) for y in range(3)])  # [in*kd, out*kh*kw]
+        u, s, vt = np.linalg.svd(outer, full_matrices=False)
+        used_first = min(rank, len(s))
+        rest = (s[:used_first, None] * vt[:used_first]).reshape(used_first, 3, 2, 4)  # [r, out, kh, kw]
+        inner = rest.transpose(0, 2, 1, 3).reshape(used_first * 2, 3 * 4)
+        tail = np.linalg.svd(inner, compute_uv=False)
+        used_second = min(rank, len(tail))
+        assert row.rank == (used_first, used_second)
+        lost = (s[used_first:] ** 2).sum() + (tail[used_second:] ** 2).sum()
+        assert row.weight_error == pytest.approx(math.sqrt(lost) / np.linalg.norm(weight), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (2, 3, 4), (3, 1, 5), (3, 3, 1)])
+@pytest.mark.parametrize("group", [1, 2])
+def test_error_never_rises_with_rank_in_three_dimensions(kernel: tuple[int, ...], group: int) -> None:
+    model = conv_model(plain_case(kernel, group))
+    errors = [only_conv(rewrite(model, "spatial", rank)).weight_error for rank in range(group, 40, group)]
+    assert errors[-1] is not None
+    assert errors[-1] < 1e-13
+    for before, after in zip(errors, errors[1:], strict=False):
+        assert before is not None
+        assert after is not None
+        assert after <= before + 1e-13
+
+
+def factors_of(result: onnxsep.Result) -> list[Array]:
+    """The weights of the new Convs, in graph order."""
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.proto.graph.initializer}
+    return [stored[node.input[1]] for node in result.proto.graph.node if node.op_type == "Conv"]
+
+
+def test_depthwise_factors_are_balanced() -> None:
+    result = rewrite(conv_model(plain_case((3, 4))), "depthwise", 3)
+    factors = factors_of(result)
+    assert len(factors) == 6
+    for depthwise, pointwise in zip(factors[0::2], factors[1::2], strict=True):
+        assert depthwise.shape == (6, 1, 3, 4)
+        assert pointwise.shape == (8, 6, 1, 1)
+        norms = np.linalg.norm(depthwise.reshape(6, -1), axis=1)
+        np.testing.assert_allclose(norms, np.linalg.norm(pointwise[:, :, 0, 0], axis=0), rtol=1e-12)
+        assert (norms > 0).all()
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_spatial_factors_are_balanced(group: int) -> None:
+    result = rewrite(conv_model(plain_case((3, 4), group)), "spatial", 4 * group)
+    vertical, horizontal = factors_of(result)
+    assert vertical.shape == (4 * group, 6 // group, 3, 1)
+    assert horizontal.shape == (8, 4, 1, 4)
+    norms = np.linalg.norm(vertical.reshape(4 * group, -1), axis=1)
+    for number, part in enumerate(np.split(horizontal, group)):
+        other = np.linalg.norm(part.transpose(1, 0, 2, 3).reshape(4, -1), axis=1)
+        np.testing.assert_allclose(norms[4 * number : 4 * number + 4], other, rtol=1e-12)
+
+
+def degenerate(kind: str, shape: tuple[int, ...]) -> Array:
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal(shape).astype(np.float32)
+    if kind == "zero":
+        return np.zeros_like(weight)
+    if kind == "constant":
+        return np.full_like(weight, 0.125)
+    if kind == "dead channels":  # an input channel, an output channel and one tap that are zero
+        weight[:, 0] = weight[1] = weight[..., 0] = 0
+    elif kind == "denormal channels":  # what weight decay leaves of a channel that nothing uses
+        weight[:, 0] *= np.float32(1e-40)
+        weight[1] *= np.float32(1e-30)
+    elif kind == "tiny":
+        weight *= np.float32(1e-36)
+    elif kind == "huge":
+        weight *= np.float32(1e37)
+    return weight
+
+
+@pytest.mark.parametrize("kind", ["zero", "constant", "dead channels", "denormal channels", "tiny", "huge"])
+@pytest.mark.parametrize(
+    ("mode", "shape"),
+    [("depthwise", (6, 4, 3, 3)), ("spatial", (6, 4, 3, 3)), ("spatial", (4, 5, 3, 2, 3)), ("spatial", (3, 2, 2, 5))],
+)
+@pytest.mark.parametrize("rank", ["full", 1, "energy=0.9"])
+def test_degenerate_weights(kind: str, mode: str, shape: tuple[int, ...], rank: str | int) -> None:
+    weight = degenerate(kind, shape)
+    kernel = shape[2:]
+    dims = len(kernel)
+    case = Case(Conv(shape[1], shape[0], kernel, (1,) * dims, (0,) * 2 * dims, (1,) * dims), kernel, "float32", 1)
+    model = conv_model(case)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    result = rewrite(model, mode, rank)
+    row = only_conv(result)
+    assert row.status == "replaced"
+    assert row.weight_error is not None
+    assert all(np.isfinite(factor).all() for factor in factors_of(result))
+    if rank == "full" or kind in ("zero", "constant"):
+        assert row.weight_error < 1e-6
+        # Random input of an amplitude that keeps the output of huge weights finite.
+        x = np.random.default_rng(5).uniform(0.001, 0.01, (1, shape[1], *(k + 2 for k in kernel))).astype(np.float32)
+        expected, actual = run(free_shape(model), x), run(free_shape(result.proto), x)
+        assert np.isfinite(actual).all()
+        assert np.linalg.norm(expected - actual) <= 1e-4 * np.linalg.norm(expected)
+    else:
+        assert row.weight_error < 1
+    if rank == "energy=0.9":
+        assert row.weight_error <= math.sqrt(0.1) * (1 if dims < 3 else math.sqrt(2)) + 1e-6
+
+
+def free_shape(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.input[0].type.tensor_type.ClearField("shape")
+    return copy
+
+
+@pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e200])
+def test_double_weights_whose_squares_leave_the_range(mode: str, scale: float) -> None:
+    case = plain_case((3, 3))
+    model = conv_model(case)
+    plain = weights(case)[0]
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(plain * scale, "w"))
+    row = only_conv(rewrite(model, mode, "full"))
+    assert row.status == "replaced"
+    assert row.weight_error is not None
+    assert row.weight_error < 1e-13
+    expected = {rank: only_conv(rewrite(conv_model(case), mode, rank)) for rank in (1, "energy=0.8")}
+    for rank, other in expected.items():
+        row = only_conv(rewrite(model, mode, rank))
+        assert row.rank == other.rank
+        assert row.weight_error == pytest.approx(other.weight_error, rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("rank", ["paper", "energy=0.9"])
+@pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
+def test_weights_that_are_not_finite_are_left_alone(mode: str, rank: str, value: float) -> None:
+    case = plain_case((3, 3))
+    model = conv_model(case)
+    weight = weights(case)[0]
+    weight[1, 2, 0, 1] = value
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    result = rewrite(model, mode, rank)
+    assert only_conv(result).reason == "its weight holds NaN or infinity"
+    assert result.proto.SerializeToString() == model.SerializeToString()
+
+
+@pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
+def test_layers_and_factors_agree_at_every_rank(mode: str) -> None:
+    """The arrays of ``factorize`` fit ``layers``, ``reconstruct`` gives the weight's shape, ranks stay in range."""
+    chosen = get_mode(mode)
+    assert chosen.name == mode
+    assert chosen.summary
+    for case in (plain_case((3, 3)), plain_case((2, 3), group=2), plain_case((2, 1, 3)), plain_case((2, 3, 2), 2)):
+        if chosen.accepts(case.conv):
+            continue
+        weight = weights(case)[0]
+        for wanted in range(1, 60, 4):
+            rank: tuple[int, ...] = ()
+            axes: list[RankAxis] = []
+            while (axis := chosen.rank_axis(case.conv, rank)) is not None:
+                assert axis.full % axis.step == 0
+                assert axis.step <= axis.paper <= axis.full
+                assert axis.paper % axis.step == 0
+                spectrum = chosen.spectrum(case.conv, weight, rank)
+                assert spectrum.shape[-1] * axis.step == axis.full
+                assert (np.diff(spectrum, axis=-1) <= 0).all()
+                axes.append(axis)
+                rank += (axis.clamp(wanted),)
+            layers = chosen.layers(case.conv, rank)
+            factors = chosen.factorize(case.conv, weight, rank)
+            assert [factor.shape for factor in factors] == factor_shapes(layers)
+            rebuilt = chosen.reconstruct(case.conv, factors)
+            assert rebuilt.shape == case.conv.weight_shape
+            if rank == tuple(axis.full for axis in axes):
+                np.testing.assert_allclose(rebuilt, weight, atol=1e-12)
+            assert len({layer.name for layer in layers}) == len(layers)
+
+
+def test_unknown_mode_names_the_known_ones() -> None:
+    known = ", ".join(onnxsep.available_modes())
+    assert {"depthwise", "spatial"} <= set(onnxsep.available_modes())
+    with pytest.raises(ModeNotFoundError, match=f"unknown mode 'separable'; the installed modes are: {known}"):
+        get_mode("separable")
+
+
+@functools.cache
+def _mode(name: str) -> onnxsep.Mode:
+    return get_mode(name)
+
+
+def test_a_mode_object_is_taken_as_it_is() -> None:
+    mode = _mode("spatial")
+    assert get_mode(mode) is mode
+    result = onnxsep.rewrite(
+        conv_model(plain_case((3, 3))), mode=mode, include_first=True, force=True, verify="none", rank=2
+    )
+    assert result.report.mode == "spatial"
+    assert only_conv(result).rank == (2,)
