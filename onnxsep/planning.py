@@ -276,10 +276,8 @@ def _fraction_rank(site: ConvSite, mode: Mode, share: float, multiple: int) -> R
         while rank[position] < axis.full and fits(grown := _with(rank, position, rank[position] + axis.step)):
             rank = grown
     rounded: Rank = ()
-    for used in rank:  # rounding one rank down may lower the limit of the next
-        axis = mode.rank_axis(site.conv, rounded)
-        assert axis is not None
-        rounded += (_rounded(axis, axis.clamp(used), multiple, up=False),)
+    while (limits := mode.rank_axis(site.conv, rounded)) is not None:  # rounding one rank down may limit the next
+        rounded += (_rounded(limits, limits.clamp(rank[len(rounded)]), multiple, up=False),)
     return rounded
 
 

@@ -134,7 +134,7 @@ class _Finder:
             name
             for place in constant.nodes
             for name in self._view.scopes[place[0]].body.node[place[1]].input
-            if math.prod(_known(self._view.shape(place[0], name))) >= conv.weight_size
+            if _elements(self._view.shape(place[0], name)) >= conv.weight_size
         }
         for other in self._view.scopes if names else ():
             if other.namespace != scope.namespace:
@@ -142,7 +142,8 @@ class _Finder:
             for index, node in enumerate(other.body.node):
                 if (other.index, index) not in constant.nodes and names.intersection(node.input):
                     yield f"{node.op_type} {display_name(node)!r}"
-            if isinstance(other.body, onnx.GraphProto) and names.intersection(value.name for value in other.body.output):
+            outputs = other.body.output if isinstance(other.body, onnx.GraphProto) else ()
+            if names.intersection(value.name for value in outputs):
                 yield "an output of the graph"
 
     def _weight_type(self, constant: Constant) -> tuple[tuple[int, ...], int]:
@@ -197,10 +198,10 @@ def _sizes(shape: Shape | None, dims: int) -> tuple[int, ...] | None:
     return sizes if len(sizes) == dims else None
 
 
-def _known(shape: Shape | None) -> list[int]:
-    """The sizes of a shape; [0] where one of them is not known."""
-    sizes = [size for size in shape or (None,) if isinstance(size, int)]
-    return sizes if shape is not None and len(sizes) == len(shape) else [0]
+def _elements(shape: Shape | None) -> int:
+    """Number of elements; 0 where the shape is not known."""
+    sizes = [size if isinstance(size, int) else 0 for size in shape or ()]
+    return 0 if shape is None else math.prod(sizes)
 
 
 def _batch(shape: Shape | None) -> int | None:

@@ -3,7 +3,7 @@
 The first test draws Convs and runs over all installed modes, so a new mode is tested here without a line of its own.
 """
 
-import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ def conv_model(case: Case, batch: int = 2) -> onnx.ModelProto:
         [node],
         "one_conv",
         [helper.make_tensor_value_info("x", kind, [batch, conv.in_channels, *case.size])],
-        [helper.make_tensor_value_info("y", kind, [batch, conv.out_channels, *(f"free{axis}" for axis in range(conv.dims))])],
+        [helper.make_tensor_value_info("y", kind, [batch, conv.out_channels, *("hwd"[: conv.dims])])],
         [numpy_helper.from_array(array, name) for name, array in zip(names, weights(case), strict=False)],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -183,7 +183,7 @@ def test_full_rank_is_exact(mode: str, dims: int, auto_pad: AutoPad, data: st.Da
 
 
 @pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
-@pytest.mark.parametrize("kernel", [(3, 39), (5, 5), (3, 1, 5), (3, 3, 3)], ids=lambda kernel: "x".join(map(str, kernel)))
+@pytest.mark.parametrize("kernel", [(3, 39), (5, 5), (3, 1, 5), (3, 3, 3)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_full_rank_is_exact_with_many_channels(mode: str, kernel: tuple[int, ...], dtype: str) -> None:
     dims = len(kernel)
@@ -254,6 +254,7 @@ def test_reported_error_is_that_of_the_discarded_singular_values(mode: str, case
     for rank in range(1, full + 1):
         row = only_conv(rewrite(model, mode, rank * step))
         assert row.rank == (rank * step,)
+        assert row.weight_error is not None
         assert row.weight_error == pytest.approx(expected_error(matrices, rank), rel=1e-6, abs=1e-6)
         assert row.weight_error <= last + 1e-6
         last = row.weight_error
@@ -268,8 +269,8 @@ def test_error_of_three_axes_is_the_sum_of_two_truncations() -> None:
     for first, second in [(1, 1), (4, 4), (7, 7), (15, 15)]:
         (rank,) = {first, second}
         row = only_conv(rewrite(model, "spatial", rank))
-        outer = np.concatenate([weight[:, i, y].ravel()[None] for i in range(5) for y in range(3)])  # [in*kd, out*kh*kw]
-        u, s, vt = np.linalg.svd(outer, full_matrices=False)
+        outer = np.stack([weight[:, i, z].ravel() for i in range(5) for z in range(3)])  # [in*kd, out*kh*kw]
+        _, s, vt = np.linalg.svd(outer, full_matrices=False)
         used_first = min(rank, len(s))
         rest = (s[:used_first, None] * vt[:used_first]).reshape(used_first, 3, 2, 4)  # [r, out, kh, kw]
         inner = rest.transpose(0, 2, 1, 3).reshape(used_first * 2, 3 * 4)
@@ -287,7 +288,7 @@ def test_error_never_rises_with_rank_in_three_dimensions(kernel: tuple[int, ...]
     errors = [only_conv(rewrite(model, "spatial", rank)).weight_error for rank in range(group, 40, group)]
     assert errors[-1] is not None
     assert errors[-1] < 1e-13
-    for before, after in zip(errors, errors[1:], strict=False):
+    for before, after in itertools.pairwise(errors):
         assert before is not None
         assert after is not None
         assert after <= before + 1e-13
@@ -451,13 +452,8 @@ def test_unknown_mode_names_the_known_ones() -> None:
         get_mode("separable")
 
 
-@functools.cache
-def _mode(name: str) -> onnxsep.Mode:
-    return get_mode(name)
-
-
 def test_a_mode_object_is_taken_as_it_is() -> None:
-    mode = _mode("spatial")
+    mode = get_mode("spatial")
     assert get_mode(mode) is mode
     result = onnxsep.rewrite(
         conv_model(plain_case((3, 3))), mode=mode, include_first=True, force=True, verify="none", rank=2

@@ -646,6 +646,19 @@ def test_expression_inside_a_branch_of_an_outer_initializer(mode: str) -> None:
     assert "Transpose" not in kinds(yes)
 
 
+def test_ir_3_keeps_initializers_of_a_branch_among_its_inputs(mode: str) -> None:
+    inputs, weights = [("w", FLOAT, [3, 3, 3, 3])], [tensor("w", 3, 3, 3, 3)]
+    then = graph([conv("x", "w", "t", **SAME)], inputs, [("t", FLOAT, ANY)], weights)
+    other = graph([helper.make_node("Identity", ["x"], ["e"])], outputs=[("e", FLOAT, ANY)])
+    proto = model([if_node(then, other)], inputs=[X, C], ir=3, opset=10)
+    result = branch_rewrite(proto, mode, 1)
+    _, yes, _ = bodies(result)
+    assert isinstance(yes, onnx.GraphProto)
+    assert names(yes.input) == names(yes.initializer)
+    assert len(yes.input) == (6 if mode == "depthwise" else 2)
+    assert list(result.graph.input) == list(proto.graph.input)
+
+
 def branches_with_equal_names(other_use: onnx.NodeProto) -> onnx.ModelProto:
     """Both branches call their own weight "w" and their output "o", which ONNX allows."""
     w1, w2 = tensor("w", 4, 3, 3, 3, seed=1), tensor("w", 4, 3, 3, 3, seed=2)

@@ -181,7 +181,8 @@ def test_ranks_out_of_range_are_refused(rank: str | float) -> None:
 
 
 @pytest.mark.parametrize(
-    "rank", ["", "papers", "half", "1,5", "0x10", "1/2", "50%", "energy", "energy=", "energy=a", "energy0.9", "nan", True]
+    "rank",
+    ["", "papers", "half", "1,5", "0x10", "1/2", "50%", "energy", "energy=", "energy=a", "energy.9", "nan", True],
 )
 def test_what_is_no_rank_is_refused(rank: str | float) -> None:
     with pytest.raises(OptionError, match="cannot read the rank"):
