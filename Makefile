@@ -19,16 +19,20 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# A regular (not editable) install, because mypy sees onnxsep.passes only there.
+# A regular (not editable) install beside the sources, because mypy sees onnxsep.passes only there.
 types: $(STAMP)
-	$(BIN)/mypy onnxsep passes tests models benchmarks
+	rm -rf $(VENV)/typed build
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(VENV)/typed .
+	MYPYPATH=$(VENV)/typed:tests:models/digits $(BIN)/mypy --explicit-package-bases \
+		$(VENV)/typed/onnxsep tests models benchmarks
+	rm -rf build
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run_all.py
 
 # Rewrites the reference graphs after a change that is meant; review the difference.
 golden: $(STAMP)
-	$(BIN)/python tests/golden/update.py
+	$(BIN)/python tests/update_golden.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -15,6 +15,7 @@ Conv; printed is the median time relative to that Conv.
 import argparse
 import time
 from statistics import median
+from typing import Any
 
 import numpy as np
 import onnx
@@ -47,7 +48,7 @@ class _Builder:
         self.nodes.append(node)
         return name
 
-    def node(self, kind: str, inputs: list[str], **attributes: int) -> str:
+    def node(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         """Add another node; gives the name of its output."""
         name = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))

@@ -13,10 +13,11 @@ from onnxsep._version import __version__
 from onnxsep.check import CheckResult, check
 from onnxsep.errors import OnnxsepError
 from onnxsep.inspection import inspect
-from onnxsep.io import Model, SavedFiles, load, save
+from onnxsep.io import Model, load
 from onnxsep.modes import Mode, available_modes
 from onnxsep.pipeline import Result, rewrite
 from onnxsep.runtime import RuntimeOptions
+from onnxsep.saving import SavedFiles, save
 
 __all__ = [
     "CheckResult",

@@ -100,17 +100,17 @@ def count_macs(light: onnx.ModelProto) -> Operations:
     Args:
         light: a skeleton with inferred shapes.
     """
-    return _count(light, _node_macs)
+    return _count(light, lambda node, shape, _: _node_macs(node, shape))
 
 
 def count_flops_paper004(light: onnx.ModelProto) -> Operations:
     """What paper 004 calls FLOPs: MACs, twice the outputs of each BatchNormalization, the inputs of global pooling."""
 
-    def operations(node: onnx.NodeProto, shape: "_Sizes") -> int | None:
+    def operations(node: onnx.NodeProto, shape: "_Sizes", integers: "_Integers") -> int | None:
         if node.op_type == "BatchNormalization":
             output = shape(node.output[0])
             return None if output is None else 2 * math.prod(output)
-        if node.op_type == "GlobalAveragePool" or _is_global_mean(node):
+        if node.op_type == "GlobalAveragePool" or _is_global_mean(node, integers):
             pooled = shape(node.input[0])
             return None if pooled is None else math.prod(pooled)
         return _node_macs(node, shape)
@@ -119,19 +119,22 @@ def count_flops_paper004(light: onnx.ModelProto) -> Operations:
 
 
 _Sizes = Callable[[str], Sequence[int] | None]
+_Integers = Mapping[str, Sequence[int]]
 
 
-def _count(light: onnx.ModelProto, operations: Callable[[onnx.NodeProto, _Sizes], int | None]) -> Operations:
+def _count(light: onnx.ModelProto, operations: Callable[[onnx.NodeProto, _Sizes, _Integers], int | None]) -> Operations:
+    """Sum ``operations`` (of a node, given sizes and small integer constants by name) over all nodes."""
     total = unknown = 0
-    known: dict[int, Mapping[str, Shape]] = {}
+    known: dict[int, tuple[Mapping[str, Shape], _Integers]] = {}
     for scope in scopes(light):
-        outer = known[scope.parent] if scope.parent is not None else {}
-        known[scope.index] = {**outer, **tensor_shapes(scope.body)}
-        shapes = known[scope.index]
+        outer: tuple[Mapping[str, Shape], _Integers] = known[scope.parent] if scope.parent is not None else ({}, {})
+        shapes = {**outer[0], **tensor_shapes(scope.body)}
+        integers = {**outer[1], **dict(_small_integers(scope))}
+        known[scope.index] = shapes, integers
         for node in scope.body.node:
             if not is_standard(node):
                 continue
-            count = operations(node, lambda name, shapes=shapes: _sizes(shapes.get(name)))  # type: ignore[misc]
+            count = operations(node, lambda name, shapes=shapes: _sizes(shapes.get(name)), integers)  # type: ignore[misc]
             if count is None:
                 unknown += 1
             else:
@@ -167,7 +170,26 @@ def _node_macs(node: onnx.NodeProto, shape: _Sizes) -> int | None:
     return math.prod(output) * left[-1]
 
 
-def _is_global_mean(node: onnx.NodeProto) -> bool:
+def _is_global_mean(node: onnx.NodeProto, integers: _Integers) -> bool:
     """A ReduceMean over the last two axes, which is how exporters write global average pooling."""
-    axes = next((list(entry.ints) for entry in node.attribute if entry.name == "axes"), None)
-    return node.op_type == "ReduceMean" and axes in ([2, 3], [-1, -2], [-2, -1])
+    if node.op_type != "ReduceMean":
+        return False
+    axes: Sequence[int] | None = next((entry.ints for entry in node.attribute if entry.name == "axes"), None)
+    if axes is None and len(node.input) > 1:  # an input since opset 18
+        axes = integers.get(node.input[1])
+    return axes is not None and sorted(axes) in ([2, 3], [-2, -1])
+
+
+def _small_integers(scope: Scope) -> Iterator[tuple[str, Sequence[int]]]:
+    """Names and values of one-dimensional integer constants, such as axes."""
+    tensors = [(tensor.name, tensor) for tensor in getattr(scope.body, "initializer", ())]
+    for node in scope.body.node:
+        for entry in node.attribute if node.op_type == "Constant" and is_standard(node) else ():
+            if entry.name == "value_ints":
+                yield node.output[0], entry.ints
+            elif entry.name == "value":
+                tensors.append((node.output[0], entry.t))
+    for name, tensor in tensors:
+        stored = tensor.data_location != onnx.TensorProto.EXTERNAL
+        if stored and tensor.data_type == onnx.TensorProto.INT64 and len(tensor.dims) == 1:
+            yield name, onnx.numpy_helper.to_array(tensor).tolist()

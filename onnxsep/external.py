@@ -1,10 +1,9 @@
-"""Tensors whose bytes lie in a data file beside the .onnx: where such files may lie, reading one tensor, copying many.
+"""Tensors whose bytes lie in a data file beside the .onnx: where such files may lie, and reading one tensor.
 
 A model may come from a stranger, and its text decides which files are opened. So every file is opened through
 :class:`DataFolder`, which refuses what leads out of the model's folder, at load and again at each read.
 """
 
-import math
 import os
 import re
 import stat
@@ -12,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePath
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -20,41 +18,8 @@ import onnx
 from onnx import TensorProto
 
 from onnxsep.errors import ModelLoadError
+from onnxsep.tensors import label, storage_bytes
 
-CHUNK = 1 << 20
-_ZEROS = bytes(CHUNK)
-
-# Bits per element as stored. Numbers stand for types that the oldest supported onnx does not name:
-# FLOAT4E2M1, FLOAT8E8M0, UINT2, INT2, FLOAT6E2M3, FLOAT6E3M2.
-ELEMENT_BITS: dict[int, int] = {
-    TensorProto.FLOAT: 32,
-    TensorProto.UINT8: 8,
-    TensorProto.INT8: 8,
-    TensorProto.UINT16: 16,
-    TensorProto.INT16: 16,
-    TensorProto.INT32: 32,
-    TensorProto.INT64: 64,
-    TensorProto.BOOL: 8,
-    TensorProto.FLOAT16: 16,
-    TensorProto.DOUBLE: 64,
-    TensorProto.UINT32: 32,
-    TensorProto.UINT64: 64,
-    TensorProto.COMPLEX64: 64,
-    TensorProto.COMPLEX128: 128,
-    TensorProto.BFLOAT16: 16,
-    TensorProto.FLOAT8E4M3FN: 8,
-    TensorProto.FLOAT8E4M3FNUZ: 8,
-    TensorProto.FLOAT8E5M2: 8,
-    TensorProto.FLOAT8E5M2FNUZ: 8,
-    TensorProto.UINT4: 4,
-    TensorProto.INT4: 4,
-    23: 4,
-    24: 8,
-    25: 2,
-    26: 2,
-    27: 6,
-    28: 6,
-}
 # ONNX Runtime reads such a location as an address in memory; in a file it can only be an attack.
 _MEMORY_LOCATION = "_ORT_MEM_ADDR_"
 _FOLLOW_LINKS = "pass --follow-links (in Python: follow_links=True) if you trust where it leads"
@@ -72,23 +37,6 @@ class Slot:
 def is_external(tensor: onnx.TensorProto) -> bool:
     """Whether the bytes of the tensor lie outside the proto."""
     return tensor.data_location == TensorProto.EXTERNAL
-
-
-def label(tensor: onnx.TensorProto) -> str:
-    """The tensor's name for a message."""
-    return f"tensor {tensor.name!r}" if tensor.name else "a tensor without a name"
-
-
-def storage_bytes(tensor: onnx.TensorProto) -> int | None:
-    """Number of bytes that the tensor's shape and type need, or None for strings and types that are not known.
-
-    Raises:
-        ModelLoadError: A dimension is negative.
-    """
-    if any(dim < 0 for dim in tensor.dims):
-        raise ModelLoadError(f"{label(tensor)} has a negative dimension: {list(tensor.dims)}. The file is damaged.")
-    bits = ELEMENT_BITS.get(tensor.data_type)
-    return None if bits is None else (math.prod(tensor.dims) * bits + 7) // 8
 
 
 def slot_of(tensor: onnx.TensorProto) -> Slot:
@@ -243,41 +191,3 @@ def _check_bounds(tensor: onnx.TensorProto, slot: Slot, size: int) -> None:
             f"{label(tensor)} needs bytes {slot.offset} to {slot.offset + slot.length} of external data"
             f" {slot.location!r}, which has only {size} bytes. The data file is cut short or belongs to another model."
         )
-
-
-def copy_bytes(source: BinaryIO, target: BinaryIO, length: int) -> None:
-    """Copy bytes in chunks, from the position in ``source`` to the one in ``target``.
-
-    Chunks of zeros are skipped, so that a sparse file stays sparse: ``target`` must be a new file, and
-    :func:`finish` must be called at its end.
-
-    Raises:
-        ModelLoadError: The source ends too early.
-        OSError: The target cannot be written.
-    """
-    while length:
-        chunk = source.read(min(length, CHUNK))
-        if not chunk:
-            raise ModelLoadError(f"external data {source.name!r} became shorter while it was copied.")
-        if chunk == _ZEROS[: len(chunk)]:
-            target.seek(len(chunk), os.SEEK_CUR)
-        else:
-            target.write(chunk)
-        length -= len(chunk)
-
-
-def finish(file: BinaryIO, size: int) -> None:
-    """Give a new file its size, which holes at its end have not, and wait until it is on the disk."""
-    file.truncate(size)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def same_content(left: BinaryIO, right: BinaryIO) -> bool:
-    """Whether two files hold the same bytes from their positions on."""
-    while True:
-        chunk = left.read(CHUNK)
-        if chunk != right.read(CHUNK):
-            return False
-        if not chunk:
-            return True

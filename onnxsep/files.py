@@ -1,51 +1,167 @@
-"""Writing small files so that a failure leaves the target as it was."""
+"""Writing files so that a failure leaves the target as it was, and copying large files in little memory."""
 
+import contextlib
 import os
 import secrets
 import stat
+from io import BytesIO
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
 
-from onnxsep.errors import ModelSaveError
+from onnxsep.errors import ModelLoadError, ModelSaveError
+
+_CHUNK = 1 << 20
+_ZEROS = bytes(_CHUNK)
+Identity = tuple[int, int]  # device and number of a file
+
+
+def identity(file: Path | BinaryIO) -> Identity:
+    """Which file this is, whatever the name or link that leads to it."""
+    status = file.stat() if isinstance(file, Path) else os.fstat(file.fileno())
+    return status.st_dev, status.st_ino
 
 
 def check_target(target: Path) -> int | None:
     """Refuse what cannot be a target; return the permissions of the file that is there, or None.
 
     Raises:
-        ModelSaveError: the folder is missing, or the target is a folder, no regular file or write-protected.
+        ModelSaveError: The folder is missing, or the target is a folder, no regular file or write-protected.
     """
+    if "\0" in str(target):
+        raise ModelSaveError(f"{str(target)!r} cannot be written: no file can have this name.")
     try:
         if not target.parent.is_dir():
             raise ModelSaveError(f"{target} cannot be written: {target.parent} is not a folder. Create it first.")
-        if not os.path.lexists(target):
+        if not target.exists():  # a link that leads nowhere is replaced like any other
             return None
-        if target.exists():
-            kind = target.stat().st_mode
-            if not stat.S_ISREG(kind):
-                what = "a folder" if stat.S_ISDIR(kind) else "not a regular file"
-                raise ModelSaveError(f"{target} cannot be written: it is {what}. Name a file.")
-            if not os.access(target, os.W_OK):
-                raise ModelSaveError(f"{target} cannot be written: it is write-protected.")
-        return None if target.is_symlink() else stat.S_IMODE(target.stat().st_mode)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ModelSaveError(f"{target} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+        mode = target.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise ModelSaveError(f"{target} cannot be written: it is {what}. Name a file.")
+        if not os.access(target, os.W_OK):
+            raise ModelSaveError(f"{target} cannot be written: it is write-protected.")
+        return stat.S_IMODE(mode)
+    except OSError as error:
+        raise _not_written(target, error) from error
+
+
+def _not_written(target: Path, error: OSError) -> ModelSaveError:
+    return ModelSaveError(f"{target} was not written: {error.strerror or error}. Nothing was changed.")
+
+
+class NewFiles:
+    """Write a file, and others that it needs, atomically.
+
+    A context: files that :meth:`create` made are removed again unless :meth:`commit` put the target in place. A target
+    that is a link is replaced by a file.
+
+    Raises:
+        ModelSaveError: The target cannot be written (:func:`check_target`), or an OSError came up in the context.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self._mode: int | None = None
+        self._created: list[Path] = []
+        self._finished: Path | None = None  # the temporary file, from when it is to be renamed
+
+    def __enter__(self) -> "NewFiles":
+        self._mode = check_target(self.target)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # An interrupt can come just after the last file was renamed: then all is complete and stays.
+        if kind is None or (self._finished is not None and not os.path.lexists(self._finished)):
+            return
+        for path in reversed(self._created):
+            with contextlib.suppress(OSError):
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        if isinstance(error, OSError):
+            raise _not_written(self.target, error) from error
+
+    def create(self, path: Path) -> BinaryIO:
+        """Open a file that must not exist yet, with the permissions of the target; missing folders are made."""
+        for folder in reversed([parent for parent in path.parents if not parent.exists()]):
+            folder.mkdir()
+            self._created.append(folder)
+        self._created.append(path)
+        try:
+            file = path.open("xb")
+        except FileExistsError:
+            self._created.remove(path)  # not ours
+            raise
+        if self._mode is not None:
+            path.chmod(self._mode)
+        return file
+
+    def commit(self, content: bytes) -> None:
+        """Write the content beside the target, read it again, and rename it to the target."""
+        path = self.target.with_name(f".onnxsep-{secrets.token_hex(8)}.tmp")
+        with self.create(path) as file:
+            file.write(content)
+            finish(file, len(content))
+        with path.open("rb") as file:
+            if not same_content(file, BytesIO(content)):
+                raise ModelSaveError(
+                    f"{self.target} was not written: the disk gave back other bytes than were written."
+                )
+        self._finished = path
+        path.replace(self.target)
+        if hasattr(os, "O_DIRECTORY"):  # make the rename itself last; Windows cannot
+            with contextlib.suppress(OSError):  # not every file system can either, and the file is complete
+                folder = os.open(self.target.parent, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write UTF-8 text with LF line ends, atomically.
+    """Write UTF-8 text, atomically; line ends are written as they are.
 
     Raises:
-        ModelSaveError: the target cannot be written; it is as it was.
+        ModelSaveError: The target cannot be written; it is as it was.
     """
-    mode = check_target(target)
-    temporary = target.with_name(f".onnxsep-{secrets.token_hex(8)}.tmp")
-    try:
-        try:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-            if mode is not None:
-                temporary.chmod(mode)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ModelSaveError(f"{target} was not written: {error.strerror or error}. Nothing was changed.") from error
+    with NewFiles(target) as new:
+        new.commit(text.encode("utf-8"))
+
+
+def copy_bytes(source: BinaryIO, target: BinaryIO, length: int) -> None:
+    """Copy bytes in chunks, from the position in ``source`` to the one in ``target``.
+
+    Chunks of zeros are skipped, so that a sparse file stays sparse: ``target`` must be a new file, and
+    :func:`finish` must be called at its end.
+
+    Raises:
+        ModelLoadError: The source ends too early.
+        OSError: The target cannot be written.
+    """
+    while length:
+        chunk = source.read(min(length, _CHUNK))
+        if not chunk:
+            raise ModelLoadError(f"external data {source.name!r} became shorter while it was copied.")
+        if chunk == _ZEROS[: len(chunk)]:
+            target.seek(len(chunk), os.SEEK_CUR)
+        else:
+            target.write(chunk)
+        length -= len(chunk)
+
+
+def finish(file: BinaryIO, size: int) -> None:
+    """Give a new file its size, which holes at its end have not, and wait until it is on the disk."""
+    file.truncate(size)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def same_content(left: BinaryIO, right: BinaryIO) -> bool:
+    """Whether two files hold the same bytes from their positions on."""
+    while True:
+        chunk = left.read(_CHUNK)
+        if chunk != right.read(_CHUNK):
+            return False
+        if not chunk:
+            return True

@@ -58,8 +58,9 @@ def squared_singular_values(matrices: Array) -> Array:
     """
     if matrices.shape[-2] > matrices.shape[-1]:
         matrices = np.swapaxes(matrices, -1, -2)
-    eigenvalues: Array = np.linalg.eigvalsh(matrices @ np.swapaxes(matrices, -1, -2))
-    return np.maximum(eigenvalues[..., ::-1], 0.0)
+    eigenvalues = np.linalg.eigvalsh(matrices @ np.swapaxes(matrices, -1, -2))
+    squared: Array = np.maximum(eigenvalues[..., ::-1], 0.0)
+    return squared
 
 
 def inverse_or_zero(values: Array) -> Array:

@@ -14,12 +14,13 @@ from onnxsep.ensure import ensure_valid
 from onnxsep.errors import FeedError, OptionError, VerificationError
 from onnxsep.factors import Factorized, Progress, factorize_all
 from onnxsep.feeds import make_feeds
-from onnxsep.io import Model, SavedFiles, load, save
+from onnxsep.io import Model, load
 from onnxsep.local import compare_pieces
 from onnxsep.modes import Mode, get_mode
 from onnxsep.planning import SIZES_UNKNOWN, Options, Plan, make_plan
 from onnxsep.report import OutputReport, RewriteReport, VerificationReport
 from onnxsep.runtime import CannotRun, RuntimeOptions
+from onnxsep.saving import SavedFiles, save
 from onnxsep.shapes import infer_shapes, skeleton
 from onnxsep.sites import Sites, find_sites, read_weight
 from onnxsep.surgery import Edit, replace_convs

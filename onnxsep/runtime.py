@@ -12,7 +12,8 @@ from google.protobuf.message import EncodeError
 
 from onnxsep.errors import MissingDependencyError, OptionError
 from onnxsep.external import is_external, set_slot, slot_of
-from onnxsep.io import Model, tensor_protos
+from onnxsep.io import Model
+from onnxsep.tensors import tensor_protos
 
 _FATAL_ONLY = 4  # the runtime's log level; errors reach the user as exceptions, in one line
 _LARGEST_PROTO = 2**31 - 1  # bytes; protobuf's own limit

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from onnxsep.graph import FLOAT_TYPES, OTHER_CONVOLUTIONS, View
 from onnxsep.io import Model
 from onnxsep.scopes import Scope, display_name, is_standard, scopes, training_names
 from onnxsep.shapes import Shape, infer_shapes, skeleton
-from onnxsep.types import Constant, Conv, ConvSite, Place, Rejected
+from onnxsep.types import AutoPad, Constant, Conv, ConvSite, Place, Rejected
 
 METADATA_PREFIX = "onnxsep."
 
@@ -187,7 +187,7 @@ def conv_geometry(node: onnx.NodeProto, weight_shape: tuple[int, ...]) -> Conv |
         dilations=dilations,
         group=group,
         bias=len(node.input) > 2 and bool(node.input[2]),
-        auto_pad=auto_pad,
+        auto_pad=cast(AutoPad, auto_pad),
     )
 
 

@@ -7,10 +7,11 @@ import onnx
 from onnxsep.counting import count_macs, count_parameters
 from onnxsep.external import is_external, slot_of
 from onnxsep.factors import Factorized
-from onnxsep.io import Model, tensor_protos
+from onnxsep.io import Model
 from onnxsep.planning import Plan, Replacement, site_macs
 from onnxsep.report import ConvReport, ModelInfo, Totals
 from onnxsep.sites import Sites
+from onnxsep.tensors import tensor_protos
 from onnxsep.types import Rejected
 
 

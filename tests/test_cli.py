@@ -208,7 +208,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], Path], Sequence[str]]] = {
     "lfs": (lambda folder: write(folder / "a.onnx", b"version https://git-lfs.github.com/spec/v1\noid"), ["LFS"]),
     "truncated": (lambda folder: write(folder / "cut.onnx", DIGITS.read_bytes()[:100_000]), ["cut.onnx"]),
     "folder": (lambda folder: folder, []),
-    "no-data": (lambda folder: (external_model(folder), (folder / "weights.bin").unlink())[0], ["weights.bin"]),
+    "no-data": (lambda folder: external_model(folder, "absent.bin"), ["absent.bin"]),
     "outside": (lambda folder: external_model(folder, "../weights.bin"), ["../weights.bin"]),
     "absolute": (lambda folder: external_model(folder, "/etc/passwd"), ["/etc/passwd"]),
 }

@@ -16,9 +16,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxsep import datafile
 from onnxsep.errors import ModelLoadError, ModelSaveError
 from onnxsep.external import DataFolder
-from onnxsep.io import Model, load, read_tensor, save, tensor_protos
+from onnxsep.io import Model, load, read_tensor
+from onnxsep.saving import save
+from onnxsep.tensors import tensor_protos
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
 
@@ -543,6 +546,22 @@ def test_factors_stay_inside_where_the_model_has_no_data_file(tmp_path: Path) ->
     assert saved.path.read_bytes() == proto.SerializeToString()
 
 
+def test_weights_join_external_data_where_the_model_would_be_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "in" / "m.onnx")
+    model = changed(path)
+    model.proto.graph.initializer.append(numpy_helper.from_array(WEIGHTS["a"], "inside"))
+    model.proto.graph.node.add(op_type="Add", input=["x", "inside"], output=["inside_out"])
+    monkeypatch.setattr(datafile, "MAX_PROTO_BYTES", SIZE)
+    saved = save(model, tmp_path / "n.onnx")
+    result = load(saved.path)
+    assert len(saved.data_paths) == 1
+    for old, new in zip(model.proto.graph.initializer, result.proto.graph.initializer, strict=True):
+        assert new.data_location == TensorProto.EXTERNAL
+        np.testing.assert_array_equal(read_tensor(model, old), read_tensor(result, new))
+
+
 # ---------------------------------------------------------------- saving an unchanged model
 
 
@@ -567,6 +586,19 @@ def test_unchanged_in_another_folder_copies_the_data(tmp_path: Path) -> None:
         assert saved.data_paths[0].read_bytes() == DATA
         assert saved.path.read_bytes() == path.read_bytes()
         assert names(tmp_path / "out") == {"n.onnx", "deep", "deep/er", "deep/er/w.bin"}
+
+
+def test_data_file_under_two_locations_is_copied_once(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "w.bin").write_bytes(DATA)
+    tensors = [outside("a", location="w.bin"), outside("b", location="./w.bin", offset=SIZE)]
+    (tmp_path / "in" / "m.onnx").write_bytes(model_of(*tensors).SerializeToString())
+    (tmp_path / "out").mkdir()
+    for _ in range(2):
+        saved = save(load(tmp_path / "in" / "m.onnx"), tmp_path / "out" / "m.onnx")
+        assert saved.data_paths == (tmp_path / "out" / "w.bin",)
+        assert saved.size_bytes == saved.path.stat().st_size + len(DATA)
+        assert listing(tmp_path / "out") == listing(tmp_path / "in")
 
 
 def other_content(out: Path) -> None:
@@ -733,7 +765,8 @@ def test_data_file_as_target(tmp_path: Path) -> None:
 LIMITED = """
 import resource, sys
 from onnxsep.errors import ModelSaveError
-from onnxsep.io import load, save
+from onnxsep.io import load
+from onnxsep.saving import save
 model = load(sys.argv[1])
 model.pristine = sys.argv[3] == "unchanged"
 if not model.pristine:
@@ -803,7 +836,8 @@ def test_interrupt_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 MEASURED = """
 import resource, sys
-from onnxsep.io import load, read_tensor, save
+from onnxsep.io import load, read_tensor
+from onnxsep.saving import save
 model = load(sys.argv[1])
 if sys.argv[3] == "changed":
     model.proto.producer_name = "changed"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -26,11 +27,23 @@ from onnxsep.report import ConvReport
 from onnxsep.types import AutoPad, Conv, RankAxis
 
 Array = npt.NDArray[Any]
+NUMPY_TYPES: dict[str, Any] = {
+    "float32": np.float32,
+    "float64": np.float64,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
+ELEMENT_TYPES: dict[str, int] = {
+    "float32": onnx.TensorProto.FLOAT,
+    "float64": onnx.TensorProto.DOUBLE,
+    "float16": onnx.TensorProto.FLOAT16,
+    "bfloat16": onnx.TensorProto.BFLOAT16,
+}
 UNOPTIMISED = onnxsep.RuntimeOptions(threads=1, optimize=False)
-# ||original - result|| / ||original|| of the outputs, at full rank. float64 runs as float32, for ONNX Runtime has no
-# float64 Conv. float16 has 11 bits: its rounding of the factors and of the values between two Convs is about 5e-4 of
-# the largest terms of a sum, and several times that of a sum whose terms cancel.
-TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 5e-3}
+# ||original - result|| / ||original|| of the outputs, at full rank. float64 and bfloat16 run as float32, for ONNX
+# Runtime has no such Conv. float16 has 11 bits and bfloat16 8: the rounding of the factors (and of the values between
+# two float16 Convs) is about 5e-4 or 4e-3 of the terms of a sum, and more of a sum whose terms cancel.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,13 @@ def weights(case: Case) -> tuple[Array, Array]:
     weight = rng.standard_normal(case.conv.weight_shape)
     for axis, extent in enumerate(weight.shape):
         weight *= rng.uniform(0.5, 1.5, [extent if other == axis else 1 for other in range(weight.ndim)])
-    return weight.astype(case.dtype), rng.standard_normal(case.conv.out_channels).astype(case.dtype)
+    kind = NUMPY_TYPES[case.dtype]
+    return weight.astype(kind), rng.standard_normal(case.conv.out_channels).astype(kind)
+
+
+def tensor_of(name: str, array: Array) -> onnx.TensorProto:
+    kind = ELEMENT_TYPES[array.dtype.name]
+    return helper.make_tensor(name, kind, array.shape, array.tobytes(), raw=True)
 
 
 def conv_model(case: Case, batch: int = 2) -> onnx.ModelProto:
@@ -63,26 +82,26 @@ def conv_model(case: Case, batch: int = 2) -> onnx.ModelProto:
     if case.seed % 2:  # a Conv may leave out its kernel_shape
         attributes["kernel_shape"] = conv.kernel_shape
     names = ["w", "b"] if conv.bias else ["w"]
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(case.dtype))
+    kind = ELEMENT_TYPES[case.dtype]
     node = helper.make_node("Conv", ["x", *names], ["y"], name="conv", **attributes)
     graph = helper.make_graph(
         [node],
         "one_conv",
         [helper.make_tensor_value_info("x", kind, [batch, conv.in_channels, *case.size])],
         [helper.make_tensor_value_info("y", kind, [batch, conv.out_channels, *("hwd"[: conv.dims])])],
-        [numpy_helper.from_array(array, name) for name, array in zip(names, weights(case), strict=False)],
+        [tensor_of(name, array) for name, array in zip(names, weights(case), strict=False)],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    opset = 22 if case.dtype == "bfloat16" else 17  # the first one whose Conv takes bfloat16
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def as_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with every float64 tensor as float32."""
+    """The model with every float64 or bfloat16 tensor as float32."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for index, tensor in enumerate(copy.graph.initializer):
-        if tensor.data_type == onnx.TensorProto.DOUBLE:
-            narrow = numpy_helper.to_array(tensor).astype(np.float32)
-            copy.graph.initializer[index].CopyFrom(numpy_helper.from_array(narrow, tensor.name))
+        single = numpy_helper.to_array(tensor).astype(np.float32)
+        copy.graph.initializer[index].CopyFrom(numpy_helper.from_array(single, tensor.name))
     for value in (*copy.graph.input, *copy.graph.output):
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     return copy
@@ -100,7 +119,7 @@ def run(model: onnx.ModelProto, x: Array) -> Array:
 def compare(case: Case, original: onnx.ModelProto, result: onnx.ModelProto) -> float:
     """||original - result|| / ||original|| on random input, a batch of two."""
     x = np.random.default_rng(case.seed + 1).standard_normal((2, case.conv.in_channels, *case.size))
-    if case.dtype == "float64":
+    if case.dtype in ("float64", "bfloat16"):
         original, result = as_float32(original), as_float32(result)
     x = x.astype(np.float16 if case.dtype == "float16" else np.float32)
     expected, actual = run(original, x), run(result, x)
@@ -184,7 +203,7 @@ def test_full_rank_is_exact(mode: str, dims: int, auto_pad: AutoPad, data: st.Da
 
 @pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
 @pytest.mark.parametrize("kernel", [(3, 39), (5, 5), (3, 1, 5), (3, 3, 3)], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", sorted(TOLERANCE))
 def test_full_rank_is_exact_with_many_channels(mode: str, kernel: tuple[int, ...], dtype: str) -> None:
     dims = len(kernel)
     conv = Conv(24, 40, kernel, (2,) + (1,) * (dims - 1), tuple(range(2 * dims)), (1,) * dims, bias=True)
@@ -194,7 +213,9 @@ def test_full_rank_is_exact_with_many_channels(mode: str, kernel: tuple[int, ...
     result = rewrite(model, mode, "full")
     error = only_conv(result).weight_error
     assert error is not None
-    assert error < {"float32": 1e-6, "float64": 1e-13}[dtype]
+    # A few units of the stored type: the rounding of every factor, and of their product.
+    assert error < {"float32": 1e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 2e-2}[dtype]
+    assert {tensor.data_type for tensor in result.proto.graph.initializer} == {ELEMENT_TYPES[dtype]}
     assert compare(case, model, result.proto) < TOLERANCE[dtype]
 
 

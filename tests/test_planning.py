@@ -287,6 +287,13 @@ def test_round_ranks(conv: Conv, rank: str | float, multiple: int, expected: tup
     assert chosen(conv, "spatial", rank, multiple=multiple).rank == expected
 
 
+def test_rounding_one_rank_down_limits_the_next() -> None:
+    """15 x 32 channels fit; of 15 remain 8, and then no more than 8 * 3 can follow."""
+    conv = conv_of(5, 64, (3, 3, 3))
+    assert chosen(conv, "spatial", 1.0).rank == (15, 35)
+    assert chosen(conv, "spatial", 1.0, multiple=8).rank == (8, 24)
+
+
 def test_terms_are_not_rounded() -> None:
     assert chosen(conv_of(16, 20, (3, 3)), "depthwise", 3, multiple=8).rank == (3,)
 

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxsep import io
 from onnxsep.structure import HEADER, describe, quoted, word
+from onnxsep.tensors import tensor_protos
 
 MODELS = [
     "basic_pitch_tf2onnx",
@@ -108,7 +109,7 @@ def test_real_models(shared: Path, name: str) -> None:
     again = onnx.ModelProto.FromString(model.proto.SerializeToString(deterministic=True))
     assert describe(io.Model(again, None, model.base_dir)).text == structure.text
 
-    weights = list(io.tensor_protos(model.proto))
+    weights = list(tensor_protos(model.proto))
     assert len(structure.tensors) == len(weights), "each tensor is declared once"
     assert len({entry.where for entry in structure.tensors}) == len(weights)
     assert {id(entry.tensor) for entry in structure.tensors} == {id(weight) for weight in weights}

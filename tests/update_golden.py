@@ -1,15 +1,15 @@
 """Rewrite the reference graphs from what onnxsep makes today: ``make golden``. Review the difference.
 
-    python tests/golden/update.py
+python tests/update_golden.py
 """
 
 from pathlib import Path
 
-from cases import CASES, FOLDER
+from golden.cases import CASES, FOLDER
 
 import onnxsep
 
-DIGITS = Path(__file__).resolve().parents[2] / "models" / "digits"
+DIGITS = Path(__file__).resolve().parents[1] / "models" / "digits"
 MODES = ("depthwise", "spatial")
 
 
