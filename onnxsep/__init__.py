@@ -10,7 +10,7 @@ Graph in, smaller and faster graph out, whatever framework exported it; nothing 
 """
 
 from onnxsep._version import __version__
-from onnxsep.check import CheckResult, check
+from onnxsep.checking import CheckResult, check
 from onnxsep.errors import OnnxsepError
 from onnxsep.inspection import inspect
 from onnxsep.io import Model, load

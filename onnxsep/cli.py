@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import onnxsep
-from onnxsep.check_formats import render_github, render_json, render_junit, render_text
+from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
 from onnxsep.errors import OnnxsepError
 from onnxsep.feeds import parse_input_shape
 from onnxsep.files import check_target, write_text

@@ -181,8 +181,8 @@ def _size_notes(plan: Plan) -> list[str]:
     if not unknown:
         return []
     return [
-        f"the input sizes of {unknown} replaced Convs are not in the model: their MACs were compared for large even sizes "
-        "(--input-shape NAME:DIMS gives sizes)"
+        f"the input sizes of {unknown} replaced Convs are not in the model: their MACs were compared for large even "
+        "sizes (--input-shape NAME:DIMS gives sizes)"
     ]
 
 
@@ -194,15 +194,15 @@ def _apply(
     proto.CopyFrom(source.proto)
     replacements = plan.replacements
     edit = replace_convs(proto, replacements, [factors[id(replacement)].arrays for replacement in replacements])
-    light = skeleton(proto)
-    note = ensure_valid(skeleton(source.proto), light)
+    result = Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
+    light = skeleton(result)
+    note = ensure_valid(skeleton(source), light)
     notes = [note] if note else []
     if edit.removed_inputs:
         notes.append(
             f"{len(edit.removed_inputs)} graph inputs stood for replaced weights and went with them: "
             f"{', '.join(edit.removed_inputs[:3])}{', ...' if len(edit.removed_inputs) > 3 else ''}"
         )
-    result = Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
     return result, edit, infer_shapes(light, settings.input_shapes), tuple(notes)
 
 

@@ -9,27 +9,25 @@ import math
 from collections.abc import Mapping
 
 import onnx
-from onnx import shape_inference
+from google.protobuf.message import Message
+from onnx import numpy_helper, shape_inference
+
+from onnxsep.io import Model, read_tensor
 
 _LOG = logging.getLogger(__name__)
-LARGE = 1024  # elements; shapes, axes and pads are far smaller, weights that matter are larger
+LARGE = 64  # elements; what shape inference reads (shapes, axes, scales) is smaller
 Shape = tuple[int | str | None, ...]
 
 
-def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+def skeleton(model: Model | onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which tensors of more than ``LARGE`` elements keep name, type and dimensions but hold no data.
 
-    They are marked as external data without a file, which shape inference and the structure checker accept.
+    They are marked as external data without a file, which shape inference accepts. Smaller ones are in the copy even
+    where the source keeps them in a data file. Doc strings and training information are left out.
     """
+    source = model if isinstance(model, Model) else Model(model)
     light = onnx.ModelProto()
-    for descriptor, value in model.ListFields():
-        if descriptor.name == "graph":
-            _light_graph(value, light.graph)
-        elif descriptor.name == "functions":
-            for function in value:
-                _light_body(function, light.functions.add())
-        elif descriptor.name != "training_info":
-            _copy_field(light, descriptor.name, value)
+    _copy_fields(source, source.proto, light)
     return light
 
 
@@ -73,74 +71,47 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     return dim.dim_param or None
 
 
-def _light_graph(source: onnx.GraphProto, light: onnx.GraphProto) -> None:
-    for descriptor, value in source.ListFields():
-        if descriptor.name == "initializer":
-            for tensor in value:
-                _light_tensor(tensor, light.initializer.add())
-        elif descriptor.name == "node":
-            for node in value:
-                _light_node(node, light.node.add())
-        else:
-            _copy_field(light, descriptor.name, value)
+# What may hold a tensor, however deep; everything else is copied as a whole.
+_HOLDERS = (onnx.GraphProto, onnx.NodeProto, onnx.AttributeProto, onnx.FunctionProto, onnx.SparseTensorProto)
 
 
-def _light_body(source: onnx.FunctionProto, light: onnx.FunctionProto) -> None:
-    for descriptor, value in source.ListFields():
-        if descriptor.name == "node":
-            for node in value:
-                _light_node(node, light.node.add())
-        else:
-            _copy_field(light, descriptor.name, value)
-
-
-def _light_node(source: onnx.NodeProto, light: onnx.NodeProto) -> None:
-    if not any(_holds_data(attribute) for attribute in source.attribute):
-        light.CopyFrom(source)
-        return
-    for descriptor, value in source.ListFields():
-        if descriptor.name != "attribute":
-            _copy_field(light, descriptor.name, value)
+def _copy_fields(model: Model, source: Message, light: Message) -> None:
+    for field, value in source.ListFields():
+        if field.name in ("doc_string", "training_info"):
             continue
-        for attribute in value:
-            copy = light.attribute.add()
-            if not _holds_data(attribute):
-                copy.CopyFrom(attribute)
-                continue
-            copy.name, copy.type, copy.doc_string = attribute.name, attribute.type, attribute.doc_string
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _light_graph(attribute.g, copy.g)
-            else:
-                _light_tensor(attribute.t, copy.t)
+        copy = getattr(light, field.name)
+        if isinstance(value, Message):
+            copy.SetInParent()
+            _copy_message(model, value, copy)
+        elif hasattr(value, "add"):
+            for item in value:
+                _copy_message(model, item, copy.add())
+        elif hasattr(value, "extend"):
+            copy.extend(value)
+        else:
+            setattr(light, field.name, value)
 
 
-def _holds_data(attribute: onnx.AttributeProto) -> bool:
-    if attribute.ref_attr_name:  # it names an argument of the function instead of holding anything
-        return False
-    kind = onnx.AttributeProto
-    return attribute.type == kind.GRAPH or (attribute.type == kind.TENSOR and _size(attribute.t) > LARGE)
-
-
-def _light_tensor(source: onnx.TensorProto, light: onnx.TensorProto) -> None:
-    if _size(source) <= LARGE and source.data_location != onnx.TensorProto.EXTERNAL:
+def _copy_message(model: Model, source: Message, light: Message) -> None:
+    if isinstance(source, onnx.TensorProto) and isinstance(light, onnx.TensorProto):
+        _copy_tensor(model, source, light)
+    elif isinstance(source, _HOLDERS):
+        _copy_fields(model, source, light)
+    else:
         light.CopyFrom(source)
-        return
-    light.name, light.data_type = source.name, source.data_type
+
+
+def _copy_tensor(model: Model, source: onnx.TensorProto, light: onnx.TensorProto) -> None:
+    external = source.data_location == onnx.TensorProto.EXTERNAL
+    if math.prod(source.dims) <= LARGE:
+        if not external:
+            light.CopyFrom(source)
+            return
+        values = read_tensor(model, source)
+        if values.dtype.isbuiltin == 1:  # shapes, axes and pads; older onnx cannot write the other types
+            light.CopyFrom(numpy_helper.from_array(values, source.name))
+            return
+    light.name, light.data_type, light.data_location = source.name, source.data_type, onnx.TensorProto.EXTERNAL
     light.dims.extend(source.dims)
-    light.data_location = onnx.TensorProto.EXTERNAL
     entry = light.external_data.add()
     entry.key, entry.value = "location", "left-out"
-
-
-def _size(tensor: onnx.TensorProto) -> int:
-    return math.prod(tensor.dims)
-
-
-def _copy_field(target: object, name: str, value: object) -> None:
-    field = getattr(target, name)
-    if hasattr(field, "extend"):
-        field.extend(value)
-    elif hasattr(field, "CopyFrom"):
-        field.CopyFrom(value)
-    else:
-        setattr(target, name, value)

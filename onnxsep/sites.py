@@ -36,7 +36,7 @@ def find_sites(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None 
     Raises:
         UnsupportedModelError: the graph cannot be read.
     """
-    light = infer_shapes(skeleton(model.proto), input_shapes)
+    light = infer_shapes(skeleton(model), input_shapes)
     view = View(light)
     source = scopes(model.proto)
     finder = _Finder(model, source, view, first_convs(light), _uses(light, view.scopes))

@@ -288,7 +288,7 @@ def test_round_ranks(conv: Conv, rank: str | float, multiple: int, expected: tup
 
 
 def test_rounding_one_rank_down_limits_the_next() -> None:
-    """15 x 32 channels fit; of 15 remain 8, and then no more than 8 * 3 can follow."""
+    """15 and 35 channels fit (225 + 237 * 35 of 8,640); 15 becomes 8, and no more than 8 * 3 can follow."""
     conv = conv_of(5, 64, (3, 3, 3))
     assert chosen(conv, "spatial", 1.0).rank == (15, 35)
     assert chosen(conv, "spatial", 1.0, multiple=8).rank == (8, 24)

@@ -3,7 +3,7 @@
 import re
 import xml.etree.ElementTree as ET
 
-from onnxsep.check import CheckResult, Difference, PartResult
+from onnxsep.checking.result import CheckResult, Difference, PartResult
 
 TEXT_LIMIT = 20  # differences of a part that are printed
 GITHUB_LIMIT = 10  # errors that GitHub shows for one step

@@ -26,33 +26,39 @@ Left out, because every export changes them: doc strings, producer, producer ver
 position of a weight among the graph's inputs, and stored types of tensors inside the graph, which inference replaces.
 """
 
-import hashlib
 import json
-import logging
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import numpy as np
 import onnx
 from google.protobuf import text_format
 from google.protobuf.message import Message
-from onnx import AttributeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, TensorProto
 
+from onnxsep.checking.words import (
+    PLAIN,
+    SHOW,
+    SHOW_EACH,
+    list_text,
+    node_word,
+    operator_word,
+    quoted,
+    string_text,
+    symbols,
+    tensor_type_text,
+    tensor_word,
+    type_text,
+    word,
+)
 from onnxsep.io import Model, read_tensor
-
-_LOG = logging.getLogger(__name__)
+from onnxsep.shapes import infer_shapes, skeleton
 
 HEADER = "onnxsep structure, version 1"
 INDENT = "  "
-PLAIN = r"[A-Za-z0-9_./:;-]*[A-Za-z0-9_./;-]"  # never ends in a colon, so that "%name: type" can be told apart
 _SHOWN_ELEMENTS = 16
-_KEPT_ELEMENTS = 64  # small enough to copy; shape inference reads shapes, axes and scales
-_LONG_TEXT = 200
-_LONG_LIST = 64
 _FIELDS = {
     "FLOAT": "f", "INT": "i", "STRING": "s", "TENSOR": "t", "GRAPH": "g", "SPARSE_TENSOR": "sparse_tensor",
     "TYPE_PROTO": "tp", "FLOATS": "floats", "INTS": "ints", "STRINGS": "strings", "TENSORS": "tensors",
@@ -96,184 +102,6 @@ def describe(model: Model) -> Structure:
     return Structure(tuple(writer.lines), tuple(writer.tensors))
 
 
-# Words ----------------------------------------------------------------------------------------------------------------
-
-
-def word(text: str) -> str:
-    """``text`` where it is a plain word, else quoted."""
-    return text if re.fullmatch(PLAIN, text) else quoted(text)
-
-
-def quoted(text: str) -> str:
-    """A JSON string on one line; characters that cannot be seen, text direction marks included, are escaped."""
-    plain = json.dumps(text, ensure_ascii=False)
-    return "".join(character if character.isprintable() else json.dumps(character)[1:-1] for character in plain)
-
-
-def _digest(kind: str, content: bytes, count: str) -> str:
-    return f"{kind}({count}, sha256 {hashlib.sha256(content).hexdigest()[:16]})"
-
-
-def _string(value: bytes) -> str:
-    if len(value) > _LONG_TEXT:
-        return _digest("text", value, f"{len(value)} bytes")
-    try:
-        return quoted(value.decode("utf-8"))
-    except UnicodeDecodeError:
-        return 'b"' + "".join(chr(c) if 32 <= c < 127 and c not in b'"\\' else f"\\x{c:02x}" for c in value) + '"'
-
-
-def _float(value: float) -> str:
-    return str(np.float32(value))
-
-
-def _list(kind: str, values: Iterable[Any], show: Callable[[Any], str]) -> str:
-    shown = [show(value) for value in values]
-    text = ", ".join(shown)
-    if len(shown) > _LONG_LIST:
-        return _digest(kind, text.encode("utf-8"), f"{len(shown)} values")
-    return f"[{text}]" if shown else f"{kind}[]"
-
-
-def _tensor_name(name: str) -> str:
-    return f"%{word(name)}" if name else "_"
-
-
-def _node_name(name: str) -> str:
-    return f" @{word(name)}" if name else ""
-
-
-def _operator(domain: str, name: str, overload: str = "") -> str:
-    prefix = "" if domain in ("", "ai.onnx") else f"{word(domain)}."
-    plain = name if re.fullmatch(r"[A-Za-z0-9_:-]+", name) else quoted(name)  # no dot: it ends the domain
-    return prefix + plain + (f"<{word(overload)}>" if overload else "")
-
-
-# Types and tensors ----------------------------------------------------------------------------------------------------
-
-
-def _element_type(number: int) -> str:
-    if number == TensorProto.UNDEFINED:
-        return "?"
-    try:
-        name: str = TensorProto.DataType.Name(number)
-    except ValueError:
-        return f"type{number}"
-    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
-
-
-def _dimension(dim: onnx.TensorShapeProto.Dimension, known: frozenset[str] | None) -> str:
-    text = "?"
-    if dim.HasField("dim_value"):
-        text = str(dim.dim_value)
-    elif dim.dim_param and (known is None or dim.dim_param in known):  # inference invents names such as unk__7
-        text = f"${word(dim.dim_param)}"
-    return text + (f" denotes {quoted(dim.denotation)}" if dim.denotation else "")
-
-
-def _type(proto: onnx.TypeProto, known: frozenset[str] | None = None) -> str:
-    kind = proto.WhichOneof("value")
-    text = "?"
-    if kind in ("tensor_type", "sparse_tensor_type"):
-        tensor = getattr(proto, kind)
-        dims = ", ".join(_dimension(dim, known) for dim in tensor.shape.dim) if tensor.HasField("shape") else "..."
-        text = ("sparse " if kind == "sparse_tensor_type" else "") + f"{_element_type(tensor.elem_type)}[{dims}]"
-    elif kind == "sequence_type":
-        text = f"sequence({_type(proto.sequence_type.elem_type, known)})"
-    elif kind == "optional_type":
-        text = f"optional({_type(proto.optional_type.elem_type, known)})"
-    elif kind == "map_type":
-        text = f"map({_element_type(proto.map_type.key_type)}, {_type(proto.map_type.value_type, known)})"
-    elif kind == "opaque_type":
-        text = f"opaque({_operator(proto.opaque_type.domain, proto.opaque_type.name)})"
-    return text + (f" denotes {quoted(proto.denotation)}" if proto.denotation else "")
-
-
-def _tensor_type(tensor: TensorProto | onnx.SparseTensorProto) -> str:
-    element = tensor.values.data_type if isinstance(tensor, onnx.SparseTensorProto) else tensor.data_type
-    return f"{_element_type(element)}[{', '.join(map(str, tensor.dims))}]"
-
-
-def _symbols(message: Message) -> Iterator[str]:
-    """Names of symbolic dimensions that the model itself uses, wherever they stand."""
-    if isinstance(message, onnx.TensorShapeProto):
-        yield from (dim.dim_param for dim in message.dim if dim.dim_param)
-    elif not isinstance(message, TensorProto):
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                for item in value if hasattr(value, "add") else (value,):
-                    yield from _symbols(item)
-
-
-_SHOW: dict[str, Callable[[Any], str]] = {
-    "f": _float,
-    "i": str,
-    "s": _string,
-    "tp": lambda proto: f"type {_type(proto)}",
-}
-_SHOW_EACH = {"floats": _SHOW["f"], "ints": _SHOW["i"], "strings": _SHOW["s"], "type_protos": _SHOW["tp"]}
-
-
-# Inferred types -------------------------------------------------------------------------------------------------------
-
-
-def _inferred(model: Model) -> onnx.ModelProto:
-    """A copy without large tensors, with the types that ONNX infers."""
-    light = onnx.ModelProto()
-    _copy_light(model, model.proto, light)
-    try:
-        return onnx.shape_inference.infer_shapes(light, data_prop=True)
-    except Exception as error:  # onnx raises several unrelated classes; the stored types are still there
-        _LOG.debug("shape inference failed, so fewer types are known: %s", error)
-        return light
-
-
-def _copy_light(model: Model, source: Any, target: Any) -> None:
-    for field, value in source.ListFields():
-        if field.name in ("doc_string", "metadata_props", "training_info"):
-            continue
-        copy = getattr(target, field.name)
-        if isinstance(value, (onnx.GraphProto, onnx.SparseTensorProto, TensorProto)):
-            copy.SetInParent()
-            _copy_one(model, value, copy)
-        elif isinstance(value, Message):
-            copy.CopyFrom(value)
-        elif hasattr(value, "add"):
-            for item in value:
-                _copy_one(model, item, copy.add())
-        elif hasattr(value, "extend"):
-            copy.extend(value)
-        else:
-            setattr(target, field.name, value)
-
-
-def _copy_one(model: Model, source: Any, target: Any) -> None:
-    if isinstance(source, TensorProto):
-        _copy_tensor(model, source, target)
-    elif isinstance(
-        source, (onnx.GraphProto, onnx.NodeProto, AttributeProto, onnx.FunctionProto, onnx.SparseTensorProto)
-    ):
-        _copy_light(model, source, target)
-    else:
-        target.CopyFrom(source)
-
-
-def _copy_tensor(model: Model, source: TensorProto, target: TensorProto) -> None:
-    if math.prod(source.dims) <= _KEPT_ELEMENTS:
-        if source.data_location != TensorProto.EXTERNAL:
-            target.CopyFrom(source)
-            return
-        array = read_tensor(model, source)
-        if array.dtype.isbuiltin == 1:  # older onnx cannot write the others, and shapes never have such types
-            target.CopyFrom(numpy_helper.from_array(array, source.name))
-            return
-    target.name, target.data_type, target.data_location = source.name, source.data_type, TensorProto.EXTERNAL
-    target.dims.extend(source.dims)
-
-
-# The writer -----------------------------------------------------------------------------------------------------------
-
-
 _Declared = dict[str, list[tuple[str, Callable[[], None]]]]  # by tensor name: type, and what writes the declaration
 
 
@@ -292,13 +120,13 @@ class _Block:
 class _Writer:
     def __init__(self, model: Model) -> None:
         self._source = model
-        self._known = frozenset(_symbols(model.proto))
+        self._known = frozenset(symbols(model.proto))
         self.lines: list[str] = []
         self.tensors: list[StructureTensor] = []
         self._places: dict[str, int] = {}
 
     def model(self) -> None:
-        proto, inferred = self._source.proto, _inferred(self._source)
+        proto, inferred = self._source.proto, infer_shapes(skeleton(self._source))
         self._line(0, HEADER)
         self._line(0, f"ir_version {proto.ir_version}")
         if proto.domain:
@@ -316,14 +144,14 @@ class _Writer:
             self._graph(1, "algorithm graph", f"{path}algorithm > ", training.algorithm, None)
             for kind in ("initialization", "update"):
                 for entry in getattr(training, f"{kind}_binding"):
-                    self._line(1, f"{kind} {_tensor_name(entry.key)} = {_tensor_name(entry.value)}")
+                    self._line(1, f"{kind} {tensor_word(entry.key)} = {tensor_word(entry.value)}")
 
     def _line(self, depth: int, text: str) -> None:
         self.lines.append(INDENT * depth + text)
 
     def _metadata(self, depth: int, properties: Iterable[onnx.StringStringEntryProto], of: str = "") -> None:
         for entry in sorted(properties, key=lambda entry: (entry.key, entry.value)):
-            value = entry.value if re.fullmatch(PLAIN, entry.value) else _string(entry.value.encode("utf-8"))
+            value = entry.value if re.fullmatch(PLAIN, entry.value) else string_text(entry.value.encode("utf-8"))
             self._line(depth, f"# {of}{word(entry.key)} = {value}")
 
     def _messages(self, depth: int, keyword: str, messages: Iterable[Message]) -> None:
@@ -335,7 +163,7 @@ class _Writer:
             self._line(depth, f"opset {word(domain)} {version}")
 
     def _function(self, function: onnx.FunctionProto) -> None:
-        title = _operator(function.domain, function.name, getattr(function, "overload", ""))
+        title = operator_word(function.domain, function.name, getattr(function, "overload", ""))
         self._line(0, f"function {title}")
         self._opsets(1, function.opset_import)
         self._metadata(1, getattr(function, "metadata_props", ()))
@@ -343,7 +171,7 @@ class _Writer:
         block = _Block(
             depth=1,
             path=f"function {title} > ",
-            types={info.name: _type(info.type) for info in infos},
+            types={info.name: type_text(info.type) for info in infos},
             infos=_metadata_of(infos),
             annotations={},
             consumers=_consumers(function.node),
@@ -354,15 +182,15 @@ class _Writer:
             name = word(attribute.name)
             self._line(1, f"attribute {name} = {self._attribute(attribute, f'{block.path}{name}')}")
         for name in function.input:
-            self._line(1, f"input {_tensor_name(name)}")
+            self._line(1, f"input {tensor_word(name)}")
         self._nodes(block, {}, function.node, ())
         for name in function.output:
-            self._line(1, f"output {_tensor_name(name)}")
+            self._line(1, f"output {tensor_word(name)}")
 
     def _graph(
         self, depth: int, title: str, path: str, graph: onnx.GraphProto, inferred: onnx.GraphProto | None
     ) -> None:
-        self._line(depth, title + _node_name(graph.name))
+        self._line(depth, title + node_word(graph.name))
         self._metadata(depth + 1, getattr(graph, "metadata_props", ()))
         known = (*inferred.value_info, *inferred.output) if inferred else graph.value_info
         weights = {tensor.name for tensor in graph.initializer} | {
@@ -371,19 +199,19 @@ class _Writer:
         block = _Block(
             depth=depth + 1,
             path=path,
-            types={info.name: _type(info.type, self._known) for info in known},
+            types={info.name: type_text(info.type, self._known) for info in known},
             infos=_metadata_of((*graph.value_info, *(value for value in graph.input if value.name in weights))),
             annotations={item.tensor_name: item.quant_parameter_tensor_names for item in graph.quantization_annotation},
             consumers=_consumers(graph.node),
         )
         declared: _Declared = {}
-        inputs = {value.name: _type(value.type) for value in graph.input}
+        inputs = {value.name: type_text(value.type) for value in graph.input}
         for tensor in graph.initializer:
             write = partial(self._weight, block, tensor, inputs.get(tensor.name))
-            declared.setdefault(tensor.name, []).append((_tensor_type(tensor), write))
+            declared.setdefault(tensor.name, []).append((tensor_type_text(tensor), write))
         for sparse in graph.sparse_initializer:
             write = partial(self._sparse, block, "sparse weight", sparse.values.name, sparse)
-            declared.setdefault(sparse.values.name, []).append((_tensor_type(sparse), write))
+            declared.setdefault(sparse.values.name, []).append((tensor_type_text(sparse), write))
         for value in graph.input:
             if value.name not in weights:
                 self._port(block, "input", value)
@@ -394,21 +222,21 @@ class _Writer:
             self._tensor_notes(block, name)
 
     def _port(self, block: _Block, kind: str, value: onnx.ValueInfoProto) -> None:
-        self._line(block.depth, f"{kind} {_tensor_name(value.name)}: {_type(value.type)}")
+        self._line(block.depth, f"{kind} {tensor_word(value.name)}: {type_text(value.type)}")
         self._metadata(block.depth + 1, getattr(value, "metadata_props", ()))
         if kind == "input":
             self._tensor_notes(block, value.name)
 
     def _tensor_notes(self, block: _Block, name: str) -> None:
         """Metadata of a tensor's value info, and its quantisation annotation; each is written once."""
-        self._metadata(block.depth + 1, block.infos.pop(name, ()), of=f"{_tensor_name(name)}: ")
+        self._metadata(block.depth + 1, block.infos.pop(name, ()), of=f"{tensor_word(name)}: ")
         for entry in sorted(block.annotations.pop(name, ()), key=lambda entry: entry.key):
-            target = f"{_tensor_name(name)} {word(entry.key)}"
-            self._line(block.depth + 1, f"quantization {target} = {_tensor_name(entry.value)}")
+            target = f"{tensor_word(name)} {word(entry.key)}"
+            self._line(block.depth + 1, f"quantization {target} = {tensor_word(entry.value)}")
 
     def _weight(self, block: _Block, tensor: TensorProto, as_input: str | None) -> None:
         kind = "weight" if as_input is None else "weight input"
-        declared = "" if as_input in (None, _tensor_type(tensor)) else f" declared {as_input}"
+        declared = "" if as_input in (None, tensor_type_text(tensor)) else f" declared {as_input}"
         self._declare(block, kind, tensor.name, tensor, declared)
         self._metadata(block.depth + 1, getattr(tensor, "metadata_props", ()))
         self._tensor_notes(block, tensor.name)
@@ -416,23 +244,23 @@ class _Writer:
     def _constant(self, block: _Block, node: onnx.NodeProto) -> None:
         attribute, name = node.attribute[0], node.output[0]
         if attribute.HasField("sparse_tensor"):
-            self._sparse(block, "sparse constant", name, attribute.sparse_tensor, _node_name(node.name))
+            self._sparse(block, "sparse constant", name, attribute.sparse_tensor, node_word(node.name))
         else:
-            self._declare(block, "constant", name, attribute.t, _node_name(node.name))
+            self._declare(block, "constant", name, attribute.t, node_word(node.name))
             self._metadata(block.depth + 1, getattr(attribute.t, "metadata_props", ()), of="value: ")
             self._tensor_notes(block, name)
         self._metadata(block.depth + 1, getattr(node, "metadata_props", ()))
         self._messages(block.depth + 1, "device", getattr(node, "device_configurations", ()))
 
     def _sparse(self, block: _Block, kind: str, name: str, sparse: onnx.SparseTensorProto, rest: str = "") -> None:
-        self._collect_sparse(f"{block.path}{_tensor_name(name)}", sparse)
-        self._line(block.depth, f"{kind} {_tensor_name(name)}: {_tensor_type(sparse)}{rest}")
+        self._collect_sparse(f"{block.path}{tensor_word(name)}", sparse)
+        self._line(block.depth, f"{kind} {tensor_word(name)}: {tensor_type_text(sparse)}{rest}")
         self._tensor_notes(block, name)
 
     def _declare(self, block: _Block, kind: str, name: str, tensor: TensorProto, rest: str) -> None:
-        self._collect(f"{block.path}{_tensor_name(name)}", tensor)
+        self._collect(f"{block.path}{tensor_word(name)}", tensor)
         value = self._value(tensor, block.consumers.get(name, set()))
-        self._line(block.depth, f"{kind} {_tensor_name(name)}: {_tensor_type(tensor)}{value}{rest}")
+        self._line(block.depth, f"{kind} {tensor_word(name)}: {tensor_type_text(tensor)}{value}{rest}")
 
     def _collect(self, where: str, tensor: TensorProto) -> None:
         """Remember a tensor that the next line declares."""
@@ -451,7 +279,7 @@ class _Writer:
         if tensor.data_type not in _SHOWN_TYPES or math.prod(tensor.dims) > _SHOWN_ELEMENTS or quantised:
             return ""
         if tensor.data_type == TensorProto.STRING:
-            return f" = [{', '.join(map(_string, tensor.string_data))}]"
+            return f" = [{', '.join(map(string_text, tensor.string_data))}]"
         return f" = {json.dumps(read_tensor(self._source, tensor).tolist())}"
 
     def _nodes(
@@ -465,7 +293,7 @@ class _Writer:
         kept = []
         for index, node in enumerate(nodes):
             if _is_constant_tensor(node):
-                kind = _tensor_type(node.attribute[0].t)
+                kind = tensor_type_text(node.attribute[0].t)
                 declared.setdefault(node.output[0], []).append((kind, partial(self._constant, block, node)))
             else:
                 kept.append((node, inferred[index] if inferred else None))
@@ -479,11 +307,11 @@ class _Writer:
             write()
 
     def _node(self, block: _Block, node: onnx.NodeProto, twin: onnx.NodeProto | None) -> None:
-        outputs = ", ".join(map(_tensor_name, node.output)) or "_"
+        outputs = ", ".join(map(tensor_word, node.output)) or "_"
         inputs = list(node.input)
         while inputs and not inputs[-1]:  # optional inputs may be left out or named "": the same
             inputs.pop()
-        label = _tensor_name(next(filter(None, node.output), "")) if node.output else word(node.op_type)
+        label = tensor_word(next(filter(None, node.output), "")) if node.output else word(node.op_type)
         attributes = sorted(node.attribute, key=lambda attribute: attribute.name)
         settings = [
             f"{word(attribute.name)} = {self._attribute(attribute, f'{block.path}{label}, {word(attribute.name)}')}"
@@ -493,10 +321,10 @@ class _Writer:
         types = [block.types.get(name, "?") for name in node.output]
         self._line(
             block.depth,
-            f"{outputs} = {_operator(node.domain, node.op_type, getattr(node, 'overload', ''))}"
-            f"({', '.join(map(_tensor_name, inputs))})"
+            f"{outputs} = {operator_word(node.domain, node.op_type, getattr(node, 'overload', ''))}"
+            f"({', '.join(map(tensor_word, inputs))})"
             + (f" {{{', '.join(settings)}}}" if settings else "")
-            + _node_name(node.name)
+            + node_word(node.name)
             + (f" -> {', '.join(types)}" if set(types) - {"?"} else ""),
         )
         depth = block.depth + 1
@@ -518,24 +346,24 @@ class _Writer:
             return f"parameter {word(attribute.ref_attr_name)}"
         kind = _attribute_kind(attribute)
         values = getattr(attribute, kind)
-        if kind in _SHOW:
-            return _SHOW[kind](values)
-        if kind in _SHOW_EACH:
-            return _list(kind, values, _SHOW_EACH[kind])
+        if kind in SHOW:
+            return SHOW[kind](values)
+        if kind in SHOW_EACH:
+            return list_text(kind, values, SHOW_EACH[kind])
         if kind == "t":
             return self._tensor_attribute(where, values)
         if kind == "sparse_tensor":
             return self._sparse_attribute(where, values)
         show = self._tensor_attribute if kind == "tensors" else self._sparse_attribute
-        return _list(kind, [show(f"{where}[{index}]", value) for index, value in enumerate(values)], str)
+        return list_text(kind, [show(f"{where}[{index}]", value) for index, value in enumerate(values)], str)
 
     def _tensor_attribute(self, where: str, tensor: TensorProto) -> str:
         self._collect(where, tensor)
-        return f"tensor {_tensor_type(tensor)}{self._value(tensor)}"
+        return f"tensor {tensor_type_text(tensor)}{self._value(tensor)}"
 
     def _sparse_attribute(self, where: str, sparse: onnx.SparseTensorProto) -> str:
         self._collect_sparse(where, sparse)
-        return f"sparse tensor {_tensor_type(sparse)}"
+        return f"sparse tensor {tensor_type_text(sparse)}"
 
 
 # Looking into nodes ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxsep import io
-from onnxsep.structure import HEADER, describe, quoted, word
+from onnxsep.checking.structure import HEADER, describe
+from onnxsep.checking.words import quoted, word
 from onnxsep.tensors import tensor_protos
 
 MODELS = [

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, parser
 
-from onnxsep.check import CheckResult, Difference, PartResult, check
-from onnxsep.check_formats import render_github, render_json, render_junit, render_text
+from onnxsep.checking import CheckResult, Difference, PartResult, check
+from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
 
 CHANGED = Difference(
     where="Relu @last",

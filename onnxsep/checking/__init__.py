@@ -1,0 +1,10 @@
+"""``check``: a model against a reference, for CI.
+
+``structure`` writes a model as text, ``statements`` and ``words`` read and write its parts, ``alignment`` pairs the
+lines of two texts, ``diff``, ``weights`` and ``outputs`` compare, ``formats`` renders the result.
+"""
+
+from onnxsep.checking.api import check
+from onnxsep.checking.result import CheckResult, Difference, PartResult
+
+__all__ = ["CheckResult", "Difference", "PartResult", "check"]

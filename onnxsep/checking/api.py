@@ -1,0 +1,188 @@
+"""Comparing a model with a reference: structure, weights, outputs.
+
+A reference is an .onnx file, or the text form of :mod:`onnxsep.structure` (suffix .txt), which holds the structure
+only. Structure is compared as text in both cases: lines are aligned, then each difference is reported for the node that
+it belongs to. :func:`check` is what ``onnxsep check`` calls.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import onnx
+
+from onnxsep import io
+from onnxsep.checking.diff import StructureDiff, structure_part
+from onnxsep.checking.outputs import compare_outputs
+from onnxsep.checking.result import CheckResult, PartResult
+from onnxsep.checking.statements import Statement, read_statements
+from onnxsep.checking.structure import HEADER, describe
+from onnxsep.checking.weights import compare_weights, tensor_pairs
+from onnxsep.errors import ModelLoadError, OptionError
+from onnxsep.files import write_text
+from onnxsep.runtime import RuntimeOptions
+from onnxsep.saving import save
+
+Source = str | os.PathLike[str] | onnx.ModelProto | io.Model
+_TEXT_SUFFIX = ".txt"
+
+
+def check(
+    model: Source,
+    reference: Source,
+    *,
+    ignore_names: bool = False,
+    structure: bool = True,
+    weights: bool = True,
+    outputs: bool = True,
+    rtol: float = 1e-5,
+    atol: float = 1e-6,
+    output_rtol: float = 1e-3,
+    output_atol: float = 1e-4,
+    inputs: Path | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    seed: int = 0,
+    runtime: RuntimeOptions = RuntimeOptions(),  # noqa: B008 - frozen
+    update: bool = False,
+    follow_links: bool = False,
+) -> CheckResult:
+    """Compare a model with a reference.
+
+    Args:
+        model: The model to check: a path, or a model in memory.
+        reference: A .txt file in the text form of a structure, or a model.
+        ignore_names: Whether names of tensors, nodes, graphs and symbolic dimensions may differ. What is connected
+            with what must then still be the same.
+        structure: Whether to compare nodes, operator types, attributes, edges, shapes, types and metadata.
+        weights: Whether to compare the values of all weights, Constants included.
+        outputs: Whether to run both models on the same inputs and compare what they compute.
+        rtol: Weights are the same where ``|model - reference| <= atol + rtol * |reference|`` for each element; for
+            integers and booleans without ``rtol``. Strings must be equal.
+        atol: See ``rtol``.
+        output_rtol: Outputs are the same where ``|model - reference| <= output_atol * largest + output_rtol *
+            |reference|`` for each element; ``largest`` is the output's largest magnitude in the reference (1 where it
+            is all zeros). Integers, booleans and strings must be equal.
+        output_atol: See ``output_rtol``.
+        inputs: An .npz or .npy file with inputs; None for random ones.
+        input_shapes: Shapes for inputs with free dimensions, by the reference's input names.
+        seed: Seed of random inputs.
+        runtime: How to run the models.
+        update: Write the reference from the model instead of comparing: the text form for .txt, else a copy.
+        follow_links: Whether external data may lie behind links.
+
+    Returns:
+        The parts that were asked for. A part that cannot be compared (a text has no weights; the runtime cannot run
+        the reference) is skipped with its reason.
+
+    Raises:
+        ModelLoadError: the model or the reference cannot be read, or is no reference.
+        ModelSaveError: the reference cannot be written.
+        OptionError: an option cannot be used, or nothing is left to compare.
+        FeedError: the given inputs do not fit the reference.
+    """
+    for name, value in {"rtol": rtol, "atol": atol, "output_rtol": output_rtol, "output_atol": output_atol}.items():
+        if not 0 <= value < math.inf:
+            raise OptionError(f"{name} must be a number of 0 or more, not {value}")
+    asked = {"structure": structure, "weights": weights, "outputs": outputs}
+    checked = io.load(model, follow_links=follow_links)
+    parts: list[PartResult]
+    if update:
+        parts = [_update(checked, reference)]
+    elif isinstance(reference, (str, os.PathLike)) and _is_text(Path(reference)):
+        parts = _against_text(checked, _existing(reference), asked, ignore_names)
+    else:
+        if isinstance(reference, (str, os.PathLike)):
+            _existing(reference)
+        other = io.load(reference, follow_links=follow_links)
+        parts = _against_model(checked, other, asked, ignore_names, rtol, atol)
+        if outputs:
+            feeding = {"inputs": inputs, "input_shapes": input_shapes, "seed": seed}
+            parts.append(compare_outputs(checked, other, ignore_names, feeding, runtime, output_rtol, output_atol))
+    if not parts:
+        raise OptionError("nothing to compare: structure, weights and outputs are all switched off")
+    return CheckResult(model=_title(model), reference=_title(reference), parts=tuple(parts))
+
+
+def _against_text(model: io.Model, path: Path, asked: Mapping[str, bool], ignore_names: bool) -> list[PartResult]:
+    if not asked["structure"]:
+        raise OptionError("nothing to compare: a text reference holds the structure only")
+    diff = StructureDiff(_read_text(path), read_statements(describe(model).lines), ignore_names)
+    parts = [structure_part(diff, numbered=True)]
+    reason = "the reference is a text: it holds the structure only"
+    if asked["weights"]:
+        parts.append(PartResult(name="weights", status="skipped", reason=reason))
+    if asked["outputs"]:
+        parts.append(PartResult(name="outputs", status="skipped", reason=reason))
+    return parts
+
+
+def _against_model(
+    model: io.Model, reference: io.Model, asked: Mapping[str, bool], ignore_names: bool, rtol: float, atol: float
+) -> list[PartResult]:
+    """Structure and weights, as far as they are asked for; weights are paired by their places in the structure."""
+    parts: list[PartResult] = []
+    if asked["structure"] or asked["weights"]:
+        expected, actual = describe(reference), describe(model)
+        diff = StructureDiff(read_statements(expected.lines), read_statements(actual.lines), ignore_names)
+        if asked["structure"]:
+            parts.append(structure_part(diff, numbered=False))
+        if asked["weights"]:
+            pairs = tensor_pairs(expected, actual, diff.pairs if ignore_names else None)
+            parts.append(compare_weights(model, reference, pairs, rtol, atol))
+    return parts
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower() == _TEXT_SUFFIX
+
+
+def _existing(reference: str | os.PathLike[str]) -> Path:
+    path = Path(reference)
+    if not path.exists():
+        raise ModelLoadError(f"the reference {str(path)!r} does not exist; write it from the model with --update")
+    return path
+
+
+def _title(source: Source) -> str:
+    if isinstance(source, io.Model):
+        source = source.path if source.path is not None else source.proto
+    if isinstance(source, onnx.ModelProto):
+        return "(a model in memory)"
+    return os.fsdecode(source).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _update(model: io.Model, reference: Source) -> PartResult:
+    if isinstance(reference, (onnx.ModelProto, io.Model)):
+        raise OptionError("a reference can only be updated in a file: give its path")
+    path = Path(reference)
+    existed = path.exists()
+    if not _is_text(path):
+        save(model, path)
+        return PartResult(name="reference", status="updated", reason="rewritten" if existed else "created")
+    text = describe(model).text
+    if existed and path.is_file() and path.read_bytes() == text.encode():
+        return PartResult(name="reference", status="updated", reason="was up to date")
+    write_text(path.resolve(), text)
+    return PartResult(name="reference", status="updated", reason="rewritten" if existed else "created")
+
+
+def _read_text(path: Path) -> list[Statement]:
+    hint = "write it from the model with --update"
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ModelLoadError(f"cannot read the reference {str(path)!r}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ModelLoadError(f"the reference {str(path)!r} is no text in UTF-8 ({error}); {hint}") from error
+    lines = text.replace("\r\n", "\n").split("\n")
+    first = lines[0].strip()
+    if first != HEADER:
+        if re.fullmatch(r"onnxsep structure, version \d+", first):
+            raise ModelLoadError(
+                f"the reference {str(path)!r} has the format {first!r}, and this onnxsep reads {HEADER!r}; {hint}"
+            )
+        raise ModelLoadError(f"{str(path)!r} is no reference of onnxsep: its first line is not {HEADER!r}; {hint}")
+    return read_statements(lines)

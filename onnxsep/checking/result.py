@@ -1,0 +1,61 @@
+"""What a check found."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+
+class Difference(BaseModel):
+    """One difference.
+
+    Attributes:
+        where: The node, weight or output that it belongs to.
+        message: What differs, in one line.
+        reference_line: Line in the reference text, from 1; None where the reference is no text. For something new, the
+            line after which it stands.
+        expected: The lines of the reference; None where it has none.
+        actual: The lines of the model; None where it has none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    where: str
+    message: str
+    reference_line: int | None = None
+    expected: str | None = None
+    actual: str | None = None
+
+
+class PartResult(BaseModel):
+    """One part of a check: ``reason`` says why it was skipped, ``notes`` what was chosen for the user."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: Literal["structure", "weights", "outputs", "reference"]
+    status: Literal["same", "differs", "skipped", "updated"]
+    reason: str = ""
+    differences: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class CheckResult(BaseModel):
+    """What a check found; ``parts`` in the order structure, weights, outputs, or ``reference`` alone for an update."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    reference: str
+    parts: tuple[PartResult, ...]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def same(self) -> bool:
+        """Whether no part differs; a check that could compare nothing at all has not found the models the same."""
+        statuses = {part.status for part in self.parts}
+        return "differs" not in statuses and bool(statuses & {"same", "updated"})
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def exit_status(self) -> int:
+        """0 where the model is the same as the reference, else 3."""
+        return 0 if self.same else 3
