@@ -11,10 +11,10 @@ from onnxsep.linalg import Array
 from onnxsep.modes import Mode, available_modes, get_mode
 from onnxsep.planning import (
     Options,
-    Plan,
     choose,
     does_not_pay,
     mac_ratio,
+    macs_change,
     make_plan,
     refusal,
     site_macs,
@@ -71,13 +71,9 @@ def inspect(
             macs_unknown=macs.unknown,
             mode_convs={name: len(plan.replacements) for name, plan in plans.items()},
             mode_parameters={name: stored + stored_change(plan) for name, plan in plans.items()},
-            mode_macs={name: macs.total + _macs_change(plan) for name, plan in plans.items()},
+            mode_macs={name: macs.total + macs_change(plan) for name, plan in plans.items()},
         ),
     )
-
-
-def _macs_change(plan: Plan) -> int:
-    return sum((row.macs or 0) - (site_macs(row.site) or 0) for row in plan.replacements)
 
 
 def _row(

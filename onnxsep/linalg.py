@@ -6,7 +6,7 @@ minimises the Frobenius norm of the difference; by Eckart and Young (1936) the t
 The SVD is taken from the eigenvectors of the Gram matrix of the smaller side, which costs about a third of a plain
 SVD. Squaring loses small singular values (below 1e-8 of the largest), but not the product: with U orthonormal to
 machine precision, U U^T M equals the projection whatever the eigenvalues were, so the result is exact at full rank.
-Matrices whose squares would overflow or vanish (float64 weights beyond 1e77 or below 1e-77) are scaled before.
+Matrices whose squares would overflow or vanish (float64 weights beyond 1e75 or below 1e-75) are scaled before.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-_SQUARABLE = 256  # 2 ** +-256 (1e77), squared and summed, is far from the limits of a double, 2 ** +-1022
+_SAFE = 1e150  # sums of squares between 1 / _SAFE and _SAFE are far from the limits of a double, 1e308 and 1e-308
 
 
 class SVD(NamedTuple):
@@ -42,8 +42,8 @@ def truncated_svd(matrices: Array, rank: int) -> SVD:
         u, vt = np.swapaxes(ut, -1, -2), np.swapaxes(v, -1, -2)
         sign = _signs(u)
         return SVD(u * sign[..., None, :], s, vt * sign[..., :, None])
-    matrices, exponent = _squarable(matrices)
-    u = _leading_eigenvectors(matrices @ np.swapaxes(matrices, -1, -2), rank)
+    matrices, exponent, gram = _scaled_gram(matrices)
+    u = _leading_eigenvectors(gram, rank)
     u = u * _signs(u)[..., None, :]
     projection = np.swapaxes(u, -1, -2) @ matrices
     s = np.linalg.norm(projection, axis=-1)
@@ -70,21 +70,29 @@ def inverse_or_zero(values: Array) -> Array:
 
 def relative_error(original: Array, approximation: Array) -> float:
     """||original - approximation|| / ||original|| in the Frobenius norm; 0 where both are zero."""
-    exponent = np.frexp(np.max(np.abs(original), initial=0.0))[1]
-    if abs(exponent) > _SQUARABLE:
+    with np.errstate(over="ignore"):
+        norm = float(np.linalg.norm(original))
+    if not 1 / _SAFE < norm * norm < _SAFE:
+        exponent = np.frexp(np.max(np.abs(original), initial=0.0))[1]
         original, approximation = np.ldexp(original, -exponent), np.ldexp(approximation, -exponent)
-    norm = float(np.linalg.norm(original))
+        norm = float(np.linalg.norm(original))
     difference = float(np.linalg.norm(original - approximation))
     if norm == 0.0:
         return 0.0 if difference == 0.0 else float("inf")
     return difference / norm
 
 
-def _squarable(matrices: Array) -> tuple[Array, NDArray[np.int32]]:
-    """The stack with extreme matrices scaled by a power of two, and the exponents [...] that take the scale back."""
-    exponent = np.frexp(np.max(np.abs(matrices), axis=(-2, -1)))[1]
-    exponent = np.where(np.abs(exponent) > _SQUARABLE, exponent, 0)
-    return np.ldexp(matrices, -exponent[..., None, None]) if exponent.any() else matrices, exponent
+def _scaled_gram(matrices: Array) -> tuple[Array, NDArray[np.int32], Array]:
+    """The stack, scaled by powers of two where its squares need it; their exponents [...]; and the Gram matrices."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        gram = matrices @ np.swapaxes(matrices, -1, -2)
+        squared_norm = np.trace(gram, axis1=-2, axis2=-1)
+    exponent = np.zeros(squared_norm.shape, np.int32)
+    if not np.all((squared_norm > 1 / _SAFE) & (squared_norm < _SAFE)):
+        exponent = np.frexp(np.max(np.abs(matrices), axis=(-2, -1)))[1]
+        matrices = np.ldexp(matrices, -exponent[..., None, None])
+        gram = matrices @ np.swapaxes(matrices, -1, -2)
+    return matrices, exponent, gram
 
 
 def _leading_eigenvectors(gram: Array, rank: int) -> Array:

@@ -144,7 +144,7 @@ def rewrite(
     )
     edit, result = Edit(), source
     notes: tuple[str, ...] = ()
-    light = sites.light
+    light = None if dry_run else sites.light
     if plan.replacements and not dry_run:
         result, edit, light, notes = _apply(source, sites, plan, factors, settings)
     errors: dict[int, float] = {}

@@ -336,6 +336,11 @@ def drop(plan: Plan, replacement: Replacement, reason: str) -> None:
     plan.rows[number] = reject(replacement.site, reason)
 
 
+def macs_change(plan: Plan) -> int:
+    """By how many the MACs of the model change, as far as sizes are known."""
+    return sum((row.macs or 0) - (site_macs(row.site) or 0) for row in plan.replacements)
+
+
 def stored_change(plan: Plan) -> int:
     """By how many elements the weights that the file holds change, shared ones counted once."""
     removed = {row.site.weight: row for row in plan.replacements if row.site.stored}

@@ -107,8 +107,9 @@ def _copy_tensor(model: Model, source: onnx.TensorProto, light: onnx.TensorProto
         if not external:
             light.CopyFrom(source)
             return
-        values = read_tensor(model, source)
-        if values.dtype.isbuiltin == 1:  # shapes, axes and pads; older onnx cannot write the other types
+        values = None if model.base_dir is None else read_tensor(model, source)
+        # Shapes, axes and scales are of numpy's own types; the others cannot be written by older onnx.
+        if values is not None and values.dtype.isbuiltin == 1:
             light.CopyFrom(numpy_helper.from_array(values, source.name))
             return
     light.name, light.data_type, light.data_location = source.name, source.data_type, onnx.TensorProto.EXTERNAL

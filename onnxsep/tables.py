@@ -8,7 +8,7 @@ from onnxsep.counting import count_macs, count_parameters
 from onnxsep.external import is_external, slot_of
 from onnxsep.factors import Factorized
 from onnxsep.io import Model
-from onnxsep.planning import Plan, Replacement, site_macs
+from onnxsep.planning import Plan, Replacement, macs_change, site_macs, stored_change
 from onnxsep.report import ConvReport, ModelInfo, Totals
 from onnxsep.sites import Sites
 from onnxsep.tensors import tensor_protos
@@ -86,21 +86,22 @@ def _conv_report(
     )
 
 
-def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
+def totals(sites: Sites, plan: Plan, light: onnx.ModelProto | None) -> Totals:
     """Sums over the original and the result.
 
     Args:
         sites: of the original.
         plan: what was decided.
-        light: skeleton of the result, with inferred shapes.
+        light: skeleton of the result, with inferred shapes; None where there is no result, only the plan.
     """
-    before, after = count_macs(sites.light), count_macs(light)
+    before = count_macs(sites.light)
+    parameters = count_parameters(sites.light)
     return Totals(
         convs=len(plan.rows),
         replaced=len(plan.replacements),
-        parameters_before=count_parameters(sites.light),
-        parameters_after=count_parameters(light),
+        parameters_before=parameters,
+        parameters_after=parameters + stored_change(plan) if light is None else count_parameters(light),
         macs_before=before.total,
-        macs_after=after.total,
+        macs_after=before.total + macs_change(plan) if light is None else count_macs(light).total,
         macs_unknown=before.unknown,
     )

@@ -120,6 +120,9 @@ def test_dry_run_shows_the_plan_and_writes_nothing(model: Path, tmp_path: Path) 
     assert "4 of 7 convolutions replaced" in done.stdout
     assert sorted(tmp_path.iterdir()) == before
     assert run("rewrite", model, *MODE, "--dry-run").stdout == done.stdout
+    planned = json.loads(run("rewrite", model, *MODE, "--dry-run", "--json").stdout)
+    done_totals = json.loads(run("rewrite", model, tmp_path / "out.onnx", *MODE, "--json").stdout)["totals"]
+    assert planned["totals"] == done_totals
 
 
 def test_a_progress_bar_appears_in_a_terminal(model: Path, tmp_path: Path) -> None:
