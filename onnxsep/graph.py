@@ -195,7 +195,7 @@ def _importable(light: onnx.ModelProto) -> onnx.ModelProto:
 def _keep_graphs(attributes: Any) -> None:
     """Delete all other attributes; the graphs stay the same objects, so that what is nested in them can be visited."""
     for index in reversed(range(len(attributes))):
-        if attributes[index].type != onnx.AttributeProto.GRAPH or attributes[index].ref_attr_name:
+        if attributes[index].type != onnx.AttributeProto.GRAPH:
             del attributes[index]
 
 

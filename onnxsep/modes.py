@@ -9,7 +9,7 @@ entry-point group ``onnxsep.modes``.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar
 
 from onnxsep.errors import ModeNotFoundError
@@ -66,13 +66,22 @@ class Mode(ABC):
 @cache
 def _installed() -> dict[str, Mode]:
     found: dict[str, Mode] = {}
-    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
+    listed: dict[str, dict[str, EntryPoint]] = {}
+    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: (entry.name, entry.value)):
+        listed.setdefault(entry_point.name, {})[entry_point.value] = entry_point
+    for name, places in listed.items():
+        if len(places) > 1:
+            _broken()[name] = f"several packages bring a mode of this name: {', '.join(places)}; uninstall all but one"
+            continue
+        (entry_point,) = places.values()
         try:
             mode = entry_point.load()()
+            if not isinstance(mode, Mode) or mode.name != name:
+                raise TypeError(f"{entry_point.value} must give an onnxsep.Mode with the name {name!r}")
         except Exception as error:  # one broken package must not take the other modes away; get_mode() tells why
-            _broken()[entry_point.name] = f"{type(error).__name__}: {error}"
+            _broken()[name] = f"{type(error).__name__}: {error}"
             continue
-        found[entry_point.name] = mode
+        found[name] = mode
     return found
 
 

@@ -143,10 +143,11 @@ def training_names(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _names_within(graph: onnx.GraphProto) -> Iterator[str]:
-    """Every name that a graph, or a graph nested in it, reads."""
-    yield from (output.name for output in graph.output)
+    """Every name that a graph, or a graph nested in it, mentions."""
+    yield from (value.name for value in (*graph.input, *graph.output))
+    yield from (tensor.name for tensor in graph.initializer)
     for node in graph.node:
-        yield from (name for name in node.input if name)
+        yield from (name for name in (*node.input, *node.output) if name)
         for attribute in node.attribute:
             for nested in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from _names_within(nested)

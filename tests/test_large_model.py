@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
 from onnxsep import datafile
+from onnxsep.shapes import skeleton
 
 Array = npt.NDArray[np.float32]
 
@@ -243,3 +244,23 @@ def outputs(model: str | bytes) -> list[Array]:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return list(session.run(None, {"x": conv_weight("x", 1, 3, 8, 8)}))
+
+
+def test_copy_for_matching_holds_no_weights() -> None:
+    model = inline_model()
+    function = helper.make_function("local", "F", [], ["v"], [constant_node("v")], [helper.make_opsetid("", 17)])
+    branch = helper.make_graph(
+        [constant_node("o")], "b", [], [helper.make_tensor_value_info("o", TensorProto.FLOAT, [1])]
+    )
+    model.functions.append(function)
+    model.graph.node.append(helper.make_node("If", ["c"], ["v"], then_branch=branch, else_branch=branch))
+    model.training_info.add().algorithm.CopyFrom(branch)
+    light = skeleton(model)
+    assert model.ByteSize() > 20_000 * 4 * 4
+    assert light.ByteSize() < 4000
+    assert [node.op_type for node in light.graph.node] == [node.op_type for node in model.graph.node]
+    assert [list(one.dims) for one in light.graph.initializer] == [list(one.dims) for one in model.graph.initializer]
+
+
+def constant_node(name: str) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(conv_weight(name, 20_000), name))

@@ -5,8 +5,12 @@ The first test draws Convs and runs over all installed modes, so a new mode is t
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -471,6 +475,58 @@ def test_unknown_mode_names_the_known_ones() -> None:
     assert {"depthwise", "spatial"} <= set(onnxsep.available_modes())
     with pytest.raises(ModeNotFoundError, match=f"unknown mode 'separable'; the installed modes are: {known}"):
         get_mode("separable")
+
+
+ODD_MODES = """
+from onnxsep.passes.spatial import Spatial
+
+class Thing:
+    name = "thing"
+
+class Other(Spatial):
+    pass
+"""
+ODD_ENTRY_POINTS = """[onnxsep.modes]
+thing = odd_modes:Thing
+renamed = odd_modes:Other
+depthwise = odd_modes:Other
+"""
+
+
+def test_odd_packages_harm_no_other_mode(tmp_path: Path) -> None:
+    """What is no mode, goes by two names, or takes the name of another one is refused with the reason, when asked for.
+
+    The package is installed as pip would leave it, in a folder of its own.
+    """
+    (tmp_path / "odd_modes.py").write_text(ODD_MODES)
+    info = tmp_path / "odd_modes-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-modes\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ODD_ENTRY_POINTS)
+    script = """
+import onnxsep
+from onnxsep.modes import get_mode
+print(sorted(onnxsep.available_modes()))
+for name in ("thing", "renamed", "depthwise"):
+    try:
+        get_mode(name)
+    except onnxsep.OnnxsepError as error:
+        print(error)
+"""
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    output = done.stdout.splitlines()
+    known = sorted(set(onnxsep.available_modes()) - {"depthwise"})
+    broken = "is installed but cannot be loaded"
+    assert output == [
+        str(known),
+        f"the mode 'thing' {broken}: TypeError: odd_modes:Thing must give an onnxsep.Mode with the name 'thing'",
+        f"the mode 'renamed' {broken}: TypeError: odd_modes:Other must give an onnxsep.Mode with the name 'renamed'",
+        f"the mode 'depthwise' {broken}: several packages bring a mode of this name: odd_modes:Other, "
+        "onnxsep.passes.depthwise:Depthwise; uninstall all but one",
+    ]
 
 
 def test_a_mode_object_is_taken_as_it_is() -> None:
