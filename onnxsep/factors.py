@@ -26,8 +26,8 @@ STORED_TYPES: Mapping[str, Any] = {
     "bfloat16": ml_dtypes.bfloat16,
 }
 _EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-# A full-rank factorisation may be off by the rounding of its factors to the stored type, a few hundred units of it.
-_EXACT_UNITS = 256
+# A full-rank factorisation may be off by the rounding of its factors to the stored type.
+_EXACT_UNITS = 16
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from onnxsep.types import Constant, Place
 
 G_LOGGER.severity = G_LOGGER.CRITICAL  # it prints to standard output, which is the user's
 
-FLOAT_TYPES = {
+FLOAT_TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.BFLOAT16: "bfloat16",

@@ -75,7 +75,7 @@ class _Surgeon:
             tensors[layer.name] = tensor
             name = self._names.node(f"{display_name(node)}_{layer.name}")
             if isinstance(layer, AddLayer):
-                new.append(NewNode("Add", name, [tensors[name] for name in layer.inputs], tensor, {}))
+                new.append(NewNode(self._adder(scope), name, [tensors[name] for name in layer.inputs], tensor, {}))
                 continue
             inputs = [tensors[layer.input], next(weights)]
             if layer.conv.bias:
@@ -93,6 +93,13 @@ class _Surgeon:
         source = display_name(self._node(replacement.site.place))
         made = {"mode": replacement.mode, "rank": "x".join(map(str, replacement.rank)), "source": source}
         return {METADATA_PREFIX + key: value for key, value in made.items()}
+
+    def _adder(self, scope: Scope) -> str:
+        """Add; Sum below opset 7, where Add broadcasts in another way and ONNX Runtime does not have it."""
+        while scope.parent is not None:
+            scope = self._scopes[scope.parent]
+        imports = (scope.body if isinstance(scope.body, onnx.FunctionProto) else self._model).opset_import
+        return "Add" if all(entry.version >= 7 for entry in imports if entry.domain in ("", "ai.onnx")) else "Sum"
 
     def _weights(self, replacement: Replacement, arrays: Factors, output: str) -> list[str]:
         """Names of the factors; they are stored once, in the form and the place of the weight that they replace."""

@@ -90,4 +90,5 @@ class Depthwise(Mode):
 
 def _slices(weight: Array) -> Array:
     """[out, in, *kernel] -> [in, out, taps]."""
-    return weight.reshape(*weight.shape[:2], -1).transpose(1, 0, 2)
+    slices: Array = weight.reshape(*weight.shape[:2], -1).transpose(1, 0, 2)
+    return slices

@@ -102,7 +102,8 @@ class Spatial(Mode):
             joined = train.reshape(group, -1, train.shape[-1]) @ part.reshape(group, part.shape[1], -1)
             train = joined.reshape(group, train.shape[1], -1, part.shape[-1])
         assert train is not None
-        return train.transpose(0, 3, 1, 2).reshape(conv.weight_shape)
+        weight: Array = train.transpose(0, 3, 1, 2).reshape(conv.weight_shape)
+        return weight
 
 
 def _axes(conv: Conv) -> list[int]:
@@ -141,4 +142,5 @@ def _next_axis(rest: Array, out_channels: int, taps: int) -> Array:
     """[group, r, out * k * others] -> [group, r * k, out * others]: the next axis joins the rows."""
     group, rank = rest.shape[:2]
     parts = rest.reshape(group, rank, out_channels, taps, -1).transpose(0, 1, 3, 2, 4)
-    return parts.reshape(group, rank * taps, -1)
+    rows: Array = parts.reshape(group, rank * taps, -1)
+    return rows
