@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from onnxsep.errors import FactorizationError
+from onnxsep.graph import build_tensor
 from onnxsep.io import Model, read_tensor
 from onnxsep.scopes import Scope, initializer_names
 from onnxsep.types import Constant
@@ -47,12 +48,15 @@ def _fold(model: Model, scopes: Sequence[Scope], constant: Constant) -> NDArray[
     made = {name for node in nodes for name in node.output}
     graph = onnx.GraphProto(name="constant")
     graph.node.extend(nodes)
+    for node in graph.node:
+        node.ClearField("domain")  # the evaluator knows ONNX's own domain only by its short name, ""
     graph.output.add().name = constant.name
     for name in {name for node in nodes for name in node.input if name} - made:
         holder = _holder(scopes, constant.nodes[-1][0], name)
-        copy = graph.initializer.add()
-        copy.CopyFrom(onnx.numpy_helper.from_array(read_tensor(model, holder), name))
+        graph.initializer.append(build_tensor(name, read_tensor(model, holder)))
     root = scopes[constant.scope]
+    while root.parent is not None:
+        root = scopes[root.parent]
     opsets = root.body.opset_import if isinstance(root.body, onnx.FunctionProto) else model.proto.opset_import
     small = onnx.ModelProto(ir_version=model.proto.ir_version, graph=graph)
     small.opset_import.extend(opsets)

@@ -28,6 +28,7 @@ FLOAT_TYPES: dict[int, str] = {
     onnx.TensorProto.BFLOAT16: "bfloat16",
     onnx.TensorProto.DOUBLE: "float64",
 }
+ONNX_TYPES = {name: number for number, name in FLOAT_TYPES.items()}
 # Convolutions that never have a float constant as their weight, or that work the other way round.
 OTHER_CONVOLUTIONS = {
     "ConvTranspose": "ConvTranspose is not supported: only Conv is rewritten",

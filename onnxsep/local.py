@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxsep.factors import STORED_TYPES, Factorized, Progress, read_site_weight
 from onnxsep.feeds import Feeds
-from onnxsep.graph import NewNode, build_nodes, build_tensor
+from onnxsep.graph import ONNX_TYPES, NewNode, build_nodes, build_tensor
 from onnxsep.io import Model
 from onnxsep.planning import Replacement
 from onnxsep.runtime import RuntimeOptions
@@ -84,7 +84,7 @@ def _piece(site: ConvSite, layers: Sequence[Layer], arrays: Sequence[NDArray[np.
         initializers.append(build_tensor(f"{layer.name}_weight", next(weights)))
         inputs = [layer.input, initializers[-1].name, *(["bias"] if layer.conv.bias else [])]
         nodes.append(NewNode("Conv", layer.name, inputs, output, conv_attributes(layer.conv)))
-    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(STORED_TYPES[site.dtype]))
+    kind = ONNX_TYPES[site.dtype]
     values = [onnx.helper.make_tensor_value_info(INPUT, kind, [1, site.conv.in_channels, *piece_size(site)])]
     if site.conv.bias:
         values.append(onnx.helper.make_tensor_value_info("bias", kind, [site.conv.out_channels]))

@@ -124,7 +124,7 @@ def used_names(scope: Scope) -> Iterator[str]:
         yield from (name for name in node.input if name)
         for attribute in node.attribute:
             for graph in attribute.graphs:
-                yield from _names_within(graph)
+                yield from names_within(graph)
     if isinstance(scope.body, onnx.FunctionProto):
         yield from scope.body.output
         return
@@ -137,12 +137,12 @@ def training_names(model: onnx.ModelProto) -> Iterator[str]:
     """Every name that the model's training information mentions: a weight among them must stay."""
     for training in model.training_info:
         for graph in (training.initialization, training.algorithm):
-            yield from _names_within(graph)
+            yield from names_within(graph)
         for binding in (*training.initialization_binding, *training.update_binding):
             yield from (binding.key, binding.value)
 
 
-def _names_within(graph: onnx.GraphProto) -> Iterator[str]:
+def names_within(graph: onnx.GraphProto) -> Iterator[str]:
     """Every name that a graph, or a graph nested in it, mentions."""
     yield from (value.name for value in (*graph.input, *graph.output))
     yield from (tensor.name for tensor in graph.initializer)
@@ -150,4 +150,4 @@ def _names_within(graph: onnx.GraphProto) -> Iterator[str]:
         yield from (name for name in (*node.input, *node.output) if name)
         for attribute in node.attribute:
             for nested in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _names_within(nested)
+                yield from names_within(nested)

@@ -12,9 +12,9 @@ import onnx
 from onnxsep.constants import read_constant, stored_tensor
 from onnxsep.errors import FactorizationError
 from onnxsep.first import first_convs
-from onnxsep.graph import FLOAT_TYPES, OTHER_CONVOLUTIONS, View
+from onnxsep.graph import FLOAT_TYPES, ONNX_TYPES, OTHER_CONVOLUTIONS, View
 from onnxsep.io import Model
-from onnxsep.scopes import Scope, display_name, is_standard, scopes, training_names
+from onnxsep.scopes import Owners, Scope, display_name, is_standard, names_within, scopes, training_names
 from onnxsep.shapes import Shape, infer_shapes, skeleton
 from onnxsep.types import AutoPad, Constant, Conv, ConvSite, Place, Rejected
 
@@ -39,7 +39,7 @@ def find_sites(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None 
     light = infer_shapes(skeleton(model), input_shapes)
     view = View(light)
     source = scopes(model.proto)
-    finder = _Finder(model, source, view, first_convs(light), _uses(light, view.scopes))
+    finder = _Finder(model, source, view, first_convs(light), _uses(view.scopes))
     found: list[ConvSite | Rejected] = []
     for scope in view.scopes:
         for index, node in enumerate(scope.body.node):
@@ -52,24 +52,34 @@ def find_sites(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None 
     return Sites(tuple(found), tuple(source), light)
 
 
-def _uses(light: onnx.ModelProto, all_scopes: Sequence[Scope]) -> dict[tuple[int, str], list[str]]:
-    """What uses each tensor besides Convs as their weight, in words, by (namespace, name)."""
+def _uses(all_scopes: Sequence[Scope]) -> dict[tuple[int, str], list[str]]:
+    """What uses each tensor besides Convs as their weight, in words, by (scope that it belongs to, name)."""
     uses: dict[tuple[int, str], list[str]] = defaultdict(list)
+    owners = Owners(all_scopes)
+
+    def add(scope: Scope, name: str, user: str) -> None:
+        for owner in owners.owners(scope.index, name)[:1]:
+            uses[owner, name].append(user)
+
     for scope in all_scopes:
         for node in scope.body.node:
+            user = f"{node.op_type} {display_name(node)!r}"
             is_conv = is_standard(node) and node.op_type == "Conv"
             for position, name in enumerate(node.input):
-                if name and not (is_conv and position == 1):
-                    uses[scope.namespace, name].append(f"{node.op_type} {display_name(node)!r}")
+                if not (is_conv and position == 1):
+                    add(scope, name, user)
+            for graph in (graph for attribute in node.attribute for graph in attribute.graphs):
+                for name in names_within(graph):
+                    add(scope, name, user)
         if isinstance(scope.body, onnx.FunctionProto):
             for name in scope.body.output:
-                uses[scope.namespace, name].append("an output of the function")
+                add(scope, name, "an output of the function")
             continue
         for output in scope.body.output:
-            uses[scope.namespace, output.name].append("an output of the graph")
+            add(scope, output.name, "an output of the graph")
         for annotation in scope.body.quantization_annotation:
             for entry in annotation.quant_parameter_tensor_names:
-                uses[scope.namespace, entry.value].append("a quantisation annotation")
+                add(scope, entry.value, "a quantisation annotation")
     return uses
 
 
@@ -107,7 +117,7 @@ class _Finder:
         if len(node.device_configurations if hasattr(node, "device_configurations") else ()):
             return self.reject(scope, index, "its device configuration (sharding) cannot be carried to the new nodes")
         input_shape = self._view.shape(scope.index, node.input[0])
-        pinned = [*self._uses.get((scope.namespace, constant.name), ()), *self._kept_by(scope, constant, conv)]
+        pinned = [*self._uses.get((constant.scope, constant.name), ()), *self._kept_by(scope, constant, conv)]
         if scope.namespace == 0 and constant.name in self._training:
             pinned.append("the training information")
         return ConvSite(
@@ -151,7 +161,7 @@ class _Finder:
         if tensor is not None:
             return tuple(tensor.dims), tensor.data_type
         values = read_constant(self._model, self._source, constant)
-        return values.shape, onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+        return values.shape, ONNX_TYPES.get(values.dtype.name, onnx.TensorProto.UNDEFINED)
 
 
 def conv_geometry(node: onnx.NodeProto, weight_shape: tuple[int, ...]) -> Conv | str:

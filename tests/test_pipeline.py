@@ -1,0 +1,184 @@
+"""The rewrite as a whole, through the Python API: how it verifies, and what it does with weights that it cannot use."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import helper
+
+import onnxsep
+from onnxsep.errors import OptionError, PassError, VerificationError
+from onnxsep.graph import ONNX_TYPES, build_tensor
+from onnxsep.linalg import Array
+from onnxsep.passes.depthwise import Depthwise
+from onnxsep.passes.spatial import Spatial
+from onnxsep.types import Conv, ConvLayer, Layer, Rank
+
+DIGITS = Path(__file__).resolve().parents[1] / "models" / "digits" / "digits_cnn.onnx"
+
+
+def two_convs(weight: NDArray[Any]) -> onnx.ModelProto:
+    """A 1 x 1 Conv, then one with this weight [8, 6, 3, 3]."""
+    rng = np.random.default_rng(0)
+    kind = ONNX_TYPES[weight.dtype.name]
+    stem = rng.standard_normal((6, 3, 1, 1)).astype(weight.dtype)
+    nodes = [
+        helper.make_node("Conv", ["x", "stem"], ["a"], name="stem"),
+        helper.make_node("Conv", ["a", "w"], ["y"], name="body", pads=[1] * 4),
+    ]
+    tensors = [build_tensor("stem", stem), build_tensor("w", weight)]
+    value = helper.make_tensor_value_info("x", kind, [1, 3, 9, 7])
+    output = helper.make_tensor_value_info("y", kind, [1, 8, 9, 7])
+    graph = helper.make_graph(nodes, "g", [value], [output], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+
+
+def weight(dtype: Any = np.float32) -> NDArray[Any]:
+    return np.random.default_rng(1).standard_normal((8, 6, 3, 3)).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(np.float32, 1e-5), (np.float64, 1e-5), (np.float16, 5e-3), (ml_dtypes.bfloat16, 5e-2)]
+)
+@pytest.mark.parametrize("verify", ["full", "local"])
+def test_every_type_is_verified_both_ways(dtype: Any, bound: float, verify: Any) -> None:
+    result = onnxsep.rewrite(two_convs(weight(dtype)), mode="spatial", rank="full", force=True, verify=verify)
+    outcome = result.report.verification
+    assert outcome.ran, outcome.reason
+    assert outcome.kind == verify
+    assert outcome.relative is not None
+    assert outcome.relative < bound
+    kinds = {tensor.data_type for tensor in result.proto.graph.initializer}
+    assert kinds == {ONNX_TYPES[np.dtype(dtype).name]}
+    without_kernel = dtype in (np.float64, ml_dtypes.bfloat16)
+    assert any("float32 copies" in note for note in outcome.notes) == without_kernel
+
+
+def test_local_verification_gives_the_error_of_each_conv() -> None:
+    report = onnxsep.rewrite(DIGITS, mode="depthwise", rank=2, verify="local").report
+    errors = [conv.output_error for conv in report.convs if conv.status == "replaced"]
+    assert len(errors) == 6
+    assert all(error is not None and 0.1 < error < 1 for error in errors)
+    assert report.verification.relative == max(error for error in errors if error is not None)
+    assert all(conv.output_error is None for conv in report.convs if conv.status == "left")
+
+
+def test_verification_that_cannot_run_does_not_hide_the_result() -> None:
+    model = two_convs(weight())
+    model.graph.node.append(helper.make_node("Oracle", ["y"], ["z"], domain="nobody"))
+    model.opset_import.add(domain="nobody", version=1)
+    model.graph.output[0].name = "z"
+    result = onnxsep.rewrite(model, mode="spatial")
+    assert result.report.totals.replaced == 1
+    assert not result.report.verification.ran
+    assert "Oracle" in result.report.verification.reason
+
+
+def test_input_that_has_no_default_is_not_an_error() -> None:
+    model = two_convs(weight())
+    model.graph.input.append(helper.make_tensor_value_info("text", onnx.TensorProto.STRING, [1]))
+    outcome = onnxsep.rewrite(model, mode="spatial").report.verification
+    assert not outcome.ran
+    assert "'text'" in outcome.reason
+    assert "--inputs" in outcome.reason
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weight_that_is_not_finite_is_left_alone(value: float) -> None:
+    values = weight()
+    values[3, 2, 1, 0] = value
+    result = onnxsep.rewrite(two_convs(values), mode="depthwise")
+    (row,) = (conv for conv in result.report.convs if conv.name == "body")
+    assert (row.status, row.reason) == ("left", "its weight holds NaN or infinity")
+    for rank in ("energy=0.5", "full"):
+        again = onnxsep.rewrite(two_convs(values), mode="depthwise", rank=rank, force=True)
+        assert {conv.reason for conv in again.report.convs if conv.name == "body"} == {row.reason}
+
+
+def test_factors_that_do_not_fit_the_type_are_left_alone() -> None:
+    class Huge(Spatial):
+        def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
+            first, second = super().factorize(conv, weight, rank)
+            return [first * 1e6, second / 1e6]
+
+    report = onnxsep.rewrite(two_convs(weight(np.float16)), mode=Huge(), force=True).report
+    assert [conv.reason for conv in report.convs if conv.name == "body"] == ["its factors do not fit into float16"]
+
+
+class WrongShape(Spatial):
+    def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
+        return super().factorize(conv, weight, rank)[::-1]
+
+
+class Inexact(Spatial):
+    def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
+        first, second = super().factorize(conv, weight, rank)
+        return [first * 1.01, second]
+
+
+class NoBias(Depthwise):
+    def layers(self, conv: Conv, rank: Rank) -> tuple[Layer, ...]:
+        layers = super().layers(conv, rank)
+        return tuple(
+            replace(layer, conv=replace(layer.conv, bias=False)) if isinstance(layer, ConvLayer) else layer
+            for layer in layers
+        )
+
+
+class Lying(Spatial):
+    """Claims to be exact, but its layers compute something else: only running it shows."""
+
+    def layers(self, conv: Conv, rank: Rank) -> tuple[Layer, ...]:
+        first, second = super().layers(conv, rank)
+        assert isinstance(second, ConvLayer)
+        shifted = (*second.conv.pads[2:], *second.conv.pads[:2])
+        return first, replace(second, conv=replace(second.conv, pads=(0, 2, 0, 0) if any(shifted) else shifted))
+
+
+@pytest.mark.parametrize(("mode", "words"), [(WrongShape(), "shapes"), (Inexact(), "error"), (NoBias(), "bias")])
+def test_mode_that_breaks_its_promise_is_named(mode: Any, words: str) -> None:
+    with pytest.raises(PassError, match=words):
+        onnxsep.rewrite(DIGITS, mode=mode, rank="full", force=True)
+
+
+def test_result_that_computes_something_else_fails_the_verification() -> None:
+    for verify in ("full", "local"):
+        with pytest.raises(VerificationError, match="all ranks are full, yet the outputs differ"):
+            onnxsep.rewrite(two_convs(weight()), mode=Lying(), rank="full", force=True, verify=verify)  # type: ignore[arg-type]
+
+
+def test_error_above_the_limit_fails() -> None:
+    relative = onnxsep.rewrite(DIGITS, mode="spatial").report.verification.relative
+    assert relative is not None
+    onnxsep.rewrite(DIGITS, mode="spatial", max_error=relative * 1.01)
+    with pytest.raises(VerificationError, match="--max-error"):
+        onnxsep.rewrite(DIGITS, mode="spatial", max_error=relative * 0.99)
+
+
+def test_options_that_make_no_sense() -> None:
+    with pytest.raises(OptionError, match="--round-ranks -8"):
+        onnxsep.rewrite(DIGITS, mode="spatial", round_ranks=-8)
+    with pytest.raises(OptionError, match="rank"):
+        onnxsep.rewrite(DIGITS, mode="spatial", rank=True)
+
+
+def test_result_of_one_rewrite_goes_into_the_next(tmp_path: Path) -> None:
+    first = onnxsep.rewrite(DIGITS, mode="depthwise", rank=4, verify="none")
+    second = onnxsep.rewrite(first.model, mode="spatial", recurse=True, force=True, rank="full", only=["*_depthwise_*"])
+    assert second.report.totals.replaced == 24  # four terms of each of six Convs
+    assert second.report.verification.relative is not None
+    assert second.report.verification.relative < 1e-4
+    second.save(tmp_path / "out.onnx")
+    onnx.checker.check_model(str(tmp_path / "out.onnx"), full_check=True)
+
+
+def test_progress_names_every_conv() -> None:
+    seen: list[tuple[str, int, int]] = []
+    onnxsep.rewrite(DIGITS, mode="spatial", verify="none", progress=lambda *state: seen.append(state))
+    assert {name for name, _, _ in seen} == {"block1_conv1", "block1_conv2", "block2_conv1", "block2_conv2"}
+    assert sorted((done, total) for _, done, total in seen) == [(1, 4), (2, 4), (3, 4), (4, 4)]
