@@ -1,6 +1,7 @@
 """The rewrite as a whole, through the Python API: how it verifies, and what it does with weights that it cannot use."""
 
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def two_convs(weight: NDArray[Any]) -> onnx.ModelProto:
     value = helper.make_tensor_value_info("x", kind, [1, 3, 9, 7])
     output = helper.make_tensor_value_info("y", kind, [1, 8, 9, 7])
     graph = helper.make_graph(nodes, "g", [value], [output], tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+    # Conv has bfloat16 since opset 22.
+    opset = 22 if weight.dtype == ml_dtypes.bfloat16 else 17
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def weight(dtype: Any = np.float32) -> NDArray[Any]:
@@ -47,6 +50,8 @@ def weight(dtype: Any = np.float32) -> NDArray[Any]:
 )
 @pytest.mark.parametrize("verify", ["full", "local"])
 def test_every_type_is_verified_both_ways(dtype: Any, bound: float, verify: Any) -> None:
+    if dtype is ml_dtypes.bfloat16 and verify == "full" and version("onnxruntime") < "1.22":
+        pytest.skip("this version of ONNX Runtime does not run opset 22")
     result = onnxsep.rewrite(two_convs(weight(dtype)), mode="spatial", rank="full", force=True, verify=verify)
     outcome = result.report.verification
     assert outcome.ran, outcome.reason
