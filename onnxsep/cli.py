@@ -1,6 +1,8 @@
 """The command line: parses, calls the API, prints. Exit status: 0 done, 1 our error, 2 usage, 3 a check failed."""
 
+import io
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import onnxsep
 from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
-from onnxsep.errors import OnnxsepError
+from onnxsep.errors import OnnxsepError, OptionError
 from onnxsep.feeds import parse_input_shape
 from onnxsep.files import check_target, write_text
 from onnxsep.pipeline import Verify
 from onnxsep.render import make_console, print_inspect, print_rewrite
 from onnxsep.runtime import RuntimeOptions
+from onnxsep.tables import printable
 
 app = typer.Typer(
     name="onnxsep",
@@ -129,6 +132,9 @@ def rewrite(
     for target in (output, report):
         if target is not None and not (dry_run and target is output):
             check_target(target)  # now, not after minutes of work
+    for other in (model, output):
+        if report is not None and other is not None and _same_file(report, other):
+            raise OptionError(f"--report {report} would overwrite {other}; name another file")
     with _progress(quiet or as_json) as progress:
         result = onnxsep.rewrite(
             model,
@@ -153,7 +159,7 @@ def rewrite(
     done = result.report
     if output is not None and not dry_run:
         files = result.save(output)
-        done = done.model_copy(update={"output": str(output), "output_bytes": files.size_bytes})
+        done = done.model_copy(update={"output": printable(output), "output_bytes": files.size_bytes})
     if report is not None:
         write_text(report, done.model_dump_json(indent=1) + "\n")
     if as_json:
@@ -246,6 +252,10 @@ def modes(as_json: Json = False, debug: Debug = False) -> None:
         typer.echo(f"{name}: {summary}")
 
 
+def _same_file(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+
+
 def _shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
     return dict(parse_input_shape(text) for text in texts or ())
 
@@ -256,25 +266,30 @@ def _runtime(threads: int, provider: str, libraries: list[Path] | None) -> Runti
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar on standard error; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield None
-        return
+    """A progress bar on standard error, nothing where that is no terminal; Ctrl-C within ends in status 130."""
+    console = Console(stderr=True, emoji=False)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+    try:
+        if quiet or not console.is_terminal:
+            yield None
+            return
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+    except KeyboardInterrupt:
+        typer.echo("onnxsep: interrupted; nothing was written", err=True)
+        raise typer.Exit(130) from None
 
 
 def main() -> None:
     """Run the command line; every error that is ours, or the user's, ends in one message and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end in an error
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except OnnxsepError as error:
         _fail(str(error), error.exit_status)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         sys.stderr.close()
         sys.exit(0)
@@ -284,6 +299,6 @@ def main() -> None:
 
 def _fail(message: str, status: int) -> None:
     if _debug:
-        raise
+        traceback.print_exc()
     typer.echo(f"onnxsep: error: {message}", err=True)
     sys.exit(status)

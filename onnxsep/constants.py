@@ -1,5 +1,6 @@
 """Reading constant weights: initialisers, Constant nodes, and expressions of constants, which are folded."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxsep.errors import FactorizationError
 from onnxsep.graph import build_tensor
 from onnxsep.io import Model, read_tensor
-from onnxsep.scopes import Scope, initializer_names
+from onnxsep.scopes import Scope
 from onnxsep.types import Constant
 
 MAX_FOLDED_BYTES = 2**31  # a file of a few bytes may describe a constant of any size
@@ -52,8 +53,10 @@ def _fold(model: Model, scopes: Sequence[Scope], constant: Constant) -> NDArray[
         node.ClearField("domain")  # the evaluator knows ONNX's own domain only by its short name, ""
     graph.output.add().name = constant.name
     for name in {name for node in nodes for name in node.input if name} - made:
-        holder = _holder(scopes, constant.nodes[-1][0], name)
-        graph.initializer.append(build_tensor(name, read_tensor(model, holder)))
+        tensor = find_constant(scopes, constant.nodes[-1][0], name)
+        if tensor is None:
+            raise FactorizationError(f"the constant expression needs {name!r}, which is no dense constant")
+        graph.initializer.append(build_tensor(name, read_tensor(model, tensor)))
     root = scopes[constant.scope]
     while root.parent is not None:
         root = scopes[root.parent]
@@ -70,40 +73,32 @@ def _fold(model: Model, scopes: Sequence[Scope], constant: Constant) -> NDArray[
     return np.asarray(values)
 
 
-def _holder(scopes: Sequence[Scope], scope: int, name: str) -> onnx.TensorProto:
-    """The initialiser of that name, looked up from the inner graph outwards."""
+def find_constant(scopes: Sequence[Scope], scope: int, name: str) -> onnx.TensorProto | None:
+    """The initialiser, or the value of the Constant node, that a name means in a scope; None for anything else."""
     owner: int | None = scope
     while owner is not None:
         body = scopes[owner].body
-        if name in initializer_names(scopes[owner]) and isinstance(body, onnx.GraphProto):
-            return next(tensor for tensor in body.initializer if tensor.name == name)
+        for tensor in body.initializer if isinstance(body, onnx.GraphProto) else ():
+            if tensor.name == name:
+                return tensor
+        for node in body.node:
+            if name in node.output:
+                values = (entry.t for entry in node.attribute if entry.name == "value")
+                return next(values, None) if node.op_type == "Constant" else None
         owner = scopes[owner].parent
-    raise FactorizationError(f"the constant expression needs {name!r}, which is no dense initialiser")
+    return None
 
 
 def _promised_bytes(model: Model, scopes: Sequence[Scope], constant: Constant) -> int:
     """The largest size that a ConstantOfShape or Expand of the expression asks for, in bytes of float32."""
     largest = 0
-    for position, (scope, index) in enumerate(constant.nodes):
+    for scope, index in constant.nodes:
         node = scopes[scope].body.node[index]
         if node.op_type not in ("ConstantOfShape", "Expand", "Tile", "Range", "OneHot"):
             continue
         for name in node.input:
-            values = _small_value(model, scopes, scope, name, constant, position)
-            if values is not None and values.dtype.kind == "i" and values.size <= 16:
-                largest = max(largest, 4 * int(np.prod(np.maximum(values.astype(object), 1))))
+            tensor = find_constant(scopes, scope, name)
+            if tensor is not None and tensor.data_type == onnx.TensorProto.INT64 and math.prod(tensor.dims) <= 16:
+                sizes = read_tensor(model, tensor).astype(object)
+                largest = max(largest, 4 * int(np.prod(np.maximum(sizes, 1))))
     return largest
-
-
-def _small_value(
-    model: Model, scopes: Sequence[Scope], scope: int, name: str, constant: Constant, position: int
-) -> NDArray[np.generic] | None:
-    """A shape operand, where it is an initialiser or a Constant node."""
-    for place in constant.nodes[:position]:
-        node = scopes[place[0]].body.node[place[1]]
-        if name in node.output:
-            return next((read_tensor(model, entry.t) for entry in node.attribute if entry.name == "value"), None)
-    try:
-        return read_tensor(model, _holder(scopes, scope, name))
-    except FactorizationError:
-        return None

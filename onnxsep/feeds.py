@@ -94,10 +94,8 @@ def make_feeds(
     """
     if seed < 0:
         raise OptionError(f"the seed must be 0 or more, not {seed}")
+    check_input_shapes(model, input_shapes)
     wanted = list(_inputs(model.proto))
-    _check_names(input_shapes, wanted)
-    for entry in wanted:
-        _check_shape(entry, input_shapes.get(entry.name))
     if inputs is not None:
         return Feeds(_read(Path(inputs), wanted, input_shapes))
     shapes, notes = _choose_shapes(model.proto, wanted, input_shapes)
@@ -109,6 +107,18 @@ def make_feeds(
             arrays[entry.name] = np.full(shape, choice, entry.dtype)
             notes.append(f"input {entry.name!r}: set to {choice}, a value that the model compares it with")
     return Feeds(arrays, tuple(notes))
+
+
+def check_input_shapes(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse shapes that do not fit the model's inputs.
+
+    Raises:
+        FeedError: a name is no input of the model, or the shape contradicts the model's.
+    """
+    wanted = list(_inputs(model.proto)) if input_shapes else []
+    _check_names(input_shapes, wanted)
+    for entry in wanted:
+        _check_shape(entry, input_shapes.get(entry.name))
 
 
 def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:

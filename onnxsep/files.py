@@ -39,11 +39,17 @@ def check_target(target: Path) -> int | None:
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise ModelSaveError(f"{target} cannot be written: it is {what}. Name a file.")
+        if _is_of_the_system(target.parent.resolve()):  # a link such as /dev/stdout must not become a file
+            raise ModelSaveError(f"{target} cannot be written: its folder belongs to the system. Name a file.")
         if not os.access(target, os.W_OK):
             raise ModelSaveError(f"{target} cannot be written: it is write-protected.")
         return stat.S_IMODE(mode)
     except OSError as error:
         raise _not_written(target, error) from error
+
+
+def _is_of_the_system(folder: Path) -> bool:
+    return folder in (Path("/dev"), Path("/dev/fd")) or Path("/proc") in (folder, *folder.parents)
 
 
 def _not_written(target: Path, error: OSError) -> ModelSaveError:

@@ -5,24 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 
-from onnxsep.counting import count_macs, count_parameters
+from onnxsep.counting import count_flops_paper004, count_macs, count_parameters
+from onnxsep.feeds import check_input_shapes
 from onnxsep.io import Model, load
 from onnxsep.linalg import Array
 from onnxsep.modes import Mode, available_modes, get_mode
-from onnxsep.planning import (
-    Options,
-    choose,
-    does_not_pay,
-    mac_ratio,
-    macs_change,
-    make_plan,
-    refusal,
-    site_macs,
-    stored_change,
-)
+from onnxsep.planning import Options, Replacement, choose, does_not_pay, mac_ratio, make_plan, site_macs
 from onnxsep.report import InspectedConv, InspectReport, InspectTotals, ModeCosts
 from onnxsep.sites import find_sites, read_weight
-from onnxsep.tables import model_info
+from onnxsep.tables import model_info, planned
 from onnxsep.types import ConvSite, RankPolicy, Rejected
 
 
@@ -46,9 +37,11 @@ def inspect(
     Raises:
         ModelLoadError: the model cannot be read.
         OptionError: the rank cannot be used.
+        FeedError: a shape does not fit the model.
         ModeNotFoundError: no such mode.
     """
     source = load(model, follow_links=follow_links)
+    check_input_shapes(source, input_shapes or {})
     sites = find_sites(source, input_shapes or {})
     options = Options(rank=RankPolicy.parse(rank))
     chosen = [get_mode(mode) for mode in modes] or list(available_modes().values())
@@ -56,28 +49,38 @@ def inspect(
     def read(site: ConvSite) -> Array:
         return read_weight(source, sites, site)
 
+    names = [mode.name for mode in chosen]
+    plans = [make_plan(sites.found, mode, options, read) for mode in chosen]
+    results = [planned(sites, plan) for plan in plans]
     macs = count_macs(sites.light)
-    plans = {mode.name: make_plan(sites.found, mode, options, read) for mode in chosen}
-    stored = count_parameters(sites.light)
     return InspectReport(
         source=model_info(source),
         rank=str(options.rank),
-        convs=tuple(_row(item, chosen, options, read) for item in sites.found),
+        convs=tuple(
+            _row(item, [plan.rows[number] for plan in plans], chosen, options, read)
+            for number, item in enumerate(sites.found)
+        ),
         totals=InspectTotals(
             convs=len(sites.found),
-            parameters=stored,
+            parameters=count_parameters(sites.light),
             trainable_parameters=count_parameters(sites.light, "trainable"),
             macs=macs.total,
             macs_unknown=macs.unknown,
-            mode_convs={name: len(plan.replacements) for name, plan in plans.items()},
-            mode_parameters={name: stored + stored_change(plan) for name, plan in plans.items()},
-            mode_macs={name: macs.total + macs_change(plan) for name, plan in plans.items()},
+            flops_paper004=count_flops_paper004(sites.light).total,
+            mode_convs={name: len(plan.replacements) for name, plan in zip(names, plans, strict=True)},
+            mode_parameters={name: count_parameters(result) for name, result in zip(names, results, strict=True)},
+            mode_macs={name: count_macs(result).total for name, result in zip(names, results, strict=True)},
         ),
+        notes=sites.notes,
     )
 
 
 def _row(
-    item: ConvSite | Rejected, modes: Sequence[Mode], options: Options, read: Callable[[ConvSite], Array]
+    item: ConvSite | Rejected,
+    decided: Sequence[Replacement | Rejected],
+    modes: Sequence[Mode],
+    options: Options,
+    read: Callable[[ConvSite], Array],
 ) -> InspectedConv:
     if isinstance(item, Rejected):
         return InspectedConv(name=item.name, op_type=item.op_type, where=item.where, reason=item.reason)
@@ -92,22 +95,30 @@ def _row(
         first=item.first,
         parameters=item.conv.parameters,
         macs=site_macs(item),
-        modes={mode.name: _costs(item, mode, options, read) for mode in modes},
+        modes={mode.name: _costs(item, mode, row, options, read) for mode, row in zip(modes, decided, strict=True)},
     )
 
 
-def _costs(site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSite], Array]) -> ModeCosts:
-    reason = refusal(site, mode)
-    if reason:
+def _costs(
+    site: ConvSite,
+    mode: Mode,
+    decided: Replacement | Rejected,
+    options: Options,
+    read: Callable[[ConvSite], Array],
+) -> ModeCosts:
+    reason = decided.reason if isinstance(decided, Rejected) else ""
+    if mode.accepts(site.conv):
         return ModeCosts(eligible=False, reason=reason)
-    candidate = choose(site, mode, options, read)
+    # What is left alone (a first Conv, one that does not pay) has its costs all the same.
+    candidate = choose(site, mode, options, read) if isinstance(decided, Rejected) else decided
     if isinstance(candidate, Rejected):
         return ModeCosts(eligible=True, reason=candidate.reason)
-    reason = does_not_pay(candidate)
     return ModeCosts(
         eligible=True,
-        pays=reason is None,
-        reason=f"does not pay: {reason}" if reason else "",
+        pays=does_not_pay(candidate) is None,
+        replaced=isinstance(decided, Replacement),
+        reason=reason,
+        notes=candidate.notes,
         rank=candidate.rank,
         parameters=candidate.parameters,
         macs=candidate.macs,

@@ -1,54 +1,73 @@
-"""Verification piece by piece: each replaced Conv against the original one, on random input of its own.
+"""Verification piece by piece: the new nodes that stand for each Conv, against that Conv, on random input of their own.
 
-It needs memory for one Conv at a time, so it works where the whole model is too large to run twice.
+The pieces are cut out of the source and the result as they are, weights and bias included, so what is compared is what
+will be saved. It needs memory for one Conv at a time, so it works where the whole model is too large to run twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxsep.factors import STORED_TYPES, Factorized, Progress, read_site_weight
+from onnxsep.constants import find_constant
+from onnxsep.factors import STORED_TYPES, Progress
 from onnxsep.feeds import Feeds
-from onnxsep.graph import ONNX_TYPES, NewNode, build_nodes, build_tensor
-from onnxsep.io import Model
+from onnxsep.graph import ONNX_TYPES, build_tensor
+from onnxsep.io import Model, read_tensor
 from onnxsep.planning import Replacement
 from onnxsep.runtime import RuntimeOptions
-from onnxsep.sites import Sites
-from onnxsep.surgery import conv_attributes
-from onnxsep.types import INPUT, ConvLayer, ConvSite, Layer
+from onnxsep.scopes import Scope, scopes
+from onnxsep.sites import Sites, read_weight
+from onnxsep.types import ConvSite, Place
 from onnxsep.verify import Comparison, compare_outputs
 
 MAX_SIZE = 64  # along each axis; a piece behaves alike at any size that holds its kernel
-_OUTPUT = "output"
 
 
 def compare_pieces(
-    model: Model,
+    source: Model,
+    result: Model,
     sites: Sites,
     replacements: Sequence[Replacement],
-    factors: dict[int, Factorized],
+    made: Mapping[Place, Sequence[str]],
     options: RuntimeOptions,
     *,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Comparison]:
-    """Compare every replaced Conv with the original one, without bias, in the order of ``replacements``.
+    """Compare the nodes that replaced each Conv with the Conv, in the order of ``replacements``.
+
+    Args:
+        source: the original.
+        result: the rewritten model; its scopes are those of the source.
+        sites: where the Convs were found in the source.
+        replacements: what was replaced.
+        made: for the place of each, the tensors that the new nodes compute (``onnxsep.surgery.Edit.made``).
+        options: how to run the pieces.
+        seed: of the random inputs.
+        progress: told of every piece that is done.
 
     Raises:
         VerificationError: a piece gives another shape or type, or NaN where the original does not.
         CannotRun: the runtime has no such Conv.
     """
     comparisons = []
+    new_scopes = scopes(result.proto)
     for number, replacement in enumerate(replacements):
         site = replacement.site
-        weight = read_site_weight(model, sites, site)
-        original = _piece(site, (ConvLayer(_OUTPUT, INPUT, site.conv),), [weight])
-        result = _piece(site, replacement.layers, factors[id(replacement)].arrays)
-        comparisons.append(
-            compare_outputs(original, result, Feeds({INPUT: _input(site, seed), **_bias(site)}, ()), options)
-        )
+        scope, index = site.place
+        conv = sites.scopes[scope].body.node[index]
+        weight = build_tensor(conv.input[1], read_weight(source, sites, site).astype(STORED_TYPES[site.dtype]))
+        names = set(made[site.place])
+        nodes = [node for node in new_scopes[scope].body.node if names.intersection(node.output)]
+        original = _piece(source, sites.scopes, site, [conv], {weight.name: weight})
+        replaced = _piece(result, new_scopes, site, nodes, {})
+        feeds = {
+            value.name: _random(site, [dim.dim_value for dim in value.type.tensor_type.shape.dim], seed)
+            for value in original.proto.graph.input
+        }
+        comparisons.append(compare_outputs(original, replaced, Feeds(feeds, ()), options))
         if progress:
             progress(site.name, number + 1, len(replacements))
     return comparisons
@@ -61,35 +80,38 @@ def piece_size(site: ConvSite) -> tuple[int, ...]:
     return tuple(min(size, max(MAX_SIZE, window)) for size, window in zip(known, windows, strict=True))
 
 
-def _input(site: ConvSite, seed: int) -> NDArray[np.generic]:
-    shape = (1, site.conv.in_channels, *piece_size(site))
-    values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+def _random(site: ConvSite, shape: Sequence[int], seed: int) -> NDArray[np.generic]:
+    values = np.random.default_rng(seed).standard_normal(tuple(shape), dtype=np.float32)
     return values.astype(STORED_TYPES[site.dtype])
 
 
-def _bias(site: ConvSite) -> dict[str, NDArray[np.generic]]:
-    return {"bias": np.zeros(site.conv.out_channels, STORED_TYPES[site.dtype])} if site.conv.bias else {}
+def _piece(
+    model: Model,
+    all_scopes: Sequence[Scope],
+    site: ConvSite,
+    nodes: Sequence[onnx.NodeProto],
+    weights: Mapping[str, onnx.TensorProto],
+) -> Model:
+    """A model of some nodes alone, with the constants that they use.
 
-
-def _piece(site: ConvSite, layers: Sequence[Layer], arrays: Sequence[NDArray[np.generic]]) -> Model:
-    """A model of the layers alone: input -> output."""
-    weights = iter(arrays)
-    nodes: list[NewNode] = []
-    initializers: list[onnx.TensorProto] = []
-    for layer in layers:
-        output = _OUTPUT if layer is layers[-1] else layer.name
-        if not isinstance(layer, ConvLayer):
-            nodes.append(NewNode("Add", layer.name, layer.inputs, output, {}))
-            continue
-        initializers.append(build_tensor(f"{layer.name}_weight", next(weights)))
-        inputs = [layer.input, initializers[-1].name, *(["bias"] if layer.conv.bias else [])]
-        nodes.append(NewNode("Conv", layer.name, inputs, output, conv_attributes(layer.conv)))
-    kind = ONNX_TYPES[site.dtype]
-    values = [onnx.helper.make_tensor_value_info(INPUT, kind, [1, site.conv.in_channels, *piece_size(site)])]
-    if site.conv.bias:
-        values.append(onnx.helper.make_tensor_value_info("bias", kind, [site.conv.out_channels]))
-    outputs = [onnx.helper.make_tensor_value_info(_OUTPUT, kind, None)]
-    graph = onnx.helper.make_graph(build_nodes(nodes), "piece", values, outputs, initializers)
+    Its inputs are the Conv's input and, where it is not constant, the Conv's bias.
+    """
+    conv, kind = site.conv, ONNX_TYPES[site.dtype]
+    initializers = dict(weights)
+    made = {name for node in nodes for name in node.output}
+    shapes: dict[str, list[int]] = {}
+    for node in nodes:
+        for position, name in enumerate(node.input):
+            if not name or name in made or name in initializers:
+                continue
+            tensor = find_constant(all_scopes, site.place[0], name) if position else None
+            if tensor is not None:
+                initializers[name] = build_tensor(name, read_tensor(model, tensor))
+            else:
+                shapes[name] = [conv.out_channels] if position else [1, conv.in_channels, *piece_size(site)]
+    inputs = [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()]
+    output = onnx.helper.make_tensor_value_info(nodes[-1].output[0], kind, None)
+    graph = onnx.helper.make_graph(list(nodes), "piece", inputs, [output], list(initializers.values()))
     # Every runtime runs opset 11. It has no bfloat16, but neither has the runtime: a float32 copy is what will run.
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)], ir_version=8)
     return Model(proto)

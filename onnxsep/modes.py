@@ -8,6 +8,7 @@ entry-point group ``onnxsep.modes``.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar
@@ -19,12 +20,32 @@ from onnxsep.types import Conv, ConvLayer, Layer, Rank, RankAxis
 ENTRY_POINT_GROUP = "onnxsep.modes"
 
 
+NOTHING_TO_SEPARATE = "a 1 x 1 kernel has nothing to separate"
+"""Why modes that separate the kernel refuse a 1 x 1 Conv."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a mode factorises. Fields may be added; a mode reads those that it knows."""
+
+    conv: Conv
+    weight: Array
+    """float64 [out_channels, in_channels / group, *kernel_shape], finite."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a mode found: one weight for each Conv among its layers, in their order. Fields may be added."""
+
+    weights: Sequence[Array]
+
+
 class Mode(ABC):
     """How one Conv becomes several layers.
 
     The engine calls ``accepts``; then ``rank_axis`` until it returns None, choosing one rank each time; then ``layers``
-    for the counts; then ``factorize``, whose arrays must have the weight shapes of the Convs among ``layers``, in their
-    order. The bias stays the source's own tensor, on the one layer whose ``conv.bias`` is true.
+    for the counts; then ``factorize``, whose weights must have the shapes of the Convs among ``layers``, in that order.
+    The bias stays the source's own tensor, on the one layer whose ``conv.bias`` is true.
     """
 
     name: ClassVar[str]
@@ -45,21 +66,20 @@ class Mode(ABC):
         """The replacement: its last layer computes the output of ``conv``, and exactly at full rank."""
 
     @abstractmethod
-    def spectrum(self, conv: Conv, weight: Array, chosen: Rank) -> Array:
+    def spectrum(self, task: Task, chosen: Rank) -> Array:
         """Squared singular values [slices, n], descending, that the next rank truncates (for ``energy=``)."""
 
     @abstractmethod
-    def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
-        """One weight for each Conv among ``layers(conv, rank)``, in their order.
+    def factorize(self, task: Task, rank: Rank) -> Factors:
+        """The weights of ``layers(task.conv, rank)`` that come nearest to the Conv's.
 
         Args:
-            conv: the Conv to replace.
-            weight: float64 [out_channels, in_channels / group, *kernel_shape], finite.
+            task: the Conv and its weight.
             rank: as chosen within the ranges of ``rank_axis``.
         """
 
     @abstractmethod
-    def reconstruct(self, conv: Conv, factors: Sequence[Array]) -> Array:
+    def reconstruct(self, conv: Conv, factors: Factors) -> Array:
         """The weight, in the shape of ``conv``'s, of the one Conv that equals the replacement with these factors."""
 
 

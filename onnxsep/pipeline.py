@@ -1,19 +1,19 @@
 """The rewrite itself: load -> match -> plan -> factorize -> apply -> ensure -> verify."""
 
-import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import onnx
 
 from onnxsep.ensure import ensure_valid
 from onnxsep.errors import FeedError, OptionError, VerificationError
 from onnxsep.factors import Factorized, Progress, factorize_all
-from onnxsep.feeds import make_feeds
+from onnxsep.feeds import check_input_shapes, make_feeds
 from onnxsep.io import Model, load
 from onnxsep.local import compare_pieces
 from onnxsep.modes import Mode, get_mode
@@ -24,13 +24,14 @@ from onnxsep.saving import SavedFiles, save
 from onnxsep.shapes import infer_shapes, skeleton
 from onnxsep.sites import Sites, find_sites, read_weight
 from onnxsep.surgery import Edit, replace_convs
-from onnxsep.tables import conv_reports, model_info, size_bytes, totals
-from onnxsep.types import RankPolicy
+from onnxsep.tables import conv_reports, model_info, planned, size_bytes, totals
+from onnxsep.types import Place, RankPolicy
 from onnxsep.verify import Comparison, compare_outputs
 
-_LOG = logging.getLogger(__name__)
 Verify = Literal["auto", "full", "local", "none"]
 FULL_BELOW = 10**9  # bytes; a full verification holds the model several times
+# A model may amplify rounding (sigmoids that saturate); above this relative error that is no excuse any more.
+_AMPLIFIED = 0.1
 # At full rank everywhere, what rounding in the stored type may add up to over a whole network.
 _EXACT_TOLERANCE = {"float32": 1e-3, "float64": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 
@@ -78,8 +79,8 @@ def rewrite(
     force: bool = False,
     include_first: bool = False,
     recurse: bool = False,
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
+    only: str | Sequence[str] = (),
+    skip: str | Sequence[str] = (),
     round_ranks: int = 0,
     dry_run: bool = False,
     verify: Verify = "auto",
@@ -122,13 +123,17 @@ def rewrite(
     """
     started = time.perf_counter()
     chosen = get_mode(mode)
+    if verify not in get_args(Verify):
+        raise OptionError(f"verify={verify!r} is not one of {', '.join(get_args(Verify))}")
+    if max_error is not None and not 0 <= max_error < math.inf:
+        raise OptionError(f"--max-error {max_error} is no error that could be allowed; use a number such as 0.1")
     if round_ranks < 0:
         raise OptionError(f"--round-ranks {round_ranks} is negative; use 8 or 16, or 0 for none")
     options = Options(
-        RankPolicy.parse(rank), force, include_first, recurse, tuple(only), tuple(skip), round_ranks=round_ranks
+        RankPolicy.parse(rank), force, include_first, recurse, _patterns(only), _patterns(skip), round_ranks=round_ranks
     )
     settings = Settings(
-        verify,
+        "none" if dry_run else verify,
         Path(inputs) if inputs is not None else None,
         dict(input_shapes or {}),
         seed,
@@ -137,6 +142,8 @@ def rewrite(
         progress,
     )
     source = load(model, follow_links=follow_links)
+    check_input_shapes(source, settings.input_shapes)
+    settings = _with_verification(settings, source, dry_run=dry_run)
     sites = find_sites(source, settings.input_shapes)
     plan = make_plan(sites.found, chosen, options, lambda site: read_weight(source, sites, site))
     factors = factorize_all(
@@ -144,14 +151,15 @@ def rewrite(
     )
     edit, result = Edit(), source
     notes: tuple[str, ...] = ()
-    light = None if dry_run else sites.light
-    if plan.replacements and not dry_run:
-        result, edit, light, notes = _apply(source, sites, plan, factors, settings)
-    errors: dict[int, float] = {}
+    errors: dict[Place, float] = {}
     if dry_run:
+        light = planned(sites, plan)
         outcome = VerificationReport(kind="none", ran=False, reason="dry run: nothing was changed")
     else:
-        outcome, errors = _verify(source, result, sites, plan, factors, settings)
+        light = sites.light
+        if plan.replacements:
+            result, edit, light, notes = _apply(source, plan, factors, settings)
+        outcome, errors = _verify(source, result, sites, plan, edit, settings)
     report = RewriteReport(
         source=model_info(source),
         mode=chosen.name,
@@ -168,7 +176,7 @@ def rewrite(
         totals=totals(sites, plan, light),
         removed_weights=tuple(edit.removed_weights),
         removed_inputs=tuple(edit.removed_inputs),
-        notes=(*_size_notes(plan), *notes),
+        notes=(*sites.notes, *_size_notes(plan), *notes),
         verification=outcome,
         dry_run=dry_run,
         seconds=time.perf_counter() - started,
@@ -186,14 +194,33 @@ def _size_notes(plan: Plan) -> list[str]:
     ]
 
 
+def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _with_verification(settings: Settings, source: Model, *, dry_run: bool) -> Settings:
+    """Settings with "auto" decided; what contradicts itself is refused before any work is done."""
+    kind = settings.verify
+    if kind == "auto":
+        kind = "full" if size_bytes(source) < FULL_BELOW else "local"
+    if settings.max_error is not None and kind == "none":
+        why = "--dry-run" if dry_run else "--no-verify"
+        raise OptionError(f"--max-error needs a verification, and {why} switches it off; leave out one of the two")
+    if settings.inputs is not None and kind != "full":
+        raise OptionError(f"--inputs are for a full verification, and this one is {kind!r}; add --verify full")
+    if kind == "full" and settings.inputs is not None:
+        make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes)  # raises if they do not fit
+    return replace(settings, verify=kind)
+
+
 def _apply(
-    source: Model, sites: Sites, plan: Plan, factors: Mapping[int, Factorized], settings: Settings
+    source: Model, plan: Plan, factors: Mapping[Place, Factorized], settings: Settings
 ) -> tuple[Model, Edit, onnx.ModelProto, tuple[str, ...]]:
     """The result as a changed copy of the source, its skeleton with shapes, and notes."""
     proto = onnx.ModelProto()
     proto.CopyFrom(source.proto)
     replacements = plan.replacements
-    edit = replace_convs(proto, replacements, [factors[id(replacement)].arrays for replacement in replacements])
+    edit = replace_convs(proto, replacements, {place: factorized.arrays for place, factorized in factors.items()})
     result = Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
     light = skeleton(result)
     note = ensure_valid(skeleton(source), light)
@@ -207,33 +234,24 @@ def _apply(
 
 
 def _verify(
-    source: Model,
-    result: Model,
-    sites: Sites,
-    plan: Plan,
-    factors: dict[int, Factorized],
-    settings: Settings,
-) -> tuple[VerificationReport, dict[int, float]]:
+    source: Model, result: Model, sites: Sites, plan: Plan, edit: Edit, settings: Settings
+) -> tuple[VerificationReport, dict[Place, float]]:
     """Compare result and source as asked; also the output error of every replaced Conv, from a local verification."""
-    kind = settings.verify
-    if kind == "auto":
-        kind = "full" if size_bytes(source) < FULL_BELOW else "local"
+    kind, replacements = settings.verify, plan.replacements
     if kind == "none":
         return VerificationReport(kind="none", ran=False, reason="switched off (--no-verify)"), {}
-    replacements = plan.replacements
     if not replacements:
         return VerificationReport(kind="none", ran=False, reason="nothing was replaced: the result is the source"), {}
 
     def pieces() -> list[Comparison]:
-        return compare_pieces(
-            source, sites, replacements, factors, settings.runtime, seed=settings.seed, progress=settings.progress
-        )
+        options, seed, progress = settings.runtime, settings.seed, settings.progress
+        return compare_pieces(source, result, sites, replacements, edit.made, options, seed=seed, progress=progress)
 
     try:
         if kind == "local":
             compared = pieces()
             _check_error(max(piece.relative for piece in compared), plan, settings)
-            errors = {id(row): piece.relative for row, piece in zip(replacements, compared, strict=True)}
+            errors = {row.site.place: piece.relative for row, piece in zip(replacements, compared, strict=True)}
             return _local_report(compared), errors
         feeds = make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes, seed=settings.seed)
         whole = compare_outputs(source, result, feeds, settings.runtime)
@@ -241,19 +259,25 @@ def _verify(
         try:
             _check_error(whole.relative, plan, settings)
         except VerificationError:
-            if settings.max_error is not None and whole.relative > settings.max_error:
+            if whole.relative > min(_AMPLIFIED, settings.max_error or _AMPLIFIED):
                 raise
             # All ranks are full. Is a replacement wrong, or does the model amplify rounding? Each Conv alone tells.
             alone = max(piece.relative for piece in pieces())
             _check_error(alone, plan, settings)
             notes.append(f"the model amplifies rounding: each replaced Conv alone is exact within {alone:.1g}")
     except CannotRun as error:
-        return VerificationReport(kind=kind, ran=False, reason=str(error)), {}
+        return _not_verified(kind, str(error), settings), {}
     except FeedError as error:
         if settings.inputs is not None or settings.input_shapes:
             raise  # what the user gave does not fit; else there are no default inputs, which is nobody's mistake
-        return VerificationReport(kind=kind, ran=False, reason=str(error)), {}
+        return _not_verified(kind, str(error), settings), {}
     return _full_report(whole, notes), {}
+
+
+def _not_verified(kind: Verify, reason: str, settings: Settings) -> VerificationReport:
+    if settings.max_error is not None:
+        raise VerificationError(f"--max-error was asked for and could not be measured, nothing was written: {reason}")
+    return VerificationReport(kind="local" if kind == "local" else "full", ran=False, reason=reason)
 
 
 def _full_report(whole: Comparison, notes: Sequence[str]) -> VerificationReport:

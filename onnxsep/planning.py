@@ -1,7 +1,7 @@
 """Deciding what becomes of every Conv: which are replaced, at which rank, and why the others are left alone."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxsep.errors import FactorizationError, OptionError
 from onnxsep.linalg import Array
-from onnxsep.modes import Mode
+from onnxsep.modes import Mode, Task, factor_shapes
 from onnxsep.types import (
     INPUT,
     Constant,
@@ -28,7 +28,6 @@ from onnxsep.types import (
 )
 
 SIZES_UNKNOWN = "sizes unknown"
-NOT_APPLICABLE = "a 1 x 1 kernel has nothing to separate"
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Replacement:
     """The plan for one Conv that will be replaced."""
 
     site: ConvSite
-    mode: str
+    mode: Mode
     rank: Rank
     layers: tuple[Layer, ...]
     exact: bool  # at full rank, so that the result must equal the original
@@ -71,7 +70,6 @@ class Replacement:
 class Plan:
     """One row for every convolution, in graph order."""
 
-    mode: Mode
     rows: list[Replacement | Rejected] = field(default_factory=list)
 
     @property
@@ -106,9 +104,7 @@ def make_plan(
     """
     found = list(found)
     _check_patterns(found, options)
-    plan = Plan(mode)
-    for item in found:
-        plan.rows.append(_decide(item, mode, options, read))
+    plan = Plan([_decide(item, mode, options, read) for item in found])
     if not options.force:
         settle_shared(plan)
     return plan
@@ -128,7 +124,7 @@ def _decide(
     if isinstance(item, Rejected):
         return item
     reason = (
-        refusal(item, mode)
+        mode.accepts(item.conv)
         or _excluded(item.name, options)
         or (f"made by onnxsep (mode {item.made_by}); --recurse splits it again" if _finished(item, options) else None)
         or ("first Conv, reached straight from an input; --include-first replaces it" if _kept(item, options) else None)
@@ -140,13 +136,6 @@ def _decide(
         return candidate
     reason = does_not_pay(candidate)
     return reject(item, f"does not pay: {reason} (--force)") if reason else candidate
-
-
-def refusal(site: ConvSite, mode: Mode) -> str | None:
-    """Why the mode cannot take this Conv at all; None if it can."""
-    if max(site.conv.kernel_shape) == 1:
-        return NOT_APPLICABLE
-    return mode.accepts(site.conv)
 
 
 def _excluded(name: str, options: Options) -> str | None:
@@ -174,7 +163,9 @@ def choose(site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSit
     except FactorizationError as error:
         return reject(site, str(error))
     exact = all(used == axis.full for used, axis in zip(rank, rank_axes(mode, site.conv, rank), strict=True))
-    return Replacement(site, mode.name, rank, mode.layers(site.conv, rank), exact, notes)
+    if not site.stored:
+        notes += ("its weight was computed by an expression of constants; the factors are stored",)
+    return Replacement(site, mode, rank, mode.layers(site.conv, rank), exact, notes)
 
 
 def rank_axes(mode: Mode, conv: Conv, rank: Rank) -> list[RankAxis]:
@@ -242,7 +233,7 @@ def _wanted(policy: RankPolicy, mode: Mode, conv: Conv, axis: RankAxis, chosen: 
         return axis.paper
     if weight is None:
         return int(policy.value)
-    energies = mode.spectrum(conv, weight, chosen).sum(axis=0)
+    energies = mode.spectrum(Task(conv, weight), chosen).sum(axis=0)
     share = np.cumsum(energies)
     # Rounding must not ask for one rank more than the exact sum would.
     needed = int(np.searchsorted(share, policy.value * share[-1] * (1 - 1e-12))) + 1
@@ -325,25 +316,13 @@ def _shared_reason(rows: Sequence[Replacement | Rejected], replaced: Sequence[Re
     return None
 
 
-def factor_key(replacement: Replacement) -> tuple[Constant, int, Rank]:
+def factor_key(replacement: Replacement) -> Hashable:
     """What the factors depend on: replacements with equal keys have the same factors and share them."""
-    return (replacement.site.weight, replacement.site.conv.group, replacement.rank)
+    shapes = tuple(factor_shapes(replacement.layers))
+    return (replacement.site.weight, replacement.site.conv.group, replacement.mode.name, replacement.rank, shapes)
 
 
 def drop(plan: Plan, replacement: Replacement, reason: str) -> None:
     """Leave a Conv alone after all."""
     number = next(index for index, row in enumerate(plan.rows) if row is replacement)
     plan.rows[number] = reject(replacement.site, reason)
-
-
-def macs_change(plan: Plan) -> int:
-    """By how many the MACs of the model change, as far as sizes are known."""
-    return sum((row.macs or 0) - (site_macs(row.site) or 0) for row in plan.replacements)
-
-
-def stored_change(plan: Plan) -> int:
-    """By how many elements the weights that the file holds change, shared ones counted once."""
-    removed = {row.site.weight: row for row in plan.replacements if row.site.stored}
-    added = {factor_key(row): row for row in plan.replacements}
-    new = sum(layer.conv.weight_size for row in added.values() for layer in row.layers if isinstance(layer, ConvLayer))
-    return new - sum(row.site.conv.weight_size for row in removed.values())

@@ -9,13 +9,14 @@ from rich.table import Table
 
 from onnxsep.report import ConvReport, InspectedConv, InspectReport, ModelInfo, RewriteReport, VerificationReport
 
+_NARROW = 120  # columns; in a narrower terminal the figures before the rewrite are left out
 _WIDEST = 1000  # columns where there is no terminal: lines are then as long as they need to be
 
 
 def make_console(file: TextIO) -> Console:
     """A console that wraps in a terminal only, and keeps numbers and names without highlighting."""
-    console = Console(file=file, highlight=False)
-    return console if console.is_terminal else Console(file=file, highlight=False, width=_WIDEST)
+    console = Console(file=file, highlight=False, emoji=False)
+    return console if console.is_terminal else Console(file=file, highlight=False, emoji=False, width=_WIDEST)
 
 
 def print_rewrite(console: Console, report: RewriteReport) -> None:
@@ -25,16 +26,17 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
     columns = ["Conv", "weight", "result", ">rank", ">parameters", ">MACs", ">weight error"]
     notes = _Notes(console)
     table = _table(console, *columns, *([">output error"] if local else []), *notes.columns)
+    change = _after if console.is_terminal and console.width < _NARROW else _change
     for conv in report.convs:
         replaced = conv.status == "replaced"
         why = "; ".join((conv.reason, *conv.notes)).strip("; ")
         table.add_row(
             _name(conv.name, conv.where),
             _shape(conv),
-            (f"[green]{escape(report.mode)}[/green]" if replaced else "left alone") + notes.mark(why),
+            (f"[green]{_safe(conv.mode)}[/green]" if conv.mode else "left alone") + notes.mark(why),
             "x".join(map(str, conv.rank or ())),
-            _change(conv.parameters_before, conv.parameters_after),
-            _change(conv.macs_before, conv.macs_after),
+            change(conv.parameters_before, conv.parameters_after),
+            change(conv.macs_before, conv.macs_after),
             _number(conv.weight_error, ".4f"),
             *([_number(conv.output_error, ".4f")] if local else []),
             *notes.cells(why),
@@ -44,12 +46,12 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
     notes.print()
     _print_totals(console, report)
     for note in report.notes:
-        console.print(f"note: {escape(note)}")
+        console.print(f"note: {_safe(note)}")
     console.print(_verification(report.verification))
     if report.dry_run:
         console.print("dry run: nothing was written")
     elif report.output:
-        console.print(f"wrote {escape(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
+        console.print(f"wrote {_safe(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
 
 
 class _Notes:
@@ -66,11 +68,11 @@ class _Notes:
         return escape(f" [{self._numbers.setdefault(text, len(self._numbers) + 1)}]")
 
     def cells(self, text: str) -> list[str]:
-        return [escape(text) for _ in self.columns]
+        return [_safe(text) for _ in self.columns]
 
     def print(self) -> None:
         for text, number in self._numbers.items():
-            self._console.print(f"[dim]{escape(f'[{number}] {text}')}[/dim]")
+            self._console.print(f"[dim]{_safe(f'[{number}] {text}')}[/dim]")
 
 
 def _print_totals(console: Console, report: RewriteReport) -> None:
@@ -84,7 +86,7 @@ def _print_totals(console: Console, report: RewriteReport) -> None:
 
 def _verification(outcome: VerificationReport) -> str:
     if not outcome.ran:
-        return f"[yellow]not verified[/yellow]: {escape(outcome.reason)}"
+        return f"[yellow]not verified[/yellow]: {_safe(outcome.reason)}"
     what = "outputs of original and result" if outcome.kind == "full" else "each replaced Conv and the original one"
     line = (
         f"[green]compared[/green] in ONNX Runtime on the same inputs: {what} differ by "
@@ -92,9 +94,9 @@ def _verification(outcome: VerificationReport) -> str:
     )
     if len(outcome.outputs) > 1:
         line += "".join(
-            f"\n  {escape(one.name)}: max {one.max_abs:.3g}, relative {one.relative:.3g}" for one in outcome.outputs
+            f"\n  {_safe(one.name)}: max {one.max_abs:.3g}, relative {one.relative:.3g}" for one in outcome.outputs
         )
-    return line + "".join(f"\n  {escape(note)}" for note in outcome.notes)
+    return line + "".join(f"\n  {_safe(note)}" for note in outcome.notes)
 
 
 def print_inspect(console: Console, report: InspectReport) -> None:
@@ -125,25 +127,25 @@ def print_inspect(console: Console, report: InspectReport) -> None:
             f"MACs {_ratio(totals.macs, totals.mode_macs[mode])}"
         )
     for note in report.notes:
-        console.print(f"note: {escape(note)}")
+        console.print(f"note: {_safe(note)}")
 
 
 def _costs(conv: InspectedConv, mode: str) -> str:
     if conv.reason:
-        return f"[dim]{escape(conv.reason)}[/dim]"
+        return f"[dim]{_safe(conv.reason)}[/dim]"
     costs = conv.modes[mode]
     if costs.rank is None:
-        return f"[dim]{escape(costs.reason)}[/dim]"
+        return f"[dim]{_safe(costs.reason)}[/dim]"
     macs = f", {costs.macs:,} MACs" if costs.macs is not None else ""
     text = f"rank {'x'.join(map(str, costs.rank))}: {costs.parameters:,} parameters{macs}"
-    return f"[dim]{escape(costs.reason)}[/dim]" if not costs.pays else text
+    return text if costs.replaced else f"[dim]{text}; left alone: {_safe(costs.reason)}[/dim]"
 
 
 def _header(source: ModelInfo, what: str) -> str:
     opsets = ", ".join(f"{domain} {version}" for domain, version in source.opsets.items())
-    name = escape(source.path or "model in memory")
-    producer = escape(source.producer or "unknown producer")
-    return f"{name}: {producer}, IR {source.ir_version}, opset {escape(opsets)}, {source.size_bytes:,} bytes; {what}"
+    name = _safe(source.path or "model in memory")
+    producer = _safe(source.producer or "unknown producer")
+    return f"{name}: {producer}, IR {source.ir_version}, opset {_safe(opsets)}, {source.size_bytes:,} bytes; {what}"
 
 
 def _table(console: Console, *columns: str) -> Table:
@@ -157,7 +159,12 @@ def _table(console: Console, *columns: str) -> Table:
 
 
 def _name(name: str, where: str) -> str:
-    return escape(name) + (f" [dim]({escape(where)})[/dim]" if where else "")
+    return _safe(name) + (f" [dim]({_safe(where)})[/dim]" if where else "")
+
+
+def _safe(text: str) -> str:
+    """A text from the model: what a terminal would obey, or rich would read as markup, is escaped."""
+    return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text))
 
 
 def _shape(conv: ConvReport | InspectedConv) -> str:
@@ -175,6 +182,13 @@ def _change(before: int | None, after: int | None) -> str:
     if before is None or after is None:
         return "?"
     return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+
+
+def _after(before: int | None, after: int | None) -> str:
+    """As ``_change``, for a narrow terminal: the figure after, and its share of the one before."""
+    if before is None or after is None:
+        return "?"
+    return f"{after:,}" if before == after else f"{after:,} ({after / before:.2f})"
 
 
 def _ratio(before: int, after: int) -> str:

@@ -26,6 +26,8 @@ class ConvReport(_Record):
     """[out_channels, in_channels / group, *kernel_shape]; None where it is not known."""
     group: int | None = None
     strides: tuple[int, ...] | None = None
+    mode: str | None = None
+    """The mode that replaced it."""
     rank: tuple[int, ...] | None = None
     parameters_before: int | None = None
     parameters_after: int | None = None
@@ -113,9 +115,12 @@ class ModeCosts(_Record):
     eligible: bool
     """Whether the mode can take the Conv at all."""
     pays: bool = False
-    """Whether parameters fall and MACs do not rise, so that ``rewrite`` would replace it."""
+    """Whether its parameters fall and its MACs do not rise."""
+    replaced: bool = False
+    """Whether ``rewrite`` would replace it, without ``--force`` and ``--include-first``."""
     reason: str = ""
-    """Why it is not eligible, or does not pay."""
+    """Why it would be left alone."""
+    notes: tuple[str, ...] = ()
     rank: tuple[int, ...] | None = None
     parameters: int | None = None
     macs: int | None = None
@@ -151,6 +156,8 @@ class InspectTotals(_Record):
     trainable_parameters: int
     macs: int
     macs_unknown: int
+    flops_paper004: int
+    """What paper 004 calls FLOPs (``onnxsep.counting``)."""
     mode_convs: dict[str, int]
     """How many Convs ``rewrite`` would replace in each mode, first Convs left alone."""
     mode_parameters: dict[str, int]

@@ -106,17 +106,6 @@ def available_providers() -> tuple[str, ...]:
     return tuple(_onnxruntime().get_available_providers())
 
 
-def describe(options: RuntimeOptions = _DEFAULTS) -> str:
-    """The runtime and how it is used, in a few words: for reports."""
-    words = [f"ONNX Runtime {_onnxruntime().__version__}", options.provider]
-    if options.threads:
-        words.append(f"{options.threads} thread{'s' if options.threads > 1 else ''}")
-    if not options.optimize:
-        words.append("graph optimisations off")
-    words += [f"custom operators from {path.name}" for path in options.custom_op_libraries]
-    return ", ".join(words)
-
-
 def _onnxruntime() -> Any:
     try:
         import onnxruntime

@@ -4,9 +4,8 @@ The copy has the same nodes in the same places, so that matching, counting and p
 kilobytes for a model of gigabytes.
 """
 
-import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 from google.protobuf.message import Message
@@ -14,7 +13,6 @@ from onnx import numpy_helper, shape_inference
 
 from onnxsep.io import Model, read_tensor
 
-_LOG = logging.getLogger(__name__)
 LARGE = 64  # elements; what shape inference reads (shapes, axes, scales) is smaller
 Shape = tuple[int | str | None, ...]
 
@@ -31,12 +29,17 @@ def skeleton(model: Model | onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-def infer_shapes(light: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> onnx.ModelProto:
+def infer_shapes(
+    light: onnx.ModelProto,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    problems: list[str] | None = None,
+) -> onnx.ModelProto:
     """ONNX's own shape inference on a ``skeleton``; the model as it is where inference fails.
 
     Args:
         light: a skeleton; its inputs get ``input_shapes``.
         input_shapes: shapes that replace those in the model, by input name.
+        problems: gets the reason where inference fails.
     """
     for value in light.graph.input:
         if input_shapes and value.name in input_shapes:
@@ -47,7 +50,8 @@ def infer_shapes(light: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, .
     try:
         return shape_inference.infer_shapes(light, data_prop=True)
     except Exception as error:  # a model with one odd operator still has Convs; sizes are then unknown
-        _LOG.debug("shape inference failed: %s", error)
+        if problems is not None:
+            problems.append(f"shape inference failed, so sizes are not known: {' '.join(str(error).split())[:300]}")
         return light
 
 
@@ -112,7 +116,12 @@ def _copy_tensor(model: Model, source: onnx.TensorProto, light: onnx.TensorProto
         if values is not None and values.dtype.isbuiltin == 1:
             light.CopyFrom(numpy_helper.from_array(values, source.name))
             return
-    light.name, light.data_type, light.data_location = source.name, source.data_type, onnx.TensorProto.EXTERNAL
-    light.dims.extend(source.dims)
-    entry = light.external_data.add()
+    light.CopyFrom(stub(source.name, source.data_type, source.dims))
+
+
+def stub(name: str, data_type: int, dims: Sequence[int]) -> onnx.TensorProto:
+    """A tensor that has a type and a shape but no data."""
+    tensor = onnx.TensorProto(name=name, data_type=data_type, dims=dims, data_location=onnx.TensorProto.EXTERNAL)
+    entry = tensor.external_data.add()
     entry.key, entry.value = "location", "left-out"
+    return tensor

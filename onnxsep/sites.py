@@ -28,6 +28,7 @@ class Sites:
     found: tuple[ConvSite | Rejected, ...]
     scopes: tuple[Scope, ...]  # of the source model itself
     light: onnx.ModelProto
+    notes: tuple[str, ...] = ()
 
 
 def find_sites(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> Sites:
@@ -36,10 +37,11 @@ def find_sites(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None 
     Raises:
         UnsupportedModelError: the graph cannot be read.
     """
-    light = infer_shapes(skeleton(model), input_shapes)
+    problems: list[str] = []
+    light = infer_shapes(skeleton(model), input_shapes, problems)
     view = View(light)
     source = scopes(model.proto)
-    finder = _Finder(model, source, view, first_convs(light), _uses(view.scopes))
+    finder = _Finder(model, source, view, first_convs(light), _Uses(view.scopes))
     found: list[ConvSite | Rejected] = []
     for scope in view.scopes:
         for index, node in enumerate(scope.body.node):
@@ -49,38 +51,50 @@ def find_sites(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None 
                 found.append(finder.reject(scope, index, OTHER_CONVOLUTIONS[node.op_type]))
             elif node.op_type == "Conv":
                 found.append(finder.conv(scope, index))
-    return Sites(tuple(found), tuple(source), light)
+    return Sites(tuple(found), tuple(source), light, tuple(problems))
 
 
-def _uses(all_scopes: Sequence[Scope]) -> dict[tuple[int, str], list[str]]:
-    """What uses each tensor besides Convs as their weight, in words, by (scope that it belongs to, name)."""
-    uses: dict[tuple[int, str], list[str]] = defaultdict(list)
-    owners = Owners(all_scopes)
+@dataclass(frozen=True)
+class _Use:
+    """One use of a tensor: by what, in words; the node, where it is one; and whether it is a Conv's weight there."""
 
-    def add(scope: Scope, name: str, user: str) -> None:
-        for owner in owners.owners(scope.index, name)[:1]:
-            uses[owner, name].append(user)
+    user: str
+    place: Place | None
+    as_weight: bool = False
 
-    for scope in all_scopes:
-        for node in scope.body.node:
-            user = f"{node.op_type} {display_name(node)!r}"
-            is_conv = is_standard(node) and node.op_type == "Conv"
-            for position, name in enumerate(node.input):
-                if not (is_conv and position == 1):
-                    add(scope, name, user)
-            for graph in (graph for attribute in node.attribute for graph in attribute.graphs):
-                for name in names_within(graph):
-                    add(scope, name, user)
-        if isinstance(scope.body, onnx.FunctionProto):
-            for name in scope.body.output:
-                add(scope, name, "an output of the function")
-            continue
-        for output in scope.body.output:
-            add(scope, output.name, "an output of the graph")
-        for annotation in scope.body.quantization_annotation:
-            for entry in annotation.quant_parameter_tensor_names:
-                add(scope, entry.value, "a quantisation annotation")
-    return uses
+
+class _Uses:
+    """What uses each tensor, by the scope that it belongs to and its name."""
+
+    def __init__(self, all_scopes: Sequence[Scope]) -> None:
+        self._owners = Owners(all_scopes)
+        self._uses: dict[tuple[int, str], list[_Use]] = defaultdict(list)
+        for scope in all_scopes:
+            for index, node in enumerate(scope.body.node):
+                user, place = f"{node.op_type} {display_name(node)!r}", (scope.index, index)
+                is_conv = is_standard(node) and node.op_type == "Conv"
+                for position, name in enumerate(node.input):
+                    self._add(scope, name, _Use(user, place, as_weight=is_conv and position == 1))
+                for graph in (graph for attribute in node.attribute for graph in attribute.graphs):
+                    for name in names_within(graph):
+                        self._add(scope, name, _Use(user, place))
+            if isinstance(scope.body, onnx.FunctionProto):
+                for name in scope.body.output:
+                    self._add(scope, name, _Use("an output of the function", None))
+                continue
+            for output in scope.body.output:
+                self._add(scope, output.name, _Use("an output of the graph", None))
+            for annotation in scope.body.quantization_annotation:
+                for entry in annotation.quant_parameter_tensor_names:
+                    self._add(scope, entry.value, _Use("a quantisation annotation", None))
+
+    def of(self, scope: int, name: str) -> list[_Use]:
+        """The uses of the tensor that a name means in a scope."""
+        return [use for owner in self._owners.owners(scope, name)[:1] for use in self._uses[owner, name]]
+
+    def _add(self, scope: Scope, name: str, use: _Use) -> None:
+        for owner in self._owners.owners(scope.index, name)[:1]:
+            self._uses[owner, name].append(use)
 
 
 class _Finder:
@@ -90,7 +104,7 @@ class _Finder:
         source: Sequence[Scope],
         view: View,
         first: set[Place],
-        uses: Mapping[tuple[int, str], list[str]],
+        uses: _Uses,
     ) -> None:
         self._model, self._source, self._view, self._first, self._uses = model, source, view, first, uses
         self._training = set(training_names(model.proto))
@@ -117,7 +131,8 @@ class _Finder:
         if len(node.device_configurations if hasattr(node, "device_configurations") else ()):
             return self.reject(scope, index, "its device configuration (sharding) cannot be carried to the new nodes")
         input_shape = self._view.shape(scope.index, node.input[0])
-        pinned = [*self._uses.get((constant.scope, constant.name), ()), *self._kept_by(scope, constant, conv)]
+        pinned = [use.user for use in self._uses.of(constant.scope, constant.name) if not use.as_weight]
+        pinned += self._kept_by(constant, conv)
         if scope.namespace == 0 and constant.name in self._training:
             pinned.append("the training information")
         return ConvSite(
@@ -135,26 +150,15 @@ class _Finder:
             pinned=tuple(pinned),
         )
 
-    def _kept_by(self, scope: Scope, constant: Constant, conv: Conv) -> Iterator[str]:
+    def _kept_by(self, constant: Constant, conv: Conv) -> Iterator[str]:
         """What else uses a tensor as large as the weight that an expression computes the weight from, in words.
 
         Such a tensor stays in the file although the expression goes. Shapes and scalars are too small to matter.
         """
-        names = {
-            name
-            for place in constant.nodes
-            for name in self._view.scopes[place[0]].body.node[place[1]].input
-            if _elements(self._view.shape(place[0], name)) >= conv.weight_size
-        }
-        for other in self._view.scopes if names else ():
-            if other.namespace != scope.namespace:
-                continue
-            for index, node in enumerate(other.body.node):
-                if (other.index, index) not in constant.nodes and names.intersection(node.input):
-                    yield f"{node.op_type} {display_name(node)!r}"
-            outputs = other.body.output if isinstance(other.body, onnx.GraphProto) else ()
-            if names.intersection(value.name for value in outputs):
-                yield "an output of the graph"
+        for place in constant.nodes:
+            for name in self._view.scopes[place[0]].body.node[place[1]].input:
+                if _elements(self._view.shape(place[0], name)) >= conv.weight_size:
+                    yield from (use.user for use in self._uses.of(place[0], name) if use.place not in constant.nodes)
 
     def _weight_type(self, constant: Constant) -> tuple[tuple[int, ...], int]:
         tensor = stored_tensor(self._source, constant)

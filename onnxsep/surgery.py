@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxsep.graph import NewNode, build_nodes, build_tensor
+from onnxsep.graph import ONNX_TYPES, NewNode, build_nodes, build_tensor
 from onnxsep.planning import Replacement, factor_key
 from onnxsep.scopes import Owners, Scope, display_name, scopes, training_names, used_names
+from onnxsep.shapes import stub
 from onnxsep.sites import METADATA_PREFIX
 from onnxsep.types import INPUT, AddLayer, Constant, Conv, ConvLayer, Place
 
-Factors = Sequence[NDArray[np.generic]]  # in the stored type, one for each Conv of the replacement
+Weights = Sequence[NDArray[np.generic]]  # in the stored type, one for each Conv of the replacement
 INITIALIZERS_ARE_INPUTS = 3  # up to this IR version every initialiser is listed among the graph's inputs
 
 
@@ -29,22 +30,27 @@ class Edit:
     new_initializers: list[str] = field(default_factory=list)
     removed_weights: list[str] = field(default_factory=list)
     removed_inputs: list[str] = field(default_factory=list)
+    made: dict[Place, tuple[str, ...]] = field(default_factory=dict)
+    """For the place of each replaced Conv the tensors that the new nodes compute; they stand in the same scope."""
 
 
-def replace_convs(model: onnx.ModelProto, replacements: Sequence[Replacement], factors: Sequence[Factors]) -> Edit:
+def replace_convs(
+    model: onnx.ModelProto, replacements: Sequence[Replacement], factors: Mapping[Place, Weights] | None
+) -> Edit:
     """Replace Convs in ``model``, which is changed.
 
     Args:
         model: a model of the same structure as the one that the sites were found in.
         replacements: the plan's replacements.
-        factors: for each replacement its weights, in the stored type.
+        factors: the weights for the place of each replaced Conv, in the stored type; None where only the structure is
+            wanted, which then gets tensors without data (``onnxsep.shapes``).
     """
-    return _Surgeon(model).run(replacements, factors)
+    return _Surgeon(model, factors).run(replacements)
 
 
 class _Surgeon:
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._model = model
+    def __init__(self, model: onnx.ModelProto, factors: Mapping[Place, Weights] | None) -> None:
+        self._model, self._factors = model, factors
         self._scopes = scopes(model)
         self._edit = Edit()
         self._names = _Names(model, self._scopes)
@@ -53,20 +59,22 @@ class _Surgeon:
         self._after: dict[Place, list[onnx.NodeProto]] = {}  # right behind these nodes
         self._factor_names: dict[Any, list[str]] = {}
 
-    def run(self, replacements: Sequence[Replacement], factors: Sequence[Factors]) -> Edit:
-        for replacement, arrays in zip(replacements, factors, strict=True):
-            self._new_nodes[replacement.site.place] = self._build(replacement, arrays)
+    def run(self, replacements: Sequence[Replacement]) -> Edit:
+        for replacement in replacements:
+            place = replacement.site.place
+            self._new_nodes[place] = self._build(replacement)
+            self._edit.made[place] = tuple(node.output[0] for node in self._new_nodes[place])
         # Only now do the old weights lose their users, so only now can places shift.
         orphans = self._orphans({replacement.site.weight: None for replacement in replacements})
         for scope in self._scopes:
             self._write(scope, orphans)
         return self._edit
 
-    def _build(self, replacement: Replacement, arrays: Factors) -> list[onnx.NodeProto]:
+    def _build(self, replacement: Replacement) -> list[onnx.NodeProto]:
         site = replacement.site
         scope = self._scopes[site.place[0]]
         node = scope.body.node[site.place[1]]
-        weights = iter(self._weights(replacement, arrays, node.output[0]))
+        weights = iter(self._weights(replacement, node.output[0]))
         tensors = {INPUT: node.input[0]}
         last = replacement.layers[-1]
         new: list[NewNode] = []
@@ -91,7 +99,7 @@ class _Surgeon:
     def _metadata(self, replacement: Replacement) -> dict[str, str]:
         """What new nodes say about themselves."""
         source = display_name(self._node(replacement.site.place))
-        made = {"mode": replacement.mode, "rank": "x".join(map(str, replacement.rank)), "source": source}
+        made = {"mode": replacement.mode.name, "rank": "x".join(map(str, replacement.rank)), "source": source}
         return {METADATA_PREFIX + key: value for key, value in made.items()}
 
     def _adder(self, scope: Scope) -> str:
@@ -101,7 +109,7 @@ class _Surgeon:
         imports = (scope.body if isinstance(scope.body, onnx.FunctionProto) else self._model).opset_import
         return "Add" if all(entry.version >= 7 for entry in imports if entry.domain in ("", "ai.onnx")) else "Sum"
 
-    def _weights(self, replacement: Replacement, arrays: Factors, output: str) -> list[str]:
+    def _weights(self, replacement: Replacement, output: str) -> list[str]:
         """Names of the factors; they are stored once, in the form and the place of the weight that they replace."""
         key = factor_key(replacement)
         if key in self._factor_names:
@@ -110,7 +118,12 @@ class _Surgeon:
         scope = self._scopes[weight.scope]
         convs = [layer for layer in replacement.layers if isinstance(layer, ConvLayer)]
         names = [self._names.tensor(scope, f"{output}_{layer.name}_weight") for layer in convs]
-        tensors = [build_tensor(name, array) for name, array in zip(names, arrays, strict=True)]
+        if self._factors is None:
+            kind = ONNX_TYPES[replacement.site.dtype]
+            tensors = [stub(name, kind, layer.conv.weight_shape) for name, layer in zip(names, convs, strict=True)]
+        else:
+            arrays = self._factors[replacement.site.place]
+            tensors = [build_tensor(name, array) for name, array in zip(names, arrays, strict=True)]
         if weight.nodes:
             nodes = [_constant_node(tensor, self._names.node(tensor.name)) for tensor in tensors]
             for node in nodes:

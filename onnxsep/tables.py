@@ -1,5 +1,6 @@
 """Turning a plan and what was measured into report records."""
 
+import os
 from collections.abc import Mapping
 
 import onnx
@@ -8,23 +9,30 @@ from onnxsep.counting import count_macs, count_parameters
 from onnxsep.external import is_external, slot_of
 from onnxsep.factors import Factorized
 from onnxsep.io import Model
-from onnxsep.planning import Plan, Replacement, macs_change, site_macs, stored_change
+from onnxsep.planning import Plan, Replacement, site_macs
 from onnxsep.report import ConvReport, ModelInfo, Totals
+from onnxsep.shapes import infer_shapes
 from onnxsep.sites import Sites
+from onnxsep.surgery import replace_convs
 from onnxsep.tensors import tensor_protos
-from onnxsep.types import Rejected
+from onnxsep.types import Place, Rejected
 
 
 def model_info(model: Model) -> ModelInfo:
     """Producer, versions and sizes of a model."""
     proto = model.proto
     return ModelInfo(
-        path=None if model.path is None else str(model.path),
+        path=None if model.path is None else printable(model.path),
         producer=" ".join(part for part in (proto.producer_name, proto.producer_version) if part),
         ir_version=proto.ir_version,
         opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
         size_bytes=size_bytes(model),
     )
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path as text; bytes in it that are no UTF-8 are written as escapes, for no report could hold them."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def size_bytes(model: Model) -> int:
@@ -35,20 +43,20 @@ def size_bytes(model: Model) -> int:
 
 
 def conv_reports(
-    plan: Plan, factors: Mapping[int, Factorized], output_errors: Mapping[int, float]
+    plan: Plan, factors: Mapping[Place, Factorized], output_errors: Mapping[Place, float]
 ) -> tuple[ConvReport, ...]:
     """One record for every convolution, in graph order.
 
     Args:
         plan: what was decided.
-        factors: by ``id`` of the replacement.
-        output_errors: of a local verification, by ``id`` of the replacement; empty without one.
+        factors: by the place of the replaced Conv.
+        output_errors: of a local verification, by the place of the replaced Conv; empty without one.
     """
     return tuple(_conv_report(row, factors, output_errors) for row in plan.rows)
 
 
 def _conv_report(
-    row: Replacement | Rejected, factors: Mapping[int, Factorized], output_errors: Mapping[int, float]
+    row: Replacement | Rejected, factors: Mapping[Place, Factorized], output_errors: Mapping[Place, float]
 ) -> ConvReport:
     site = row.site
     if isinstance(row, Rejected):
@@ -72,6 +80,7 @@ def _conv_report(
         op_type="Conv",
         where=site.where,
         status="replaced",
+        mode=row.mode.name,
         notes=row.notes,
         weight_shape=site.conv.weight_shape,
         group=site.conv.group,
@@ -81,27 +90,34 @@ def _conv_report(
         parameters_after=row.parameters,
         macs_before=site_macs(site),
         macs_after=row.macs,
-        weight_error=factors[id(row)].weight_error,
-        output_error=output_errors.get(id(row)),
+        weight_error=factors[site.place].weight_error,
+        output_error=output_errors.get(site.place),
     )
 
 
-def totals(sites: Sites, plan: Plan, light: onnx.ModelProto | None) -> Totals:
+def planned(sites: Sites, plan: Plan) -> onnx.ModelProto:
+    """The skeleton, with inferred shapes, of the model that the plan would give; no weight is read or computed."""
+    light = onnx.ModelProto()
+    light.CopyFrom(sites.light)
+    replace_convs(light, plan.replacements, None)
+    return infer_shapes(light)
+
+
+def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
     """Sums over the original and the result.
 
     Args:
         sites: of the original.
         plan: what was decided.
-        light: skeleton of the result, with inferred shapes; None where there is no result, only the plan.
+        light: skeleton of the result, with inferred shapes.
     """
-    before = count_macs(sites.light)
-    parameters = count_parameters(sites.light)
+    before, after = count_macs(sites.light), count_macs(light)
     return Totals(
         convs=len(plan.rows),
         replaced=len(plan.replacements),
-        parameters_before=parameters,
-        parameters_after=parameters + stored_change(plan) if light is None else count_parameters(light),
+        parameters_before=count_parameters(sites.light),
+        parameters_after=count_parameters(light),
         macs_before=before.total,
-        macs_after=before.total + macs_change(plan) if light is None else count_macs(light).total,
+        macs_after=after.total,
         macs_unknown=before.unknown,
     )

@@ -1,8 +1,7 @@
 """Verification: the original and the result run on the same inputs, their outputs compared."""
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,12 +41,10 @@ class Comparison:
     Attributes:
         outputs: One entry per output.
         notes: What a reader must know: how the inputs were chosen, what was left out and why.
-        seconds: Wall time of the comparison.
     """
 
     outputs: tuple[OutputDifference, ...]
     notes: tuple[str, ...]
-    seconds: float
 
     @property
     def max_abs(self) -> float:
@@ -83,36 +80,50 @@ def compare_outputs(original: Model, result: Model, feeds: Feeds, options: Runti
         VerificationError: the result does not run though the original does; names, shapes or types of the outputs
             differ; or the result has NaN or infinity where the original has a number.
     """
-    start = time.perf_counter()
-    notes = list(feeds.notes)
-    reason, types = "", tuple[str, ...]()
+    expected, run, extra = run_reference(original, feeds, options)
+    notes = [*feeds.notes, *extra]
     try:
-        expected = Runner(original, options)(feeds.arrays)
+        actual = run(result, feeds.arrays)
     except CannotRun as error:
-        reason, types = str(error), held_types(original)
-        if not types:
-            raise
-    if not reason:
-        actual = _run_result(lambda: result, feeds.arrays, options)
-    else:
-        arrays = {name: as_float32(array) for name, array in feeds.arrays.items()}
-        try:
-            expected = Runner(float32_copy(original), options)(arrays)
-        except CannotRun:
-            raise CannotRun(reason) from None
-        notes.append(f"compared through float32 copies: the runtime cannot run {' and '.join(types)} here ({reason})")
-        actual = _run_result(lambda: float32_copy(result), arrays, options)
+        raise VerificationError(f"the runtime runs the original but not the result: {error}") from error
     if list(expected) != list(actual):
         raise VerificationError(f"the result has the outputs {list(actual)}, the original has {list(expected)}")
     differences = tuple(_compare(name, expected[name], actual[name], notes) for name in expected)
-    return Comparison(differences, tuple(notes), time.perf_counter() - start)
+    return Comparison(differences, tuple(notes))
 
 
-def _run_result(make: Callable[[], Model], arrays: dict[str, np.ndarray], options: RuntimeOptions) -> Outputs:
+Run = Callable[[Model, Mapping[str, Any]], Outputs]
+"""Runs a model on inputs."""
+
+
+def run_reference(model: Model, feeds: Feeds, options: RuntimeOptions) -> tuple[Outputs, Run, tuple[str, ...]]:
+    """Run a model, as a float32 copy where the runtime has no kernels for its bfloat16 or float64.
+
+    Returns:
+        Its outputs; a function that runs another model in the same way; and a note where copies are run.
+
+    Raises:
+        CannotRun: the runtime cannot run it either way; the message says why it cannot run the model itself.
+    """
+
+    def plain(other: Model, arrays: Mapping[str, Any]) -> Outputs:
+        return Runner(other, options)(dict(arrays))
+
+    def copied(other: Model, arrays: Mapping[str, Any]) -> Outputs:
+        return Runner(float32_copy(other), options)({name: as_float32(array) for name, array in arrays.items()})
+
     try:
-        return Runner(make(), options)(arrays)
+        return plain(model, feeds.arrays), plain, ()
     except CannotRun as error:
-        raise VerificationError(f"the runtime runs the original but not the result: {error}") from error
+        types, reason = held_types(model), str(error)
+        if not types:
+            raise
+    try:
+        expected = copied(model, feeds.arrays)
+    except CannotRun:
+        raise CannotRun(reason) from None
+    note = f"compared through float32 copies: the runtime cannot run {' and '.join(types)} here ({reason})"
+    return expected, copied, (note,)
 
 
 @dataclass

@@ -17,16 +17,15 @@ Form
     The depthwise Convs carry strides, pads, auto_pad and dilations; the first 1 x 1 carries the bias.
 
 When it refuses
-    A grouped Conv: its channels are separated already.
+    A grouped Conv: its channels are separated already. A 1 x 1 Conv: it has no taps to separate.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from onnxsep.linalg import Array, squared_singular_values, truncated_svd
-from onnxsep.modes import Mode
+from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Mode, Task
 from onnxsep.types import INPUT, AddLayer, Conv, ConvLayer, Layer, Rank, RankAxis
 
 
@@ -37,7 +36,9 @@ class Depthwise(Mode):
     summary = "k x k depthwise, then 1 x 1; the rank is the number of such pairs"
 
     def accepts(self, conv: Conv) -> str | None:
-        """Refuse grouped Convs."""
+        """Refuse grouped Convs, and 1 x 1 Convs."""
+        if max(conv.kernel_shape) == 1:
+            return NOTHING_TO_SEPARATE
         if conv.group > 1:
             return f"grouped Conv ({conv.group} groups): its channels are separated already"
         return None
@@ -62,28 +63,28 @@ class Depthwise(Mode):
                 layers.append(AddLayer(f"sum_{term}", (total, f"pointwise{suffix}")))
         return tuple(layers)
 
-    def spectrum(self, conv: Conv, weight: Array, chosen: Rank) -> Array:
+    def spectrum(self, task: Task, chosen: Rank) -> Array:
         """[in_channels, min(out_channels, taps)]: one row for each input channel's slice."""
-        return squared_singular_values(_slices(weight))
+        return squared_singular_values(_slices(task.weight))
 
-    def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
+    def factorize(self, task: Task, rank: Rank) -> Factors:
         """Depthwise [in, 1, *kernel] and pointwise [out, in, 1, ...] weights, in turn, by batched SVD."""
-        (terms,) = rank
-        u, s, vt = truncated_svd(_slices(weight), terms)
+        conv, (terms,) = task.conv, rank
+        u, s, vt = truncated_svd(_slices(task.weight), terms)
         root = np.sqrt(s)
         ones = (1,) * conv.dims
-        factors: list[Array] = []
+        weights: list[Array] = []
         for term in range(terms):
             depthwise = root[:, term, None] * vt[:, term]  # [in, taps]
             pointwise = (u[:, :, term] * root[:, term, None]).T  # [out, in]
-            factors.append(depthwise.reshape(conv.in_channels, 1, *conv.kernel_shape))
-            factors.append(pointwise.reshape(conv.out_channels, conv.in_channels, *ones))
-        return factors
+            weights.append(depthwise.reshape(conv.in_channels, 1, *conv.kernel_shape))
+            weights.append(pointwise.reshape(conv.out_channels, conv.in_channels, *ones))
+        return Factors(weights)
 
-    def reconstruct(self, conv: Conv, factors: Sequence[Array]) -> Array:
+    def reconstruct(self, conv: Conv, factors: Factors) -> Array:
         """Sum of pointwise[o, i] * depthwise[i, :] over the terms."""
         total = np.zeros(conv.weight_shape)
-        for depthwise, pointwise in zip(factors[0::2], factors[1::2], strict=True):
+        for depthwise, pointwise in zip(factors.weights[0::2], factors.weights[1::2], strict=True):
             total += pointwise * depthwise[None, :, 0]
         return total
 

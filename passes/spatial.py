@@ -20,12 +20,10 @@ When it refuses
     A kernel that is longer than 1 along one axis only (1-D, 1 x k): it is separated already.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from onnxsep.linalg import Array, inverse_or_zero, squared_singular_values, truncated_svd
-from onnxsep.modes import Mode
+from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Mode, Task
 from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
 
 _NAMES = {2: ("vertical", "horizontal"), 3: ("depth", "vertical", "horizontal")}
@@ -39,6 +37,8 @@ class Spatial(Mode):
 
     def accepts(self, conv: Conv) -> str | None:
         """Refuse kernels with fewer than two axes to separate."""
+        if max(conv.kernel_shape) == 1:
+            return NOTHING_TO_SEPARATE
         if len(_axes(conv)) < 2:
             shape = "x".join(map(str, conv.kernel_shape))
             return f"a {shape} kernel lies along one axis: it is spatially separated already"
@@ -71,15 +71,15 @@ class Spatial(Mode):
             layers.append(ConvLayer(names[axis], layers[-1].name if layers else INPUT, factor))
         return tuple(layers)
 
-    def spectrum(self, conv: Conv, weight: Array, chosen: Rank) -> Array:
+    def spectrum(self, task: Task, chosen: Rank) -> Array:
         """[group, n]: one row for each group, after the axes that ``chosen`` already split off."""
-        _, rest, _ = _split(conv, weight, chosen)
+        _, rest, _ = _split(task, chosen)
         return squared_singular_values(rest)
 
-    def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
+    def factorize(self, task: Task, rank: Rank) -> Factors:
         """Weights [rank, in, kh, 1] and [out, rank, 1, kw] (for 2-D), sqrt(S) on either side."""
-        factors, rest, scale = _split(conv, weight, rank)
-        axes = _axes(conv)
+        conv, axes = task.conv, _axes(task.conv)
+        factors, rest, scale = _split(task, rank)
         last = rest.reshape(conv.group, rest.shape[1], -1, conv.kernel_shape[axes[-1]])
         factors.append(scale[:, :, None, None] * last.transpose(0, 1, 3, 2))
         # Each factor is [group, in, k, out] here; a Conv weight is [group * out, in, 1, ..., k, ..., 1].
@@ -88,13 +88,13 @@ class Spatial(Mode):
             shape = [1] * conv.dims
             shape[axis] = conv.kernel_shape[axis]
             weights.append(factor.transpose(0, 3, 1, 2).reshape(-1, factor.shape[1], *shape))
-        return weights
+        return Factors(weights)
 
-    def reconstruct(self, conv: Conv, factors: Sequence[Array]) -> Array:
+    def reconstruct(self, conv: Conv, factors: Factors) -> Array:
         """The chain multiplied out: a tensor train over [in, k1, k2, ..., out] for each group."""
         group = conv.group
         train: Array | None = None
-        for factor in factors:
+        for factor in factors.weights:
             part = factor.reshape(group, -1, factor.shape[1], int(np.prod(factor.shape[2:]))).transpose(0, 2, 3, 1)
             if train is None:
                 train = part  # [group, in, k, r]
@@ -110,7 +110,7 @@ def _axes(conv: Conv) -> list[int]:
     return [axis for axis, size in enumerate(conv.kernel_shape) if size > 1]
 
 
-def _split(conv: Conv, weight: Array, rank: Rank) -> tuple[list[Array], Array, Array]:
+def _split(task: Task, rank: Rank) -> tuple[list[Array], Array, Array]:
     """Split off one axis for every rank.
 
     Returns:
@@ -118,7 +118,7 @@ def _split(conv: Conv, weight: Array, rank: Rank) -> tuple[list[Array], Array, A
         are (channels, taps of the next axis), and after the last split the channels alone; and the scale [group,
         channels] that these rows still need (1 / sqrt(S)).
     """
-    axes = _axes(conv)
+    conv, weight, axes = task.conv, task.weight, _axes(task.conv)
     group, taps = conv.group, [conv.kernel_shape[axis] for axis in axes]
     # [group, out, in, k1, k2, ...] -> [group, in, k1, out, k2, ...]: rows (in, k1), columns (out, k2, ...)
     tensor = weight.reshape(group, conv.out_channels // group, conv.in_channels // group, *taps)

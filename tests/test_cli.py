@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -256,6 +257,84 @@ def test_disk_full_while_saving(model: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == files
 
 
+def test_report_does_not_overwrite_the_models(model: Path, tmp_path: Path) -> None:
+    content, out = model.read_bytes(), tmp_path / "out.onnx"
+    (tmp_path / "link.json").symlink_to(model)
+    for report in (model, out, tmp_path / "link.json"):
+        assert_one_error(run("rewrite", model, out, *MODE, "--report", report), "--report", "would overwrite")
+    assert_one_error(run("rewrite", model, *MODE, "--dry-run", "--report", model), "would overwrite")
+    assert model.read_bytes() == content
+    assert not out.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").is_symlink(), reason="no /dev/stdout on this system")
+def test_devices_are_no_targets(model: Path) -> None:
+    for target in ("/dev/stdout", "/dev/null", "/proc/self/fd/1"):
+        assert_one_error(run("rewrite", model, target, *MODE), target)
+    assert Path("/dev/stdout").is_symlink()
+
+
+def test_names_come_out_as_they_are_or_escaped(model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    names = iter(["block:fire:conv", "[bold]x[/bold]", "\u5377\u79ef", "bell\x07\x1b[31m"])
+    for node in proto.graph.node:
+        if node.op_type == "Conv" and node.name.startswith("block"):
+            node.name = next(names)
+    onnx.save(proto, model)
+    done = run("rewrite", model, tmp_path / "out.onnx", *MODE)
+    assert done.returncode == 0, done.stderr
+    assert "block:fire:conv " in done.stdout
+    assert "[bold]x[/bold] " in done.stdout
+    assert "\u5377\u79ef " in done.stdout
+    assert "bell\\x07\\x1b[31m " in done.stdout
+    assert "\x1b" not in done.stdout
+    narrow = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    command = [str(Path(sys.executable).with_name("onnxsep")), "rewrite", str(model), str(tmp_path / "out.onnx"), *MODE]
+    plain = subprocess.run(command, capture_output=True, env=narrow, check=False)
+    assert plain.returncode == 0, plain.stderr
+    assert b"\\u5377\\u79ef " in plain.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_path_that_is_no_text(model: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.onnx")
+    model.rename(odd)
+    for arguments in (("rewrite", odd, odd, *MODE, "--json"), ("inspect", odd, "--json"), ("inspect", odd)):
+        done = run(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert "m\\xff.onnx" in done.stdout.replace("\\\\", "\\")
+
+
+def test_interrupt_ends_in_one_line_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    # A weight whose factorisation takes seconds, so that the interrupt comes in the middle of it.
+    wide = np.random.default_rng(0).standard_normal((700, 700, 3, 3), dtype=np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="one", pads=[1] * 4),
+        helper.make_node("Conv", ["a", "w"], ["y"], name="two", pads=[1] * 4),
+    ]
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 700, 8, 8])
+    output = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 700, 8, 8])
+    graph = helper.make_graph(nodes, "g", [value], [output], [numpy_helper.from_array(wide, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
+    command = [str(Path(sys.executable).with_name("onnxsep")), "rewrite", str(model), str(tmp_path / "out.onnx"), *MODE]
+    command += ["--include-first", "--rank", "full", "--force"]
+    pty = pytest.importorskip("pty", reason="pseudo-terminals exist on POSIX only")
+    main, terminal = pty.openpty()
+    shown = b""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal) as process:
+        os.close(terminal)
+        while b"0/" not in shown:  # the progress bar: the work has begun
+            shown += os.read(main, 65536)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate()
+        shown += os.read(main, 65536)
+    os.close(main)
+    assert (process.returncode, output) == (130, b"")
+    assert b"onnxsep: interrupted; nothing was written" in shown
+    assert b"Traceback" not in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
+
+
 @pytest.mark.parametrize("rank", ["0", "-3", "1.5", "energy=0", "energy=2", "big", ""])
 def test_rank_out_of_range(rank: str, model: Path, tmp_path: Path) -> None:
     assert_one_error(run("rewrite", model, tmp_path / "out.onnx", *MODE, f"--rank={rank}"), "rank")
@@ -292,8 +371,9 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     for arguments in (("--debug", "inspect", tmp_path / "no.onnx"), ("inspect", tmp_path / "no.onnx", "--debug")):
         done = run(*arguments)
         assert done.returncode == 1
-        assert "ModelLoadError" in done.stderr.splitlines()[-1]
         assert "Traceback" in done.stderr
+        assert "ModelLoadError: " in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("onnxsep: error: ")
 
 
 def test_help_starts_without_the_heavy_libraries() -> None:

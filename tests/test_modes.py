@@ -25,8 +25,7 @@ from onnx import helper, numpy_helper
 
 import onnxsep
 from onnxsep.errors import ModeNotFoundError
-from onnxsep.modes import factor_shapes, get_mode
-from onnxsep.planning import NOT_APPLICABLE
+from onnxsep.modes import Task, factor_shapes, get_mode
 from onnxsep.report import ConvReport
 from onnxsep.types import AutoPad, Conv, RankAxis
 
@@ -189,7 +188,7 @@ def test_full_rank_is_exact(mode: str, dims: int, auto_pad: AutoPad, data: st.Da
     result = rewrite(model, mode, "full")
     assert model.SerializeToString() == before
     row = only_conv(result)
-    refusal = NOT_APPLICABLE if max(case.conv.kernel_shape) == 1 else get_mode(mode).accepts(case.conv)
+    refusal = get_mode(mode).accepts(case.conv)
     if refusal:
         event("refused")
         assert (row.status, row.reason) == ("left", refusal)
@@ -455,14 +454,14 @@ def test_layers_and_factors_agree_at_every_rank(mode: str) -> None:
                 assert axis.full % axis.step == 0
                 assert axis.step <= axis.paper <= axis.full
                 assert axis.paper % axis.step == 0
-                spectrum = chosen.spectrum(case.conv, weight, rank)
+                spectrum = chosen.spectrum(Task(case.conv, weight), rank)
                 assert spectrum.shape[-1] * axis.step == axis.full
                 assert (np.diff(spectrum, axis=-1) <= 0).all()
                 axes.append(axis)
                 rank += (axis.clamp(wanted),)
             layers = chosen.layers(case.conv, rank)
-            factors = chosen.factorize(case.conv, weight, rank)
-            assert [factor.shape for factor in factors] == factor_shapes(layers)
+            factors = chosen.factorize(Task(case.conv, weight), rank)
+            assert [factor.shape for factor in factors.weights] == factor_shapes(layers)
             rebuilt = chosen.reconstruct(case.conv, factors)
             assert rebuilt.shape == case.conv.weight_shape
             if rank == tuple(axis.full for axis in axes):

@@ -10,14 +10,15 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import onnxsep
-from onnxsep.errors import OptionError, PassError, VerificationError
+from onnxsep.errors import FeedError, OptionError, PassError, VerificationError
 from onnxsep.graph import ONNX_TYPES, build_tensor
-from onnxsep.linalg import Array
+from onnxsep.modes import Factors, Task
 from onnxsep.passes.depthwise import Depthwise
 from onnxsep.passes.spatial import Spatial
+from onnxsep.surgery import replace_convs
 from onnxsep.types import Conv, ConvLayer, Layer, Rank
 
 DIGITS = Path(__file__).resolve().parents[1] / "models" / "digits" / "digits_cnn.onnx"
@@ -107,23 +108,28 @@ def test_weight_that_is_not_finite_is_left_alone(value: float) -> None:
 
 def test_factors_that_do_not_fit_the_type_are_left_alone() -> None:
     class Huge(Spatial):
-        def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
-            first, second = super().factorize(conv, weight, rank)
-            return [first * 1e6, second / 1e6]
+        def factorize(self, task: Task, rank: Rank) -> Factors:
+            first, second = super().factorize(task, rank).weights
+            return Factors([first * 1e6, second / 1e6])
 
     report = onnxsep.rewrite(two_convs(weight(np.float16)), mode=Huge(), force=True).report
     assert [conv.reason for conv in report.convs if conv.name == "body"] == ["its factors do not fit into float16"]
 
 
 class WrongShape(Spatial):
-    def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
-        return super().factorize(conv, weight, rank)[::-1]
+    def factorize(self, task: Task, rank: Rank) -> Factors:
+        return Factors(super().factorize(task, rank).weights[::-1])
 
 
 class Inexact(Spatial):
-    def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
-        first, second = super().factorize(conv, weight, rank)
-        return [first * 1.01, second]
+    def factorize(self, task: Task, rank: Rank) -> Factors:
+        first, second = super().factorize(task, rank).weights
+        return Factors([first * 1.01, second])
+
+
+class Failing(Spatial):
+    def factorize(self, task: Task, rank: Rank) -> Factors:
+        raise ZeroDivisionError("by chance")
 
 
 class NoBias(Depthwise):
@@ -145,7 +151,15 @@ class Lying(Spatial):
         return first, replace(second, conv=replace(second.conv, pads=(0, 2, 0, 0) if any(shifted) else shifted))
 
 
-@pytest.mark.parametrize(("mode", "words"), [(WrongShape(), "shapes"), (Inexact(), "error"), (NoBias(), "bias")])
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        (WrongShape(), "shapes"),
+        (Inexact(), "error"),
+        (NoBias(), "bias"),
+        (Failing(), "mode spatial, Conv .*: ZeroDivisionError: by chance"),
+    ],
+)
 def test_mode_that_breaks_its_promise_is_named(mode: Any, words: str) -> None:
     with pytest.raises(PassError, match=words):
         onnxsep.rewrite(DIGITS, mode=mode, rank="full", force=True)
@@ -154,7 +168,39 @@ def test_mode_that_breaks_its_promise_is_named(mode: Any, words: str) -> None:
 def test_result_that_computes_something_else_fails_the_verification() -> None:
     for verify in ("full", "local"):
         with pytest.raises(VerificationError, match="all ranks are full, yet the outputs differ"):
-            onnxsep.rewrite(two_convs(weight()), mode=Lying(), rank="full", force=True, verify=verify)  # type: ignore[arg-type]
+            onnxsep.rewrite(two_convs(weight()), mode=Lying(), rank="full", force=True, verify=verify)
+
+
+@pytest.mark.parametrize("verify", ["full", "local"])
+@pytest.mark.parametrize("damaged", ["weights", "bias"])
+def test_damage_to_the_result_itself_is_found(verify: Any, damaged: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both verifications run what will be saved, not what was meant: so the damage is done to the result."""
+
+    def replace_and_damage(model: onnx.ModelProto, *rest: Any) -> Any:
+        edit = replace_convs(model, *rest)
+        for initializer in model.graph.initializer:
+            is_new = initializer.name in edit.new_initializers
+            if is_new if damaged == "weights" else initializer.name == "block1_conv1.bias":
+                values = numpy_helper.to_array(initializer)
+                initializer.CopyFrom(numpy_helper.from_array(values * 0, initializer.name))
+        return edit
+
+    monkeypatch.setattr("onnxsep.pipeline.replace_convs", replace_and_damage)
+    with pytest.raises(VerificationError, match="all ranks are full, yet the outputs differ"):
+        onnxsep.rewrite(DIGITS, mode="spatial", rank="full", force=True, verify=verify)
+
+
+def test_large_double_weights_are_exact_at_full_rank() -> None:
+    values = np.random.default_rng(3).standard_normal((256, 256, 3, 3))
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.DOUBLE, [1, 256, 5, 5])
+    output = helper.make_tensor_value_info("y", onnx.TensorProto.DOUBLE, [1, 256, 5, 5])
+    graph = helper.make_graph([conv], "g", [value], [output], [numpy_helper.from_array(values, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    report = onnxsep.rewrite(model, mode="spatial", rank="full", force=True, include_first=True).report
+    assert report.totals.replaced == 1
+    assert report.verification.relative is not None
+    assert report.verification.relative < 1e-5
 
 
 def test_error_above_the_limit_fails() -> None:
@@ -165,7 +211,49 @@ def test_error_above_the_limit_fails() -> None:
         onnxsep.rewrite(DIGITS, mode="spatial", max_error=relative * 0.99)
 
 
-def test_options_that_make_no_sense() -> None:
+def test_limit_that_cannot_be_measured_fails() -> None:
+    model = two_convs(weight())
+    model.graph.input.append(helper.make_tensor_value_info("text", onnx.TensorProto.STRING, [1]))
+    with pytest.raises(VerificationError, match="--max-error was asked for and could not be measured"):
+        onnxsep.rewrite(model, mode="spatial", max_error=0.5)
+    for limit in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(OptionError, match="--max-error"):
+            onnxsep.rewrite(DIGITS, mode="spatial", max_error=limit)
+    for options in ({"verify": "none"}, {"dry_run": True}):
+        with pytest.raises(OptionError, match="needs a verification"):
+            onnxsep.rewrite(DIGITS, mode="spatial", max_error=0.5, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rank", "force"), [("paper", False), ("full", True)])
+def test_dry_run_counts_what_the_rewrite_gives_for_an_expression(rank: str, force: bool) -> None:
+    """The weight is computed from another one, which goes together with the expression."""
+    model = two_convs(weight())
+    model.graph.node.insert(1, helper.make_node("Identity", ["w"], ["same"]))
+    model.graph.node[2].input[1] = "same"
+    planned = onnxsep.rewrite(model, mode="depthwise", rank=rank, force=force, dry_run=True).report
+    done = onnxsep.rewrite(model, mode="depthwise", rank=rank, force=force).report
+    assert planned.totals == done.totals
+    assert done.totals.replaced == 1
+    if not force:
+        assert onnxsep.inspect(model).totals.mode_parameters["depthwise"] == done.totals.parameters_after
+    assert any("expression of constants" in note for row in done.convs for note in row.notes)
+
+
+def test_one_pattern_may_be_given_as_a_text() -> None:
+    report = onnxsep.rewrite(DIGITS, mode="spatial", only="block1*", verify="none").report
+    assert {conv.name for conv in report.convs if conv.status == "replaced"} == {"block1_conv1", "block1_conv2"}
+
+
+def test_options_that_make_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="verify='fast' is not one of auto, full, local, none"):
+        onnxsep.rewrite(DIGITS, mode="spatial", verify="fast")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="--inputs are for a full verification"):
+        onnxsep.rewrite(DIGITS, mode="spatial", verify="local", inputs=tmp_path / "x.npz")
+    for call in (onnxsep.inspect, lambda *args, **kw: onnxsep.rewrite(*args, mode="spatial", verify="none", **kw)):
+        with pytest.raises(FeedError, match="picture"):
+            call(DIGITS, input_shapes={"picture": (1, 1, 8, 8)})
+        with pytest.raises(FeedError, match="image"):
+            call(DIGITS, input_shapes={"image": (1, 1, 9, 8)})
     with pytest.raises(OptionError, match="--round-ranks -8"):
         onnxsep.rewrite(DIGITS, mode="spatial", round_ranks=-8)
     with pytest.raises(OptionError, match="rank"):

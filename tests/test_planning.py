@@ -16,9 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxsep
 from onnxsep.errors import OptionError
 from onnxsep.first import first_convs
-from onnxsep.modes import get_mode
+from onnxsep.modes import NOTHING_TO_SEPARATE, Task, get_mode
 from onnxsep.planning import (
-    NOT_APPLICABLE,
     SIZES_UNKNOWN,
     Options,
     Replacement,
@@ -203,7 +202,7 @@ def test_fraction_in_three_dimensions(
             assert rank % multiple == 0
     # Such ranks can really be factorised.
     weight = np.random.default_rng(0).standard_normal(conv.weight_shape)
-    factors = mode.factorize(conv, weight, candidate.rank)
+    factors = mode.factorize(Task(conv, weight), candidate.rank).weights
     assert sum(factor.size for factor in factors) == candidate.parameters
     if not multiple:
         assert first + group > axes[0].full or count(first + group, second) > limit
@@ -456,7 +455,7 @@ def test_a_second_run_changes_nothing_and_recurse_splits_again() -> None:
     assert again.proto.SerializeToString() == first.proto.SerializeToString()
     made = {row.name: row.reason for row in again.report.convs}
     assert made["mid_conv_depthwise"] == "grouped Conv (8 groups): its channels are separated already"
-    assert made["mid_conv_pointwise"] == NOT_APPLICABLE
+    assert made["mid_conv_pointwise"] == NOTHING_TO_SEPARATE
     split = "made by onnxsep (mode depthwise); --recurse splits it again"
     assert reasons(first.proto, "spatial")["mid_conv_depthwise"] == split
     composed = rows(first.proto, "spatial", recurse=True)
@@ -721,9 +720,9 @@ def test_no_rewrite_makes_the_file_hold_more_parameters() -> None:
 @pytest.mark.parametrize(
     ("shape", "attributes", "mode", "reason"),
     [
-        ((8, 8, 1, 1), "", "depthwise", NOT_APPLICABLE),
-        ((8, 8, 1, 1), "", "spatial", NOT_APPLICABLE),
-        ((8, 1, 1, 1), "<group = 8>", "depthwise", NOT_APPLICABLE),
+        ((8, 8, 1, 1), "", "depthwise", NOTHING_TO_SEPARATE),
+        ((8, 8, 1, 1), "", "spatial", NOTHING_TO_SEPARATE),
+        ((8, 1, 1, 1), "<group = 8>", "depthwise", NOTHING_TO_SEPARATE),
         (
             (8, 8, 1, 3),
             "<pads = [0,1,0,1]>",
@@ -929,3 +928,33 @@ def test_ranks_grow_with_the_fraction() -> None:
         ranks = [item.rank for item in found if isinstance(item, Replacement)]
         assert len(ranks) > 10
         assert all(before <= after for before, after in itertools.pairwise(ranks))
+
+
+def test_namesakes_in_two_branches_are_two_tensors() -> None:
+    """Each branch of an If owns a weight ``wc`` behind an Identity; neither pins the other's."""
+    rng = np.random.default_rng(0)
+
+    def branch(output: str) -> onnx.GraphProto:
+        weight = numpy_helper.from_array(rng.standard_normal((8, 8, 3, 3)).astype(np.float32), "wc")
+        nodes = [
+            helper.make_node("Identity", ["wc"], ["wi"], name="alias"),
+            helper.make_node("Conv", ["a", "wi"], [output], name=output, pads=[1] * 4),
+        ]
+        value = helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, [1, 8, 6, 7])
+        return helper.make_graph(nodes, output, [], [value], [weight])
+
+    stem = numpy_helper.from_array(rng.standard_normal((8, 3, 1, 1)).astype(np.float32), "stem")
+    nodes = [
+        helper.make_node("Conv", ["x", "stem"], ["a"], name="first"),
+        helper.make_node("If", ["c"], ["y"], then_branch=branch("t"), else_branch=branch("e")),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 6, 7]),
+        helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []),
+    ]
+    output = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 8, 6, 7])
+    graph = helper.make_graph(nodes, "g", inputs, [output], [stem])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    report = onnxsep.rewrite(model, mode="depthwise").report
+    assert {conv.name for conv in report.convs if conv.status == "replaced"} == {"t", "e"}
+    assert report.verification.ran

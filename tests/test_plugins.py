@@ -38,7 +38,7 @@ MODULE = """
 
     import numpy as np
     from onnxsep.linalg import squared_singular_values, truncated_svd
-    from onnxsep.modes import Mode
+    from onnxsep.modes import Factors, Mode
     from onnxsep.types import INPUT, ConvLayer, RankAxis
 
 
@@ -58,17 +58,17 @@ MODULE = """
             wide = conv.pointwise(rank[0], conv.out_channels, bias=conv.bias)
             return ConvLayer("narrow", INPUT, narrow), ConvLayer("wide", "narrow", wide)
 
-        def spectrum(self, conv, weight, chosen):
-            return squared_singular_values(weight.reshape(1, conv.out_channels, -1))
+        def spectrum(self, task, chosen):
+            return squared_singular_values(task.weight.reshape(1, task.conv.out_channels, -1))
 
-        def factorize(self, conv, weight, rank):
-            u, s, vt = truncated_svd(weight.reshape(conv.out_channels, -1), rank[0])
+        def factorize(self, task, rank):
+            u, s, vt = truncated_svd(task.weight.reshape(task.conv.out_channels, -1), rank[0])
             root = np.sqrt(s)
-            narrow = (root[:, None] * vt).reshape(rank[0], *weight.shape[1:])
-            return [narrow, (u * root).reshape(*u.shape, *(1,) * conv.dims)]
+            narrow = (root[:, None] * vt).reshape(rank[0], *task.weight.shape[1:])
+            return Factors([narrow, (u * root).reshape(*u.shape, *(1,) * task.conv.dims)])
 
         def reconstruct(self, conv, factors):
-            narrow, wide = factors
+            narrow, wide = factors.weights
             return (wide.reshape(wide.shape[:2]) @ narrow.reshape(narrow.shape[0], -1)).reshape(conv.weight_shape)
 """
 

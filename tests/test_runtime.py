@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxsep.errors import MissingDependencyError, ModelLoadError, OptionError
 from onnxsep.io import Model, load
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions, available_providers, describe, readable_reason
+from onnxsep.runtime import CannotRun, Runner, RuntimeOptions, available_providers, readable_reason
 
 ONE_THREAD = RuntimeOptions(threads=1)
 
@@ -292,14 +292,6 @@ def test_custom_operator_library_is_registered(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Runner(conv(TensorProto.FLOAT), RuntimeOptions(custom_op_libraries=(Path("ops.so"),)))
     assert (tmp_path / "registered").is_file()
-
-
-def test_describe() -> None:
-    import onnxruntime
-
-    assert describe() == f"ONNX Runtime {onnxruntime.__version__}, CPUExecutionProvider"
-    words = describe(RuntimeOptions(threads=2, optimize=False, custom_op_libraries=(Path("a/ops.so"),)))
-    assert words.endswith("2 threads, graph optimisations off, custom operators from ops.so")
 
 
 def in_new_process(code: str) -> subprocess.CompletedProcess[str]:

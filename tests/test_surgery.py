@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 import onnxsep
 from onnxsep import Mode, Result
 from onnxsep.errors import PassError
+from onnxsep.modes import Factors, Task
 from onnxsep.report import ConvReport
 from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
 
@@ -1342,14 +1343,14 @@ class OneChannelMore(Mode):
     def layers(self, conv: Conv, rank: Rank) -> tuple[Layer, ...]:
         return (ConvLayer("wide", INPUT, replace(conv, out_channels=conv.out_channels + 1)),)
 
-    def spectrum(self, conv: Conv, weight: Array, chosen: Rank) -> Array:
+    def spectrum(self, task: Task, chosen: Rank) -> Array:
         return np.ones((1, 8))
 
-    def factorize(self, conv: Conv, weight: Array, rank: Rank) -> list[Array]:
-        return [np.concatenate([weight, weight[:1]])]
+    def factorize(self, task: Task, rank: Rank) -> Factors:
+        return Factors([np.concatenate([task.weight, task.weight[:1]])])
 
-    def reconstruct(self, conv: Conv, factors: Sequence[Array]) -> Array:
-        return factors[0][:-1]
+    def reconstruct(self, conv: Conv, factors: Factors) -> Array:
+        return factors.weights[0][:-1]
 
 
 def test_mode_that_makes_an_invalid_graph_is_found_out() -> None:

@@ -1,8 +1,8 @@
 """Comparing a model with a reference: structure, weights, outputs.
 
-A reference is an .onnx file, or the text form of :mod:`onnxsep.structure` (suffix .txt), which holds the structure
-only. Structure is compared as text in both cases: lines are aligned, then each difference is reported for the node that
-it belongs to. :func:`check` is what ``onnxsep check`` calls.
+A reference is an .onnx file, or the text form of :mod:`onnxsep.checking.structure` (suffix .txt), which holds the
+structure only. Structure is compared as text in both cases: lines are aligned, then each difference is reported for the
+node that it belongs to. :func:`check` is what ``onnxsep check`` calls.
 """
 
 import math

@@ -10,7 +10,8 @@ from onnxsep.checking.result import Difference, PartResult
 from onnxsep.checking.weights import compare_arrays
 from onnxsep.errors import FeedError
 from onnxsep.feeds import make_feeds
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.runtime import CannotRun, RuntimeOptions
+from onnxsep.verify import run_reference
 
 
 def compare_outputs(
@@ -25,7 +26,7 @@ def compare_outputs(
     """The part of a check that runs both models; ``feeding`` holds the arguments of ``make_feeds``."""
     try:
         feeds = make_feeds(reference, **feeding)
-        expected = Runner(reference, runtime)(feeds.arrays)
+        expected, run, notes = run_reference(reference, feeds, runtime)
     except CannotRun as error:
         return PartResult(name="outputs", status="skipped", reason=f"the runtime cannot run the reference: {error}")
     except FeedError as error:
@@ -40,14 +41,14 @@ def compare_outputs(
         found.append(Difference(where="inputs", message=message))
     else:
         try:
-            actual = Runner(model, runtime)({renamed[name]: array for name, array in feeds.arrays.items()})
+            actual = run(model, {renamed[name]: array for name, array in feeds.arrays.items()})
         except CannotRun as error:
             reason = f"the runtime cannot run it, though it runs the reference: {error}"
             found.append(Difference(where="the model", message=reason))
         else:
             found += _compare_outputs(actual, expected, ignore_names, rtol, atol)
     status: Literal["differs", "same"] = "differs" if found else "same"
-    return PartResult(name="outputs", status=status, differences=tuple(found), notes=feeds.notes)
+    return PartResult(name="outputs", status=status, differences=tuple(found), notes=(*feeds.notes, *notes))
 
 
 def _input_names(model: io.Model) -> list[str]:

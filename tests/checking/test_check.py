@@ -945,3 +945,19 @@ def test_the_result_names_both_sides(tmp_path: Path) -> None:
     path = tmp_path / "reference.txt"
     result = check(small(), path, update=True)
     assert (result.model, result.reference) == ("(a model in memory)", str(path))
+
+
+@pytest.mark.parametrize("kind", [TensorProto.DOUBLE])
+def test_outputs_without_a_kernel_are_compared_through_float32(kind: int) -> None:
+    def conv(scale: float) -> onnx.ModelProto:
+        values = np.random.default_rng(0).standard_normal((3, 2, 3, 3)) * scale
+        node = helper.make_node("Conv", ["x", "w"], ["y"])
+        value = helper.make_tensor_value_info("x", kind, [1, 2, 5, 6])
+        output = helper.make_tensor_value_info("y", kind, [1, 3, 3, 4])
+        graph = helper.make_graph([node], "g", [value], [output], [numpy_helper.from_array(values, "w")])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    same = check(conv(1.0), conv(1.0), structure=False, weights=False)
+    assert same.parts[0].status == "same"
+    assert any("float32 copies" in note for note in same.parts[0].notes)
+    assert check(conv(1.1), conv(1.0), structure=False, weights=False).parts[0].status == "differs"
