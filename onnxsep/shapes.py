@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from onnx import numpy_helper, shape_inference
 
 from onnxsep.io import Model, read_tensor
+from onnxsep.scopes import display_name, scopes
 
 LARGE = 64  # elements; what shape inference reads (shapes, axes, scales) is smaller
 Shape = tuple[int | str | None, ...]
@@ -48,11 +49,20 @@ def infer_shapes(
             for size in input_shapes[value.name]:
                 shape.dim.add().dim_value = size
     try:
+        _refuse_zero_strides(light)
         return shape_inference.infer_shapes(light, data_prop=True)
     except Exception as error:  # a model with one odd operator still has Convs; sizes are then unknown
         if problems is not None:
             problems.append(f"shape inference failed, so sizes are not known: {' '.join(str(error).split())[:300]}")
         return light
+
+
+def _refuse_zero_strides(light: onnx.ModelProto) -> None:
+    """Older onnx divides by strides and kills the process where one is 0."""
+    for scope in scopes(light):
+        for node in scope.body.node:
+            if any(entry.name == "strides" and 0 in entry.ints for entry in node.attribute):
+                raise ValueError(f"{node.op_type} {display_name(node)!r} has a stride of 0")
 
 
 def tensor_shapes(body: onnx.GraphProto | onnx.FunctionProto) -> dict[str, Shape]:

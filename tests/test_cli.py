@@ -326,10 +326,10 @@ def test_interrupt_ends_in_one_line_and_leaves_nothing(model: Path, tmp_path: Pa
         while b"0/" not in shown:  # the progress bar: the work has begun
             shown += os.read(main, 65536)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate()
+        printed, _ = process.communicate()
         shown += os.read(main, 65536)
     os.close(main)
-    assert (process.returncode, output) == (130, b"")
+    assert (process.returncode, printed) == (130, b"")
     assert b"onnxsep: interrupted; nothing was written" in shown
     assert b"Traceback" not in shown
     assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]

@@ -221,7 +221,7 @@ def test_limit_that_cannot_be_measured_fails() -> None:
             onnxsep.rewrite(DIGITS, mode="spatial", max_error=limit)
     for options in ({"verify": "none"}, {"dry_run": True}):
         with pytest.raises(OptionError, match="needs a verification"):
-            onnxsep.rewrite(DIGITS, mode="spatial", max_error=0.5, **options)  # type: ignore[arg-type]
+            onnxsep.rewrite(DIGITS, mode="spatial", max_error=0.5, **options)
 
 
 @pytest.mark.parametrize(("rank", "force"), [("paper", False), ("full", True)])
