@@ -1,12 +1,14 @@
 """The command line: parses, calls the API, prints. Exit status: 0 done, 1 our error, 2 usage, 3 a check failed."""
 
 import io
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -14,11 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import onnxsep
 from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
-from onnxsep.errors import OnnxsepError, OptionError
+from onnxsep.errors import OnnxsepError, OptionError, VerificationError
 from onnxsep.feeds import parse_input_shape
 from onnxsep.files import check_target, write_text
+from onnxsep.modes import broken_modes
 from onnxsep.pipeline import Verify
 from onnxsep.render import make_console, print_inspect, print_rewrite
+from onnxsep.report import RewriteReport
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.tables import printable
 
@@ -77,7 +81,7 @@ def _root(
 
 @app.command()
 def rewrite(
-    model: Annotated[Path, typer.Argument(help="The model to rewrite.", metavar="IN.onnx")],
+    model: Annotated[Path, typer.Argument(help="The model to rewrite.", metavar="IN.onnx", readable=False)],
     output: Annotated[Path | None, typer.Argument(help="Where the result goes.", metavar="OUT.onnx")] = None,
     mode: Annotated[str, typer.Option("--mode", "-m", help="depthwise, spatial, or a mode of another package.")] = ...,  # type: ignore[assignment]
     rank: Annotated[
@@ -126,51 +130,60 @@ def rewrite(
     """Replace Convs by separable ones, initialised from the trained weights, and compare the outputs."""
     if output is None and not dry_run:
         raise typer.BadParameter("OUT.onnx is missing (or use --dry-run)")
-    kinds: dict[str, Verify] = {"auto": "auto", "full": "full", "local": "local", "none": "none"}
-    if verify not in kinds:
-        raise typer.BadParameter(f"{verify!r} is not one of {', '.join(kinds)}", param_hint="--verify")
-    for target in (output, report):
-        if target is not None and not (dry_run and target is output):
-            check_target(target)  # now, not after minutes of work
-    for other in (model, output):
-        if report is not None and other is not None and _same_file(report, other):
-            raise OptionError(f"--report {report} would overwrite {other}; name another file")
-    with _progress(quiet or as_json) as progress:
-        result = onnxsep.rewrite(
-            model,
-            mode=mode,
-            rank=rank,
-            force=force,
-            include_first=include_first,
-            recurse=recurse,
-            only=only or (),
-            skip=skip or (),
-            round_ranks=round_ranks,
-            dry_run=dry_run,
-            verify="none" if no_verify else kinds[verify],
-            inputs=inputs,
-            input_shapes=_shapes(input_shape),
-            seed=seed,
-            max_error=max_error,
-            follow_links=follow_links,
-            runtime=_runtime(threads, provider, custom_op_library),
-            progress=progress,
-        )
+    if verify not in get_args(Verify):
+        raise typer.BadParameter(f"{verify!r} is not one of {', '.join(get_args(Verify))}", param_hint="--verify")
+    if no_verify and verify not in ("auto", "none"):
+        raise typer.BadParameter(f"--no-verify and --verify {verify} contradict each other")
+    if round_ranks not in (0, 8, 16):
+        raise typer.BadParameter(f"{round_ranks} is not 8 or 16 (0: no rounding)", param_hint="--round-ranks")
+    target = None if dry_run else output
+    _check_targets(target, report, model, inputs)
+
+    def show(done: RewriteReport) -> None:
+        if report is not None:
+            write_text(report, done.model_dump_json(indent=1) + "\n")
+        with _printing():
+            if as_json:
+                typer.echo(done.model_dump_json(indent=1))
+            elif not quiet:
+                print_rewrite(make_console(sys.stdout), done)
+
+    try:
+        with _progress(quiet or as_json) as progress:
+            result = onnxsep.rewrite(
+                model,
+                mode=mode,
+                rank=rank,
+                force=force,
+                include_first=include_first,
+                recurse=recurse,
+                only=only or (),
+                skip=skip or (),
+                round_ranks=round_ranks,
+                dry_run=dry_run,
+                verify="none" if no_verify else cast(Verify, verify),
+                inputs=inputs,
+                input_shapes=_shapes(input_shape),
+                seed=seed,
+                max_error=max_error,
+                follow_links=follow_links,
+                runtime=_runtime(threads, provider, custom_op_library),
+                progress=progress,
+            )
+    except VerificationError as error:
+        if error.report is not None:
+            show(error.report)
+        raise
     done = result.report
-    if output is not None and not dry_run:
-        files = result.save(output)
-        done = done.model_copy(update={"output": printable(output), "output_bytes": files.size_bytes})
-    if report is not None:
-        write_text(report, done.model_dump_json(indent=1) + "\n")
-    if as_json:
-        typer.echo(done.model_dump_json(indent=1))
-    elif not quiet:
-        print_rewrite(make_console(sys.stdout), done)
+    if target is not None:
+        files = result.save(target)
+        done = done.model_copy(update={"output": printable(target), "output_bytes": files.size_bytes})
+    show(done)
 
 
 @app.command()
 def inspect(
-    model: Annotated[Path, typer.Argument(help="The model to look at.", metavar="IN.onnx")],
+    model: Annotated[Path, typer.Argument(help="The model to look at.", metavar="IN.onnx", readable=False)],
     mode: Annotated[list[str] | None, typer.Option("--mode", "-m", help="Only these modes; all by default.")] = None,
     rank: Annotated[str, typer.Option("--rank", "-r", help="The rank to count at, as for rewrite.")] = "paper",
     input_shape: InputShapes = None,
@@ -182,18 +195,20 @@ def inspect(
     found = onnxsep.inspect(
         model, modes=mode or (), rank=rank, input_shapes=_shapes(input_shape), follow_links=follow_links
     )
-    if as_json:
-        typer.echo(found.model_dump_json(indent=1))
-    else:
-        print_inspect(make_console(sys.stdout), found)
+    with _printing():
+        if as_json:
+            typer.echo(found.model_dump_json(indent=1))
+        else:
+            print_inspect(make_console(sys.stdout), found)
 
 
 @app.command()
 def check(
-    model: Annotated[Path, typer.Argument(help="The model to check.", metavar="MODEL.onnx")],
+    model: Annotated[Path, typer.Argument(help="The model to check.", metavar="MODEL.onnx", readable=False)],
     reference: Annotated[Path, typer.Argument(help="Another .onnx, or a structure as text (.txt).")],
     update: Annotated[bool, typer.Option("--update", help="Rewrite the reference from the model.")] = False,
     ignore_names: Annotated[bool, typer.Option("--ignore-names", help="Names may differ.")] = False,
+    no_structure: Annotated[bool, typer.Option("--no-structure", help="Do not compare the structure.")] = False,
     no_weights: Annotated[bool, typer.Option("--no-weights", help="Do not compare weights.")] = False,
     no_outputs: Annotated[bool, typer.Option("--no-outputs", help="Do not run the models.")] = False,
     rtol: Annotated[float, typer.Option("--rtol", help="Relative tolerance of weights.")] = 1e-5,
@@ -220,6 +235,7 @@ def check(
         model,
         reference,
         ignore_names=ignore_names,
+        structure=not no_structure,
         weights=not no_weights,
         outputs=not no_outputs,
         rtol=rtol,
@@ -233,9 +249,10 @@ def check(
         update=update,
         follow_links=follow_links,
     )
-    if not quiet:
-        render: Callable[[Any], str] = _FORMATS[style]
-        typer.echo(render(result).rstrip("\n"))
+    with _printing():
+        if not quiet:
+            render: Callable[[Any], str] = _FORMATS[style]
+            typer.echo(render(result).rstrip("\n"))
     raise typer.Exit(result.exit_status)
 
 
@@ -250,6 +267,33 @@ def modes(as_json: Json = False, debug: Debug = False) -> None:
         return
     for name, summary in found.items():
         typer.echo(f"{name}: {summary}")
+    for name, reason in broken_modes().items():
+        typer.echo(f"{name}: cannot be loaded: {reason}", err=True)
+
+
+def _check_targets(output: Path | None, report: Path | None, model: Path, inputs: Path | None) -> None:
+    """Refuse, now and not after minutes of work, targets that cannot be written or that hold something else."""
+    for target in (output, report):
+        if target is not None:
+            check_target(target)
+    for option, target, others in (("OUT.onnx", output, (inputs,)), ("--report", report, (model, output, inputs))):
+        for other in others:
+            if target is not None and other is not None and _same_file(target, other):
+                raise OptionError(f"{option} {target} would overwrite {other}; name another file")
+    if report is not None and report.exists() and report.read_bytes()[:1] not in (b"", b"{"):
+        raise OptionError(f"--report {report} would overwrite a file that is no report; name another file")
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """The work is done: a reader that has seen enough (`| head`) is no error, an output that is full is one."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must find an open file
+    except OSError as error:
+        raise OnnxsepError(f"cannot print: {error.strerror or error}; files were written as usual") from error
 
 
 def _same_file(one: Path, other: Path) -> bool:
@@ -286,13 +330,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end in an error
             stream.reconfigure(errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: temporary files are removed
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         app()
     except OnnxsepError as error:
         _fail(str(error), error.exit_status)
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        sys.stderr.close()
-        sys.exit(0)
     except Exception as error:  # a bug of ours; the user still gets one line
         _fail(f"internal error, please report it with the output of --debug: {type(error).__name__}: {error}", 1)
 

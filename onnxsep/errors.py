@@ -4,7 +4,7 @@ Every message says what happened, where (the file or the node) and what to do. T
 exits with the class's ``exit_status``, without a traceback.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class OnnxsepError(Exception):
@@ -50,6 +50,13 @@ class MissingDependencyError(OnnxsepError):
 
 
 class VerificationError(OnnxsepError):
-    """The result does not compute what it should; nothing was written."""
+    """The result does not compute what it should; nothing was written.
+
+    ``report`` is the rewrite's report (``onnxsep.report.RewriteReport``) where the rewrite came so far, else None.
+    """
 
     exit_status = 3
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report

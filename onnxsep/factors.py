@@ -15,7 +15,7 @@ from onnxsep.errors import FactorizationError, PassError
 from onnxsep.io import Model
 from onnxsep.linalg import Array, relative_error
 from onnxsep.modes import Factors, Task, factor_shapes
-from onnxsep.planning import Plan, Replacement, drop, factor_key, settle_shared
+from onnxsep.planning import Plan, Replacement, drop, factor_key, naming, settle_shared
 from onnxsep.sites import Sites, read_weight
 from onnxsep.types import ConvLayer, Place
 
@@ -99,14 +99,10 @@ def factorize_all(
 def _factorize(model: Model, sites: Sites, replacement: Replacement) -> Factorized | str:
     """The factors of one Conv, or the reason why it has none."""
     try:
-        return _checked_factors(replacement, read_weight(model, sites, replacement.site))
+        with naming(replacement.mode, replacement.site.name):
+            return _checked_factors(replacement, read_weight(model, sites, replacement.site))
     except FactorizationError as error:
         return str(error)
-    except PassError:
-        raise
-    except Exception as error:  # a mode may come from anywhere and raise anything; say which one and where
-        where = f"mode {replacement.mode.name}, Conv {replacement.site.name!r}"
-        raise PassError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def _checked_factors(replacement: Replacement, weight: Array) -> Factorized | str:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -33,13 +34,15 @@ def check_target(target: Path) -> int | None:
     try:
         if not target.parent.is_dir():
             raise ModelSaveError(f"{target} cannot be written: {target.parent} is not a folder. Create it first.")
+        if not os.access(target.parent, os.W_OK):
+            raise ModelSaveError(f"{target} cannot be written: the folder {target.parent} is write-protected.")
         if not target.exists():  # a link that leads nowhere is replaced like any other
             return None
         mode = target.stat().st_mode
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise ModelSaveError(f"{target} cannot be written: it is {what}. Name a file.")
-        if _is_of_the_system(target.parent.resolve()):  # a link such as /dev/stdout must not become a file
+        if any(_is_of_the_system(place.parent.resolve()) for place in _links(target)):
             raise ModelSaveError(f"{target} cannot be written: its folder belongs to the system. Name a file.")
         if not os.access(target, os.W_OK):
             raise ModelSaveError(f"{target} cannot be written: it is write-protected.")
@@ -48,12 +51,22 @@ def check_target(target: Path) -> int | None:
         raise _not_written(target, error) from error
 
 
+def _links(target: Path) -> Iterator[Path]:
+    """The target, and where it leads, link by link."""
+    for _ in range(40):  # as many as a kernel follows
+        yield target
+        if not target.is_symlink():
+            return
+        target = target.parent / target.readlink()
+
+
 def _is_of_the_system(folder: Path) -> bool:
+    """Folders of devices: a link such as /dev/stdout must not become a file."""
     return folder in (Path("/dev"), Path("/dev/fd")) or Path("/proc") in (folder, *folder.parents)
 
 
 def _not_written(target: Path, error: OSError) -> ModelSaveError:
-    return ModelSaveError(f"{target} was not written: {error.strerror or error}. Nothing was changed.")
+    return ModelSaveError(f"{target} was not written: {error.strerror or error}. It is as it was.")
 
 
 class NewFiles:

@@ -10,7 +10,7 @@ from onnxsep.feeds import check_input_shapes
 from onnxsep.io import Model, load
 from onnxsep.linalg import Array
 from onnxsep.modes import Mode, available_modes, get_mode
-from onnxsep.planning import Options, Replacement, choose, does_not_pay, mac_ratio, make_plan, site_macs
+from onnxsep.planning import Options, Replacement, choose, does_not_pay, mac_ratio, make_plan, naming, site_macs
 from onnxsep.report import InspectedConv, InspectReport, InspectTotals, ModeCosts
 from onnxsep.sites import find_sites, read_weight
 from onnxsep.tables import model_info, planned
@@ -107,10 +107,11 @@ def _costs(
     read: Callable[[ConvSite], Array],
 ) -> ModeCosts:
     reason = decided.reason if isinstance(decided, Rejected) else ""
-    if mode.accepts(site.conv):
-        return ModeCosts(eligible=False, reason=reason)
-    # What is left alone (a first Conv, one that does not pay) has its costs all the same.
-    candidate = choose(site, mode, options, read) if isinstance(decided, Rejected) else decided
+    with naming(mode, site.name):
+        if mode.accepts(site.conv):
+            return ModeCosts(eligible=False, reason=reason)
+        # What is left alone (a first Conv, one that does not pay) has its costs all the same.
+        candidate = choose(site, mode, options, read) if isinstance(decided, Rejected) else decided
     if isinstance(candidate, Rejected):
         return ModeCosts(eligible=True, reason=candidate.reason)
     return ModeCosts(

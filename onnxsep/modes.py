@@ -96,8 +96,8 @@ def _installed() -> dict[str, Mode]:
         (entry_point,) = places.values()
         try:
             mode = entry_point.load()()
-            if not isinstance(mode, Mode) or mode.name != name:
-                raise TypeError(f"{entry_point.value} must give an onnxsep.Mode with the name {name!r}")
+            if not isinstance(mode, Mode) or getattr(mode, "name", "") != name or not getattr(mode, "summary", ""):
+                raise TypeError(f"{entry_point.value} must give an onnxsep.Mode with the name {name!r} and a summary")
         except Exception as error:  # one broken package must not take the other modes away; get_mode() tells why
             _broken()[name] = f"{type(error).__name__}: {error}"
             continue
@@ -113,6 +113,12 @@ def _broken() -> dict[str, str]:
 def available_modes() -> dict[str, Mode]:
     """All installed modes by name, in alphabetical order."""
     return dict(_installed())
+
+
+def broken_modes() -> dict[str, str]:
+    """Why modes that are listed by a package cannot be used, by name."""
+    _installed()
+    return dict(_broken())
 
 
 def get_mode(mode: str | Mode) -> Mode:

@@ -119,7 +119,8 @@ def rewrite(
         OptionError: a rank, pattern or other option cannot be used.
         ModeNotFoundError: no such mode.
         UnsupportedModelError: the graph cannot be read.
-        VerificationError: the result does not compute what it should.
+        FeedError: the inputs or input shapes do not fit the model.
+        VerificationError: the result does not compute what it should; its ``report`` says what was done and measured.
     """
     started = time.perf_counter()
     chosen = get_mode(mode)
@@ -152,6 +153,7 @@ def rewrite(
     edit, result = Edit(), source
     notes: tuple[str, ...] = ()
     errors: dict[Place, float] = {}
+    failure = ""
     if dry_run:
         light = planned(sites, plan)
         outcome = VerificationReport(kind="none", ran=False, reason="dry run: nothing was changed")
@@ -159,7 +161,7 @@ def rewrite(
         light = sites.light
         if plan.replacements:
             result, edit, light, notes = _apply(source, plan, factors, settings)
-        outcome, errors = _verify(source, result, sites, plan, edit, settings)
+        outcome, errors, failure = _verify(source, result, sites, plan, edit, settings)
     report = RewriteReport(
         source=model_info(source),
         mode=chosen.name,
@@ -181,6 +183,8 @@ def rewrite(
         dry_run=dry_run,
         seconds=time.perf_counter() - started,
     )
+    if failure:
+        raise VerificationError(f"{failure}; nothing was written", report)
     return Result(result, report, tuple(edit.new_initializers))
 
 
@@ -235,13 +239,19 @@ def _apply(
 
 def _verify(
     source: Model, result: Model, sites: Sites, plan: Plan, edit: Edit, settings: Settings
-) -> tuple[VerificationReport, dict[Place, float]]:
-    """Compare result and source as asked; also the output error of every replaced Conv, from a local verification."""
+) -> tuple[VerificationReport, dict[Place, float], str]:
+    """Compare result and source as asked.
+
+    Returns:
+        What was measured; the output error of every replaced Conv, from a local verification; and why the
+        verification failed, or "".
+    """
     kind, replacements = settings.verify, plan.replacements
     if kind == "none":
-        return VerificationReport(kind="none", ran=False, reason="switched off (--no-verify)"), {}
+        return VerificationReport(kind="none", ran=False, reason="switched off (--no-verify)"), {}, ""
     if not replacements:
-        return VerificationReport(kind="none", ran=False, reason="nothing was replaced: the result is the source"), {}
+        reason = "nothing was replaced: the result is the source"
+        return VerificationReport(kind="none", ran=False, reason=reason), {}, ""
 
     def pieces() -> list[Comparison]:
         options, seed, progress = settings.runtime, settings.seed, settings.progress
@@ -250,33 +260,30 @@ def _verify(
     try:
         if kind == "local":
             compared = pieces()
-            _check_error(max(piece.relative for piece in compared), plan, settings)
             errors = {row.site.place: piece.relative for row, piece in zip(replacements, compared, strict=True)}
-            return _local_report(compared), errors
+            return _local_report(compared), errors, _too_large(max(errors.values()), plan, settings)
         feeds = make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes, seed=settings.seed)
         whole = compare_outputs(source, result, feeds, settings.runtime)
-        notes = list(whole.notes)
-        try:
-            _check_error(whole.relative, plan, settings)
-        except VerificationError:
-            if whole.relative > min(_AMPLIFIED, settings.max_error or _AMPLIFIED):
-                raise
+        notes, failure = list(whole.notes), _too_large(whole.relative, plan, settings)
+        if failure and whole.relative <= min(_AMPLIFIED, settings.max_error or _AMPLIFIED):
             # All ranks are full. Is a replacement wrong, or does the model amplify rounding? Each Conv alone tells.
             alone = max(piece.relative for piece in pieces())
-            _check_error(alone, plan, settings)
+            failure = _too_large(alone, plan, settings)
             notes.append(f"the model amplifies rounding: each replaced Conv alone is exact within {alone:.1g}")
+        return _full_report(whole, notes), {}, failure
     except CannotRun as error:
-        return _not_verified(kind, str(error), settings), {}
+        reason = str(error)
     except FeedError as error:
         if settings.inputs is not None or settings.input_shapes:
             raise  # what the user gave does not fit; else there are no default inputs, which is nobody's mistake
-        return _not_verified(kind, str(error), settings), {}
-    return _full_report(whole, notes), {}
+        reason = str(error)
+    except VerificationError as error:
+        return _not_verified(kind, str(error)), {}, str(error)
+    failure = f"--max-error was asked for and could not be measured: {reason}" if settings.max_error is not None else ""
+    return _not_verified(kind, reason), {}, failure
 
 
-def _not_verified(kind: Verify, reason: str, settings: Settings) -> VerificationReport:
-    if settings.max_error is not None:
-        raise VerificationError(f"--max-error was asked for and could not be measured, nothing was written: {reason}")
+def _not_verified(kind: Verify, reason: str) -> VerificationReport:
     return VerificationReport(kind="local" if kind == "local" else "full", ran=False, reason=reason)
 
 
@@ -306,15 +313,14 @@ def _local_report(pieces: Sequence[Comparison]) -> VerificationReport:
     )
 
 
-def _check_error(relative: float, plan: Plan, settings: Settings) -> None:
-    """Raise where a measured relative error is larger than the user, or the ranks, allow."""
+def _too_large(relative: float, plan: Plan, settings: Settings) -> str:
+    """Why a measured relative error is larger than the user, or the ranks, allow; "" where it is not."""
     if settings.max_error is not None and relative > settings.max_error:
-        raise VerificationError(
-            f"the relative error {relative:.3g} is above --max-error {settings.max_error:g}; nothing was written"
-        )
+        return f"the relative error {relative:.3g} is above --max-error {settings.max_error:g}"
     allowed = max(_EXACT_TOLERANCE[row.site.dtype] for row in plan.replacements)
     if all(row.exact for row in plan.replacements) and relative > allowed:
-        raise VerificationError(
-            f"all ranks are full, yet the outputs differ by {relative:.3g} (relative; allowed {allowed:g}); "
-            "nothing was written. This is a bug of the mode or of onnxsep; --no-verify writes the result all the same"
+        return (
+            f"all ranks are full, yet the outputs differ by {relative:.3g} (relative; allowed {allowed:g}). This is a "
+            "bug of the mode or of onnxsep; --no-verify writes the result all the same"
         )
+    return ""

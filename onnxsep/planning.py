@@ -1,14 +1,15 @@
 """Deciding what becomes of every Conv: which are replaced, at which rank, and why the others are left alone."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
 
 import numpy as np
 
-from onnxsep.errors import FactorizationError, OptionError
+from onnxsep.errors import FactorizationError, OnnxsepError, OptionError, PassError
 from onnxsep.linalg import Array
 from onnxsep.modes import Mode, Task, factor_shapes
 from onnxsep.types import (
@@ -104,18 +105,43 @@ def make_plan(
     """
     found = list(found)
     _check_patterns(found, options)
-    plan = Plan([_decide(item, mode, options, read) for item in found])
+    plan = Plan()
+    for item in found:
+        with naming(mode, item.name):
+            plan.rows.append(_decide(item, mode, options, read))
     if not options.force:
         settle_shared(plan)
     return plan
 
 
+@contextmanager
+def naming(mode: Mode, name: str) -> Iterator[None]:
+    """A mode may come from anywhere and raise anything: say which one, and at which Conv.
+
+    Raises:
+        PassError: instead of anything that is not an error of ours.
+    """
+    try:
+        yield
+    except OnnxsepError:
+        raise
+    except Exception as error:
+        raise PassError(f"mode {mode.name}, Conv {name!r}: {type(error).__name__}: {error}") from error
+
+
 def _check_patterns(found: Sequence[ConvSite | Rejected], options: Options) -> None:
     for option, patterns in (("--only", options.only), ("--skip", options.skip)):
         for pattern in patterns:
-            if not any(fnmatchcase(item.name, pattern) for item in found):
+            if not any(_matches(item.name, pattern) for item in found):
                 some = ", ".join(repr(item.name) for item in found[:3]) or "the model has no convolution"
-                raise OptionError(f"{option} {pattern!r} matches the name of no convolution; names here: {some}, ...")
+                raise OptionError(
+                    f"{option} {pattern!r} matches the name of no convolution; names here: {some}, ... "
+                    "(in a pattern, * ? and [ ] stand for other characters)"
+                )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def _decide(
@@ -139,9 +165,9 @@ def _decide(
 
 
 def _excluded(name: str, options: Options) -> str | None:
-    if options.only and not any(fnmatchcase(name, pattern) for pattern in options.only):
+    if options.only and not any(_matches(name, pattern) for pattern in options.only):
         return "not among --only"
-    matched = next((pattern for pattern in options.skip if fnmatchcase(name, pattern)), None)
+    matched = next((pattern for pattern in options.skip if _matches(name, pattern)), None)
     return None if matched is None else f"left out by --skip {matched!r}"
 
 

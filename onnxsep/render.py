@@ -13,10 +13,17 @@ _NARROW = 120  # columns; in a narrower terminal the figures before the rewrite 
 _WIDEST = 1000  # columns where there is no terminal: lines are then as long as they need to be
 
 
+class _Console(Console):
+    """Leaves it to the caller what a closed pipe means; rich would exit with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def make_console(file: TextIO) -> Console:
     """A console that wraps in a terminal only, and keeps numbers and names without highlighting."""
-    console = Console(file=file, highlight=False, emoji=False)
-    return console if console.is_terminal else Console(file=file, highlight=False, emoji=False, width=_WIDEST)
+    console = _Console(file=file, highlight=False, emoji=False)
+    return console if console.is_terminal else _Console(file=file, highlight=False, emoji=False, width=_WIDEST)
 
 
 def print_rewrite(console: Console, report: RewriteReport) -> None:
@@ -42,7 +49,7 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
             *notes.cells(why),
             style="" if replaced else "dim",
         )
-    console.print(table)
+    _print_table(console, table)
     notes.print()
     _print_totals(console, report)
     for note in report.notes:
@@ -80,7 +87,7 @@ def _print_totals(console: Console, report: RewriteReport) -> None:
     console.print(
         f"{totals.replaced} of {totals.convs} convolutions replaced; "
         f"parameters {_ratio(totals.parameters_before, totals.parameters_after)}; "
-        f"MACs {_ratio(totals.macs_before, totals.macs_after)}{_uncounted(totals.macs_unknown)}"
+        f"{_macs(totals.macs_before, totals.macs_after, totals.macs_unknown)}"
     )
 
 
@@ -115,16 +122,17 @@ def print_inspect(console: Console, report: InspectReport) -> None:
             *(_costs(conv, mode) for mode in modes),
         )
     totals = report.totals
-    console.print(table)
+    _print_table(console, table)
     console.print(
         f"{totals.convs} convolutions; {totals.parameters:,} parameters ({totals.trainable_parameters:,} trainable); "
-        f"{totals.macs:,} MACs{_uncounted(totals.macs_unknown)}"
+        f"{totals.macs:,} MACs"
+        + (f", {totals.macs_unknown} nodes of unknown size (--input-shape NAME:DIMS)" if totals.macs_unknown else "")
     )
     for mode in modes:
         console.print(
             f"{mode}: {totals.mode_convs[mode]} Convs would be replaced; "
             f"parameters {_ratio(totals.parameters, totals.mode_parameters[mode])}; "
-            f"MACs {_ratio(totals.macs, totals.mode_macs[mode])}"
+            f"{_macs(totals.macs, totals.mode_macs[mode], totals.macs_unknown)}"
         )
     for note in report.notes:
         console.print(f"note: {_safe(note)}")
@@ -156,6 +164,14 @@ def _table(console: Console, *columns: str) -> Table:
         number = column.startswith(">")
         table.add_column(column.lstrip(">"), justify="right" if number else "left", no_wrap=number, overflow="fold")
     return table
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """Lines that are longer than the terminal go on in the next one: a figure must never be cut."""
+    needed = console.measure(table, options=console.options.update(width=_WIDEST, max_width=_WIDEST)).maximum
+    if needed > console.width:
+        console = _Console(file=console.file, highlight=False, emoji=False, width=needed)
+    console.print(table)
 
 
 def _name(name: str, where: str) -> str:
@@ -191,12 +207,15 @@ def _after(before: int | None, after: int | None) -> str:
     return f"{after:,}" if before == after else f"{after:,} ({after / before:.2f})"
 
 
+def _macs(before: int, after: int, unknown: int) -> str:
+    """MACs before and after, and how many nodes are not in these sums because their sizes are not known."""
+    if unknown and not before:
+        return "MACs unknown: the sizes are free (--input-shape NAME:DIMS gives them)"
+    return f"MACs {_ratio(before, after)}" + (f" ({unknown} nodes of unknown size not counted)" if unknown else "")
+
+
 def _ratio(before: int, after: int) -> str:
     return f"{before:,} -> {after:,}" + (f" ({after / before:.3f})" if before else "")
-
-
-def _uncounted(nodes: int) -> str:
-    return f" ({nodes} nodes of unknown size not counted)" if nodes else ""
 
 
 def _number(value: float | None, form: str) -> str:

@@ -2,7 +2,9 @@
 
 import os
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from onnxsep.tensors import tensor_protos
 _FATAL_ONLY = 4  # the runtime's log level; errors reach the user as exceptions, in one line
 _LARGEST_PROTO = 2**31 - 1  # bytes; protobuf's own limit
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
-_FOLDER_KEY_SINCE = (1, 21)  # before, and only then, the runtime takes absolute locations
+_FOLDER_KEY_SINCE = (1, 21)  # before, absolute locations do, which later versions refuse
 _CPU = "CPUExecutionProvider"
 _NO_ARRAYS = ("bfloat16", "float8", "float4", "int4", "int2")  # types that the Python interface cannot hand over
 
@@ -64,15 +66,15 @@ class Runner:
     def __init__(self, model: Model, options: RuntimeOptions = _DEFAULTS) -> None:
         ort = _onnxruntime()
         settings = _session_options(ort, options)
-        source, folder = _source(ort, model)
-        if folder is not None:
-            settings.add_session_config_entry(_FOLDER_KEY, folder)
         providers = list(dict.fromkeys((options.provider, _CPU)))
-        try:
-            # Without enable_fallback=0 some failures are printed and tried again on another provider.
-            self._session = ort.InferenceSession(source, settings, providers=providers, enable_fallback=0)
-        except Exception as error:  # the runtime raises a dozen unrelated classes, its own and pybind11's
-            raise CannotRun(readable_reason(str(error))) from error
+        with _source(ort, model) as (source, folder):
+            if folder is not None:
+                settings.add_session_config_entry(_FOLDER_KEY, folder)
+            try:
+                # Without enable_fallback=0 some failures are printed and tried again on another provider.
+                self._session = ort.InferenceSession(source, settings, providers=providers, enable_fallback=0)
+            except Exception as error:  # the runtime raises a dozen unrelated classes, its own and pybind11's
+                raise CannotRun(readable_reason(str(error))) from error
         self._session.disable_fallback()
         if options.provider not in self._session.get_providers():
             raise CannotRun(f"the provider {options.provider} could not be started on this machine")
@@ -144,19 +146,43 @@ def _session_options(ort: Any, options: RuntimeOptions) -> Any:
     return settings
 
 
-def _source(ort: Any, model: Model) -> tuple[str | bytes, str | None]:
+@contextmanager
+def _source(ort: Any, model: Model) -> Iterator[tuple[str | bytes, str | None]]:
     """What the session loads (a path or the model's bytes), and the folder of its external data."""
     external = [tensor for tensor in tensor_protos(model.proto) if is_external(tensor)]
+    path = _own_file(model)
     if not external:
-        return _path_or_bytes(model), None
+        yield path or _serialized(model.proto), None
+        return
     data = model.data_folder()
     data.check(external)
     folder = data.path.resolve()
-    linked = any(not _target(folder, tensor).is_relative_to(folder) for tensor in external)
-    old = tuple(int(number) for number in ort.__version__.split(".")[:2]) < _FOLDER_KEY_SINCE
-    if (linked and not old) or (old and not model.pristine):
-        return _relocated(model.proto, folder, absolute=old)
-    return _path_or_bytes(model), str(folder)
+    if tuple(int(number) for number in ort.__version__.split(".")[:2]) < _FOLDER_KEY_SINCE:
+        if path is not None:
+            yield path, None
+            return
+        with _temporary_file(_relocated(model.proto, folder, absolute=True)[0]) as path:
+            yield path, None
+    elif any(not _target(folder, tensor).is_relative_to(folder) for tensor in external):
+        yield _relocated(model.proto, folder, absolute=False)
+    else:
+        yield path or _serialized(model.proto), str(folder)
+
+
+@contextmanager
+def _temporary_file(content: bytes) -> Iterator[str]:
+    """A file for as long as a session is made of it.
+
+    Without the path of a model, old versions of the runtime find its external data too, but fail in optimisations
+    that read a weight.
+    """
+    with ExitStack() as stack:
+        try:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxsep-")), "model.onnx")
+            path.write_bytes(content)
+        except OSError as error:
+            raise CannotRun(f"a temporary copy of the model cannot be written: {error}") from error
+        yield str(path)
 
 
 def _relocated(proto: onnx.ModelProto, folder: Path, *, absolute: bool) -> tuple[bytes, str]:
@@ -183,10 +209,9 @@ def _target(folder: Path, tensor: onnx.TensorProto) -> Path:
     return (folder / slot_of(tensor).location).resolve()
 
 
-def _path_or_bytes(model: Model) -> str | bytes:
-    if model.pristine and model.path is not None and model.path.is_file():
-        return str(model.path)
-    return _serialized(model.proto)
+def _own_file(model: Model) -> str | None:
+    """The file that holds the model as it is in memory, if there is one."""
+    return str(model.path) if model.pristine and model.path is not None and model.path.is_file() else None
 
 
 def _serialized(proto: onnx.ModelProto) -> bytes:

@@ -88,7 +88,13 @@ def compare_outputs(original: Model, result: Model, feeds: Feeds, options: Runti
         raise VerificationError(f"the runtime runs the original but not the result: {error}") from error
     if list(expected) != list(actual):
         raise VerificationError(f"the result has the outputs {list(actual)}, the original has {list(expected)}")
-    differences = tuple(_compare(name, expected[name], actual[name], notes) for name in expected)
+    tallies = {name: _compare(name, expected[name], actual[name], notes) for name in expected}
+    if any(tally.left_out for tally in tallies.values()) and not any(tally.count for tally in tallies.values()):
+        raise CannotRun("all outputs are NaN or infinity, so nothing can be compared")
+    differences = tuple(
+        OutputDifference(name, tally.max_abs, tally.sum_abs / max(tally.count, 1), tally.relative)
+        for name, tally in tallies.items()
+    )
     return Comparison(differences, tuple(notes))
 
 
@@ -163,7 +169,7 @@ def _norm(values: np.ndarray) -> float:
     return scale * float(np.linalg.norm((values / scale).ravel()))
 
 
-def _compare(name: str, expected: Any, actual: Any, notes: list[str]) -> OutputDifference:
+def _compare(name: str, expected: Any, actual: Any, notes: list[str]) -> _Tally:
     tally = _Tally()
     for where, left, right in _pairs(f"output {name!r}", expected, actual):
         _add(tally, where, left, right)
@@ -174,7 +180,7 @@ def _compare(name: str, expected: Any, actual: Any, notes: list[str]) -> OutputD
             f"output {name!r}: {tally.undefined} values are NaN or infinite in the original, and not so or otherwise "
             "in the result; they were left out"
         )
-    return OutputDifference(name, tally.max_abs, tally.sum_abs / max(tally.count, 1), tally.relative)
+    return tally
 
 
 def _pairs(where: str, expected: Any, actual: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

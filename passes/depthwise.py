@@ -17,7 +17,7 @@ Form
     The depthwise Convs carry strides, pads, auto_pad and dilations; the first 1 x 1 carries the bias.
 
 When it refuses
-    A grouped Conv: its channels are separated already. A 1 x 1 Conv: it has no taps to separate.
+    A grouped Conv: its channels are separated already, wholly or in part. A 1 x 1 Conv: it has no taps to separate.
 """
 
 from dataclasses import replace
@@ -40,7 +40,7 @@ class Depthwise(Mode):
         if max(conv.kernel_shape) == 1:
             return NOTHING_TO_SEPARATE
         if conv.group > 1:
-            return f"grouped Conv ({conv.group} groups): its channels are separated already"
+            return f"grouped Conv ({conv.group} groups): this mode takes ungrouped ones only"
         return None
 
     def rank_axis(self, conv: Conv, chosen: Rank) -> RankAxis | None:

@@ -181,9 +181,60 @@ def test_version_and_modes() -> None:
 
 
 def test_verification_that_fails_exits_with_3_and_writes_nothing(model: Path, tmp_path: Path) -> None:
-    done = run("rewrite", model, tmp_path / "out.onnx", *MODE, "--max-error", "1e-6")
-    assert_one_error(done, "--max-error", "nothing was written", status=3)
+    report = tmp_path / "report.json"
+    done = run("rewrite", model, tmp_path / "out.onnx", *MODE, "--max-error", "1e-6", "--report", report)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "--max-error" in line
+    assert line.endswith("nothing was written")
     assert not (tmp_path / "out.onnx").exists()
+    # Which Conv is to blame can be seen all the same.
+    assert "block1_conv1 " in done.stdout
+    assert json.loads(report.read_text())["verification"]["relative"] > 1e-6
+
+
+def test_head_closes_the_pipe(model: Path, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("onnxsep")), "rewrite", str(model), str(tmp_path / "out.onnx"), *MODE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    assert (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_output_that_is_full_is_told(model: Path, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("onnxsep")), "rewrite", str(model), str(tmp_path / "out.onnx"), *MODE]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("onnxsep: error: cannot print: No space left on device")
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, 200])
+def test_terminal_of_any_width_shows_every_figure(columns: int, model: Path, tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty", reason="pseudo-terminals exist on POSIX only")
+    main, terminal = pty.openpty()
+    command = [str(Path(sys.executable).with_name("onnxsep")), "rewrite", str(model), str(tmp_path / "out.onnx"), *MODE]
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "dumb"}
+    with subprocess.Popen(command, stdout=terminal, stderr=subprocess.DEVNULL, env=environment) as process:
+        os.close(terminal)
+        shown = b""
+        try:
+            while data := os.read(main, 65536):
+                shown += data
+        except OSError:  # how Linux says that the other end is closed
+            pass
+    os.close(main)
+    assert process.returncode == 0
+    rows = [line.split() for line in shown.decode().splitlines()]
+    row = next(words for words in rows if words[:1] == ["block2_conv1"])
+    assert "64x64x3x3" in row
+    assert "24,640" in row
+    assert "393,216" in row
+    assert ("36,928" in row) == (columns >= 120)
 
 
 def test_given_inputs_are_used(model: Path, tmp_path: Path) -> None:
@@ -260,17 +311,23 @@ def test_disk_full_while_saving(model: Path, tmp_path: Path) -> None:
 def test_report_does_not_overwrite_the_models(model: Path, tmp_path: Path) -> None:
     content, out = model.read_bytes(), tmp_path / "out.onnx"
     (tmp_path / "link.json").symlink_to(model)
-    for report in (model, out, tmp_path / "link.json"):
-        assert_one_error(run("rewrite", model, out, *MODE, "--report", report), "--report", "would overwrite")
+    (tmp_path / "in.onnx.data").write_bytes(b"weights")
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, image=np.zeros((1, 1, 8, 8), np.float32))
+    for report in (model, out, tmp_path / "link.json", tmp_path / "in.onnx.data", inputs):
+        done = run("rewrite", model, out, *MODE, "--report", report, "--inputs", inputs)
+        assert_one_error(done, "--report", "would overwrite")
+    assert_one_error(run("rewrite", model, inputs, *MODE, "--inputs", inputs), "would overwrite")
     assert_one_error(run("rewrite", model, *MODE, "--dry-run", "--report", model), "would overwrite")
     assert model.read_bytes() == content
     assert not out.exists()
 
 
 @pytest.mark.skipif(not Path("/dev/stdout").is_symlink(), reason="no /dev/stdout on this system")
-def test_devices_are_no_targets(model: Path) -> None:
-    for target in ("/dev/stdout", "/dev/null", "/proc/self/fd/1"):
-        assert_one_error(run("rewrite", model, target, *MODE), target)
+def test_devices_are_no_targets(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "stdout.onnx").symlink_to("/proc/self/fd/1")
+    for target in ("/dev/stdout", "/dev/null", "/proc/self/fd/1", tmp_path / "stdout.onnx"):
+        assert_one_error(run("rewrite", model, target, *MODE), str(target))
     assert Path("/dev/stdout").is_symlink()
 
 
@@ -343,7 +400,7 @@ def test_rank_out_of_range(rank: str, model: Path, tmp_path: Path) -> None:
 
 def test_unknown_mode_pattern_provider_and_library(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    assert_one_error(run("rewrite", model, out, "--mode", "spatal"), "'spatal'", "depthwise, spatial")
+    assert_one_error(run("rewrite", model, out, "--mode", "spatal"), "'spatal'", ", ".join(onnxsep.available_modes()))
     assert_one_error(run("rewrite", model, out, *MODE, "--only", "conv9*"), "--only 'conv9*'", "'stem_conv'")
     assert_one_error(run("rewrite", model, out, *MODE, "--provider", "NoSuch"), "NoSuch", "CPUExecutionProvider")
     assert_one_error(run("rewrite", model, out, *MODE, "--custom-op-library", tmp_path / "no.so"), "no.so")
@@ -358,6 +415,8 @@ def test_usage_errors_exit_with_2(model: Path, tmp_path: Path) -> None:
         ("rewrite", model, *MODE),
         ("rewrite", model, tmp_path / "out.onnx", *MODE, "--verify", "maybe"),
         ("rewrite", model, tmp_path / "out.onnx", *MODE, "--no-such-option"),
+        ("rewrite", model, tmp_path / "out.onnx", *MODE, "--no-verify", "--verify", "full"),
+        ("rewrite", model, tmp_path / "out.onnx", *MODE, "--round-ranks", "7"),
         ("check", model),
         ("check", model, model, "--format", "html"),
         ("compress", model),

@@ -1,13 +1,13 @@
 """The rewrite as a whole, through the Python API: how it verifies, and what it does with weights that it cannot use."""
 
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
@@ -22,6 +22,7 @@ from onnxsep.surgery import replace_convs
 from onnxsep.types import Conv, ConvLayer, Layer, Rank
 
 DIGITS = Path(__file__).resolve().parents[1] / "models" / "digits" / "digits_cnn.onnx"
+RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
 
 
 def two_convs(weight: NDArray[Any]) -> onnx.ModelProto:
@@ -51,8 +52,8 @@ def weight(dtype: Any = np.float32) -> NDArray[Any]:
 )
 @pytest.mark.parametrize("verify", ["full", "local"])
 def test_every_type_is_verified_both_ways(dtype: Any, bound: float, verify: Any) -> None:
-    if dtype is ml_dtypes.bfloat16 and verify == "full" and version("onnxruntime") < "1.22":
-        pytest.skip("this version of ONNX Runtime does not run opset 22")
+    if dtype is ml_dtypes.bfloat16 and verify == "full" and RUNTIME < (1, 21):
+        pytest.skip("ONNX Runtime runs opset 22, in which Conv has bfloat16, since version 1.21")
     result = onnxsep.rewrite(two_convs(weight(dtype)), mode="spatial", rank="full", force=True, verify=verify)
     outcome = result.report.verification
     assert outcome.ran, outcome.reason
@@ -275,3 +276,29 @@ def test_progress_names_every_conv() -> None:
     onnxsep.rewrite(DIGITS, mode="spatial", verify="none", progress=lambda *state: seen.append(state))
     assert {name for name, _, _ in seen} == {"block1_conv1", "block1_conv2", "block2_conv1", "block2_conv2"}
     assert sorted((done, total) for _, done, total in seen) == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_outputs_that_are_all_nan_are_not_called_equal() -> None:
+    model = two_convs(weight())
+    model.graph.initializer[0].CopyFrom(build_tensor("stem", np.full((6, 3, 1, 1), np.nan, np.float32)))
+    outcome = onnxsep.rewrite(model, mode="spatial").report.verification
+    assert not outcome.ran
+    assert "nothing can be compared" in outcome.reason
+    with pytest.raises(VerificationError, match="could not be measured"):
+        onnxsep.rewrite(model, mode="spatial", max_error=0.5)
+
+
+def test_failed_verification_carries_the_report() -> None:
+    with pytest.raises(VerificationError) as caught:
+        onnxsep.rewrite(DIGITS, mode="spatial", max_error=1e-6)
+    assert caught.value.report.totals.replaced == 4
+    assert caught.value.report.verification.relative > 1e-6
+
+
+def test_name_with_brackets_is_matched_as_it_is() -> None:
+    model = two_convs(weight())
+    model.graph.node[1].name = "blocks[0].conv"
+    for pattern in ("blocks[0].conv", "blocks[[]0].*"):
+        assert onnxsep.rewrite(model, mode="spatial", only=pattern, verify="none").report.totals.replaced == 1
+    with pytest.raises(OptionError, match=r"\[ \] stand for"):
+        onnxsep.rewrite(model, mode="spatial", only="blocks[1].conv")

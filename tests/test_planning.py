@@ -454,7 +454,7 @@ def test_a_second_run_changes_nothing_and_recurse_splits_again() -> None:
     again = onnxsep.rewrite(first.proto, mode="depthwise", verify="none")
     assert again.proto.SerializeToString() == first.proto.SerializeToString()
     made = {row.name: row.reason for row in again.report.convs}
-    assert made["mid_conv_depthwise"] == "grouped Conv (8 groups): its channels are separated already"
+    assert made["mid_conv_depthwise"] == "grouped Conv (8 groups): this mode takes ungrouped ones only"
     assert made["mid_conv_pointwise"] == NOTHING_TO_SEPARATE
     split = "made by onnxsep (mode depthwise); --recurse splits it again"
     assert reasons(first.proto, "spatial")["mid_conv_depthwise"] == split
@@ -740,14 +740,14 @@ def test_no_rewrite_makes_the_file_hold_more_parameters() -> None:
             (8, 4, 3, 3),
             "<group = 2, pads = [1,1,1,1]>",
             "depthwise",
-            "grouped Conv (2 groups): its channels are separated already",
+            "grouped Conv (2 groups): this mode takes ungrouped ones only",
         ),
         ((8, 4, 3, 3), "<group = 2, pads = [1,1,1,1]>", "spatial", ""),
         (
             (8, 1, 3, 3),
             "<group = 8, pads = [1,1,1,1]>",
             "depthwise",
-            "grouped Conv (8 groups): its channels are separated already",
+            "grouped Conv (8 groups): this mode takes ungrouped ones only",
         ),
     ],
 )

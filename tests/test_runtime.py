@@ -98,6 +98,32 @@ def test_external_weights_are_found_from_another_working_folder(
     np.testing.assert_array_equal(outputs["y"], weight.sum(axis=0, keepdims=True))
 
 
+@pytest.mark.parametrize("pristine", [True, False])
+def test_optimisations_read_external_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pristine: bool) -> None:
+    # The runtime multiplies the weight of the Conv by that of the Mul, so it needs the data before the first run.
+    weight, scale = matmul_weight(2, 3 * 3 * 3).reshape(2, 3, 3, 3), np.full((2, 1, 1), 3, np.float32)
+    tensors = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(scale, "s")]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Mul", ["c", "s"], ["y"])],
+        "scaled",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 3, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 1, 1])],
+        tensors,
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    model = load(path)
+    model.pristine = pristine
+    runner = Runner(model, ONE_THREAD)
+    assert not list(temporary.iterdir())  # what an old runtime needs there is gone
+    outputs = runner({"x": np.ones((1, 3, 3, 3), np.float32)})
+    np.testing.assert_array_equal(outputs["y"].ravel(), 3 * weight.sum(axis=(1, 2, 3)))
+
+
 def make_link(link: Path, target: str) -> None:
     try:
         link.symlink_to(target)

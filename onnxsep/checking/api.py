@@ -159,11 +159,16 @@ def _update(model: io.Model, reference: Source) -> PartResult:
         raise OptionError("a reference can only be updated in a file: give its path")
     path = Path(reference)
     existed = path.exists()
+    if path.suffix.lower() not in (_TEXT_SUFFIX, ".onnx"):
+        raise OptionError(f"the reference {str(path)!r} is neither .txt nor .onnx: nothing was written")
+    old = path.read_bytes() if _is_text(path) and path.is_file() else b""
+    if old and not old.startswith(HEADER.rstrip("0123456789").encode()):
+        raise OptionError(f"{str(path)!r} is no reference of onnxsep, so it is not overwritten; remove it first")
     if not _is_text(path):
         save(model, path)
         return PartResult(name="reference", status="updated", reason="rewritten" if existed else "created")
     text = describe(model).text
-    if existed and path.is_file() and path.read_bytes() == text.encode():
+    if old == text.encode():
         return PartResult(name="reference", status="updated", reason="was up to date")
     write_text(path.resolve(), text)
     return PartResult(name="reference", status="updated", reason="rewritten" if existed else "created")

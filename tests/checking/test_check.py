@@ -961,3 +961,12 @@ def test_outputs_without_a_kernel_are_compared_through_float32(kind: int) -> Non
     assert same.parts[0].status == "same"
     assert any("float32 copies" in note for note in same.parts[0].notes)
     assert check(conv(1.1), conv(1.0), structure=False, weights=False).parts[0].status == "differs"
+
+
+def test_update_does_not_overwrite_something_else(tmp_path: Path) -> None:
+    script, notes = tmp_path / "train.py", tmp_path / "notes.txt"
+    for path in (script, notes):
+        path.write_text("precious")
+        with pytest.raises(OptionError, match=path.name):
+            check(small(), path, update=True)
+        assert path.read_text() == "precious"
