@@ -2,6 +2,7 @@
 # Each makes .venv when it is missing, or when pyproject.toml has changed.
 PYTHON ?= python3
 VENV   ?= .venv
+LOWEST ?= .venv-lowest
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 OUT    ?= demo-out
@@ -13,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/onnxsep rewrite models/digits/digits_cnn.onnx $(OUT)/digits_spatial.onnx --mode spatial
 
 test: $(STAMP) lint types
-	$(BIN)/pytest -n auto --dist loadgroup
+	$(BIN)/pytest -n auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -41,9 +42,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 lowest:
-	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[dev]"
-	.venv-lowest/bin/pytest -n auto --dist loadgroup
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[dev]"
+	$(LOWEST)/bin/pytest -n auto
 
 clean:
 	rm -rf .venv .venv-lowest demo-out build dist *.egg-info
