@@ -187,8 +187,10 @@ def decode(tensor: onnx.TensorProto, raw: npt.NDArray[np.uint8] | None = None) -
     """
     shape = tuple(tensor.dims)
     try:
+        if tensor.HasField("segment"):  # a part of a tensor; older onnx decodes it to something wrong
+            raise ValueError("tensors in segments are not supported")
         dtype = _DTYPES.get(tensor.data_type)
-        if dtype is None or tensor.HasField("segment"):
+        if dtype is None:
             if raw is not None:
                 tensor = onnx.TensorProto(data_type=tensor.data_type, dims=shape, raw_data=raw.tobytes())
             return np.asarray(onnx.numpy_helper.to_array(tensor))

@@ -681,3 +681,11 @@ def test_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -
     else:  # the new model is complete
         assert load(path).proto.graph.node[0].name == "add_small"
         assert len(listing(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.BFLOAT16, TensorProto.INT8, TensorProto.STRING])
+def test_part_of_a_tensor_is_not_taken_for_the_whole(kind: int) -> None:
+    part = TensorProto(name="w", data_type=kind, dims=[4], raw_data=bytes(16))
+    part.segment.begin, part.segment.end = 0, 2
+    with pytest.raises(ModelLoadError, match="segments are not supported"):
+        read_tensor(Model(onnx.ModelProto()), part)

@@ -124,6 +124,18 @@ def test_optimisations_read_external_weights(tmp_path: Path, monkeypatch: pytest
     np.testing.assert_array_equal(outputs["y"].ravel(), 3 * weight.sum(axis=(1, 2, 3)))
 
 
+def test_no_place_for_the_file_that_an_old_runtime_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = matmul_weight(4, 300)
+    path = save_external(tmp_path, weight)
+    weight.tofile(tmp_path / "weights.bin")
+    model = load(path)
+    model.pristine = False
+    monkeypatch.setattr("onnxsep.runtime._FOLDER_KEY_SINCE", (1_000,))  # every runtime is old
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(CannotRun, match=r"^a temporary copy of the model cannot be written: .*missing"):
+        Runner(model)
+
+
 def make_link(link: Path, target: str) -> None:
     try:
         link.symlink_to(target)
