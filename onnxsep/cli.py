@@ -20,11 +20,11 @@ from onnxsep.errors import OnnxsepError, OptionError, VerificationError
 from onnxsep.feeds import parse_input_shape
 from onnxsep.files import check_target, write_text
 from onnxsep.modes import broken_modes
-from onnxsep.pipeline import Verify
 from onnxsep.render import make_console, print_inspect, print_rewrite
 from onnxsep.report import RewriteReport
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.tables import printable
+from onnxsep.verification import Verify
 
 app = typer.Typer(
     name="onnxsep",

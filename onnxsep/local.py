@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxsep.comparison import Comparison, compare_outputs
 from onnxsep.constants import find_constant
 from onnxsep.factors import STORED_TYPES, Progress
 from onnxsep.feeds import Feeds
@@ -20,7 +21,6 @@ from onnxsep.runtime import RuntimeOptions
 from onnxsep.scopes import Scope, scopes
 from onnxsep.sites import Sites, read_weight
 from onnxsep.types import ConvSite, Place
-from onnxsep.verify import Comparison, compare_outputs
 
 MAX_SIZE = 64  # along each axis; a piece behaves alike at any size that holds its kernel
 

@@ -7,20 +7,17 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
 
-import numpy as np
-
 from onnxsep.errors import FactorizationError, OnnxsepError, OptionError, PassError
 from onnxsep.linalg import Array
-from onnxsep.modes import Mode, Task, factor_shapes
+from onnxsep.modes import Mode, factor_shapes
+from onnxsep.ranks import choose_rank, rank_axes
 from onnxsep.types import (
     INPUT,
     Constant,
-    Conv,
     ConvLayer,
     ConvSite,
     Layer,
     Rank,
-    RankAxis,
     RankPolicy,
     Rejected,
     macs,
@@ -185,21 +182,15 @@ def choose(site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSit
     Rejected where no rank satisfies the policy, or the weight that it depends on cannot be used.
     """
     try:
-        rank, notes = _choose_rank(site, mode, options, read)
+        rank, notes = choose_rank(site.conv, mode, options.rank, options.round_ranks, lambda: read(site))
     except FactorizationError as error:
         return reject(site, str(error))
     exact = all(used == axis.full for used, axis in zip(rank, rank_axes(mode, site.conv, rank), strict=True))
+    if site.input_size is None:
+        notes += (SIZES_UNKNOWN,)
     if not site.stored:
         notes += ("its weight was computed by an expression of constants; the factors are stored",)
     return Replacement(site, mode, rank, mode.layers(site.conv, rank), exact, notes)
-
-
-def rank_axes(mode: Mode, conv: Conv, rank: Rank) -> list[RankAxis]:
-    """The range of every rank, given those before it."""
-    axes: list[RankAxis] = []
-    while (axis := mode.rank_axis(conv, rank[: len(axes)])) is not None:
-        axes.append(axis)
-    return axes
 
 
 def mac_ratio(candidate: Replacement) -> Fraction:
@@ -224,93 +215,6 @@ def does_not_pay(candidate: Replacement) -> str | None:
     if macs_before and macs_after:
         return f"{macs_before:,} -> {macs_after:,} MACs"
     return f"{float(ratio):.2f} times the MACs at any large size"
-
-
-def _choose_rank(
-    site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSite], Array]
-) -> tuple[Rank, tuple[str, ...]]:
-    policy, notes = options.rank, []
-    if policy.kind == "fraction":
-        rank = _fraction_rank(site, mode, policy.value, options.round_ranks)
-    else:
-        weight = _scaled(read(site)) if policy.kind == "energy" else None
-        rank = ()
-        while (axis := mode.rank_axis(site.conv, rank)) is not None:
-            wanted = _wanted(policy, mode, site.conv, axis, rank, weight)
-            used = axis.clamp(wanted)
-            if policy.kind == "integer" and used != wanted:
-                notes.append(f"rank {wanted} clamped to {used}")
-            multiple = 0 if policy.kind == "full" else options.round_ranks  # full means exact
-            rank += (_rounded(axis, used, multiple, up=True),)
-    if site.input_size is None:
-        notes.append(SIZES_UNKNOWN)
-    return rank, tuple(notes)
-
-
-def _scaled(weight: Array) -> Array:
-    """The weight at a scale at which squares neither overflow nor vanish; shares of energy do not depend on it."""
-    return np.ldexp(weight, -int(np.frexp(np.max(np.abs(weight)))[1]))
-
-
-def _wanted(policy: RankPolicy, mode: Mode, conv: Conv, axis: RankAxis, chosen: Rank, weight: Array | None) -> int:
-    if policy.kind == "full":
-        return axis.full
-    if policy.kind == "paper":
-        return axis.paper
-    if weight is None:
-        return int(policy.value)
-    energies = mode.spectrum(Task(conv, weight), chosen).sum(axis=0)
-    share = np.cumsum(energies)
-    # Rounding must not ask for one rank more than the exact sum would.
-    needed = int(np.searchsorted(share, policy.value * share[-1] * (1 - 1e-12))) + 1
-    return axis.full if needed >= len(energies) else needed * axis.step
-
-
-def _fraction_rank(site: ConvSite, mode: Mode, share: float, multiple: int) -> Rank:
-    """The largest ranks whose parameters are at most ``share`` of the Conv's: equal ones first, then each in turn."""
-    budget = Fraction(str(share)) * site.conv.parameters  # the decimal that the user wrote, so that 0.29 of 100 is 29
-
-    def at(common: int) -> Rank:
-        rank: Rank = ()
-        while (axis := mode.rank_axis(site.conv, rank)) is not None:
-            rank += (axis.clamp(common),)
-        return rank
-
-    def fits(rank: Rank) -> bool:
-        return parameters(mode.layers(site.conv, rank)) <= budget
-
-    if not fits(at(1)):
-        least = parameters(mode.layers(site.conv, at(1)))
-        raise FactorizationError(
-            f"no rank keeps {share:g} of its {site.conv.parameters:,} parameters: the smallest needs {least:,}"
-        )
-    low, high = 1, site.conv.weight_size  # no rank is larger than that
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(at(middle)) else (low, middle - 1)
-    rank = at(low)
-    for position, axis in enumerate(rank_axes(mode, site.conv, rank)):
-        while rank[position] < axis.full and fits(grown := _with(rank, position, rank[position] + axis.step)):
-            rank = grown
-    rounded: Rank = ()
-    while (limits := mode.rank_axis(site.conv, rounded)) is not None:  # rounding one rank down may limit the next
-        rounded += (_rounded(limits, limits.clamp(rank[len(rounded)]), multiple, up=False),)
-    return rounded
-
-
-def _with(rank: Rank, position: int, value: int) -> Rank:
-    return (*rank[:position], value, *rank[position + 1 :])
-
-
-def _rounded(axis: RankAxis, rank: int, multiple: int, *, up: bool) -> int:
-    """A multiple that the runtime likes: the next one up, or down where the rank is a limit; terms stay."""
-    if multiple <= 1 or axis.unit == "terms":
-        return rank
-    multiple = int(np.lcm(multiple, axis.step))
-    rounded = (-(-rank // multiple) if up else rank // multiple) * multiple
-    if rounded > axis.full:
-        rounded = axis.full // multiple * multiple
-    return rounded or rank
 
 
 def settle_shared(plan: Plan) -> None:

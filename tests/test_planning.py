@@ -24,8 +24,8 @@ from onnxsep.planning import (
     choose,
     does_not_pay,
     make_plan,
-    rank_axes,
 )
+from onnxsep.ranks import rank_axes
 from onnxsep.report import ConvReport
 from onnxsep.scopes import display_name, scopes
 from onnxsep.types import Constant, Conv, ConvSite, RankPolicy, Rejected

@@ -8,10 +8,10 @@ import numpy as np
 from onnxsep import io
 from onnxsep.checking.result import Difference, PartResult
 from onnxsep.checking.weights import compare_arrays
+from onnxsep.comparison import run_reference
 from onnxsep.errors import FeedError
 from onnxsep.feeds import make_feeds
 from onnxsep.runtime import CannotRun, RuntimeOptions
-from onnxsep.verify import run_reference
 
 
 def compare_outputs(

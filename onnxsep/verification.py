@@ -1,0 +1,154 @@
+"""Verifying a rewrite: which comparison is run, on what, and what it may show."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from onnxsep.comparison import Comparison, compare_outputs
+from onnxsep.errors import FeedError, OptionError, VerificationError
+from onnxsep.factors import Progress
+from onnxsep.feeds import make_feeds
+from onnxsep.io import Model
+from onnxsep.local import compare_pieces
+from onnxsep.planning import Plan
+from onnxsep.report import OutputReport, VerificationReport
+from onnxsep.runtime import CannotRun, RuntimeOptions
+from onnxsep.sites import Sites
+from onnxsep.surgery import Edit
+from onnxsep.tables import size_bytes
+from onnxsep.types import Place
+
+Verify = Literal["auto", "full", "local", "none"]
+FULL_BELOW = 10**9  # bytes; a full verification holds the model several times
+# A model may amplify rounding (sigmoids that saturate); above this relative error that is no excuse any more.
+_AMPLIFIED = 0.1
+# At full rank everywhere, what rounding in the stored type may add up to over a whole network.
+_EXACT_TOLERANCE = {"float32": 1e-3, "float64": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What does not concern the choice of Convs: inputs, runtime, verification."""
+
+    verify: Verify = "auto"
+    inputs: Path | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seed: int = 0
+    max_error: float | None = None
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    progress: Progress | None = None
+
+
+def decide(settings: Settings, source: Model, *, dry_run: bool) -> Settings:
+    """Settings with "auto" decided.
+
+    Raises:
+        OptionError: a setting makes no sense, or two contradict each other; told before any work is done.
+        FeedError: the given inputs do not fit the model.
+    """
+    kind, limit = settings.verify, settings.max_error
+    if kind not in get_args(Verify):
+        raise OptionError(f"verify={kind!r} is not one of {', '.join(get_args(Verify))}")
+    if limit is not None and not 0 <= limit < math.inf:
+        raise OptionError(f"--max-error {limit} is no error that could be allowed; use a number such as 0.1")
+    if kind == "auto":
+        kind = "full" if size_bytes(source) < FULL_BELOW else "local"
+    if limit is not None and kind == "none":
+        why = "--dry-run" if dry_run else "--no-verify"
+        raise OptionError(f"--max-error needs a verification, and {why} switches it off; leave out one of the two")
+    if settings.inputs is not None and kind != "full" and not dry_run:
+        raise OptionError(f"--inputs are for a full verification, and this one is {kind!r}; add --verify full")
+    if kind == "full" and settings.inputs is not None:
+        make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes)  # raises if they do not fit
+    return replace(settings, verify=kind)
+
+
+def verify_result(
+    source: Model, result: Model, sites: Sites, plan: Plan, edit: Edit, settings: Settings
+) -> tuple[VerificationReport, dict[Place, float], str]:
+    """Compare result and source as asked.
+
+    Returns:
+        What was measured; the output error of every replaced Conv, from a local verification; and why the
+        verification failed, or "".
+    """
+    kind, replacements = settings.verify, plan.replacements
+    if kind == "none":
+        return VerificationReport(kind="none", ran=False, reason="switched off (--no-verify)"), {}, ""
+    if not replacements:
+        reason = "nothing was replaced: the result is the source"
+        return VerificationReport(kind="none", ran=False, reason=reason), {}, ""
+
+    def pieces() -> list[Comparison]:
+        options, seed, progress = settings.runtime, settings.seed, settings.progress
+        return compare_pieces(source, result, sites, replacements, edit.made, options, seed=seed, progress=progress)
+
+    try:
+        if kind == "local":
+            compared = pieces()
+            errors = {row.site.place: piece.relative for row, piece in zip(replacements, compared, strict=True)}
+            return _local_report(compared), errors, _too_large(max(errors.values()), plan, settings)
+        feeds = make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes, seed=settings.seed)
+        whole = compare_outputs(source, result, feeds, settings.runtime)
+        notes, failure = list(whole.notes), _too_large(whole.relative, plan, settings)
+        if failure and whole.relative <= min(_AMPLIFIED, settings.max_error or _AMPLIFIED):
+            # All ranks are full. Is a replacement wrong, or does the model amplify rounding? Each Conv alone tells.
+            alone = max(piece.relative for piece in pieces())
+            failure = _too_large(alone, plan, settings)
+            notes.append(f"the model amplifies rounding: each replaced Conv alone is exact within {alone:.1g}")
+        return _full_report(whole, notes), {}, failure
+    except CannotRun as error:
+        reason = str(error)
+    except FeedError as error:
+        if settings.inputs is not None or settings.input_shapes:
+            raise  # what the user gave does not fit; else there are no default inputs, which is nobody's mistake
+        reason = str(error)
+    except VerificationError as error:
+        return _not_verified(kind, str(error)), {}, str(error)
+    failure = f"--max-error was asked for and could not be measured: {reason}" if settings.max_error is not None else ""
+    return _not_verified(kind, reason), {}, failure
+
+
+def _not_verified(kind: Verify, reason: str) -> VerificationReport:
+    return VerificationReport(kind="local" if kind == "local" else "full", ran=False, reason=reason)
+
+
+def _full_report(whole: Comparison, notes: Sequence[str]) -> VerificationReport:
+    return VerificationReport(
+        kind="full",
+        ran=True,
+        max_abs=whole.max_abs,
+        mean_abs=whole.mean_abs,
+        relative=whole.relative,
+        outputs=tuple(
+            OutputReport(name=one.name, max_abs=one.max_abs, mean_abs=one.mean_abs, relative=one.relative)
+            for one in whole.outputs
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _local_report(pieces: Sequence[Comparison]) -> VerificationReport:
+    return VerificationReport(
+        kind="local",
+        ran=True,
+        max_abs=max(piece.max_abs for piece in pieces),
+        mean_abs=max(piece.mean_abs for piece in pieces),
+        relative=max(piece.relative for piece in pieces),
+        notes=tuple(dict.fromkeys(note for piece in pieces for note in piece.notes)),
+    )
+
+
+def _too_large(relative: float, plan: Plan, settings: Settings) -> str:
+    """Why a measured relative error is larger than the user, or the ranks, allow; "" where it is not."""
+    if settings.max_error is not None and relative > settings.max_error:
+        return f"the relative error {relative:.3g} is above --max-error {settings.max_error:g}"
+    allowed = max(_EXACT_TOLERANCE[row.site.dtype] for row in plan.replacements)
+    if all(row.exact for row in plan.replacements) and relative > allowed:
+        return (
+            f"all ranks are full, yet the outputs differ by {relative:.3g} (relative; allowed {allowed:g}). This is a "
+            "bug of the mode or of onnxsep; --no-verify writes the result all the same"
+        )
+    return ""
