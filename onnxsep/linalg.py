@@ -12,7 +12,6 @@ Matrices whose squares would overflow or vanish (float64 weights beyond 1e75 or 
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -100,8 +99,10 @@ def _leading_eigenvectors(gram: Array, rank: int) -> Array:
     m = gram.shape[-1]
     if gram.size == m * m and m >= 1024 and 3 * rank <= m:
         # A third of one large spectrum: the subset driver takes 0.8 of the time; below that size it is no faster.
+        from scipy.linalg import eigh  # it takes 0.15 s to import, and only large spectra need it
+
         matrix = gram.reshape(m, m)
-        vectors: Array = scipy.linalg.eigh(matrix, subset_by_index=[m - rank, m - 1], check_finite=False)[1]
+        vectors: Array = eigh(matrix, subset_by_index=[m - rank, m - 1], check_finite=False)[1]
         return vectors[:, ::-1].reshape(*gram.shape[:-1], rank)
     return np.linalg.eigh(gram)[1][..., ::-1][..., :rank]
 
