@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from exporters import EXPORTED, NEGATIVE
 from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 
@@ -19,25 +20,7 @@ import onnxsep
 from onnxsep import Result
 
 MODES = ("depthwise", "spatial")
-MODELS = (
-    "basic_pitch_tf2onnx",
-    "cifar10_resnet20_dynamo",
-    "cifar10_resnet20_ts",
-    "cifar10_resnet32_dynamo_ext",
-    "cifar10_resnet32_ts_bn_op10",
-    "cifar10_resnet56_ts",
-    "cifar10_resnet8_qdq_tf2onnx",
-    "cifar10_resnet8_tf2onnx",
-    "meshnet3d_t1_ts",
-    "mnist_cntk",
-    "negative/neg_custom_domain_decodeimage",
-    "negative/neg_opset1_constant_weights_cntk",
-    "ppocr_v2_det_paddle",
-    "silero_vad_spox",
-    "squeezenet_fp16_caffe2",
-    "subpixel_sr_pt12",
-    "ultraface_rfb640_pt13",
-)
+MODELS = (*EXPORTED, *NEGATIVE)
 
 # ---------------------------------------------------------------- the comparison
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from exporters import EXPORTED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
@@ -19,23 +20,7 @@ from onnxsep.errors import FeedError, ModelLoadError, ModelSaveError, OptionErro
 from onnxsep.io import Model, load
 from onnxsep.runtime import RuntimeOptions
 
-MODELS = [
-    "basic_pitch_tf2onnx",
-    "cifar10_resnet20_dynamo",
-    "cifar10_resnet20_ts",
-    "cifar10_resnet32_dynamo_ext",
-    "cifar10_resnet32_ts_bn_op10",
-    "cifar10_resnet56_ts",
-    "cifar10_resnet8_qdq_tf2onnx",
-    "cifar10_resnet8_tf2onnx",
-    "meshnet3d_t1_ts",
-    "mnist_cntk",
-    "ppocr_v2_det_paddle",
-    "silero_vad_spox",
-    "squeezenet_fp16_caffe2",
-    "subpixel_sr_pt12",
-    "ultraface_rfb640_pt13",
-]
+MODELS = EXPORTED
 SMALL = """
     <ir_version: 8, opset_import: ["" : 17]>
     main (float[batch, 3, 8, 8] image, float[batch, 4] extra) => (float[batch, 4] scores)

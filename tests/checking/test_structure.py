@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from exporters import EXPORTED, NEGATIVE
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
@@ -17,25 +18,7 @@ from onnxsep.checking.structure import HEADER, describe
 from onnxsep.checking.words import quoted, word
 from onnxsep.tensors import tensor_protos
 
-MODELS = [
-    "basic_pitch_tf2onnx",
-    "cifar10_resnet20_dynamo",
-    "cifar10_resnet20_ts",
-    "cifar10_resnet32_dynamo_ext",
-    "cifar10_resnet32_ts_bn_op10",
-    "cifar10_resnet56_ts",
-    "cifar10_resnet8_qdq_tf2onnx",
-    "cifar10_resnet8_tf2onnx",
-    "meshnet3d_t1_ts",
-    "mnist_cntk",
-    "ppocr_v2_det_paddle",
-    "silero_vad_spox",
-    "squeezenet_fp16_caffe2",
-    "subpixel_sr_pt12",
-    "ultraface_rfb640_pt13",
-    "negative/neg_custom_domain_decodeimage",
-    "negative/neg_opset1_constant_weights_cntk",
-]
+MODELS = (*EXPORTED, *NEGATIVE)
 
 
 def lines(proto: onnx.ModelProto) -> list[str]:
