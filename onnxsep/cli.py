@@ -1,7 +1,9 @@
 """The command line: parses, calls the API, prints. Exit status: 0 done, 1 our error, 2 usage, 3 a check failed."""
 
 import io
+import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -144,7 +146,7 @@ def rewrite(
             write_text(report, done.model_dump_json(indent=1) + "\n")
         with _printing():
             if as_json:
-                typer.echo(done.model_dump_json(indent=1))
+                _print_json(done.model_dump_json())
             elif not quiet:
                 print_rewrite(make_console(sys.stdout), done)
 
@@ -172,7 +174,10 @@ def rewrite(
             )
     except VerificationError as error:
         if error.report is not None:
-            show(error.report)
+            try:
+                show(error.report)
+            except OnnxsepError as second:  # the failed verification is what counts
+                typer.echo(f"onnxsep: {second}", err=True)
         raise
     done = result.report
     if target is not None:
@@ -197,7 +202,7 @@ def inspect(
     )
     with _printing():
         if as_json:
-            typer.echo(found.model_dump_json(indent=1))
+            _print_json(found.model_dump_json())
         else:
             print_inspect(make_console(sys.stdout), found)
 
@@ -260,13 +265,12 @@ def check(
 def modes(as_json: Json = False, debug: Debug = False) -> None:
     """List the installed modes."""
     found = {name: mode.summary for name, mode in onnxsep.available_modes().items()}
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(found, indent=1))
-        return
-    for name, summary in found.items():
-        typer.echo(f"{name}: {summary}")
+    with _printing():
+        if as_json:
+            typer.echo(json.dumps(found, indent=1))
+            return
+        for name, summary in found.items():
+            typer.echo(f"{name}: {summary}")
     for name, reason in broken_modes().items():
         typer.echo(f"{name}: cannot be loaded: {reason}", err=True)
 
@@ -280,8 +284,16 @@ def _check_targets(output: Path | None, report: Path | None, model: Path, inputs
         for other in others:
             if target is not None and other is not None and _same_file(target, other):
                 raise OptionError(f"{option} {target} would overwrite {other}; name another file")
-    if report is not None and report.exists() and report.read_bytes()[:1] not in (b"", b"{"):
-        raise OptionError(f"--report {report} would overwrite a file that is no report; name another file")
+    if report is not None and report.exists():
+        with report.open("rb") as file:
+            start = file.read(64)
+        if start and not re.match(rb'\{\s*"onnxsep"', start):
+            raise OptionError(f"--report {report} would overwrite a file that is no report; name another file")
+
+
+def _print_json(text: str) -> None:
+    """Print JSON in ASCII: it is then the same, and valid, in every encoding that a pipe may have."""
+    typer.echo(json.dumps(json.loads(text), indent=1))
 
 
 @contextmanager
@@ -293,11 +305,11 @@ def _printing() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must find an open file
     except OSError as error:
-        raise OnnxsepError(f"cannot print: {error.strerror or error}; files were written as usual") from error
+        raise OnnxsepError(f"cannot print: {error.strerror or error}") from error
 
 
 def _same_file(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+    return os.path.realpath(one) == os.path.realpath(other) or (one.exists() and other.exists() and one.samefile(other))
 
 
 def _shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
@@ -330,9 +342,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end in an error
             stream.reconfigure(errors="backslashreplace")
-    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: temporary files are removed
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: temporary files are removed; nohup stays in force
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    if sys.stdout is None:  # closed by the caller (>&-)
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the end of the process
     try:
         app()
     except OnnxsepError as error:

@@ -83,8 +83,8 @@ def find_constant(scopes: Sequence[Scope], scope: int, name: str) -> onnx.Tensor
                 return tensor
         for node in body.node:
             if name in node.output:
-                values = (entry.t for entry in node.attribute if entry.name == "value")
-                return next(values, None) if node.op_type == "Constant" else None
+                held = [entry.t for entry in node.attribute if entry.name == "value" and not entry.ref_attr_name]
+                return held[0] if held and node.op_type == "Constant" else None
         owner = scopes[owner].parent
     return None
 

@@ -51,7 +51,7 @@ def inspect(
 
     names = [mode.name for mode in chosen]
     plans = [make_plan(sites.found, mode, options, read) for mode in chosen]
-    results = [planned(sites, plan) for plan in plans]
+    results = [planned(sites, plan)[0] for plan in plans]
     macs = count_macs(sites.light)
     return InspectReport(
         source=model_info(source),

@@ -128,7 +128,7 @@ def rewrite(
     errors: dict[Place, float] = {}
     failure = ""
     if dry_run:
-        light = planned(sites, plan)
+        light, edit = planned(sites, plan)
         outcome = VerificationReport(kind="none", ran=False, reason="dry run: nothing was changed")
     else:
         light = sites.light
@@ -151,7 +151,7 @@ def rewrite(
         totals=totals(sites, plan, light),
         removed_weights=tuple(edit.removed_weights),
         removed_inputs=tuple(edit.removed_inputs),
-        notes=(*sites.notes, *_size_notes(plan), *notes),
+        notes=(*sites.notes, *_size_notes(plan), *notes, *_input_notes(edit)),
         verification=outcome,
         dry_run=dry_run,
         seconds=time.perf_counter() - started,
@@ -175,6 +175,14 @@ def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
+def _input_notes(edit: Edit) -> list[str]:
+    gone = edit.removed_inputs
+    if not gone:
+        return []
+    some = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
+    return [f"graph inputs that stand for replaced weights go with them: {some} ({len(gone)} in all)"]
+
+
 def _apply(
     source: Model, plan: Plan, factors: Mapping[Place, Factorized], settings: Settings
 ) -> tuple[Model, Edit, onnx.ModelProto, tuple[str, ...]]:
@@ -186,10 +194,5 @@ def _apply(
     result = Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
     light = skeleton(result)
     note = ensure_valid(skeleton(source), light)
-    notes = [note] if note else []
-    if edit.removed_inputs:
-        notes.append(
-            f"{len(edit.removed_inputs)} graph inputs stood for replaced weights and went with them: "
-            f"{', '.join(edit.removed_inputs[:3])}{', ...' if len(edit.removed_inputs) > 3 else ''}"
-        )
-    return result, edit, infer_shapes(light, settings.input_shapes), tuple(notes)
+    notes = (note,) if note else ()
+    return result, edit, infer_shapes(light, settings.input_shapes), notes

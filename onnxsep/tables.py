@@ -13,7 +13,7 @@ from onnxsep.planning import Plan, Replacement, site_macs
 from onnxsep.report import ConvReport, ModelInfo, Totals
 from onnxsep.shapes import infer_shapes
 from onnxsep.sites import Sites
-from onnxsep.surgery import replace_convs
+from onnxsep.surgery import Edit, replace_convs
 from onnxsep.tensors import tensor_protos
 from onnxsep.types import Place, Rejected
 
@@ -95,12 +95,12 @@ def _conv_report(
     )
 
 
-def planned(sites: Sites, plan: Plan) -> onnx.ModelProto:
-    """The skeleton, with inferred shapes, of the model that the plan would give; no weight is read or computed."""
+def planned(sites: Sites, plan: Plan) -> tuple[onnx.ModelProto, Edit]:
+    """What the plan would give: a skeleton with inferred shapes, and the edit; no weight is read or computed."""
     light = onnx.ModelProto()
     light.CopyFrom(sites.light)
-    replace_convs(light, plan.replacements, None)
-    return infer_shapes(light)
+    edit = replace_convs(light, plan.replacements, None)
+    return infer_shapes(light), edit
 
 
 def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:

@@ -51,6 +51,8 @@ def decide(settings: Settings, source: Model, *, dry_run: bool) -> Settings:
     kind, limit = settings.verify, settings.max_error
     if kind not in get_args(Verify):
         raise OptionError(f"verify={kind!r} is not one of {', '.join(get_args(Verify))}")
+    if settings.seed < 0:
+        raise OptionError(f"the seed must be 0 or more, not {settings.seed}")
     if limit is not None and not 0 <= limit < math.inf:
         raise OptionError(f"--max-error {limit} is no error that could be allowed; use a number such as 0.1")
     if kind == "auto":
@@ -74,7 +76,7 @@ def verify_result(
         What was measured; the output error of every replaced Conv, from a local verification; and why the
         verification failed, or "".
     """
-    kind, replacements = settings.verify, plan.replacements
+    kind, limit, replacements = settings.verify, settings.max_error, plan.replacements
     if kind == "none":
         return VerificationReport(kind="none", ran=False, reason="switched off (--no-verify)"), {}, ""
     if not replacements:
@@ -93,7 +95,7 @@ def verify_result(
         feeds = make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes, seed=settings.seed)
         whole = compare_outputs(source, result, feeds, settings.runtime)
         notes, failure = list(whole.notes), _too_large(whole.relative, plan, settings)
-        if failure and whole.relative <= min(_AMPLIFIED, settings.max_error or _AMPLIFIED):
+        if failure and whole.relative <= _AMPLIFIED and (limit is None or whole.relative <= limit):
             # All ranks are full. Is a replacement wrong, or does the model amplify rounding? Each Conv alone tells.
             alone = max(piece.relative for piece in pieces())
             failure = _too_large(alone, plan, settings)

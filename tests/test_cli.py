@@ -211,6 +211,11 @@ def test_output_that_is_full_is_told(model: Path, tmp_path: Path) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("onnxsep: error: cannot print: No space left on device")
+    with Path("/dev/full").open("w") as full:
+        failing = [*command, "--max-error", "1e-6"]
+        done = subprocess.run(failing, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    assert "--max-error" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120, 200])
@@ -314,13 +319,51 @@ def test_report_does_not_overwrite_the_models(model: Path, tmp_path: Path) -> No
     (tmp_path / "in.onnx.data").write_bytes(b"weights")
     inputs = tmp_path / "inputs.npz"
     np.savez(inputs, image=np.zeros((1, 1, 8, 8), np.float32))
-    for report in (model, out, tmp_path / "link.json", tmp_path / "in.onnx.data", inputs):
+    (tmp_path / "package.json").write_text('{"name": "precious"}')
+    for report in (model, out, *(tmp_path / name for name in ("link.json", "in.onnx.data", "package.json")), inputs):
         done = run("rewrite", model, out, *MODE, "--report", report, "--inputs", inputs)
         assert_one_error(done, "--report", "would overwrite")
     assert_one_error(run("rewrite", model, inputs, *MODE, "--inputs", inputs), "would overwrite")
     assert_one_error(run("rewrite", model, *MODE, "--dry-run", "--report", model), "would overwrite")
     assert model.read_bytes() == content
     assert not out.exists()
+    report = tmp_path / "report.json"
+    for _ in range(2):  # a report may be written over a report
+        assert run("rewrite", model, out, *MODE, "--report", report, "--no-verify").returncode == 0
+
+
+def test_links_in_a_circle_are_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.json").symlink_to(tmp_path / "b.json")
+    (tmp_path / "b.json").symlink_to(tmp_path / "a.json")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "b.txt")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+    for arguments in (
+        ("rewrite", model, tmp_path / "out.onnx", *MODE, "--report", tmp_path / "a.json"),
+        ("check", model, tmp_path / "a.txt"),
+    ):
+        done = run(*arguments)
+        assert "internal error" not in done.stderr
+        assert done.returncode in (0, 1)
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); sys.argv = ['onnxsep', 'modes'];"
+        "import onnxsep.cli as cli; cli.app = lambda: os.kill(os.getpid(), signal.SIGHUP); cli.main(); print('alive')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout == "alive\n", done.stderr
+
+
+def test_closed_standard_output(model: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("onnxsep")), "rewrite", str(model), str(tmp_path / "out.onnx"), *MODE],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.close(1),
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(not Path("/dev/stdout").is_symlink(), reason="no /dev/stdout on this system")
@@ -349,6 +392,10 @@ def test_names_come_out_as_they_are_or_escaped(model: Path, tmp_path: Path) -> N
     command = [str(Path(sys.executable).with_name("onnxsep")), "rewrite", str(model), str(tmp_path / "out.onnx"), *MODE]
     plain = subprocess.run(command, capture_output=True, env=narrow, check=False)
     assert plain.returncode == 0, plain.stderr
+    command = [str(Path(sys.executable).with_name("onnxsep")), "inspect", str(model), "--json"]
+    as_json = subprocess.run(command, capture_output=True, env={**narrow, "PYTHONIOENCODING": "ascii"}, check=True)
+    names_in_json = {conv["name"] for conv in json.loads(as_json.stdout)["convs"]}
+    assert {"block:fire:conv", "[bold]x[/bold]", "\u5377\u79ef", "bell\x07\x1b[31m"} <= names_in_json
     assert b"\\u5377\\u79ef " in plain.stdout
 
 

@@ -248,6 +248,9 @@ def test_one_pattern_may_be_given_as_a_text() -> None:
 def test_options_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="verify='fast' is not one of auto, full, local, none"):
         onnxsep.rewrite(DIGITS, mode="spatial", verify="fast")  # type: ignore[arg-type]
+    for verify in ("full", "local"):
+        with pytest.raises(OptionError, match="seed"):
+            onnxsep.rewrite(DIGITS, mode="spatial", seed=-1, verify=verify)
     with pytest.raises(OptionError, match="--inputs are for a full verification"):
         onnxsep.rewrite(DIGITS, mode="spatial", verify="local", inputs=tmp_path / "x.npz")
     for call in (onnxsep.inspect, lambda *args, **kw: onnxsep.rewrite(*args, mode="spatial", verify="none", **kw)):
@@ -302,3 +305,48 @@ def test_name_with_brackets_is_matched_as_it_is() -> None:
         assert onnxsep.rewrite(model, mode="spatial", only=pattern, verify="none").report.totals.replaced == 1
     with pytest.raises(OptionError, match=r"\[ \] stand for"):
         onnxsep.rewrite(model, mode="spatial", only="blocks[1].conv")
+
+
+def test_limit_of_zero_is_a_limit() -> None:
+    with pytest.raises(VerificationError, match="above --max-error 0") as caught:
+        onnxsep.rewrite(DIGITS, mode="spatial", rank="full", force=True, max_error=0)
+    assert not any("amplifies" in note for note in caught.value.report.verification.notes)
+
+
+def test_bias_that_is_an_argument_of_a_function_is_verified_locally() -> None:
+    bias = helper.make_node("Constant", [], ["b"])
+    reference = bias.attribute.add()
+    reference.name, reference.type, reference.ref_attr_name = "value", onnx.AttributeProto.TENSOR, "bias"
+    held = helper.make_node("Constant", [], ["w"], value=build_tensor("w", weight()))
+    conv = helper.make_node("Conv", ["a", "w", "b"], ["r"], name="conv", pads=[1] * 4)
+    opset = helper.make_opsetid("", 17)
+    local = helper.make_function("local", "block", ["a"], ["r"], [bias, held, conv], [opset], attributes=["bias"])
+    nodes = [
+        helper.make_node("Conv", ["x", "stem"], ["a"], name="stem"),
+        helper.make_node(
+            "block", ["a"], ["y"], domain="local", bias=build_tensor("bias", np.arange(8, dtype=np.float32))
+        ),
+    ]
+    stem = build_tensor("stem", np.random.default_rng(2).standard_normal((6, 3, 1, 1)).astype(np.float32))
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 9, 7])
+    output = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 8, 9, 7])
+    graph = helper.make_graph(nodes, "g", [value], [output], [stem])
+    opsets = [opset, helper.make_opsetid("local", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[local], ir_version=8)
+    for verify in ("full", "local"):
+        outcome = onnxsep.rewrite(model, mode="spatial", rank="full", force=True, verify=verify).report.verification
+        assert outcome.ran, outcome.reason
+        assert outcome.relative is not None
+        assert outcome.relative < 1e-5
+
+
+def test_dry_run_tells_which_inputs_will_go() -> None:
+    model = two_convs(weight())
+    model.ir_version = 3
+    model.opset_import[0].version = 8
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    planned = onnxsep.rewrite(model, mode="spatial", dry_run=True).report
+    done = onnxsep.rewrite(model, mode="spatial").report
+    assert planned.removed_inputs == done.removed_inputs == ("w",)
+    assert planned.notes == done.notes

@@ -5,6 +5,7 @@ structure only. Structure is compared as text in both cases: lines are aligned, 
 node that it belongs to. :func:`check` is what ``onnxsep check`` calls.
 """
 
+import codecs
 import math
 import os
 import re
@@ -162,7 +163,7 @@ def _update(model: io.Model, reference: Source) -> PartResult:
     if path.suffix.lower() not in (_TEXT_SUFFIX, ".onnx"):
         raise OptionError(f"the reference {str(path)!r} is neither .txt nor .onnx: nothing was written")
     old = path.read_bytes() if _is_text(path) and path.is_file() else b""
-    if old and not old.startswith(HEADER.rstrip("0123456789").encode()):
+    if old and not old.removeprefix(codecs.BOM_UTF8).startswith(HEADER.rstrip("0123456789").encode()):
         raise OptionError(f"{str(path)!r} is no reference of onnxsep, so it is not overwritten; remove it first")
     if not _is_text(path):
         save(model, path)
@@ -170,7 +171,7 @@ def _update(model: io.Model, reference: Source) -> PartResult:
     text = describe(model).text
     if old == text.encode():
         return PartResult(name="reference", status="updated", reason="was up to date")
-    write_text(path.resolve(), text)
+    write_text(Path(os.path.realpath(path)), text)
     return PartResult(name="reference", status="updated", reason="rewritten" if existed else "created")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 
 from onnxsep import io
 from onnxsep.checking.result import Difference, PartResult
@@ -47,8 +48,23 @@ def compare_outputs(
             found.append(Difference(where="the model", message=reason))
         else:
             found += _compare_outputs(actual, expected, ignore_names, rtol, atol)
+            if notes:  # float32 copies ran, in which differences of the types do not show
+                found += _compare_types(model, reference, ignore_names)
     status: Literal["differs", "same"] = "differs" if found else "same"
     return PartResult(name="outputs", status=status, differences=tuple(found), notes=(*feeds.notes, *notes))
+
+
+def _compare_types(model: io.Model, reference: io.Model, ignore_names: bool) -> Iterator[Difference]:
+    """Element types of the outputs, as the graphs declare them."""
+    ours, theirs = ([*side.proto.graph.output] for side in (model, reference))
+    by_name = {value.name: value for value in ours}
+    pairs = zip(theirs, ours if ignore_names else (by_name.get(value.name) for value in theirs), strict=False)
+    for expected, actual in pairs:
+        types = [value.type.tensor_type.elem_type for value in (actual, expected) if value is not None]
+        if len(types) == 2 and types[0] != types[1]:
+            names = [onnx.TensorProto.DataType.Name(kind) for kind in types]
+            message = f"element type is {names[0]}, expected {names[1]}"
+            yield Difference(where=f"output {expected.name!r}", message=message)
 
 
 def _input_names(model: io.Model) -> list[str]:

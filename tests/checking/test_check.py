@@ -955,3 +955,25 @@ def test_update_does_not_overwrite_something_else(tmp_path: Path) -> None:
         with pytest.raises(OptionError, match=path.name):
             check(small(), path, update=True)
         assert path.read_text() == "precious"
+
+
+def test_float32_copies_do_not_hide_another_type() -> None:
+    def conv(kind: int) -> onnx.ModelProto:
+        dtype = helper.tensor_dtype_to_np_dtype(kind)
+        weight = numpy_helper.from_array(np.ones((3, 2, 3, 3), dtype), "w")
+        value = helper.make_tensor_value_info("x", kind, [1, 2, 5, 6])
+        output = helper.make_tensor_value_info("y", kind, [1, 3, 3, 4])
+        graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "g", [value], [output], [weight])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    result = check(conv(TensorProto.FLOAT), conv(TensorProto.DOUBLE), structure=False, weights=False)
+    (difference,) = result.parts[0].differences
+    assert (difference.where, difference.message) == ("output 'y'", "element type is FLOAT, expected DOUBLE")
+
+
+def test_update_takes_a_reference_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "reference.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + describe(load(small())).text.encode())
+    assert check(small(), path).same
+    check(small(), path, update=True)
+    assert path.read_bytes().startswith(b"onnxsep structure")
