@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,6 +32,36 @@ def run(
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, env=environment, preexec_fn=before, check=False
     )
+
+
+def run_in_terminal(
+    arguments: Sequence[str | Path], stream: str, *, columns: int = 100, interrupt_at: bytes = b""
+) -> tuple[int, str, bytes]:
+    """Run onnxsep with one standard stream in a terminal, and send Ctrl-C once the terminal shows ``interrupt_at``.
+
+    Returns:
+        The exit status, what the terminal showed, and what went to the other stream.
+    """
+    pty = pytest.importorskip("pty", reason="pseudo-terminals exist on POSIX only")
+    main, terminal = pty.openpty()
+    command = [str(Path(sys.executable).with_name("onnxsep")), *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
+    shown = b""
+    with tempfile.TemporaryFile() as other:
+        streams = {"stdout": other, "stderr": other, stream: terminal}
+        with subprocess.Popen(command, env=environment, **streams) as process:
+            os.close(terminal)
+            try:
+                while data := os.read(main, 65536):  # all of it: a terminal that nobody reads stops the process
+                    shown += data
+                    if interrupt_at and interrupt_at in shown:
+                        process.send_signal(signal.SIGINT)
+                        interrupt_at = b""
+            except OSError:  # how Linux says that the other end is closed
+                pass
+        os.close(main)
+        other.seek(0)
+        return process.returncode, shown.decode(), other.read()
 
 
 def assert_one_error(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
@@ -127,15 +159,8 @@ def test_dry_run_shows_the_plan_and_writes_nothing(model: Path, tmp_path: Path) 
 
 
 def test_a_progress_bar_appears_in_a_terminal(model: Path, tmp_path: Path) -> None:
-    pty = pytest.importorskip("pty", reason="pseudo-terminals exist on POSIX only")
-    main, terminal = pty.openpty()
-    command = [str(Path(sys.executable).with_name("onnxsep")), "rewrite", str(model), str(tmp_path / "out.onnx"), *MODE]
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=terminal, env=environment, check=False)
-    os.close(terminal)
-    shown = os.read(main, 65536).decode()
-    os.close(main)
-    assert done.returncode == 0
+    status, shown, _ = run_in_terminal(["rewrite", model, tmp_path / "out.onnx", *MODE], "stderr")
+    assert status == 0
     assert "4/4" in shown
 
 
@@ -220,21 +245,11 @@ def test_output_that_is_full_is_told(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [40, 80, 120, 200])
 def test_terminal_of_any_width_shows_every_figure(columns: int, model: Path, tmp_path: Path) -> None:
-    pty = pytest.importorskip("pty", reason="pseudo-terminals exist on POSIX only")
-    main, terminal = pty.openpty()
-    command = [str(Path(sys.executable).with_name("onnxsep")), "rewrite", str(model), str(tmp_path / "out.onnx"), *MODE]
-    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "dumb"}
-    with subprocess.Popen(command, stdout=terminal, stderr=subprocess.DEVNULL, env=environment) as process:
-        os.close(terminal)
-        shown = b""
-        try:
-            while data := os.read(main, 65536):
-                shown += data
-        except OSError:  # how Linux says that the other end is closed
-            pass
-    os.close(main)
-    assert process.returncode == 0
-    rows = [line.split() for line in shown.decode().splitlines()]
+    arguments: list[str | Path] = ["rewrite", model, tmp_path / "out.onnx", *MODE]
+    status, shown, _ = run_in_terminal(arguments, "stdout", columns=columns)
+    assert status == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    rows = [line.split() for line in shown.splitlines()]
     row = next(words for words in rows if words[:1] == ["block2_conv1"])
     assert "64x64x3x3" in row
     assert "24,640" in row
@@ -420,22 +435,13 @@ def test_interrupt_ends_in_one_line_and_leaves_nothing(model: Path, tmp_path: Pa
     output = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 700, 8, 8])
     graph = helper.make_graph(nodes, "g", [value], [output], [numpy_helper.from_array(wide, "w")])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
-    command = [str(Path(sys.executable).with_name("onnxsep")), "rewrite", str(model), str(tmp_path / "out.onnx"), *MODE]
-    command += ["--include-first", "--rank", "full", "--force"]
-    pty = pytest.importorskip("pty", reason="pseudo-terminals exist on POSIX only")
-    main, terminal = pty.openpty()
-    shown = b""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal) as process:
-        os.close(terminal)
-        while b"0/" not in shown:  # the progress bar: the work has begun
-            shown += os.read(main, 65536)
-        process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate()
-        shown += os.read(main, 65536)
-    os.close(main)
-    assert (process.returncode, printed) == (130, b"")
-    assert b"onnxsep: interrupted; nothing was written" in shown
-    assert b"Traceback" not in shown
+    arguments: list[str | Path] = ["rewrite", model, tmp_path / "out.onnx", *MODE]
+    arguments += ["--include-first", "--rank", "full", "--force"]
+    # The first state of the progress bar says that the work has begun.
+    status, shown, printed = run_in_terminal(arguments, "stderr", interrupt_at=b"0/")
+    assert (status, printed) == (130, b"")
+    assert "onnxsep: interrupted; nothing was written" in shown
+    assert "Traceback" not in shown
     assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
 
 
