@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxsep.errors import FactorizationError
 from onnxsep.graph import build_tensor
 from onnxsep.io import Model, read_tensor
-from onnxsep.scopes import Scope
+from onnxsep.scopes import Scope, constant_value, opset_imports
 from onnxsep.types import Constant
 
 MAX_FOLDED_BYTES = 2**31  # a file of a few bytes may describe a constant of any size
@@ -24,10 +24,7 @@ def stored_tensor(scopes: Sequence[Scope], constant: Constant) -> onnx.TensorPro
         assert isinstance(body, onnx.GraphProto)
         return next(tensor for tensor in body.initializer if tensor.name == constant.name)
     scope, index = constant.nodes[-1]
-    node = scopes[scope].body.node[index]
-    if node.op_type == "Constant":
-        return next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
-    return None
+    return constant_value(scopes[scope].body.node[index])
 
 
 def read_constant(model: Model, scopes: Sequence[Scope], constant: Constant) -> NDArray[np.generic]:
@@ -57,12 +54,8 @@ def _fold(model: Model, scopes: Sequence[Scope], constant: Constant) -> NDArray[
         if tensor is None:
             raise FactorizationError(f"the constant expression needs {name!r}, which is no dense constant")
         graph.initializer.append(build_tensor(name, read_tensor(model, tensor)))
-    root = scopes[constant.scope]
-    while root.parent is not None:
-        root = scopes[root.parent]
-    opsets = root.body.opset_import if isinstance(root.body, onnx.FunctionProto) else model.proto.opset_import
     small = onnx.ModelProto(ir_version=model.proto.ir_version, graph=graph)
-    small.opset_import.extend(opsets)
+    small.opset_import.extend(opset_imports(model.proto, scopes, constant.scope))
     try:
         with np.errstate(all="ignore"):
             (values,) = ReferenceEvaluator(small).run(None, {})
@@ -83,8 +76,7 @@ def find_constant(scopes: Sequence[Scope], scope: int, name: str) -> onnx.Tensor
                 return tensor
         for node in body.node:
             if name in node.output:
-                held = [entry.t for entry in node.attribute if entry.name == "value" and not entry.ref_attr_name]
-                return held[0] if held and node.op_type == "Constant" else None
+                return constant_value(node)
         owner = scopes[owner].parent
     return None
 

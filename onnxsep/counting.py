@@ -14,7 +14,7 @@ from typing import Literal
 
 import onnx
 
-from onnxsep.scopes import Scope, is_standard, scopes
+from onnxsep.scopes import Scope, constant_value, is_standard, scopes
 from onnxsep.shapes import Shape, tensor_shapes
 from onnxsep.sites import conv_geometry
 
@@ -23,20 +23,8 @@ Convention = Literal["stored", "trainable", "paper004"]
 _TYPES = onnx.TensorProto
 # Weights are floats, or small integers where the model is quantised; larger integers are shapes, axes and indices.
 _WEIGHT_TYPES = {
-    getattr(_TYPES, name)
-    for name in (
-        "FLOAT",
-        "FLOAT16",
-        "BFLOAT16",
-        "DOUBLE",
-        "INT8",
-        "UINT8",
-        "INT4",
-        "UINT4",
-        "FLOAT8E4M3FN",
-        "FLOAT8E5M2",
-    )
-    if hasattr(_TYPES, name)
+    *(_TYPES.FLOAT, _TYPES.FLOAT16, _TYPES.BFLOAT16, _TYPES.DOUBLE, _TYPES.FLOAT8E4M3FN, _TYPES.FLOAT8E5M2),
+    *(_TYPES.INT8, _TYPES.UINT8, _TYPES.INT4, _TYPES.UINT4),
 }
 
 
@@ -59,8 +47,9 @@ def _weights(scope: Scope) -> Iterator[onnx.TensorProto]:
         yield from (tensor for tensor in body.initializer if _is_weight(tensor))
         yield from (tensor.values for tensor in body.sparse_initializer)
     for node in body.node:
-        if node.op_type == "Constant" and is_standard(node):
-            yield from (entry.t for entry in node.attribute if entry.name == "value" and _is_weight(entry.t))
+        value = constant_value(node)
+        if value is not None and _is_weight(value):
+            yield value
 
 
 def _is_weight(tensor: onnx.TensorProto) -> bool:
@@ -76,9 +65,8 @@ def _running_statistics(light: onnx.ModelProto) -> int:
         for tensor in body.initializer if isinstance(body, onnx.GraphProto) else ():
             sizes[namespace, tensor.name] = math.prod(tensor.dims)
         for node in body.node:
-            if node.op_type == "Constant":
-                values = [entry.t for entry in node.attribute if entry.name == "value"]
-                sizes[namespace, node.output[0]] = sum(math.prod(tensor.dims) for tensor in values)
+            if (value := constant_value(node)) is not None:
+                sizes[namespace, node.output[0]] = math.prod(value.dims)
             elif node.op_type == "BatchNormalization" and is_standard(node):
                 statistics.update((namespace, name) for name in node.input[3:5])
     return sum(sizes.get(key, 0) for key in statistics)
@@ -184,11 +172,10 @@ def _small_integers(scope: Scope) -> Iterator[tuple[str, Sequence[int]]]:
     """Names and values of one-dimensional integer constants, such as axes."""
     tensors = [(tensor.name, tensor) for tensor in getattr(scope.body, "initializer", ())]
     for node in scope.body.node:
-        for entry in node.attribute if node.op_type == "Constant" and is_standard(node) else ():
-            if entry.name == "value_ints":
-                yield node.output[0], entry.ints
-            elif entry.name == "value":
-                tensors.append((node.output[0], entry.t))
+        if (value := constant_value(node)) is not None:
+            tensors.append((node.output[0], value))
+        elif node.op_type == "Constant" and is_standard(node):
+            yield from ((node.output[0], entry.ints) for entry in node.attribute if entry.name == "value_ints")
     for name, tensor in tensors:
         stored = tensor.data_location != onnx.TensorProto.EXTERNAL
         if stored and tensor.data_type == onnx.TensorProto.INT64 and len(tensor.dims) == 1:

@@ -4,15 +4,17 @@ import onnx
 from onnx import shape_inference
 
 from onnxsep.errors import PassError
+from onnxsep.io import Model
 from onnxsep.scopes import scopes
+from onnxsep.shapes import skeleton
 
 
-def ensure_valid(source: onnx.ModelProto, result: onnx.ModelProto) -> str | None:
+def ensure_valid(source: Model, result: onnx.ModelProto) -> str | None:
     """Check a result with onnx.checker and strict shape inference.
 
     Args:
-        source: the skeleton of the model that was rewritten (``onnxsep.shapes.skeleton``).
-        result: the skeleton of the result.
+        source: the model that was rewritten.
+        result: the skeleton of the result (``onnxsep.shapes.skeleton``).
 
     Returns:
         None, or a note where the source itself was not valid, so that nothing can be asked of the result.
@@ -23,7 +25,7 @@ def ensure_valid(source: onnx.ModelProto, result: onnx.ModelProto) -> str | None
     problem = _problem(result)
     if problem is None:
         return None
-    before = _problem(source)
+    before = _problem(skeleton(source))
     if before is None:
         raise PassError(f"the rewritten graph is not valid, which is a bug of the mode or of onnxsep: {problem}")
     return f"the source is not valid for onnx.checker, so the result was not checked: {before}"

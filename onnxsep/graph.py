@@ -16,7 +16,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxsep.errors import UnsupportedModelError
-from onnxsep.scopes import Owners, Scope, display_name, initializer_names, is_standard, scopes
+from onnxsep.scopes import Owners, Scope, display_name, initializer_names, is_standard, root, scopes
 from onnxsep.shapes import Shape, tensor_shapes
 from onnxsep.types import Constant, Place
 
@@ -106,7 +106,7 @@ class View:
                 owner = self.scopes[owner].parent
             return f"its weight {tensor.name!r} has no owner in the graph"
         if not tensor.inputs:
-            if self.scopes[self._root(scope)].kind == "function":
+            if root(self.scopes, scope).kind == "function":
                 return f"its weight {tensor.name!r} is an argument of the function"
             return f"its weight {tensor.name!r} is a graph input: it is given at run time"
         nodes: dict[Place, None] = {}
@@ -115,10 +115,6 @@ class View:
             return reason
         home = self._place[id(tensor.inputs[0])]
         return Constant(home[0], tensor.name, tuple(nodes))
-
-    def _root(self, scope: int) -> int:
-        parent = self.scopes[scope].parent
-        return scope if parent is None else self._root(parent)
 
     def _expression(self, last: Any, nodes: dict[Place, None]) -> str | None:
         """Collect the nodes that make a constant into ``nodes``, producers first; or the reason why they do not.

@@ -193,6 +193,6 @@ def _apply(
     edit = replace_convs(proto, replacements, {place: factorized.arrays for place, factorized in factors.items()})
     result = Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
     light = skeleton(result)
-    note = ensure_valid(skeleton(source), light)
+    note = ensure_valid(source, light)
     notes = (note,) if note else ()
     return result, edit, infer_shapes(light, settings.input_shapes), notes

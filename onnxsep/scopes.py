@@ -62,6 +62,28 @@ def is_standard(node: onnx.NodeProto) -> bool:
     return node.domain in ("", "ai.onnx")
 
 
+def constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The tensor that a Constant node holds; None for other nodes, other forms, and an argument of the function."""
+    if node.op_type != "Constant" or not is_standard(node):
+        return None
+    held = (entry.t for entry in node.attribute if entry.name == "value" and not entry.ref_attr_name)
+    return next(held, None)
+
+
+def root(all_scopes: Sequence[Scope], scope: int) -> Scope:
+    """The main graph or the function that a scope is, or is nested in."""
+    found = all_scopes[scope]
+    while found.parent is not None:
+        found = all_scopes[found.parent]
+    return found
+
+
+def opset_imports(model: onnx.ModelProto, all_scopes: Sequence[Scope], scope: int) -> Sequence[onnx.OperatorSetIdProto]:
+    """The operator sets that hold in a scope: those of its function, or the model's."""
+    body = root(all_scopes, scope).body
+    return body.opset_import if isinstance(body, onnx.FunctionProto) else model.opset_import
+
+
 def initializer_names(scope: Scope) -> set[str]:
     """Names of the dense initialisers of a graph; empty for a function body, which cannot have any."""
     if isinstance(scope.body, onnx.FunctionProto):

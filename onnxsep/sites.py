@@ -214,8 +214,7 @@ def _sizes(shape: Shape | None, dims: int) -> tuple[int, ...] | None:
 
 def _elements(shape: Shape | None) -> int:
     """Number of elements; 0 where the shape is not known."""
-    sizes = [size if isinstance(size, int) else 0 for size in shape or ()]
-    return 0 if shape is None else math.prod(sizes)
+    return 0 if shape is None else math.prod(size if isinstance(size, int) else 0 for size in shape)
 
 
 def _batch(shape: Shape | None) -> int | None:

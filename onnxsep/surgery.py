@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxsep.graph import ONNX_TYPES, NewNode, build_nodes, build_tensor
 from onnxsep.planning import Replacement, factor_key
-from onnxsep.scopes import Owners, Scope, display_name, scopes, training_names, used_names
+from onnxsep.scopes import Owners, Scope, display_name, opset_imports, scopes, training_names, used_names
 from onnxsep.shapes import stub
 from onnxsep.sites import METADATA_PREFIX
 from onnxsep.types import INPUT, AddLayer, Constant, Conv, ConvLayer, Place
@@ -104,9 +104,7 @@ class _Surgeon:
 
     def _adder(self, scope: Scope) -> str:
         """Add; Sum below opset 7, where Add broadcasts in another way and ONNX Runtime does not have it."""
-        while scope.parent is not None:
-            scope = self._scopes[scope.parent]
-        imports = (scope.body if isinstance(scope.body, onnx.FunctionProto) else self._model).opset_import
+        imports = opset_imports(self._model, self._scopes, scope.index)
         return "Add" if all(entry.version >= 7 for entry in imports if entry.domain in ("", "ai.onnx")) else "Sum"
 
     def _weights(self, replacement: Replacement, output: str) -> list[str]:

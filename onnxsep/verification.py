@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from onnxsep.comparison import Comparison, compare_outputs
 from onnxsep.errors import FeedError, OptionError, VerificationError
 from onnxsep.factors import Progress
-from onnxsep.feeds import make_feeds
+from onnxsep.feeds import Feeds, make_feeds
 from onnxsep.io import Model
 from onnxsep.local import compare_pieces
 from onnxsep.planning import Plan
@@ -39,10 +39,12 @@ class Settings:
     max_error: float | None = None
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     progress: Progress | None = None
+    given: Feeds | None = None
+    """What ``inputs`` holds, once ``decide`` has read it."""
 
 
 def decide(settings: Settings, source: Model, *, dry_run: bool) -> Settings:
-    """Settings with "auto" decided.
+    """Settings with "auto" decided and the given inputs read.
 
     Raises:
         OptionError: a setting makes no sense, or two contradict each other; told before any work is done.
@@ -62,9 +64,10 @@ def decide(settings: Settings, source: Model, *, dry_run: bool) -> Settings:
         raise OptionError(f"--max-error needs a verification, and {why} switches it off; leave out one of the two")
     if settings.inputs is not None and kind != "full" and not dry_run:
         raise OptionError(f"--inputs are for a full verification, and this one is {kind!r}; add --verify full")
+    given = None
     if kind == "full" and settings.inputs is not None:
-        make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes)  # raises if they do not fit
-    return replace(settings, verify=kind)
+        given = make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes)
+    return replace(settings, verify=kind, given=given)
 
 
 def verify_result(
@@ -92,7 +95,7 @@ def verify_result(
             compared = pieces()
             errors = {row.site.place: piece.relative for row, piece in zip(replacements, compared, strict=True)}
             return _local_report(compared), errors, _too_large(max(errors.values()), plan, settings)
-        feeds = make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes, seed=settings.seed)
+        feeds = settings.given or make_feeds(source, input_shapes=settings.input_shapes, seed=settings.seed)
         whole = compare_outputs(source, result, feeds, settings.runtime)
         notes, failure = list(whole.notes), _too_large(whole.relative, plan, settings)
         if failure and whole.relative <= _AMPLIFIED and (limit is None or whole.relative <= limit):
@@ -104,7 +107,7 @@ def verify_result(
     except CannotRun as error:
         reason = str(error)
     except FeedError as error:
-        if settings.inputs is not None or settings.input_shapes:
+        if settings.input_shapes:
             raise  # what the user gave does not fit; else there are no default inputs, which is nobody's mistake
         reason = str(error)
     except VerificationError as error:
