@@ -38,7 +38,11 @@ class FactorizationError(OnnxsepError):
 
 
 class FeedError(OnnxsepError):
-    """The inputs given for a verification do not fit the model."""
+    """The inputs given for a model do not fit it."""
+
+
+class DataError(OnnxsepError):
+    """The calibration or evaluation data cannot be used."""
 
 
 class PassError(OnnxsepError):

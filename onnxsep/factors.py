@@ -36,6 +36,8 @@ class Factorized:
 
     arrays: list[NDArray[np.generic]]
     weight_error: float
+    bias: NDArray[np.generic] | None = None
+    """The fitted bias, where there is one."""
 
 
 Progress = Callable[[str, int, int], None]
@@ -100,21 +102,26 @@ def _factorize(model: Model, sites: Sites, replacement: Replacement) -> Factoriz
     """The factors of one Conv, or the reason why it has none."""
     try:
         with naming(replacement.mode, replacement.site.name):
-            return _checked_factors(replacement, read_weight(model, sites, replacement.site))
+            weight = read_weight(model, sites, replacement.site)
+            factors = replacement.mode.factorize(Task(replacement.site.conv, weight), replacement.rank)
+            return checked_factors(replacement, weight, factors)
     except FactorizationError as error:
         return str(error)
 
 
-def _checked_factors(replacement: Replacement, weight: Array) -> Factorized | str:
-    """Factors in the stored type and their error, or the reason why they cannot be stored."""
-    site, mode = replacement.site, replacement.mode
-    doubles = list(mode.factorize(Task(site.conv, weight), replacement.rank).weights)
+def checked_factors(replacement: Replacement, weight: Array, factors: Factors) -> Factorized | str:
+    """Factors in the stored type and their error, or the reason why they cannot be stored.
+
+    Raises:
+        PassError: the mode broke a promise: shapes, the bias, or exactness at full rank.
+    """
+    site, mode, doubles = replacement.site, replacement.mode, list(factors.weights)
     shapes = factor_shapes(replacement.layers)
     if [array.shape for array in doubles] != shapes:
         found = [array.shape for array in doubles]
         raise PassError(f"mode {mode.name}, Conv {site.name!r}: factors of shapes {found} instead of {shapes}")
     biased = sum(isinstance(layer, ConvLayer) and layer.conv.bias for layer in replacement.layers)
-    if biased != site.conv.bias:
+    if biased != (site.conv.bias or replacement.new_bias):
         raise PassError(f"mode {mode.name}, Conv {site.name!r}: {biased} layers add the bias; exactly one must, if any")
     with np.errstate(over="ignore"):
         arrays = [np.ascontiguousarray(array.astype(STORED_TYPES[site.dtype])) for array in doubles]

@@ -1,46 +1,30 @@
 """The inputs for a verification: read from the user's file, or made from a seed in the model's own shapes."""
 
 import math
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 
 from onnxsep.errors import FeedError, OptionError
+from onnxsep.inputs import (
+    FLOATS,
+    Dim,
+    Input,
+    check_type,
+    dims_with_channels,
+    fits,
+    model_inputs,
+    read_arrays,
+    show_inputs,
+)
 from onnxsep.io import Model, read_tensor
 
 _T = onnx.TensorProto
-_FLOATS: dict[int, np.dtype[Any]] = {
-    _T.FLOAT: np.dtype(np.float32),
-    _T.DOUBLE: np.dtype(np.float64),
-    _T.FLOAT16: np.dtype(np.float16),
-    _T.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
-}
-_DTYPES = _FLOATS | {
-    _T.INT8: np.dtype(np.int8),
-    _T.INT16: np.dtype(np.int16),
-    _T.INT32: np.dtype(np.int32),
-    _T.INT64: np.dtype(np.int64),
-    _T.UINT8: np.dtype(np.uint8),
-    _T.UINT16: np.dtype(np.uint16),
-    _T.UINT32: np.dtype(np.uint32),
-    _T.UINT64: np.dtype(np.uint64),
-    _T.BOOL: np.dtype(np.bool_),
-    _T.STRING: np.dtype(np.object_),
-}
-# Names that exporters give to every unknown dimension: two of them need not be equal.
-_NOT_A_NAME = {"", "?", "-1", "0", "None", "none", "unk", "unknown"}
 _LARGEST = 2**31  # elements of one random input
-_SHAPE_PRESERVING = {"Add", "Cast", "Clip", "Div", "Identity", "Mul", "Sub"}
-
-Dim = int | str | None  # fixed, free with a name, free without
 
 
 @dataclass(frozen=True)
@@ -54,20 +38,6 @@ class Feeds:
 
     arrays: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Input:
-    """An input that needs a value; ``dims`` is None where the model does not tell the rank."""
-
-    name: str
-    elem_type: int
-    dims: tuple[Dim, ...] | None
-    dtype: np.dtype[Any]
-
-    def __str__(self) -> str:
-        kind = "string" if self.elem_type == _T.STRING else self.dtype.name
-        return f"{self.name!r} ({kind} {_show(self.dims)})"
 
 
 def make_feeds(
@@ -95,7 +65,7 @@ def make_feeds(
     if seed < 0:
         raise OptionError(f"the seed must be 0 or more, not {seed}")
     check_input_shapes(model, input_shapes)
-    wanted = list(_inputs(model.proto))
+    wanted = _inputs(model.proto)
     if inputs is not None:
         return Feeds(_read(Path(inputs), wanted, input_shapes))
     shapes, notes = _choose_shapes(model.proto, wanted, input_shapes)
@@ -115,7 +85,7 @@ def check_input_shapes(model: Model, input_shapes: Mapping[str, tuple[int, ...]]
     Raises:
         FeedError: a name is no input of the model, or the shape contradicts the model's.
     """
-    wanted = list(_inputs(model.proto)) if input_shapes else []
+    wanted = _inputs(model.proto) if input_shapes else []
     _check_names(input_shapes, wanted)
     for entry in wanted:
         _check_shape(entry, input_shapes.get(entry.name))
@@ -138,78 +108,26 @@ def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, shape
 
 
-def _inputs(proto: onnx.ModelProto) -> Iterator[_Input]:
-    given = {tensor.name for tensor in proto.graph.initializer}
-    given |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
-    for value in proto.graph.input:
-        if value.name in given:
-            continue
-        kind = value.type.WhichOneof("value")
-        if kind != "tensor_type":
-            name = (kind or "not given").removesuffix("_type").replace("_", " ")
-            raise FeedError(
-                f"input {value.name!r} is not a tensor (its type is {name}): no values can be made or given for it; "
-                "skip the verification (--no-verify)"
-            )
-        tensor = value.type.tensor_type
-        if tensor.elem_type not in _DTYPES:
-            raise FeedError(
-                f"input {value.name!r} has element type {tensor.elem_type}, for which no values can be made or given; "
-                "skip the verification (--no-verify)"
-            )
-        dims = tuple(_dim(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
-        yield _Input(value.name, tensor.elem_type, dims, _DTYPES[tensor.elem_type])
+def _inputs(proto: onnx.ModelProto) -> list[Input]:
+    try:
+        return list(model_inputs(proto))
+    except FeedError as error:
+        raise FeedError(f"{error}; skip the verification (--no-verify)") from None
 
 
-def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
-    if dim.dim_value > 0:
-        return int(dim.dim_value)
-    return None if dim.dim_param in _NOT_A_NAME else str(dim.dim_param)
-
-
-def _show(dims: tuple[Dim, ...] | None) -> str:
-    if dims is None:
-        return "of unknown rank"
-    return "[" + ", ".join("?" if dim is None else str(dim) for dim in dims) + "]"
-
-
-def _known(wanted: list[_Input]) -> str:
-    return "the model's inputs are: " + (", ".join(map(str, wanted)) or "none")
-
-
-def _check_names(names: Mapping[str, object], wanted: list[_Input]) -> None:
+def _check_names(names: Mapping[str, object], wanted: list[Input]) -> None:
     for name in names:
         if name not in {entry.name for entry in wanted}:
-            raise FeedError(f"the model has no input {name!r} that needs a value; {_known(wanted)}")
+            raise FeedError(f"the model has no input {name!r} that needs a value; {show_inputs(wanted)}")
 
 
-def _check_shape(entry: _Input, shape: tuple[int, ...] | None) -> None:
-    if shape is not None and (any(size < 1 for size in shape) or not _fits(shape, entry.dims)):
+def _check_shape(entry: Input, shape: tuple[int, ...] | None) -> None:
+    if shape is not None and (any(size < 1 for size in shape) or not fits(shape, entry.dims)):
         raise FeedError(f"the shape {list(shape)} given for input {entry.name!r} does not fit the model's: {entry}")
 
 
-def _fits(shape: tuple[int, ...], dims: tuple[Dim, ...] | None) -> bool:
-    if dims is None:
-        return True
-    return len(shape) == len(dims) and all(
-        size == dim for size, dim in zip(shape, dims, strict=True) if isinstance(dim, int)
-    )
-
-
-def _read(path: Path, wanted: list[_Input], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            given = {"x": loaded}
-        else:
-            with loaded:
-                given = {name: np.asarray(loaded[name]) for name in loaded.files}
-    except OSError as error:
-        raise FeedError(f"cannot read the inputs {str(path)!r}: {error.strerror or error}") from error
-    except (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise FeedError(
-            f"{str(path)!r} is no .npz or .npy file of plain arrays ({error}); write it with numpy.savez"
-        ) from error
+def _read(path: Path, wanted: list[Input], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    given = read_arrays(path)
     if len(wanted) == 1 and set(given) == {"x"}:
         given = {wanted[0].name: given["x"]}
     _check_names(given, wanted)
@@ -219,28 +137,21 @@ def _read(path: Path, wanted: list[_Input], shapes: Mapping[str, tuple[int, ...]
     return {entry.name: _checked(given[entry.name], entry, shapes.get(entry.name)) for entry in wanted}
 
 
-def _checked(array: np.ndarray, entry: _Input, shape: tuple[int, ...] | None) -> np.ndarray:
+def _checked(array: np.ndarray, entry: Input, shape: tuple[int, ...] | None) -> np.ndarray:
     """The array, if it fits; only the representation may change: byte order, memory layout, bfloat16's bits."""
-    if entry.elem_type == _T.BFLOAT16 and array.dtype == np.dtype("V2"):
-        array = array.view(entry.dtype)  # NumPy's files hold bfloat16 as raw bytes
-    is_text = entry.elem_type == _T.STRING
-    if not (array.dtype.kind == "U" if is_text else array.dtype.newbyteorder("=") == entry.dtype):
-        hint = ""
-        if array.dtype.kind == entry.dtype.kind:
-            hint = f"; nothing is cast silently: convert it with .astype({entry.dtype.name!r})"
-        raise FeedError(f"the array for input {entry} has type {array.dtype.name}{hint}")
-    if not _fits(array.shape, entry.dims if shape is None else shape):
+    array = check_type(array, entry)
+    if not fits(array.shape, entry.dims if shape is None else shape):
         also = "" if shape is None else f", not the given {list(shape)}"
         raise FeedError(f"the array for input {entry} has shape {list(array.shape)}{also}")
     if array.size == 0:
         raise FeedError(f"the array for input {entry} is empty: its shape is {list(array.shape)}")
-    if entry.elem_type in _FLOATS and np.isnan(array).any():
+    if entry.elem_type in FLOATS and np.isnan(array).any():
         raise FeedError(f"the array for input {entry} holds NaN: nothing could be compared")
     return np.asarray(array, dtype=entry.dtype, order="C")
 
 
 def _choose_shapes(
-    proto: onnx.ModelProto, wanted: list[_Input], given: Mapping[str, tuple[int, ...]]
+    proto: onnx.ModelProto, wanted: list[Input], given: Mapping[str, tuple[int, ...]]
 ) -> tuple[list[tuple[int, ...]], list[str]]:
     """A shape for every input, and a note for every dimension chosen here; equal names get equal sizes."""
     sizes: dict[str, int] = {}
@@ -275,35 +186,11 @@ def _is_batch(dim: Dim) -> bool:
     return isinstance(dim, str) and "batch" in dim.lower()
 
 
-def _dims(proto: onnx.ModelProto, entry: _Input) -> tuple[Dim, ...]:
-    """The input's dims; an unknown number of channels, or rank, is taken from the Conv that the input feeds."""
-    weight = _first_conv_weight(proto, entry.name)
-    dims = entry.dims
+def _dims(proto: onnx.ModelProto, entry: Input) -> tuple[Dim, ...]:
+    dims = dims_with_channels(proto, entry)
     if dims is None:
-        if weight is None:
-            raise FeedError(f"input {entry} needs a shape: give it with --input-shape {entry.name}:DIMS")
-        dims = (None,) * len(weight)
-    if weight is not None and len(weight) == len(dims) and dims[1] is None:
-        dims = (dims[0], weight[1], *dims[2:])
+        raise FeedError(f"input {entry} needs a shape: give it with --input-shape {entry.name}:DIMS")
     return dims
-
-
-def _first_conv_weight(proto: onnx.ModelProto, name: str) -> tuple[int, ...] | None:
-    """Weight shape, with in_channels of all groups, of the Conv that an input reaches through elementwise operators."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
-    reached = {name}
-    for node in proto.graph.node:
-        if node.op_type == "Constant":
-            shapes.update((node.output[0], tuple(a.t.dims)) for a in node.attribute if a.name == "value")
-        if not node.input or node.input[0] not in reached:
-            continue
-        if node.op_type in _SHAPE_PRESERVING:
-            reached.add(node.output[0])
-        elif node.op_type == "Conv" and len(shapes.get(node.input[1], ())) > 2:
-            group = next((a.i for a in node.attribute if a.name == "group"), 1)
-            out_channels, in_channels, *kernel = shapes[node.input[1]]
-            return (out_channels, in_channels * group, *kernel)
-    return None
 
 
 def _default_sizes(dims: tuple[Dim, ...]) -> list[int]:
@@ -318,7 +205,7 @@ def _default_sizes(dims: tuple[Dim, ...]) -> list[int]:
     return sizes[:rank]
 
 
-def _compared_with(model: Model, entry: _Input) -> int | None:
+def _compared_with(model: Model, entry: Input) -> int | None:
     """The constant that an integer input is compared with: such an input is a switch, and 0 may be none of its states.
 
     A voice model's sample rate, for example, chooses the branch that runs.
@@ -336,14 +223,14 @@ def _compared_with(model: Model, entry: _Input) -> int | None:
     return None
 
 
-def _random(entry: _Input, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+def _random(entry: Input, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     if entry.elem_type == _T.STRING:
         raise FeedError(f"input {entry} holds strings: give them with --inputs FILE.npz")
     if math.prod(shape) > _LARGEST:
         raise FeedError(
             f"input {entry} would have {math.prod(shape)} elements: give a smaller shape with --input-shape"
         )
-    if entry.elem_type in _FLOATS:
+    if entry.elem_type in FLOATS:
         return np.asarray(generator.standard_normal(shape)).astype(entry.dtype)
     if entry.elem_type in (_T.UINT8, _T.INT8):
         limits = np.iinfo(entry.dtype)

@@ -13,8 +13,9 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar
 
-from onnxsep.errors import ModeNotFoundError
+from onnxsep.errors import FactorizationError, ModeNotFoundError
 from onnxsep.linalg import Array
+from onnxsep.statistics import Statistics
 from onnxsep.types import Conv, ConvLayer, Layer, Rank, RankAxis
 
 ENTRY_POINT_GROUP = "onnxsep.modes"
@@ -25,19 +26,25 @@ NOTHING_TO_SEPARATE = "a 1 x 1 kernel has nothing to separate"
 
 
 @dataclass(frozen=True)
+class Factors:
+    """What a mode found: one weight for each Conv among its layers, in their order. Fields may be added."""
+
+    weights: Sequence[Array]
+
+
+@dataclass(frozen=True)
 class Task:
     """What a mode factorises. Fields may be added; a mode reads those that it knows."""
 
     conv: Conv
     weight: Array
     """float64 [out_channels, in_channels / group, *kernel_shape], finite."""
-
-
-@dataclass(frozen=True)
-class Factors:
-    """What a mode found: one weight for each Conv among its layers, in their order. Fields may be added."""
-
-    weights: Sequence[Array]
+    statistics: Statistics | None = None
+    """What calibration data tell about the Conv, the prior included; None where there are none."""
+    start: Factors | None = None
+    """Factors of this rank to improve, where there are some."""
+    sweeps: int = 30
+    """Limit for iterative fits."""
 
 
 class Mode(ABC):
@@ -52,6 +59,10 @@ class Mode(ABC):
     """What the user writes after ``--mode``."""
     summary: ClassVar[str]
     """One line for ``--help`` and for the list of modes."""
+    inits: ClassVar[tuple[str, ...]] = ("svd",)
+    """How its factors can be found: "svd" (``factorize``), and what ``fit`` can do with calibration data."""
+    linear_layers: ClassVar[bool] = False
+    """Whether it takes Gemm and MatMul nodes too: a Conv without spatial dimensions, kernel_shape ()."""
 
     @abstractmethod
     def accepts(self, conv: Conv) -> str | None:
@@ -65,9 +76,23 @@ class Mode(ABC):
     def layers(self, conv: Conv, rank: Rank) -> tuple[Layer, ...]:
         """The replacement: its last layer computes the output of ``conv``, and exactly at full rank."""
 
-    @abstractmethod
+    def is_exact(self, conv: Conv, rank: Rank) -> bool:
+        """Whether the replacement equals the Conv at these ranks, whatever its weight: by default, where all are full."""
+        for position, used in enumerate(rank):
+            axis = self.rank_axis(conv, rank[:position])
+            if axis is None or used < axis.full:
+                return False
+        return True
+
     def spectrum(self, task: Task, chosen: Rank) -> Array:
-        """Squared singular values [slices, n], descending, that the next rank truncates (for ``energy=``)."""
+        """Squared singular values [slices, n], descending, that the next rank truncates (for ``energy=``).
+
+        Raises:
+            FactorizationError: the mode has no such values.
+        """
+        raise FactorizationError(
+            f"mode {self.name} has no singular values to keep a share of; use an integer rank or a share of the parameters"
+        )
 
     @abstractmethod
     def factorize(self, task: Task, rank: Rank) -> Factors:
@@ -77,6 +102,20 @@ class Mode(ABC):
             task: the Conv and its weight.
             rank: as chosen within the ranges of ``rank_axis``.
         """
+
+    def fit(self, task: Task, rank: Rank, init: str) -> Factors:
+        """The weights of ``layers`` that come nearest to the Conv's outputs, as ``task.statistics`` describe them.
+
+        With x a patch and y the wanted outputs, all minimise the mean of |y - M x|^2 over what M the form can express;
+        they differ in how far they go: "response" and "compensated" are Algorithms 1 and 2 of paper 002, "joint" solves
+        for all factors together.
+
+        Args:
+            task: the Conv, its weight and the statistics.
+            rank: as for ``factorize``.
+            init: one of ``inits``, but not "svd".
+        """
+        raise NotImplementedError(f"mode {self.name} does not offer {init!r}")
 
     @abstractmethod
     def reconstruct(self, conv: Conv, factors: Factors) -> Array:

@@ -190,7 +190,7 @@ def _apply(
     proto = onnx.ModelProto()
     proto.CopyFrom(source.proto)
     replacements = plan.replacements
-    edit = replace_convs(proto, replacements, {place: factorized.arrays for place, factorized in factors.items()})
+    edit = replace_convs(proto, replacements, factors)
     result = Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
     light = skeleton(result)
     note = ensure_valid(source, light)

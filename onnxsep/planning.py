@@ -3,14 +3,14 @@
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
 
 from onnxsep.errors import FactorizationError, OnnxsepError, OptionError, PassError
 from onnxsep.linalg import Array
 from onnxsep.modes import Mode, factor_shapes
-from onnxsep.ranks import choose_rank, rank_axes
+from onnxsep.ranks import choose_rank
 from onnxsep.types import (
     INPUT,
     Constant,
@@ -39,6 +39,7 @@ class Options:
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     round_ranks: int = 0
+    calibrated: bool = False  # factors are fitted to data, so that Convs of the main graph get a bias of their own
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Replacement:
     layers: tuple[Layer, ...]
     exact: bool  # at full rank, so that the result must equal the original
     notes: tuple[str, ...] = ()
+    new_bias: bool = False  # the bias is fitted too, and not the source's own tensor
 
     @property
     def parameters(self) -> int:
@@ -185,12 +187,23 @@ def choose(site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSit
         rank, notes = choose_rank(site.conv, mode, options.rank, options.round_ranks, lambda: read(site))
     except FactorizationError as error:
         return reject(site, str(error))
-    exact = all(used == axis.full for used, axis in zip(rank, rank_axes(mode, site.conv, rank), strict=True))
+    new_bias = options.calibrated and takes_new_bias(site)
+    layers = mode.layers(replace(site.conv, bias=True) if new_bias else site.conv, rank)
     if site.input_size is None:
         notes += (SIZES_UNKNOWN,)
     if not site.stored:
         notes += ("its weight was computed by an expression of constants; the factors are stored",)
-    return Replacement(site, mode, rank, mode.layers(site.conv, rank), exact, notes)
+    return Replacement(site, mode, rank, layers, mode.is_exact(site.conv, rank), notes, new_bias)
+
+
+def takes_new_bias(site: ConvSite) -> bool:
+    """Whether a fitted bias can take the place of the one that the Conv has, or has not."""
+    return in_main_graph(site) and (site.bias is not None or not site.conv.bias)
+
+
+def in_main_graph(site: ConvSite) -> bool:
+    """Whether the Conv runs once for each input; those in nested graphs and functions may not run, or run often."""
+    return site.place[0] == 0
 
 
 def mac_ratio(candidate: Replacement) -> Fraction:

@@ -145,10 +145,15 @@ class _Finder:
             place=(scope.index, index),
             where=scope.where,
             first=(scope.index, index) in self._first,
+            bias=self._bias(scope, index) if conv.bias else None,
             made_by=next((entry.value for entry in node.metadata_props if entry.key == METADATA_PREFIX + "mode"), ""),
             stored=stored_tensor(self._source, constant) is not None,
             pinned=tuple(pinned),
         )
+
+    def _bias(self, scope: Scope, index: int) -> Constant | None:
+        constant = self._view.constant(scope.index, index, 2)
+        return constant if isinstance(constant, Constant) else None
 
     def _kept_by(self, constant: Constant, conv: Conv) -> Iterator[str]:
         """What else uses a tensor as large as the weight that an expression computes the weight from, in words.

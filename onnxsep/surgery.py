@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
+from onnxsep.factors import Factorized
 from onnxsep.graph import ONNX_TYPES, NewNode, build_nodes, build_tensor
 from onnxsep.planning import Replacement, factor_key
 from onnxsep.scopes import Owners, Scope, display_name, opset_imports, scopes, training_names, used_names
@@ -19,7 +18,6 @@ from onnxsep.shapes import stub
 from onnxsep.sites import METADATA_PREFIX
 from onnxsep.types import INPUT, AddLayer, Constant, Conv, ConvLayer, Place
 
-Weights = Sequence[NDArray[np.generic]]  # in the stored type, one for each Conv of the replacement
 INITIALIZERS_ARE_INPUTS = 3  # up to this IR version every initialiser is listed among the graph's inputs
 
 
@@ -35,21 +33,21 @@ class Edit:
 
 
 def replace_convs(
-    model: onnx.ModelProto, replacements: Sequence[Replacement], factors: Mapping[Place, Weights] | None
+    model: onnx.ModelProto, replacements: Sequence[Replacement], factors: Mapping[Place, Factorized] | None
 ) -> Edit:
     """Replace Convs in ``model``, which is changed.
 
     Args:
         model: a model of the same structure as the one that the sites were found in.
         replacements: the plan's replacements.
-        factors: the weights for the place of each replaced Conv, in the stored type; None where only the structure is
+        factors: the weights, and the bias where it is new, for the place of each replaced Conv; None where only the structure is
             wanted, which then gets tensors without data (``onnxsep.shapes``).
     """
     return _Surgeon(model, factors).run(replacements)
 
 
 class _Surgeon:
-    def __init__(self, model: onnx.ModelProto, factors: Mapping[Place, Weights] | None) -> None:
+    def __init__(self, model: onnx.ModelProto, factors: Mapping[Place, Factorized] | None) -> None:
         self._model, self._factors = model, factors
         self._scopes = scopes(model)
         self._edit = Edit()
@@ -65,7 +63,9 @@ class _Surgeon:
             self._new_nodes[place] = self._build(replacement)
             self._edit.made[place] = tuple(node.output[0] for node in self._new_nodes[place])
         # Only now do the old weights lose their users, so only now can places shift.
-        orphans = self._orphans({replacement.site.weight: None for replacement in replacements})
+        replaced = {replacement.site.weight: None for replacement in replacements}
+        replaced |= {row.site.bias: None for row in replacements if row.new_bias and row.site.bias}
+        orphans = self._orphans(replaced)
         for scope in self._scopes:
             self._write(scope, orphans)
         return self._edit
@@ -87,7 +87,7 @@ class _Surgeon:
                 continue
             inputs = [tensors[layer.input], next(weights)]
             if layer.conv.bias:
-                inputs.append(node.input[2])
+                inputs.append(self._bias(replacement, node.output[0]) if replacement.new_bias else node.input[2])
             new.append(NewNode("Conv", name, inputs, tensor, conv_attributes(layer.conv)))
         built = build_nodes(new)
         for proto in built:
@@ -112,16 +112,36 @@ class _Surgeon:
         key = factor_key(replacement)
         if key in self._factor_names:
             return self._factor_names[key]
-        weight = replacement.site.weight
-        scope = self._scopes[weight.scope]
+        scope = self._scopes[replacement.site.weight.scope]
         convs = [layer for layer in replacement.layers if isinstance(layer, ConvLayer)]
         names = [self._names.tensor(scope, f"{output}_{layer.name}_weight") for layer in convs]
         if self._factors is None:
             kind = ONNX_TYPES[replacement.site.dtype]
             tensors = [stub(name, kind, layer.conv.weight_shape) for name, layer in zip(names, convs, strict=True)]
         else:
-            arrays = self._factors[replacement.site.place]
+            arrays = self._factors[replacement.site.place].arrays
             tensors = [build_tensor(name, array) for name, array in zip(names, arrays, strict=True)]
+        self._store(tensors, replacement)
+        self._factor_names[key] = names
+        return names
+
+    def _bias(self, replacement: Replacement, output: str) -> str:
+        """The name of the fitted bias, which is stored like the factors; every Conv has its own."""
+        site = replacement.site
+        name = self._names.tensor(self._scopes[site.weight.scope], f"{output}_bias")
+        if self._factors is None:
+            tensor = stub(name, ONNX_TYPES[site.dtype], (site.conv.out_channels,))
+        else:
+            array = self._factors[site.place].bias
+            assert array is not None, "a new bias was planned"
+            tensor = build_tensor(name, array)
+        self._store([tensor], replacement)
+        return name
+
+    def _store(self, tensors: Sequence[onnx.TensorProto], replacement: Replacement) -> None:
+        """Put new weights where the old one is: beside the initialiser, or behind the Constant node."""
+        weight = replacement.site.weight
+        scope = self._scopes[weight.scope]
         if weight.nodes:
             nodes = [_constant_node(tensor, self._names.node(tensor.name)) for tensor in tensors]
             for node in nodes:
@@ -131,11 +151,9 @@ class _Surgeon:
             assert isinstance(scope.body, onnx.GraphProto)
             scope.body.initializer.extend(tensors)
             if scope.kind == "main":
-                self._edit.new_initializers.extend(names)
+                self._edit.new_initializers.extend(tensor.name for tensor in tensors)
             if self._model.ir_version <= INITIALIZERS_ARE_INPUTS:
                 scope.body.input.extend(_as_input(tensor) for tensor in tensors)
-        self._factor_names[key] = names
-        return names
 
     def _orphans(self, weights: Iterable[Constant]) -> set[tuple[int, str]]:
         """(scope, name) of the replaced weights, and of what only they were made of, that nothing uses any more."""

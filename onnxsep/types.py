@@ -249,6 +249,7 @@ class ConvSite:
     place: Place
     where: str  # the graph or function that holds the node, in words: "" for the main graph
     first: bool = False  # reached from a graph input without passing another Conv
+    bias: Constant | None = None  # the bias, where it is a constant
     made_by: str = ""  # the mode of onnxsep that made this node, or ""
     stored: bool = True  # the weight is held by the file, not computed by an expression of constants
     pinned: tuple[str, ...] = ()  # what else uses the weight, so that it stays even when all its Convs are replaced

@@ -20,16 +20,19 @@ When it refuses
     A grouped Conv: its channels are separated already, wholly or in part. A 1 x 1 Conv: it has no taps to separate.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from onnxsep.linalg import Array, squared_singular_values, truncated_svd
-from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Mode, Task
+from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Task
+from onnxsep.multilinear import Multilinear
 from onnxsep.types import INPUT, AddLayer, Conv, ConvLayer, Layer, Rank, RankAxis
 
 
-class Depthwise(Mode):
+class Depthwise(Multilinear):
     """A depthwise Conv and a 1 x 1 Conv, or the sum of several such pairs."""
 
     name = "depthwise"
@@ -68,25 +71,37 @@ class Depthwise(Mode):
         return squared_singular_values(_slices(task.weight))
 
     def factorize(self, task: Task, rank: Rank) -> Factors:
-        """Depthwise [in, 1, *kernel] and pointwise [out, in, 1, ...] weights, in turn, by batched SVD."""
-        conv, (terms,) = task.conv, rank
-        u, s, vt = truncated_svd(_slices(task.weight), terms)
-        root = np.sqrt(s)
+        """The leading singular triplets of every input channel's slice, sqrt(s) on either side."""
+        u, s, vt = truncated_svd(_slices(task.weight), *rank)
+        root = np.sqrt(s)  # [in, T]
+        pointwise = (u * root[:, None, :]).transpose(2, 1, 0)  # [T, out, in]
+        depthwise = (root[:, :, None] * vt).transpose(1, 0, 2)  # [T, in, taps]
+        return self.join(task.conv, [pointwise[None], depthwise[None]])
+
+    def equation(self, conv: Conv) -> str:
+        """Pointwise [T, out, in] times depthwise [T, in, taps]."""
+        return "toi,tik->oik"
+
+    def inputs(self, conv: Conv) -> tuple[int, ...]:
+        """Channels and taps."""
+        return conv.in_channels, math.prod(conv.kernel_shape)
+
+    def split(self, conv: Conv, factors: Factors) -> list[Array]:
+        """All pointwise weights, then all depthwise ones."""
+        depthwise, pointwise = factors.weights[0::2], factors.weights[1::2]
+        return [
+            np.stack([weight.reshape(conv.out_channels, conv.in_channels) for weight in pointwise])[None],
+            np.stack([weight.reshape(conv.in_channels, -1) for weight in depthwise])[None],
+        ]
+
+    def join(self, conv: Conv, arrays: Sequence[Array]) -> Factors:
+        """Depthwise [in, 1, *kernel] and pointwise [out, in, 1, ...] weights, in turn."""
         ones = (1,) * conv.dims
         weights: list[Array] = []
-        for term in range(terms):
-            depthwise = root[:, term, None] * vt[:, term]  # [in, taps]
-            pointwise = (u[:, :, term] * root[:, term, None]).T  # [out, in]
+        for pointwise, depthwise in zip(arrays[0][0], arrays[1][0], strict=True):
             weights.append(depthwise.reshape(conv.in_channels, 1, *conv.kernel_shape))
             weights.append(pointwise.reshape(conv.out_channels, conv.in_channels, *ones))
         return Factors(weights)
-
-    def reconstruct(self, conv: Conv, factors: Factors) -> Array:
-        """Sum of pointwise[o, i] * depthwise[i, :] over the terms."""
-        total = np.zeros(conv.weight_shape)
-        for depthwise, pointwise in zip(factors.weights[0::2], factors.weights[1::2], strict=True):
-            total += pointwise * depthwise[None, :, 0]
-        return total
 
 
 def _slices(weight: Array) -> Array:

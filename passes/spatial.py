@@ -20,16 +20,21 @@ When it refuses
     A kernel that is longer than 1 along one axis only (1-D, 1 x k): it is separated already.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxsep.linalg import Array, inverse_or_zero, squared_singular_values, truncated_svd
-from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Mode, Task
+from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Task
+from onnxsep.multilinear import Multilinear
 from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
 
+_TAPS = "abcdefgh"  # letters of the einsum for the taps of each axis, and for the channels in between
+_BONDS = "pqrstuvw"
 _NAMES = {2: ("vertical", "horizontal"), 3: ("depth", "vertical", "horizontal")}
 
 
-class Spatial(Mode):
+class Spatial(Multilinear):
     """One Conv for each spatial axis."""
 
     name = "spatial"
@@ -82,28 +87,34 @@ class Spatial(Mode):
         factors, rest, scale = _split(task, rank)
         last = rest.reshape(conv.group, rest.shape[1], -1, conv.kernel_shape[axes[-1]])
         factors.append(scale[:, :, None, None] * last.transpose(0, 1, 3, 2))
-        # Each factor is [group, in, k, out] here; a Conv weight is [group * out, in, 1, ..., k, ..., 1].
+        return self.join(conv, factors)
+
+    def equation(self, conv: Conv) -> str:
+        """A tensor train: "iap,pbo->oiab" in 2-D, "iap,pbq,qco->oiabc" in 3-D."""
+        count = len(_axes(conv))
+        ends = ["i", *_BONDS[: count - 1], "o"]
+        terms = [before + tap + after for before, tap, after in zip(ends[:-1], _TAPS, ends[1:], strict=False)]
+        return f"{','.join(terms)}->oi{_TAPS[:count]}"
+
+    def inputs(self, conv: Conv) -> tuple[int, ...]:
+        """Channels, and the taps of each axis that is split."""
+        return (conv.in_channels // conv.group, *(conv.kernel_shape[axis] for axis in _axes(conv)))
+
+    def split(self, conv: Conv, factors: Factors) -> list[Array]:
+        """One factor [group, in, k, out] for each axis."""
+        return [
+            weight.reshape(conv.group, -1, weight.shape[1], int(np.prod(weight.shape[2:]))).transpose(0, 2, 3, 1)
+            for weight in factors.weights
+        ]
+
+    def join(self, conv: Conv, arrays: Sequence[Array]) -> Factors:
+        """Conv weights [group * out, in, 1, ..., k, ..., 1]."""
         weights: list[Array] = []
-        for factor, axis in zip(factors, axes, strict=True):
+        for factor, axis in zip(arrays, _axes(conv), strict=True):
             shape = [1] * conv.dims
             shape[axis] = conv.kernel_shape[axis]
             weights.append(factor.transpose(0, 3, 1, 2).reshape(-1, factor.shape[1], *shape))
         return Factors(weights)
-
-    def reconstruct(self, conv: Conv, factors: Factors) -> Array:
-        """The chain multiplied out: a tensor train over [in, k1, k2, ..., out] for each group."""
-        group = conv.group
-        train: Array | None = None
-        for factor in factors.weights:
-            part = factor.reshape(group, -1, factor.shape[1], int(np.prod(factor.shape[2:]))).transpose(0, 2, 3, 1)
-            if train is None:
-                train = part  # [group, in, k, r]
-                continue
-            joined = train.reshape(group, -1, train.shape[-1]) @ part.reshape(group, part.shape[1], -1)
-            train = joined.reshape(group, train.shape[1], -1, part.shape[-1])
-        assert train is not None
-        weight: Array = train.transpose(0, 3, 1, 2).reshape(conv.weight_shape)
-        return weight
 
 
 def _axes(conv: Conv) -> list[int]:

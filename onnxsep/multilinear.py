@@ -1,0 +1,82 @@
+"""Modes whose weight is a product of factors, and which calibration data can therefore fit jointly.
+
+Such a mode states its product as an einsum, and how its Conv weights become the factors of that einsum and back. The
+weight error, the joint fit to data (``onnxsep.als``) and the balance of the factors follow from that.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxsep.als import Problem, alternate, balanced, multiply
+from onnxsep.linalg import Array
+from onnxsep.modes import Factors, Mode, Task
+from onnxsep.types import Conv, Rank
+
+
+class Multilinear(Mode):
+    """A mode whose weight, of each group, is an einsum of its factors."""
+
+    inits = ("svd", "joint")
+
+    @abstractmethod
+    def equation(self, conv: Conv) -> str:
+        """The product, such as "toi,tik->oik": lower-case letters, the output channel first in the result."""
+
+    @abstractmethod
+    def inputs(self, conv: Conv) -> tuple[int, ...]:
+        """Sizes of the result's letters after the first; their product is in_channels / group * taps, in that order."""
+
+    @abstractmethod
+    def split(self, conv: Conv, factors: Factors) -> list[Array]:
+        """The factors of the einsum, each with a leading axis for the groups, from the weights of the Convs."""
+
+    @abstractmethod
+    def join(self, conv: Conv, arrays: Sequence[Array]) -> Factors:
+        """The inverse of ``split``."""
+
+    def reconstruct(self, conv: Conv, factors: Factors) -> Array:
+        """The product, in the shape of the weight."""
+        arrays = self.split(conv, factors)
+        products = [multiply(self.equation(conv), [array[group] for array in arrays]) for group in range(conv.group)]
+        return np.stack(products).reshape(conv.weight_shape)
+
+    def fit(self, task: Task, rank: Rank, init: str) -> Factors:
+        """All factors together, from ``task.start`` or the weights' own, by alternating least squares."""
+        if init != "joint" or task.statistics is None:
+            return super().fit(task, rank, init)
+        conv, statistics = task.conv, task.statistics
+        start = self.split(conv, task.start or self.factorize(task, rank))
+        equation, inputs = self.equation(conv), self.inputs(conv)
+        outputs = conv.out_channels // conv.group
+        fitted: list[list[Array]] = []
+        for group in range(conv.group):
+            problem = Problem(
+                statistics.gram[group].reshape(*inputs, *inputs), statistics.cross[group].reshape(outputs, *inputs)
+            )
+            factors = alternate(equation, [array[group] for array in start], problem, sweeps=task.sweeps)
+            fitted.append(balanced(equation, factors))
+        return self.join(conv, [np.stack(parts) for parts in zip(*fitted, strict=True)])
+
+    def nearest(self, conv: Conv, weight: Array, start: Factors, sweeps: int) -> Factors:
+        """Factors nearest to a weight in the Frobenius norm, by the same sweeps (for modes without a closed form)."""
+        size = math.prod(self.inputs(conv))
+        inputs = self.inputs(conv)
+        eye = np.eye(size).reshape(*inputs, *inputs)
+        target = weight.reshape(conv.group, conv.out_channels // conv.group, *inputs)
+        arrays = self.split(conv, start)
+        fitted = [
+            balanced(
+                self.equation(conv),
+                alternate(
+                    self.equation(conv),
+                    [array[group] for array in arrays],
+                    Problem(eye, target[group]),
+                    sweeps=sweeps,
+                ),
+            )
+            for group in range(conv.group)
+        ]
+        return self.join(conv, [np.stack(parts) for parts in zip(*fitted, strict=True)])
