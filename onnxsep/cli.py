@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import onnxsep
 from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
+from onnxsep.data import Preprocessing
 from onnxsep.errors import OnnxsepError, OptionError, VerificationError
 from onnxsep.feeds import parse_input_shape
 from onnxsep.files import check_target, write_text
@@ -25,6 +27,7 @@ from onnxsep.modes import broken_modes
 from onnxsep.render import make_console, print_inspect, print_rewrite
 from onnxsep.report import RewriteReport
 from onnxsep.runtime import RuntimeOptions
+from onnxsep.calibration import is_statistics
 from onnxsep.tables import printable
 from onnxsep.verification import Verify
 
@@ -61,6 +64,19 @@ InputShapes = Annotated[
 ]
 Inputs = Annotated[Path | None, typer.Option("--inputs", help=".npz with the inputs to run the models on.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of random inputs.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of images, .npy or .npz: what the factors are fitted to (else weights alone)."),
+]
+Preprocess = Annotated[
+    Path | None, typer.Option("--preprocess", help="TOML file with the keys scale, mean, std, layout, size, color, ...")
+]
+Scale = Annotated[str | None, typer.Option("--scale", help="Images: factor of each pixel, such as 1/255 (or 1).")]
+Mean = Annotated[str | None, typer.Option("--mean", help="Images: subtracted after --scale, for each channel.")]
+Std = Annotated[str | None, typer.Option("--std", help="Images: what is then divided by, for each channel.")]
+Layout = Annotated[str | None, typer.Option("--layout", help="Images: NCHW or NHWC; else as the model's input says.")]
+Size = Annotated[str | None, typer.Option("--size", help="Images: HEIGHTxWIDTH; else as the model's input says.")]
+Color = Annotated[str | None, typer.Option("--color", help="Images: RGB, BGR or GRAY.")]
 FollowLinks = Annotated[
     bool, typer.Option("--follow-links", help="Follow links to external data (model hubs' caches).")
 ]
@@ -120,6 +136,38 @@ def rewrite(
     ] = None,
     inputs: Inputs = None,
     input_shape: InputShapes = None,
+    data: Data = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            help="How factors are found: svd (weights alone), response, compensated, joint (all factors of a Conv "
+            "together, the default with --data).",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Use at most so many samples of the data.")] = 500,
+    positions: Annotated[
+        int, typer.Option("--positions", min=1, help="Output positions sampled in each of them.")
+    ] = 64,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            "--statistics", help="With --data: record the data's statistics in this file; without: fit to recorded ones."
+        ),
+    ] = None,
+    tune: Annotated[
+        int,
+        typer.Option(
+            "--tune", min=0, help="Steps of tuning the new weights together, without labels (onnxsep[finetune])."
+        ),
+    ] = 0,
+    preprocess: Preprocess = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    size: Size = None,
+    color: Color = None,
     seed: Seed = 0,
     follow_links: FollowLinks = False,
     threads: Threads = 0,
@@ -140,6 +188,7 @@ def rewrite(
         raise typer.BadParameter(f"{round_ranks} is not 8 or 16 (0: no rounding)", param_hint="--round-ranks")
     target = None if dry_run else output
     _check_targets(target, report, model, inputs)
+    _check_statistics(statistics, data, (model, target, report, inputs))
 
     def show(done: RewriteReport) -> None:
         if report is not None:
@@ -168,6 +217,13 @@ def rewrite(
                 input_shapes=_shapes(input_shape),
                 seed=seed,
                 max_error=max_error,
+                data=data,
+                preprocessing=_preprocessing(preprocess, scale, mean, std, layout, size, color),
+                init=init,
+                samples=samples,
+                positions=positions,
+                statistics=statistics,
+                tune=tune,
                 follow_links=follow_links,
                 runtime=_runtime(threads, provider, custom_op_library),
                 progress=progress,
@@ -291,6 +347,18 @@ def _check_targets(output: Path | None, report: Path | None, model: Path, inputs
             raise OptionError(f"--report {report} would overwrite a file that is no report; name another file")
 
 
+def _check_statistics(statistics: Path | None, data: Path | None, others: tuple[Path | None, ...]) -> None:
+    """Refuse to record statistics over a file that holds something else."""
+    if statistics is None or data is None:
+        return
+    check_target(statistics)
+    for other in others:
+        if other is not None and _same_file(statistics, other):
+            raise OptionError(f"--statistics {statistics} would overwrite {other}; name another file")
+    if statistics.exists() and not is_statistics(statistics):
+        raise OptionError(f"--statistics {statistics} would overwrite a file that holds no statistics; name another one")
+
+
 def _print_json(text: str) -> None:
     """Print JSON in ASCII: it is then the same, and valid, in every encoding that a pipe may have."""
     typer.echo(json.dumps(json.loads(text), indent=1))
@@ -314,6 +382,18 @@ def _same_file(one: Path, other: Path) -> bool:
 
 def _shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
     return dict(parse_input_shape(text) for text in texts or ())
+
+
+def _preprocessing(file: Path | None, *values: str | None) -> Preprocessing | None:
+    """The preprocessing that options give; those of the command line win over those of the file."""
+    keys = ("scale", "mean", "std", "layout", "size", "color")
+    given = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+    if file is None and not given:
+        return None
+    options = Preprocessing.from_values(given, "the command line")
+    if file is None:
+        return options
+    return replace(Preprocessing.load(file), **{key: getattr(options, key) for key in given})
 
 
 def _runtime(threads: int, provider: str, libraries: list[Path] | None) -> RuntimeOptions:

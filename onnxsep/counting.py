@@ -14,9 +14,9 @@ from typing import Literal
 
 import onnx
 
+from onnxsep.geometry import conv_geometry
 from onnxsep.scopes import Scope, constant_value, is_standard, scopes
 from onnxsep.shapes import Shape, tensor_shapes
-from onnxsep.sites import conv_geometry
 
 Convention = Literal["stored", "trainable", "paper004"]
 
@@ -150,12 +150,13 @@ def _node_macs(node: onnx.NodeProto, shape: _Sizes) -> int | None:
         return None if isinstance(conv, str) else left[0] * conv.macs(left[2:])
     if node.op_type == "ConvTranspose":  # every input element meets every tap of its group's kernels
         return math.prod(left) * math.prod(right[1:])
-    if output is None:
-        return None
     if node.op_type == "Gemm":
         transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
-        return math.prod(output) * left[0 if transposed else -1]
-    return math.prod(output) * left[-1]
+        return left[-1 if transposed else 0] * math.prod(right)
+    if len(right) == 2:  # every row of the left one meets every element of the right one, whatever the output's shape
+        inner = left[-1] if len(left) > 1 else right[0]  # a dimension in front may be free, and counted as 1
+        return math.prod(left[:-1]) * inner * right[1]
+    return None if output is None else math.prod(output) * left[-1]
 
 
 def _is_global_mean(node: onnx.NodeProto, integers: _Integers) -> bool:

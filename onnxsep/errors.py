@@ -37,6 +37,10 @@ class FactorizationError(OnnxsepError):
     """A weight cannot be factorised."""
 
 
+class CalibrationError(OnnxsepError):
+    """Factors cannot be fitted to the calibration data."""
+
+
 class FeedError(OnnxsepError):
     """The inputs given for a model do not fit it."""
 

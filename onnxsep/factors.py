@@ -1,7 +1,7 @@
 """Computing and checking the factors of every Conv of a plan, several Convs at a time."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,18 @@ _EXACT_UNITS = 16
 
 
 @dataclass(frozen=True)
+class OutputErrors:
+    """Relative errors |u - u'| / |u - mean u| of what follows a Conv up to its activation, on calibration data."""
+
+    svd: float
+    """Of the factors from the weights alone, with a fitted bias, on positions that no fit has seen."""
+    fitted: float
+    """On the positions of the fit."""
+    held_out: float
+    """On the others."""
+
+
+@dataclass(frozen=True)
 class Factorized:
     """The factors of one Conv in the stored type, and ||W - W'|| / ||W|| of what they give."""
 
@@ -38,6 +50,8 @@ class Factorized:
     weight_error: float
     bias: NDArray[np.generic] | None = None
     """The fitted bias, where there is one."""
+    errors: OutputErrors | None = None
+    """What calibration measured."""
 
 
 Progress = Callable[[str, int, int], None]
@@ -45,7 +59,14 @@ Progress = Callable[[str, int, int], None]
 
 
 def factorize_all(
-    model: Model, sites: Sites, plan: Plan, *, workers: int = 0, force: bool = False, progress: Progress | None = None
+    model: Model,
+    sites: Sites,
+    plan: Plan,
+    *,
+    given: Mapping[Hashable, Factorized | str] | None = None,
+    workers: int = 0,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> dict[Place, Factorized]:
     """Factorise every replacement of the plan, a shared weight once.
 
@@ -55,6 +76,7 @@ def factorize_all(
         model: the source.
         sites: where the Convs are.
         plan: what to do; changed as said above.
+        given: outcomes that are known already, by ``onnxsep.planning.factor_key``.
         workers: Convs at a time, each on one thread of the linear algebra; 0 takes the number of processors.
         force: keep Convs whose shared weight then has to stay.
         progress: told of every Conv that is done.
@@ -66,8 +88,9 @@ def factorize_all(
         PassError: a mode failed, returned factors of the wrong shape, or ones that are not exact at full rank.
     """
     replacements = plan.replacements
+    done: dict[Hashable, Factorized | str] = dict(given or {})
     unique = {factor_key(replacement): replacement for replacement in replacements}
-    done: dict[object, Factorized | str] = {}
+    unique = {key: replacement for key, replacement in unique.items() if key not in done}
     # Many small problems in parallel on one thread each beat one after the other on many threads.
     with threadpool_limits(1), ThreadPoolExecutor(max(1, min(workers or os.cpu_count() or 1, len(unique)))) as pool:
         pending: dict[Future[Factorized | str], Replacement] = {
@@ -109,8 +132,12 @@ def _factorize(model: Model, sites: Sites, replacement: Replacement) -> Factoriz
         return str(error)
 
 
-def checked_factors(replacement: Replacement, weight: Array, factors: Factors) -> Factorized | str:
+def checked_factors(
+    replacement: Replacement, weight: Array, factors: Factors, *, fitted: bool = False
+) -> Factorized | str:
     """Factors in the stored type and their error, or the reason why they cannot be stored.
+
+    Factors that are fitted to data need not be exact at full rank: they also make up for what earlier Convs have lost.
 
     Raises:
         PassError: the mode broke a promise: shapes, the bias, or exactness at full rank.
@@ -131,7 +158,7 @@ def checked_factors(replacement: Replacement, weight: Array, factors: Factors) -
     weight_error = relative_error(weight, mode.reconstruct(site.conv, Factors(stored)))
     # The stored type rounds the factors once; sums in double precision grow with the square root of their length.
     allowed = _EXACT_UNITS * _EPSILON[site.dtype] + weight.size**0.5 * _EPSILON["float64"]
-    if replacement.exact and weight_error > allowed:
+    if replacement.exact and not fitted and weight_error > allowed:
         rank = replacement.rank
         raise PassError(f"mode {mode.name}, Conv {site.name!r}: full rank {rank} has an error of {weight_error:g}")
     return Factorized(arrays, weight_error)

@@ -1,9 +1,11 @@
 """Which Convs are first: reached from a graph input without passing another Conv.
 
-They see the image itself, have few input channels, and are what papers leave full.
+They see the image itself, have few input channels, and are what papers leave full. A Gemm or MatMul is first where it
+is reached without passing a Conv, Gemm or MatMul; which Convs are first does not depend on them.
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import onnx
 
@@ -13,20 +15,31 @@ from onnxsep.types import Place
 # What these read of a tensor is its size, not its content.
 _SHAPE_ONLY = {"Shape", "Size"}
 _CONVOLUTIONS = {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv"}
+_LINEAR = {"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"}
 
 
-def first_convs(model: onnx.ModelProto) -> set[Place]:
+def first_convs(model: onnx.ModelProto, *, linear_layers: bool = False) -> set[Place]:
     """(scope, index) of every first Conv, in the order of ``onnxsep.scopes.scopes``.
 
     A function counts as inlined at each of its calls; in a Loop or Scan what one iteration leaves reaches the next.
+
+    Args:
+        model: the model or its skeleton.
+        linear_layers: give the first Gemm and MatMul nodes too.
     """
-    return _Reach(model).run()
+    found = _Reach(model, _CONVOLUTIONS).run()
+    if linear_layers:
+        all_scopes = scopes(model)
+        reached = _Reach(model, _CONVOLUTIONS | _LINEAR).run()
+        found |= {place for place in reached if all_scopes[place[0]].body.node[place[1]].op_type in _LINEAR}
+    return found
 
 
 class _Reach:
     """Follows the graph inputs through nodes, nested graphs and calls."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, stops: AbstractSet[str]) -> None:
+        self._stops = stops
         self._scopes = scopes(model)
         self._nested = {(scope.parent, *scope.holder): scope for scope in self._scopes if scope.holder is not None}
         self._functions = {
@@ -48,7 +61,7 @@ class _Reach:
         """Walk one body; ``reached`` holds the names that graph inputs reach, and grows. Gives that of its outputs."""
         for index, node in enumerate(scope.body.node):
             inputs = [name in reached for name in node.input]
-            if is_standard(node) and node.op_type in _CONVOLUTIONS:
+            if is_standard(node) and node.op_type in self._stops:
                 if inputs and inputs[0]:
                     self._first.add((scope.index, index))
                 continue

@@ -10,7 +10,17 @@ from onnxsep.feeds import check_input_shapes
 from onnxsep.io import Model, load
 from onnxsep.linalg import Array
 from onnxsep.modes import Mode, available_modes, get_mode
-from onnxsep.planning import Options, Replacement, choose, does_not_pay, mac_ratio, make_plan, naming, site_macs
+from onnxsep.planning import (
+    Options,
+    Replacement,
+    choose,
+    does_not_pay,
+    mac_ratio,
+    make_plan,
+    naming,
+    refusal,
+    site_macs,
+)
 from onnxsep.report import InspectedConv, InspectReport, InspectTotals, ModeCosts
 from onnxsep.sites import find_sites, read_weight
 from onnxsep.tables import model_info, planned
@@ -27,6 +37,8 @@ def inspect(
 ) -> InspectReport:
     """List every convolution with its parameters and MACs, and those of each mode at the rank asked for.
 
+    Gemm and MatMul nodes are listed where one of the modes takes them.
+
     Args:
         model: a file, a ModelProto, or what ``load`` gave.
         modes: the modes to show; all installed ones by default.
@@ -42,9 +54,9 @@ def inspect(
     """
     source = load(model, follow_links=follow_links)
     check_input_shapes(source, input_shapes or {})
-    sites = find_sites(source, input_shapes or {})
     options = Options(rank=RankPolicy.parse(rank))
     chosen = [get_mode(mode) for mode in modes] or list(available_modes().values())
+    sites = find_sites(source, input_shapes or {}, linear_layers=any(mode.linear_layers for mode in chosen))
 
     def read(site: ConvSite) -> Array:
         return read_weight(source, sites, site)
@@ -86,7 +98,7 @@ def _row(
         return InspectedConv(name=item.name, op_type=item.op_type, where=item.where, reason=item.reason)
     return InspectedConv(
         name=item.name,
-        op_type="Conv",
+        op_type=item.op_type,
         where=item.where,
         weight_shape=item.conv.weight_shape,
         group=item.conv.group,
@@ -108,7 +120,7 @@ def _costs(
 ) -> ModeCosts:
     reason = decided.reason if isinstance(decided, Rejected) else ""
     with naming(mode, site.name):
-        if mode.accepts(site.conv):
+        if refusal(site, mode):
             return ModeCosts(eligible=False, reason=reason)
         # What is left alone (a first Conv, one that does not pay) has its costs all the same.
         candidate = choose(site, mode, options, read) if isinstance(decided, Rejected) else decided

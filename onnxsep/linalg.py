@@ -9,6 +9,7 @@ machine precision, U U^T M equals the projection whatever the eigenvalues were, 
 Matrices whose squares would overflow or vanish (float64 weights beyond 1e75 or below 1e-75) are scaled before.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +66,73 @@ def squared_singular_values(matrices: Array) -> Array:
 def inverse_or_zero(values: Array) -> Array:
     """1 / values, and 0 where a value is 0: the scale of a direction that nothing passes through."""
     return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
+
+
+def principal_axes(covariance: Array, rank: int) -> Array:
+    """The eigenvectors [..., n, rank] of the largest eigenvalues of symmetric matrices [..., n, n], with fixed signs."""
+    axes = _leading_eigenvectors(covariance, rank)
+    return axes * _signs(axes)[..., None, :]
+
+
+def reduced_rank_regression(cross: Array, gram: Array, rank: int) -> tuple[Array, Array]:
+    """The map M of a given rank that computes y from x with the least squared error.
+
+    Minimises the mean of |y - M x|^2, which is tr(M G M^T) - 2 tr(C M^T) but for a constant. Without a limit the best
+    map is B = C G^-1; with one it is U U^T B, where U holds the leading eigenvectors of B G B^T = C G^-1 C^T (Izenman
+    1975, with the identity as the weight of the outputs). With G the identity it is the truncated SVD of C.
+
+    Args:
+        cross: C, the means of y x^T, [..., n, d].
+        gram: G, the means of x x^T, [..., d, d], symmetric, positive semidefinite. Directions that hold less than
+            about 1e-12 of what their inputs hold alone are taken as not seen: there the map is the smallest one.
+        rank: between 1 and min(n, d).
+
+    Returns:
+        U [..., n, rank] with orthonormal columns, and U^T B [..., rank, d].
+    """
+    lead, (n, d) = cross.shape[:-2], cross.shape[-2:]
+    pairs = [_regression(c, g, rank) for c, g in zip(cross.reshape(-1, n, d), gram.reshape(-1, d, d), strict=True)]
+    left, right = (np.stack(parts) for parts in zip(*pairs, strict=True))
+    return left.reshape(*lead, n, rank), right.reshape(*lead, rank, d)
+
+
+_UNSEEN = 1e-12  # of the diagonal, which is scaled to one
+
+
+def _regression(cross: Array, gram: Array, rank: int) -> tuple[Array, Array]:
+    """One matrix of ``reduced_rank_regression``: whiten the inputs, take the SVD, and undo the whitening."""
+    from scipy.linalg import LinAlgError, cholesky, solve_triangular  # as above: not every import needs it
+
+    # Inputs of unit mean square: that nearly minimises the condition number (van der Sluis 1969), and then a dim
+    # channel is as good as a bright one.
+    scale = inverse_or_zero(np.sqrt(np.maximum(np.diagonal(gram), 0.0)))
+    gram = gram * scale[:, None] * scale
+    try:
+        lower = cholesky(gram, lower=True, check_finite=False)
+        if np.diagonal(lower).min() ** 2 < _UNSEEN:
+            raise LinAlgError
+    except LinAlgError:  # some directions are not seen, such as those of dead channels
+        values, vectors = np.linalg.eigh(gram)
+        seen = values > max(_UNSEEN, len(values) * np.finfo(np.float64).eps) * values[-1]
+        whiten = vectors * np.sqrt(inverse_or_zero(np.where(seen, values, 0.0)))
+        white = (cross * scale) @ whiten
+        u = truncated_svd(white, rank).u
+        return u, (u.T @ white) @ whiten.T * scale
+    white = solve_triangular(lower, (cross * scale).T, lower=True, check_finite=False).T
+    u = truncated_svd(white, rank).u
+    return u, solve_triangular(lower, (u.T @ white).T, lower=True, trans="T", check_finite=False).T * scale
+
+
+def scaled_to_one(array: Array) -> tuple[Array, int]:
+    """The array times a power of two, so that its largest magnitude is between 1/2 and 1; and the exponent to undo it."""
+    exponent = int(np.frexp(np.max(np.abs(array), initial=0.0))[1])
+    return np.ldexp(array, -exponent), exponent
+
+
+def scale_product(factors: Sequence[Array], exponent: int) -> list[Array]:
+    """Factors whose product is 2**exponent times that of the given ones, each scaled alike."""
+    share, rest = divmod(exponent, len(factors))
+    return [np.ldexp(factor, share + (position < rest)) for position, factor in enumerate(factors)]
 
 
 def relative_error(original: Array, approximation: Array) -> float:

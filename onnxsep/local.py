@@ -18,11 +18,13 @@ from onnxsep.graph import ONNX_TYPES, build_tensor
 from onnxsep.io import Model, read_tensor
 from onnxsep.planning import Replacement
 from onnxsep.runtime import RuntimeOptions
-from onnxsep.scopes import Scope, scopes
+from onnxsep.scopes import Scope, opset_imports, scopes
 from onnxsep.sites import Sites, read_weight
 from onnxsep.types import ConvSite, Place
 
 MAX_SIZE = 64  # along each axis; a piece behaves alike at any size that holds its kernel
+ROWS = 64  # of the input of a Gemm or MatMul; each is treated alike
+_OPSETS = 7, 11  # every runtime runs these, and what is in a piece means the same from 11 on
 
 
 def compare_pieces(
@@ -58,7 +60,8 @@ def compare_pieces(
         site = replacement.site
         scope, index = site.place
         conv = sites.scopes[scope].body.node[index]
-        weight = build_tensor(conv.input[1], read_weight(source, sites, site).astype(STORED_TYPES[site.dtype]))
+        values = read_weight(source, sites, site).astype(STORED_TYPES[site.dtype])
+        weight = build_tensor(conv.input[1], np.ascontiguousarray(values.T) if site.transposed else values)
         names = set(made[site.place])
         nodes = [node for node in new_scopes[scope].body.node if names.intersection(node.output)]
         original = _piece(source, sites.scopes, site, [conv], {weight.name: weight})
@@ -78,6 +81,13 @@ def piece_size(site: ConvSite) -> tuple[int, ...]:
     windows = [(k - 1) * d + 1 for k, d in zip(site.conv.kernel_shape, site.conv.dilations, strict=True)]
     known = site.input_size or tuple(window + 8 for window in windows)
     return tuple(min(size, max(MAX_SIZE, window)) for size, window in zip(known, windows, strict=True))
+
+
+def piece_shape(site: ConvSite) -> tuple[int, ...]:
+    """Shape of the input of a piece: one image, or some rows for a Gemm or MatMul."""
+    if site.op_type != "Conv":
+        return ROWS, site.conv.in_channels
+    return 1, site.conv.in_channels, *piece_size(site)
 
 
 def _random(site: ConvSite, shape: Sequence[int], seed: int) -> NDArray[np.generic]:
@@ -108,10 +118,13 @@ def _piece(
             if tensor is not None:
                 initializers[name] = build_tensor(name, read_tensor(model, tensor))
             else:
-                shapes[name] = [conv.out_channels] if position else [1, conv.in_channels, *piece_size(site)]
+                shapes[name] = [conv.out_channels] if position else list(piece_shape(site))
     inputs = [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()]
     output = onnx.helper.make_tensor_value_info(nodes[-1].output[0], kind, None)
     graph = onnx.helper.make_graph(list(nodes), "piece", inputs, [output], list(initializers.values()))
-    # Every runtime runs opset 11. It has no bfloat16, but neither has the runtime: a float32 copy is what will run.
-    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)], ir_version=8)
+    # It may have no bfloat16, but neither has the runtime: a float32 copy is what will run.
+    imports = opset_imports(model.proto, all_scopes, site.place[0])
+    opset = min((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), default=_OPSETS[0])
+    opset = min(max(opset, _OPSETS[0]), _OPSETS[1])
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
     return Model(proto)

@@ -6,14 +6,14 @@ weight error, the joint fit to data (``onnxsep.als``) and the balance of the fac
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from onnxsep.als import Problem, alternate, balanced, multiply
 from onnxsep.linalg import Array
 from onnxsep.modes import Factors, Mode, Task
-from onnxsep.types import Conv, Rank
+from onnxsep.types import AddLayer, Conv, ConvLayer, Layer, Rank, parameters
 
 
 class Multilinear(Mode):
@@ -80,3 +80,46 @@ class Multilinear(Mode):
             for group in range(conv.group)
         ]
         return self.join(conv, [np.stack(parts) for parts in zip(*fitted, strict=True)])
+
+
+def half_rank(conv: Conv, layers: Callable[[int], Sequence[Layer]], full: int, step: int) -> int:
+    """The largest rank at which the layers have at most half of the Conv's parameters, or ``step``.
+
+    That is what the rank "paper" means where no paper fixes one.
+
+    Args:
+        conv: the Conv.
+        layers: its replacement at a rank; parameters rise with it.
+        full: the largest rank.
+        step: ranks are multiples of it.
+    """
+    low, high = 1, full // step
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = 2 * parameters(layers(middle * step)) <= conv.parameters
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low * step
+
+
+def kernel_axes(conv: Conv) -> tuple[list[int], list[int]]:
+    """The axes along which the kernel is longer than 1, and the others."""
+    wide = [axis for axis, size in enumerate(conv.kernel_shape) if size > 1]
+    return wide, [axis for axis in range(conv.dims) if axis not in wide]
+
+
+def axis_name(conv: Conv, axis: int) -> str:
+    """What a layer along one axis is called."""
+    names = {2: ("vertical", "horizontal"), 3: ("depth", "vertical", "horizontal")}
+    return names[conv.dims][axis] if conv.dims in names else f"axis{axis}"
+
+
+def summed(terms: Sequence[Sequence[ConvLayer]]) -> tuple[Layer, ...]:
+    """Parallel chains of Convs, and the Adds that sum their outputs: as soon as there are two to sum, for little memory."""
+    layers: list[Layer] = []
+    total = ""
+    for number, chain in enumerate(terms, start=1):
+        layers.extend(chain)
+        if number > 1:
+            layers.append(AddLayer(f"sum_{number}", (total, chain[-1].name)))
+        total = layers[-1].name
+    return tuple(layers)

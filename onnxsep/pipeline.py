@@ -8,10 +8,12 @@ from pathlib import Path
 
 import onnx
 
+from onnxsep.data import Dataset, Preprocessing, Source
 from onnxsep.ensure import ensure_valid
 from onnxsep.errors import OptionError, VerificationError
 from onnxsep.factors import Factorized, Progress, factorize_all
 from onnxsep.feeds import check_input_shapes
+from onnxsep.calibration import Fitting, fit_plan, tune_result
 from onnxsep.io import Model, load
 from onnxsep.modes import Mode, get_mode
 from onnxsep.planning import SIZES_UNKNOWN, Options, Plan, make_plan
@@ -65,6 +67,13 @@ def rewrite(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
     max_error: float | None = None,
+    data: Source | Dataset | None = None,
+    preprocessing: Preprocessing | None = None,
+    init: str | None = None,
+    samples: int = 500,
+    positions: int = 64,
+    statistics: str | os.PathLike[str] | None = None,
+    tune: int = 0,
     follow_links: bool = False,
     runtime: RuntimeOptions | None = None,
     progress: Progress | None = None,
@@ -85,8 +94,18 @@ def rewrite(
         verify: "full" runs both models, "local" each replaced Conv alone, "auto" chooses full below 1 GB, or "none".
         inputs: .npz (or .npy) with inputs for a full verification; else seeded random ones.
         input_shapes: shapes for inputs whose dimensions are free, by input name.
-        seed: of the random inputs.
+        seed: of the random inputs, and of what is sampled of the data.
         max_error: fail where the verification's relative error is larger.
+        data: calibration data, to which the factors are fitted: a folder of images, an .npy or .npz file, arrays, or an
+            iterable of feeds (``onnxsep.data``).
+        preprocessing: of images.
+        init: "svd" (weights only), "response", "compensated", "joint"; the last is the default with data, the first
+            without. A mode offers those in its ``inits``.
+        samples: use at most so many samples, drawn at random.
+        positions: output positions sampled in each of them.
+        statistics: with data, a file to record statistics of the original network in; without, one to fit to.
+        tune: steps of tuning the new weights together, by distillation from the original on the same data; it needs
+            ``onnxsep[finetune]``.
         follow_links: follow links in the location of external data.
         runtime: threads, provider, custom operators.
         progress: told of every Conv that is done: (name, done, all).
@@ -97,14 +116,26 @@ def rewrite(
         ModeNotFoundError: no such mode.
         UnsupportedModelError: the graph cannot be read.
         FeedError: the inputs or input shapes do not fit the model.
+        DataError: the data do not fit the model.
+        CalibrationError: the factors cannot be fitted to the data, or the statistics belong to another model.
+        MissingDependencyError: ``tune`` was asked for and torch or onnx2torch is not installed.
         VerificationError: the result does not compute what it should; its ``report`` says what was done and measured.
     """
     started = time.perf_counter()
     chosen = get_mode(mode)
     if round_ranks < 0:
         raise OptionError(f"--round-ranks {round_ranks} is negative; use 8 or 16, or 0 for none")
+    fitting = Fitting(data, preprocessing, init, samples, positions, seed, statistics, tune)
+    fitting.check(chosen)
     options = Options(
-        RankPolicy.parse(rank), force, include_first, recurse, _patterns(only), _patterns(skip), round_ranks=round_ranks
+        RankPolicy.parse(rank),
+        force,
+        include_first,
+        recurse,
+        _patterns(only),
+        _patterns(skip),
+        round_ranks=round_ranks,
+        calibrated=fitting.init(chosen) != "svd",
     )
     settings = Settings(
         "none" if dry_run else verify,
@@ -118,11 +149,20 @@ def rewrite(
     source = load(model, follow_links=follow_links)
     check_input_shapes(source, settings.input_shapes)
     settings = decide(settings, source, dry_run=dry_run)
-    sites = find_sites(source, settings.input_shapes)
+    sites = find_sites(source, settings.input_shapes, linear_layers=chosen.linear_layers)
     plan = make_plan(sites.found, chosen, options, lambda site: read_weight(source, sites, site))
+    fitted = fit_plan(source, sites, plan, chosen, fitting, settings.runtime, settings.progress)
     factors = factorize_all(
-        source, sites, plan, workers=settings.runtime.threads, force=force, progress=settings.progress
+        source,
+        sites,
+        plan,
+        given=fitted.calibrated.outcomes,
+        workers=settings.runtime.threads,
+        force=force,
+        progress=settings.progress,
     )
+    factors |= {place: found for place, found in fitted.calibrated.by_place.items() if place in factors}
+    plan.annotate(fitted.calibrated.notes)
     edit, result = Edit(), source
     notes: tuple[str, ...] = ()
     errors: dict[Place, float] = {}
@@ -134,6 +174,7 @@ def rewrite(
         light = sites.light
         if plan.replacements:
             result, edit, light, notes = _apply(source, plan, factors, settings)
+            result, fitted = tune_result(source, result, edit, fitted, fitting, settings.runtime, settings.progress)
         outcome, errors, failure = verify_result(source, result, sites, plan, edit, settings)
     report = RewriteReport(
         source=model_info(source),
@@ -151,6 +192,7 @@ def rewrite(
         totals=totals(sites, plan, light),
         removed_weights=tuple(edit.removed_weights),
         removed_inputs=tuple(edit.removed_inputs),
+        calibration=fitted.report,
         notes=(*sites.notes, *_size_notes(plan), *notes, *_input_notes(edit)),
         verification=outcome,
         dry_run=dry_run,

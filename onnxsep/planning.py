@@ -1,7 +1,7 @@
 """Deciding what becomes of every Conv: which are replaced, at which rank, and why the others are left alone."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -17,6 +17,7 @@ from onnxsep.types import (
     ConvLayer,
     ConvSite,
     Layer,
+    Place,
     Rank,
     RankPolicy,
     Rejected,
@@ -77,6 +78,12 @@ class Plan:
         """The Convs that are replaced."""
         return [row for row in self.rows if isinstance(row, Replacement)]
 
+    def annotate(self, notes: Mapping[Place, str]) -> None:
+        """Add a note to the replacements at these places."""
+        for number, row in enumerate(self.rows):
+            if isinstance(row, Replacement) and row.site.place in notes:
+                self.rows[number] = replace(row, notes=(*row.notes, notes[row.site.place]))
+
 
 def site_macs(site: ConvSite) -> int | None:
     """MACs of the Conv itself, for the batch of the model (1 where it is free); None where sizes are not known."""
@@ -85,7 +92,14 @@ def site_macs(site: ConvSite) -> int | None:
 
 def reject(site: ConvSite, reason: str) -> Rejected:
     """Leave a Conv alone."""
-    return Rejected(site.name, "Conv", site.where, reason, site.place, site)
+    return Rejected(site.name, site.op_type, site.where, reason, site.place, site)
+
+
+def refusal(site: ConvSite, mode: Mode) -> str | None:
+    """Why a mode cannot take a site; None if it can."""
+    if site.op_type != "Conv" and not mode.linear_layers:
+        return f"mode {mode.name} takes Convs only"
+    return mode.accepts(site.conv)
 
 
 def make_plan(
@@ -149,10 +163,10 @@ def _decide(
     if isinstance(item, Rejected):
         return item
     reason = (
-        mode.accepts(item.conv)
+        refusal(item, mode)
         or _excluded(item.name, options)
         or (f"made by onnxsep (mode {item.made_by}); --recurse splits it again" if _finished(item, options) else None)
-        or ("first Conv, reached straight from an input; --include-first replaces it" if _kept(item, options) else None)
+        or (_first(item) if _kept(item, options) else None)
     )
     if reason:
         return reject(item, reason)
@@ -172,6 +186,10 @@ def _excluded(name: str, options: Options) -> str | None:
 
 def _finished(site: ConvSite, options: Options) -> bool:
     return bool(site.made_by) and not options.recurse
+
+
+def _first(site: ConvSite) -> str:
+    return f"first {site.op_type}, reached straight from an input; --include-first replaces it"
 
 
 def _kept(site: ConvSite, options: Options) -> bool:
@@ -198,6 +216,8 @@ def choose(site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSit
 
 def takes_new_bias(site: ConvSite) -> bool:
     """Whether a fitted bias can take the place of the one that the Conv has, or has not."""
+    if site.op_type == "MatMul":  # it has no place for one
+        return False
     return in_main_graph(site) and (site.bias is not None or not site.conv.bias)
 
 
@@ -262,7 +282,8 @@ def _shared_reason(rows: Sequence[Replacement | Rejected], replaced: Sequence[Re
 def factor_key(replacement: Replacement) -> Hashable:
     """What the factors depend on: replacements with equal keys have the same factors and share them."""
     shapes = tuple(factor_shapes(replacement.layers))
-    return (replacement.site.weight, replacement.site.conv.group, replacement.mode.name, replacement.rank, shapes)
+    site = replacement.site
+    return (site.weight, site.transposed, site.conv.group, replacement.mode.name, replacement.rank, shapes)
 
 
 def drop(plan: Plan, replacement: Replacement, reason: str) -> None:

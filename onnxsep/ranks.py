@@ -34,6 +34,8 @@ def choose_rank(
     Raises:
         FactorizationError: no rank satisfies the policy, or the weight cannot be used.
     """
+    if mode.rank_axis(conv, ()) is None:
+        return (), _without_ranks(conv, mode, policy)
     if policy.kind == "fraction":
         return _fraction_rank(conv, mode, policy.value, multiple), ()
     weight = _scaled(read()) if policy.kind == "energy" else None
@@ -46,6 +48,25 @@ def choose_rank(
             notes.append(f"rank {wanted} clamped to {used}")
         rank += (_rounded(axis, used, 0 if policy.kind == "full" else multiple, up=True),)  # full means exact
     return rank, tuple(notes)
+
+
+def _without_ranks(conv: Conv, mode: Mode, policy: RankPolicy) -> tuple[str, ...]:
+    """Notes on a policy for a mode that has nothing to choose.
+
+    Raises:
+        FactorizationError: the policy is a limit, and the mode's only form is beyond it or cannot tell.
+    """
+    if policy.kind == "energy":
+        raise FactorizationError(f"mode {mode.name} has no rank, so it cannot keep a share of the energy")
+    if policy.kind == "fraction":
+        after = parameters(mode.layers(conv, ()))
+        if after > Fraction(str(policy.value)) * conv.parameters:
+            raise FactorizationError(
+                f"mode {mode.name} has no rank, and its {after:,} parameters are more than {policy.value:g} of "
+                f"{conv.parameters:,}"
+            )
+        return ()
+    return () if policy.kind == "paper" else (f"mode {mode.name} has no rank: {str(policy)!r} is not used",)
 
 
 def _scaled(weight: Array) -> Array:

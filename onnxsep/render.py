@@ -1,5 +1,6 @@
 """Reports as text: tables for a terminal, the same without colour and frames elsewhere."""
 
+from collections.abc import Sequence
 from typing import TextIO
 
 from rich import box
@@ -7,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnxsep.report import ConvReport, InspectedConv, InspectReport, ModelInfo, RewriteReport, VerificationReport
+from onnxsep.report import CalibrationReport, ConvReport, InspectedConv, InspectReport, ModelInfo, RewriteReport, VerificationReport
 
 _NARROW = 120  # columns; in a narrower terminal the figures before the rewrite are left out
 _WIDEST = 1000  # columns where there is no terminal: lines are then as long as they need to be
@@ -31,6 +32,8 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
     console.print(_header(report.source, f"mode {report.mode}, rank {report.rank}"))
     local = report.verification.kind == "local"
     columns = ["Conv", "weight", "result", ">rank", ">parameters", ">MACs", ">weight error"]
+    fitted = any(conv.held_out_error is not None for conv in report.convs)
+    columns += [">held-out error"] if fitted else []
     notes = _Notes(console)
     table = _table(console, *columns, *([">output error"] if local else []), *notes.columns)
     change = _after if console.is_terminal and console.width < _NARROW else _change
@@ -45,6 +48,7 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
             change(conv.parameters_before, conv.parameters_after),
             change(conv.macs_before, conv.macs_after),
             _number(conv.weight_error, ".4f"),
+            *([_errors(conv)] if fitted else []),
             *([_number(conv.output_error, ".4f")] if local else []),
             *notes.cells(why),
             style="" if replaced else "dim",
@@ -52,6 +56,8 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
     _print_table(console, table)
     notes.print()
     _print_totals(console, report)
+    if report.calibration:
+        console.print(_calibration(report.calibration))
     for note in report.notes:
         console.print(f"note: {_safe(note)}")
     console.print(_verification(report.verification))
@@ -85,10 +91,35 @@ class _Notes:
 def _print_totals(console: Console, report: RewriteReport) -> None:
     totals = report.totals
     console.print(
-        f"{totals.replaced} of {totals.convs} convolutions replaced; "
+        f"{totals.replaced} of {totals.convs} {_noun(report.convs)} replaced; "
         f"parameters {_ratio(totals.parameters_before, totals.parameters_after)}; "
         f"{_macs(totals.macs_before, totals.macs_after, totals.macs_unknown)}"
     )
+
+
+def _errors(conv: ConvReport) -> str:
+    """The error on held-out positions of the weights' own factors, and of those that were taken."""
+    if conv.svd_error is None or conv.held_out_error is None:
+        return ""
+    if conv.svd_error == conv.held_out_error:
+        return f"{conv.held_out_error:.4f}"
+    return f"{conv.svd_error:.4f} -> {conv.held_out_error:.4f}"
+
+
+def _calibration(done: CalibrationReport) -> str:
+    """What the factors were fitted to, and what tuning did."""
+    lines = [
+        f"fitted ({done.init}) to {done.samples:,} samples of {_safe(done.source)}, at most {done.positions} positions "
+        f"in each, seed {done.seed}; held-out error: |u - u'| / |u - mean u| of each Conv's output, up to its "
+        "activation, on samples left out of the fit, for factors from the weights alone -> as taken"
+    ]
+    if done.tune:
+        lines.append(
+            f"tuned for {done.tune.steps:,} steps in {done.tune.seconds:.0f} s: the loss on samples left out fell from "
+            f"{done.tune.loss_before:.4g} to {done.tune.loss_after:.4g} (step {done.tune.best_step:,})"
+        )
+        lines += [f"  {_safe(note)}" for note in done.tune.notes]
+    return "\n".join(lines + [f"  {_safe(note)}" for note in done.notes])
 
 
 def _verification(outcome: VerificationReport) -> str:
@@ -112,11 +143,11 @@ def print_inspect(console: Console, report: InspectReport) -> None:
     modes = list(report.totals.mode_convs)
     table = _table(console, "Conv", "weight", "input", ">parameters", ">MACs", *modes)
     for conv in report.convs:
-        size = "x".join(map(str, conv.input_size or ()))
+        size = "?" if conv.input_size is None else "x".join(map(str, conv.input_size))
         table.add_row(
             _name(conv.name, conv.where) + (" (first)" if conv.first else ""),
             _shape(conv),
-            size or "?",
+            size,
             _number(conv.parameters, ","),
             _number(conv.macs, ","),
             *(_costs(conv, mode) for mode in modes),
@@ -124,8 +155,8 @@ def print_inspect(console: Console, report: InspectReport) -> None:
     totals = report.totals
     _print_table(console, table)
     console.print(
-        f"{totals.convs} convolutions; {totals.parameters:,} parameters ({totals.trainable_parameters:,} trainable); "
-        f"{totals.macs:,} MACs"
+        f"{totals.convs} {_noun(report.convs)}; {totals.parameters:,} parameters "
+        f"({totals.trainable_parameters:,} trainable); {totals.macs:,} MACs"
         + (f", {totals.macs_unknown} nodes of unknown size (--input-shape NAME:DIMS)" if totals.macs_unknown else "")
     )
     for mode in modes:
@@ -183,10 +214,17 @@ def _safe(text: str) -> str:
     return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text))
 
 
+def _noun(rows: Sequence[ConvReport | InspectedConv]) -> str:
+    """What the rows of a table are: convolutions, or layers where a Gemm or MatMul is among them."""
+    return "convolutions" if all("Conv" in row.op_type for row in rows) else "layers"
+
+
 def _shape(conv: ConvReport | InspectedConv) -> str:
     if conv.weight_shape is None:
         return "" if conv.op_type == "Conv" else conv.op_type
     text = "x".join(map(str, conv.weight_shape))
+    if conv.op_type != "Conv":
+        text = f"{conv.op_type} {text}"
     if conv.group and conv.group > 1:
         text += f" g{conv.group}"
     if conv.strides and max(conv.strides) > 1:

@@ -37,6 +37,13 @@ class ConvReport(_Record):
     """||W - W'|| / ||W|| in the Frobenius norm, of the weights as stored."""
     output_error: float | None = None
     """Relative error of the Conv's own output on random input; measured by a local verification."""
+    svd_error: float | None = None
+    """With calibration data: |u - u'| / |u - mean u| of the Conv's output behind BatchNormalization, residual Add and
+    activation, on held-out positions, of factors from the weights alone with a fitted bias."""
+    fitted_error: float | None = None
+    """The same for the factors that were taken, on the positions that they were fitted to."""
+    held_out_error: float | None = None
+    """The same on held-out positions."""
 
 
 class Totals(_Record):
@@ -78,6 +85,34 @@ class VerificationReport(_Record):
     notes: tuple[str, ...] = ()
 
 
+class TuneReport(_Record):
+    """What tuning by distillation did."""
+
+    steps: int
+    best_step: int
+    """The step whose weights were taken; 0 where tuning did not help."""
+    loss_before: float
+    loss_after: float
+    """Difference of the outputs on held-out samples; ``onnxsep.training`` says in which measure."""
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class CalibrationReport(_Record):
+    """What the factors were fitted to."""
+
+    init: str
+    source: str
+    """The data's file or folder, or the statistics file."""
+    fingerprint: str
+    """SHA-256 of the samples, or of the statistics."""
+    samples: int
+    positions: int
+    seed: int
+    notes: tuple[str, ...] = ()
+    tune: TuneReport | None = None
+
+
 class ModelInfo(_Record):
     """The model as its header and its files describe it."""
 
@@ -104,6 +139,7 @@ class RewriteReport(_Record):
     removed_weights: tuple[str, ...] = ()
     removed_inputs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    calibration: CalibrationReport | None = None
     verification: VerificationReport
     dry_run: bool = False
     seconds: float

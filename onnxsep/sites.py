@@ -1,9 +1,12 @@
-"""Finding every convolution of a model: those with constant weights as ConvSite, the others as Rejected."""
+"""Finding every convolution of a model: those with constant weights as ConvSite, the others as Rejected.
+
+For modes that ask for it, every Gemm and MatMul too.
+"""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,13 +15,19 @@ import onnx
 from onnxsep.constants import read_constant, stored_tensor
 from onnxsep.errors import FactorizationError
 from onnxsep.first import first_convs
+from onnxsep.geometry import conv_geometry, linear_geometry
 from onnxsep.graph import FLOAT_TYPES, ONNX_TYPES, OTHER_CONVOLUTIONS, View
 from onnxsep.io import Model
 from onnxsep.scopes import Owners, Scope, display_name, is_standard, names_within, scopes, training_names
 from onnxsep.shapes import Shape, infer_shapes, skeleton
-from onnxsep.types import AutoPad, Constant, Conv, ConvSite, Place, Rejected
+from onnxsep.types import Constant, Conv, ConvSite, OpType, Place, Rejected
 
 METADATA_PREFIX = "onnxsep."
+_LINEAR = ("Gemm", "MatMul")
+_QUANTISED = {
+    "MatMulInteger": "MatMulInteger: its weight is quantised already",
+    "QLinearMatMul": "QLinearMatMul: its weight is quantised already",
+}
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,15 @@ class Sites:
     notes: tuple[str, ...] = ()
 
 
-def find_sites(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> Sites:
+def find_sites(
+    model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None = None, *, linear_layers: bool = False
+) -> Sites:
     """Look at every node of every graph and function; reads no weight, except where an expression hides its shape.
+
+    Args:
+        model: the model.
+        input_shapes: shapes for inputs whose dimensions are free, by input name.
+        linear_layers: list Gemm and MatMul nodes too.
 
     Raises:
         UnsupportedModelError: the graph cannot be read.
@@ -41,22 +57,26 @@ def find_sites(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None 
     light = infer_shapes(skeleton(model), input_shapes, problems)
     view = View(light)
     source = scopes(model.proto)
-    finder = _Finder(model, source, view, first_convs(light), _Uses(view.scopes))
+    first = first_convs(light, linear_layers=linear_layers)
+    wanted: tuple[str, ...] = ("Conv", *(_LINEAR if linear_layers else ()))
+    finder = _Finder(model, source, view, first, _Uses(view.scopes, wanted))
+    others = {**OTHER_CONVOLUTIONS, **(_QUANTISED if linear_layers else {})}
     found: list[ConvSite | Rejected] = []
     for scope in view.scopes:
         for index, node in enumerate(scope.body.node):
             if not is_standard(node):
                 continue
-            if node.op_type in OTHER_CONVOLUTIONS:
-                found.append(finder.reject(scope, index, OTHER_CONVOLUTIONS[node.op_type]))
-            elif node.op_type == "Conv":
-                found.append(finder.conv(scope, index))
+            if node.op_type in others:
+                found.append(finder.reject(scope, index, others[node.op_type]))
+            elif node.op_type in wanted:
+                found.append(finder.site(scope, index))
+    found = finder.pinned(found)
     return Sites(tuple(found), tuple(source), light, tuple(problems))
 
 
 @dataclass(frozen=True)
 class _Use:
-    """One use of a tensor: by what, in words; the node, where it is one; and whether it is a Conv's weight there."""
+    """One use of a tensor: by what, in words; the node, where it is one; and whether it is its weight."""
 
     user: str
     place: Place | None
@@ -66,15 +86,15 @@ class _Use:
 class _Uses:
     """What uses each tensor, by the scope that it belongs to and its name."""
 
-    def __init__(self, all_scopes: Sequence[Scope]) -> None:
+    def __init__(self, all_scopes: Sequence[Scope], wanted: Sequence[str]) -> None:
         self._owners = Owners(all_scopes)
         self._uses: dict[tuple[int, str], list[_Use]] = defaultdict(list)
         for scope in all_scopes:
             for index, node in enumerate(scope.body.node):
                 user, place = f"{node.op_type} {display_name(node)!r}", (scope.index, index)
-                is_conv = is_standard(node) and node.op_type == "Conv"
+                weighted = is_standard(node) and node.op_type in wanted
                 for position, name in enumerate(node.input):
-                    self._add(scope, name, _Use(user, place, as_weight=is_conv and position == 1))
+                    self._add(scope, name, _Use(user, place, as_weight=weighted and position == 1))
                 for graph in (graph for attribute in node.attribute for graph in attribute.graphs):
                     for name in names_within(graph):
                         self._add(scope, name, _Use(user, place))
@@ -113,34 +133,31 @@ class _Finder:
         node = scope.body.node[index]
         return Rejected(display_name(node), node.op_type, scope.where, reason, (scope.index, index))
 
-    def conv(self, scope: Scope, index: int) -> ConvSite | Rejected:
-        """The site of a Conv node, or why its geometry or weight is not constant."""
+    def site(self, scope: Scope, index: int) -> ConvSite | Rejected:
+        """The site of a Conv, Gemm or MatMul node, or why its geometry or weight is not constant."""
         node = scope.body.node[index]
         constant = self._view.constant(scope.index, index, 1)
         if isinstance(constant, str):
-            return self.reject(scope, index, constant)
+            return self.reject(scope, index, self._no_weight(scope, index, constant))
         try:
             shape, dtype = self._weight_type(constant)
         except FactorizationError as error:
             return self.reject(scope, index, str(error))
         if dtype not in FLOAT_TYPES:
             return self.reject(scope, index, f"its weight has the type {onnx.TensorProto.DataType.Name(dtype)}")
-        conv = conv_geometry(node, shape)
-        if isinstance(conv, str):
-            return self.reject(scope, index, conv)
+        geometry = self._geometry(scope, index, shape)
+        if isinstance(geometry, str):
+            return self.reject(scope, index, geometry)
+        conv, transposed = geometry
         if len(node.device_configurations if hasattr(node, "device_configurations") else ()):
             return self.reject(scope, index, "its device configuration (sharding) cannot be carried to the new nodes")
         input_shape = self._view.shape(scope.index, node.input[0])
-        pinned = [use.user for use in self._uses.of(constant.scope, constant.name) if not use.as_weight]
-        pinned += self._kept_by(constant, conv)
-        if scope.namespace == 0 and constant.name in self._training:
-            pinned.append("the training information")
         return ConvSite(
             name=display_name(node),
             conv=conv,
             dtype=FLOAT_TYPES[dtype],
-            input_size=_sizes(input_shape, conv.dims),
-            batch=_batch(input_shape),
+            input_size=_sizes(input_shape, conv.dims) if conv.dims else _no_sizes(input_shape),
+            batch=_batch(input_shape) if conv.dims else _rows(input_shape),
             weight=constant,
             place=(scope.index, index),
             where=scope.where,
@@ -148,8 +165,50 @@ class _Finder:
             bias=self._bias(scope, index) if conv.bias else None,
             made_by=next((entry.value for entry in node.metadata_props if entry.key == METADATA_PREFIX + "mode"), ""),
             stored=stored_tensor(self._source, constant) is not None,
-            pinned=tuple(pinned),
+            op_type=cast(OpType, node.op_type),
+            transposed=transposed,
         )
+
+    def pinned(self, found: Sequence[ConvSite | Rejected]) -> list[ConvSite | Rejected]:
+        """The same sites with what else uses their weights: everything but the nodes that may be replaced."""
+        rejected = {item.place for item in found if isinstance(item, Rejected)}
+        return [
+            item if isinstance(item, Rejected) else replace(item, pinned=self._pinned(item, rejected)) for item in found
+        ]
+
+    def _pinned(self, site: ConvSite, rejected: set[Place]) -> tuple[str, ...]:
+        uses = self._uses.of(site.weight.scope, site.weight.name)
+        users = [use.user for use in uses if not use.as_weight or use.place in rejected]
+        users += self._kept_by(site.weight, site.conv)
+        if self._view.scopes[site.place[0]].namespace == 0 and site.weight.name in self._training:
+            users.append("the training information")
+        return tuple(users)
+
+    def _no_weight(self, scope: Scope, index: int, reason: str) -> str:
+        """Why a node has no constant weight; of a linear one the constant operand must be the second."""
+        is_linear = scope.body.node[index].op_type in _LINEAR
+        if is_linear and isinstance(self._view.constant(scope.index, index, 0), Constant):
+            return "its constant operand is the first one; only a constant second operand can be replaced"
+        return reason
+
+    def _geometry(self, scope: Scope, index: int, weight_shape: tuple[int, ...]) -> tuple[Conv, bool] | str:
+        """The geometry and whether the weight is stored transposed, or the reason why there is none."""
+        node = scope.body.node[index]
+        if node.op_type in _LINEAR:
+            return linear_geometry(node, weight_shape, self._bias_shape(scope, index))
+        conv = conv_geometry(node, weight_shape)
+        return conv if isinstance(conv, str) else (conv, False)
+
+    def _bias_shape(self, scope: Scope, index: int) -> Shape | None:
+        """The shape of a Gemm's C, which a function's body does not tell unless it is a constant."""
+        node = scope.body.node[index]
+        if node.op_type != "Gemm" or len(node.input) < 3 or not node.input[2]:
+            return None
+        constant = self._bias(scope, index)
+        try:
+            return self._view.shape(scope.index, node.input[2]) if constant is None else self._weight_type(constant)[0]
+        except FactorizationError:
+            return None
 
     def _bias(self, scope: Scope, index: int) -> Constant | None:
         constant = self._view.constant(scope.index, index, 2)
@@ -173,48 +232,24 @@ class _Finder:
         return values.shape, ONNX_TYPES.get(values.dtype.name, onnx.TensorProto.UNDEFINED)
 
 
-def conv_geometry(node: onnx.NodeProto, weight_shape: tuple[int, ...]) -> Conv | str:
-    """The geometry that a Conv node's attributes give, or the reason why they give none."""
-    if any(attribute.ref_attr_name for attribute in node.attribute):
-        return "its attributes are arguments of the function"
-    attributes: dict[str, Any] = {
-        attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute
-    }
-    dims = len(weight_shape) - 2
-    group = attributes.get("group", 1)
-    kernel = tuple(attributes.get("kernel_shape", weight_shape[2:]))
-    strides = tuple(attributes.get("strides") or (1,) * dims)
-    dilations = tuple(attributes.get("dilations") or (1,) * dims)
-    pads = tuple(attributes.get("pads") or (0,) * (2 * dims))
-    auto_pad = attributes.get("auto_pad", b"NOTSET").decode() or "NOTSET"
-    if dims < 1 or min(weight_shape, default=0) < 1:
-        return f"its weight has the shape {list(weight_shape)}, which is no convolution's"
-    if kernel != weight_shape[2:]:
-        return f"kernel_shape {list(kernel)} does not agree with its weight of shape {list(weight_shape)}"
-    if len(strides) != dims or len(dilations) != dims or len(pads) != 2 * dims:
-        return f"strides, dilations or pads do not have {dims} axes as its weight has"
-    if group < 1 or weight_shape[0] % group or min(*strides, *dilations) < 1:
-        return f"it is malformed: group {group}, strides {list(strides)}, dilations {list(dilations)}"
-    if auto_pad not in ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"):
-        return f"unknown auto_pad {auto_pad!r}"
-    return Conv(
-        in_channels=weight_shape[1] * group,
-        out_channels=weight_shape[0],
-        kernel_shape=kernel,
-        strides=strides,
-        pads=pads if auto_pad == "NOTSET" else (0,) * (2 * dims),
-        dilations=dilations,
-        group=group,
-        bias=len(node.input) > 2 and bool(node.input[2]),
-        auto_pad=cast(AutoPad, auto_pad),
-    )
-
-
 def _sizes(shape: Shape | None, dims: int) -> tuple[int, ...] | None:
     if shape is None or len(shape) != dims + 2:
         return None
     sizes = tuple(size for size in shape[2:] if isinstance(size, int))
     return sizes if len(sizes) == dims else None
+
+
+def _no_sizes(shape: Shape | None) -> tuple[int, ...] | None:
+    """What a Gemm or MatMul has instead of spatial sizes: (), or None where the number of its rows is not known."""
+    known = shape is not None and all(isinstance(size, int) for size in shape[1:-1])
+    return () if known else None
+
+
+def _rows(shape: Shape | None) -> int | None:
+    """The rows of a Gemm's or MatMul's input, a free first dimension counted as 1."""
+    if shape is None or _no_sizes(shape) is None:
+        return None
+    return math.prod(size for size in shape[:-1] if isinstance(size, int))
 
 
 def _elements(shape: Shape | None) -> int:
@@ -229,10 +264,12 @@ def _batch(shape: Shape | None) -> int | None:
 def read_weight(model: Model, sites: Sites, site: ConvSite) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The weight of a site in double precision, [out_channels, in_channels / group, *kernel_shape].
 
+    It is [out_channels, in_channels] for a Gemm or MatMul, however it is stored.
+
     Raises:
         FactorizationError: the weight holds NaN or infinity.
     """
     weight = read_constant(model, sites.scopes, site.weight).astype(np.float64)
     if not np.isfinite(weight).all():
         raise FactorizationError("its weight holds NaN or infinity")
-    return weight
+    return np.ascontiguousarray(weight.T) if site.transposed else weight

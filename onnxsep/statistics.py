@@ -47,3 +47,23 @@ class Statistics:
         mixed = self.mixed.copy()
         mixed[:, index, index] += ridge[:, None]
         return Statistics(gram, cross, mixed)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean [group, d] and mean square x x^T [group, d, d] of patches x."""
+
+    mean: Array
+    square: Array
+
+    def centred(self) -> Array:
+        """The covariance [group, d, d]."""
+        return self.square - self.mean[:, :, None] * self.mean[:, None, :]
+
+
+@dataclass(frozen=True)
+class SiteMoments:
+    """What one Conv reads: on the positions for fitting, and on the held-out ones."""
+
+    fit: Moments
+    held_out: Moments

@@ -8,15 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from onnxsep.factors import Factorized
+from onnxsep.forms import ADD_BROADCASTS, PADS_ARE_AN_INPUT, Form, channel_pads, weighted_form
 from onnxsep.graph import ONNX_TYPES, NewNode, build_nodes, build_tensor
+from onnxsep.names import Names
 from onnxsep.planning import Replacement, factor_key
 from onnxsep.scopes import Owners, Scope, display_name, opset_imports, scopes, training_names, used_names
 from onnxsep.shapes import stub
 from onnxsep.sites import METADATA_PREFIX
-from onnxsep.types import INPUT, AddLayer, Constant, Conv, ConvLayer, Place
+from onnxsep.types import INPUT, AddLayer, ChannelPadLayer, Constant, ConvLayer, Place, channels
 
 INITIALIZERS_ARE_INPUTS = 3  # up to this IR version every initialiser is listed among the graph's inputs
 
@@ -26,6 +30,9 @@ class Edit:
     """What was put in and taken out."""
 
     new_initializers: list[str] = field(default_factory=list)
+    """Of the main graph."""
+    new_weights: list[str] = field(default_factory=list)
+    """The same, and outputs of new Constant nodes of the main graph."""
     removed_weights: list[str] = field(default_factory=list)
     removed_inputs: list[str] = field(default_factory=list)
     made: dict[Place, tuple[str, ...]] = field(default_factory=dict)
@@ -40,8 +47,8 @@ def replace_convs(
     Args:
         model: a model of the same structure as the one that the sites were found in.
         replacements: the plan's replacements.
-        factors: the weights, and the bias where it is new, for the place of each replaced Conv; None where only the structure is
-            wanted, which then gets tensors without data (``onnxsep.shapes``).
+        factors: the weights, and the bias where it is new, for the place of each replaced Conv; None where only the
+            structure is wanted, which then gets tensors without data (``onnxsep.shapes``).
     """
     return _Surgeon(model, factors).run(replacements)
 
@@ -51,7 +58,7 @@ class _Surgeon:
         self._model, self._factors = model, factors
         self._scopes = scopes(model)
         self._edit = Edit()
-        self._names = _Names(model, self._scopes)
+        self._names = Names(model, self._scopes)
         self._owners = Owners(self._scopes)
         self._new_nodes: dict[Place, list[onnx.NodeProto]] = {}  # in place of these nodes
         self._after: dict[Place, list[onnx.NodeProto]] = {}  # right behind these nodes
@@ -74,22 +81,41 @@ class _Surgeon:
         site = replacement.site
         scope = self._scopes[site.place[0]]
         node = scope.body.node[site.place[1]]
-        weights = iter(self._weights(replacement, node.output[0]))
-        tensors = {INPUT: node.input[0]}
+        opset = self._opset(scope)
+        forms = {
+            layer.name: weighted_form(site, layer, opset)
+            for layer in replacement.layers
+            if isinstance(layer, ConvLayer)
+        }
+        weights = iter(self._weights(replacement, node.output[0], list(forms.values())))
+        tensors, counts = {INPUT: node.input[0]}, channels(replacement.layers, site.conv.in_channels)
         last = replacement.layers[-1]
-        new: list[NewNode] = []
+        built: list[onnx.NodeProto] = []
         for layer in replacement.layers:
             tensor = node.output[0] if layer is last else self._names.tensor(scope, f"{node.output[0]}_{layer.name}")
             tensors[layer.name] = tensor
             name = self._names.node(f"{display_name(node)}_{layer.name}")
             if isinstance(layer, AddLayer):
-                new.append(NewNode(self._adder(scope), name, [tensors[name] for name in layer.inputs], tensor, {}))
-                continue
-            inputs = [tensors[layer.input], next(weights)]
-            if layer.conv.bias:
-                inputs.append(self._bias(replacement, node.output[0]) if replacement.new_bias else node.input[2])
-            new.append(NewNode("Conv", name, inputs, tensor, conv_attributes(layer.conv)))
-        built = build_nodes(new)
+                # ONNX Runtime has no Add below 7, but Sum.
+                adder = "Add" if opset >= ADD_BROADCASTS else "Sum"
+                new = NewNode(adder, name, [tensors[name] for name in layer.inputs], tensor, {})
+            elif isinstance(layer, ChannelPadLayer):
+                pads = channel_pads(site.conv.dims, counts[layer.input], layer.channels)
+                if opset < PADS_ARE_AN_INPUT:
+                    new = NewNode("Pad", name, [tensors[layer.input]], tensor, {"pads": pads})
+                else:
+                    given = numpy_helper.from_array(
+                        np.array(pads, np.int64), self._names.tensor(scope, f"{tensor}_pads")
+                    )
+                    built.append(_constant_node(given, self._names.node(given.name)))
+                    new = NewNode("Pad", name, [tensors[layer.input], given.name], tensor, {})
+            else:
+                inputs = [tensors[layer.input], next(weights)]
+                if layer.conv.bias:
+                    inputs.append(self._bias(replacement, node.output[0]) if replacement.new_bias else node.input[2])
+                form = forms[layer.name]
+                new = NewNode(form.op_type, name, inputs, tensor, dict(form.attributes))
+            built += build_nodes([new])
         for proto in built:
             _carry(node, proto, self._metadata(replacement))
         if node.doc_string:
@@ -102,14 +128,14 @@ class _Surgeon:
         made = {"mode": replacement.mode.name, "rank": "x".join(map(str, replacement.rank)), "source": source}
         return {METADATA_PREFIX + key: value for key, value in made.items()}
 
-    def _adder(self, scope: Scope) -> str:
-        """Add; Sum below opset 7, where Add broadcasts in another way and ONNX Runtime does not have it."""
+    def _opset(self, scope: Scope) -> int:
+        """The version of ONNX's own operators that holds in a scope; the lower one where it is given twice."""
         imports = opset_imports(self._model, self._scopes, scope.index)
-        return "Add" if all(entry.version >= 7 for entry in imports if entry.domain in ("", "ai.onnx")) else "Sum"
+        return min((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), default=1)
 
-    def _weights(self, replacement: Replacement, output: str) -> list[str]:
+    def _weights(self, replacement: Replacement, output: str, forms: Sequence[Form]) -> list[str]:
         """Names of the factors; they are stored once, in the form and the place of the weight that they replace."""
-        key = factor_key(replacement)
+        key = factor_key(replacement), tuple(form.transposed for form in forms)
         if key in self._factor_names:
             return self._factor_names[key]
         scope = self._scopes[replacement.site.weight.scope]
@@ -117,9 +143,15 @@ class _Surgeon:
         names = [self._names.tensor(scope, f"{output}_{layer.name}_weight") for layer in convs]
         if self._factors is None:
             kind = ONNX_TYPES[replacement.site.dtype]
-            tensors = [stub(name, kind, layer.conv.weight_shape) for name, layer in zip(names, convs, strict=True)]
+            shapes = [layer.conv.weight_shape for layer in convs]
+            shapes = [shape[::-1] if form.transposed else shape for shape, form in zip(shapes, forms, strict=True)]
+            tensors = [stub(name, kind, shape) for name, shape in zip(names, shapes, strict=True)]
         else:
             arrays = self._factors[replacement.site.place].arrays
+            arrays = [
+                np.ascontiguousarray(array.T) if form.transposed else array
+                for array, form in zip(arrays, forms, strict=True)
+            ]
             tensors = [build_tensor(name, array) for name, array in zip(names, arrays, strict=True)]
         self._store(tensors, replacement)
         self._factor_names[key] = names
@@ -142,6 +174,8 @@ class _Surgeon:
         """Put new weights where the old one is: beside the initialiser, or behind the Constant node."""
         weight = replacement.site.weight
         scope = self._scopes[weight.scope]
+        if scope.kind == "main":
+            self._edit.new_weights.extend(tensor.name for tensor in tensors)
         if weight.nodes:
             nodes = [_constant_node(tensor, self._names.node(tensor.name)) for tensor in tensors]
             for node in nodes:
@@ -212,53 +246,6 @@ class _Surgeon:
         for index in reversed(range(len(body.quantization_annotation))):
             if body.quantization_annotation[index].tensor_name in gone:
                 del body.quantization_annotation[index]
-
-
-class _Names:
-    """New names that collide with none in the model."""
-
-    def __init__(self, model: onnx.ModelProto, all_scopes: Sequence[Scope]) -> None:
-        self._tensors: dict[int, set[str]] = {scope.namespace: set() for scope in all_scopes}
-        self._nodes: set[str] = set()
-        for scope in all_scopes:
-            taken = self._tensors[scope.namespace]
-            body = scope.body
-            for node in body.node:
-                taken.update(node.input, node.output)
-                self._nodes.add(node.name)
-            if isinstance(body, onnx.FunctionProto):
-                taken.update(body.input, body.output, (value.name for value in body.value_info))
-                continue
-            taken.update(value.name for value in (*body.input, *body.output, *body.value_info))
-            taken.update(tensor.name for tensor in body.initializer)
-            taken.update(note.tensor_name for note in body.quantization_annotation)
-            taken.update(tensor.values.name for tensor in body.sparse_initializer)
-        self._tensors[0].update(training_names(model))
-
-    def tensor(self, scope: Scope, wanted: str) -> str:
-        return _fresh(self._tensors[scope.namespace], wanted)
-
-    def node(self, wanted: str) -> str:
-        return _fresh(self._nodes, wanted)
-
-
-def _fresh(taken: set[str], wanted: str) -> str:
-    name, number = wanted, 1
-    while name in taken:
-        number += 1
-        name = f"{wanted}_{number}"
-    taken.add(name)
-    return name
-
-
-def conv_attributes(conv: Conv) -> dict[str, Any]:
-    """The attributes of a Conv node, in alphabetical order; pads and auto_pad exclude one another."""
-    attributes: dict[str, Any] = {} if conv.auto_pad == "NOTSET" else {"auto_pad": conv.auto_pad}
-    attributes.update(dilations=list(conv.dilations), group=conv.group, kernel_shape=list(conv.kernel_shape))
-    if conv.auto_pad == "NOTSET":
-        attributes["pads"] = list(conv.pads)
-    attributes["strides"] = list(conv.strides)
-    return attributes
 
 
 def _carry(source: onnx.NodeProto, new: onnx.NodeProto, metadata: Mapping[str, str]) -> None:

@@ -75,9 +75,10 @@ def _conv_report(
             macs_after=site_macs(site) if site else None,
         )
     assert site is not None
+    errors = factors[site.place].errors
     return ConvReport(
         name=site.name,
-        op_type="Conv",
+        op_type=site.op_type,
         where=site.where,
         status="replaced",
         mode=row.mode.name,
@@ -91,6 +92,9 @@ def _conv_report(
         macs_before=site_macs(site),
         macs_after=row.macs,
         weight_error=factors[site.place].weight_error,
+        svd_error=errors.svd if errors else None,
+        fitted_error=errors.fitted if errors else None,
+        held_out_error=errors.held_out if errors else None,
         output_error=output_errors.get(site.place),
     )
 

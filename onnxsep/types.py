@@ -18,6 +18,7 @@ AutoPad = Literal["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"]
 class Conv:
     """The geometry of one convolution of any number of spatial dimensions, as ONNX's Conv defines it.
 
+    A Gemm or a MatMul is one without spatial dimensions: kernel_shape (), and a weight [out_channels, in_channels].
     ``pads`` holds all begins, then all ends (ONNX's order) and counts only where ``auto_pad`` is NOTSET.
     """
 
@@ -91,6 +92,9 @@ def _keep(values: Sequence[int], axes: Collection[int], other: int) -> tuple[int
     return tuple(value if axis in axes else other for axis, value in enumerate(values))
 
 
+OpType = Literal["Conv", "Gemm", "MatMul"]
+"""What a mode may replace; the last two only where it asks for them (``Mode.linear_layers``)."""
+
 INPUT = "input"  # the name by which layers of a replacement refer to the input of the Conv that they replace
 
 
@@ -111,7 +115,16 @@ class AddLayer:
     inputs: tuple[str, str]
 
 
-Layer = ConvLayer | AddLayer
+@dataclass(frozen=True)
+class ChannelPadLayer:
+    """The first ``channels`` channels of an earlier layer, or zeros behind them where it has fewer; no parameters."""
+
+    name: str
+    input: str
+    channels: int
+
+
+Layer = ConvLayer | AddLayer | ChannelPadLayer
 
 
 def parameters(layers: Sequence[Layer]) -> int:
@@ -128,8 +141,19 @@ def macs(layers: Sequence[Layer], size: Sequence[int]) -> int:
             total += layer.conv.macs(sizes[layer.input])
             sizes[layer.name] = layer.conv.output_size(sizes[layer.input])
         else:
-            sizes[layer.name] = sizes[layer.inputs[0]]
+            sizes[layer.name] = sizes[layer.inputs[0] if isinstance(layer, AddLayer) else layer.input]
     return total
+
+
+def channels(layers: Sequence[Layer], in_channels: int) -> dict[str, int]:
+    """The channels of the input and of every layer, by name."""
+    found = {INPUT: in_channels}
+    for layer in layers:
+        if isinstance(layer, ConvLayer):
+            found[layer.name] = layer.conv.out_channels
+        else:
+            found[layer.name] = found[layer.inputs[0]] if isinstance(layer, AddLayer) else layer.channels
+    return found
 
 
 def relative_macs(layers: Sequence[Layer]) -> Fraction:
@@ -141,7 +165,7 @@ def relative_macs(layers: Sequence[Layer]) -> Fraction:
             density[layer.name] = density[layer.input] / math.prod(layer.conv.strides)
             total += density[layer.name] * layer.conv.weight_size
         else:
-            density[layer.name] = density[layer.inputs[0]]
+            density[layer.name] = density[layer.inputs[0] if isinstance(layer, AddLayer) else layer.input]
     return total
 
 
@@ -238,13 +262,13 @@ class Constant:
 
 @dataclass(frozen=True)
 class ConvSite:
-    """A Conv with constant weights that a mode may replace, and where it stands."""
+    """A Conv, Gemm or MatMul with constant weights that a mode may replace, and where it stands."""
 
     name: str  # the node's name, or its output's where it has none
     conv: Conv
     dtype: str  # of the weight: float32, float16, bfloat16, float64
     input_size: tuple[int, ...] | None  # spatial sizes of the input; None where the model does not tell
-    batch: int | None  # first dimension of the input; None where the model does not tell
+    batch: int | None  # first dimension of the input (Gemm, MatMul: all but the last multiplied); None: not told
     weight: Constant
     place: Place
     where: str  # the graph or function that holds the node, in words: "" for the main graph
@@ -253,6 +277,8 @@ class ConvSite:
     made_by: str = ""  # the mode of onnxsep that made this node, or ""
     stored: bool = True  # the weight is held by the file, not computed by an expression of constants
     pinned: tuple[str, ...] = ()  # what else uses the weight, so that it stays even when all its Convs are replaced
+    op_type: OpType = "Conv"
+    transposed: bool = False  # the stored weight is [in, out]: MatMul, and Gemm without transB
 
 
 @dataclass(frozen=True)

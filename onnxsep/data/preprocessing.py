@@ -1,6 +1,6 @@
 """How images become the values that a model was trained on: what the user says about it, checked.
 
-A pixel p (0 to 255) becomes ``(p * scale - mean) / std``, as in torchvision and timm, so ``mean`` and ``std`` are in the
+A pixel p (0 to 255) becomes ``(p * scale - mean) / std``, as in torchvision and timm: ``mean`` and ``std`` are in the
 units that the scale gives. Arrays are never preprocessed.
 """
 
@@ -8,7 +8,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -120,7 +119,8 @@ def _parse(key: str, value: object) -> Any:
 def _number(key: str, value: object) -> float:
     try:
         if isinstance(value, str):
-            return float(Fraction(value.strip())) if "/" in value else float(value)
+            above, _, below = value.partition("/")
+            return float(above) / float(below or 1)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
     except (ValueError, ZeroDivisionError, OverflowError):

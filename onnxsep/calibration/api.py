@@ -1,0 +1,190 @@
+"""Fitting the factors of a plan to what the user gave: data, recorded statistics, or neither."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from onnxsep.calibration.layerwise import Calibrated, calibrate
+from onnxsep.data import Dataset, Feed, Preprocessing, Source, open_data
+from onnxsep.errors import CalibrationError, OptionError
+from onnxsep.factors import Progress
+from onnxsep.io import Model
+from onnxsep.modes import Mode
+from onnxsep.planning import Plan
+from onnxsep.calibration.recording import calibrate_from, record
+from onnxsep.report import CalibrationReport, TuneReport
+from onnxsep.runtime import RuntimeOptions
+from onnxsep.sites import Sites
+from onnxsep.calibration.statistics_file import load_statistics, save_statistics
+from onnxsep.surgery import Edit
+from onnxsep.training import check_installed, tune, write_back
+from onnxsep.calibration.walk import CalibrationOptions
+
+INITS = ("svd", "response", "compensated", "joint")
+_BATCH = 50  # samples that are run at a time
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What the user chose about data; the fields are the parameters of ``onnxsep.rewrite``."""
+
+    data: Source | Dataset | None = None
+    preprocessing: Preprocessing | None = None
+    wanted: str | None = None
+    samples: int = 500
+    positions: int = 64
+    seed: int = 0
+    statistics: str | os.PathLike[str] | None = None
+    tune: int = 0
+    augment: bool = True
+
+    def init(self, mode: Mode) -> str:
+        """The initialisation: what was asked for, or the best that the mode has for what there is."""
+        return self.wanted or (mode.inits[-1] if self.data is not None or self.statistics is not None else "svd")
+
+    def check(self, mode: Mode) -> None:
+        """Refuse options that contradict each other, before anything is read.
+
+        Raises:
+            OptionError: they do.
+            MissingDependencyError: what tuning needs is not installed.
+        """
+        init, source = self.init(mode), self.data is not None or self.statistics is not None
+        if init not in INITS:
+            raise OptionError(f"--init {init!r} is not one of {', '.join(INITS)}")
+        if init not in mode.inits:
+            raise OptionError(f"mode {mode.name} does not offer --init {init}; it has: {', '.join(mode.inits)}")
+        if init != "svd" and not source:
+            raise OptionError(f"--init {init} fits the factors to data; add --data (or --statistics)")
+        if self.preprocessing is not None and self.data is None:
+            raise OptionError("preprocessing is for the images of --data, and there is none")
+        if self.tune < 0 or self.samples < 1 or self.positions < 1:
+            raise OptionError("--samples and --positions must be 1 or more, --tune 0 or more")
+        if self.tune and self.data is None:
+            raise OptionError("--tune needs the inputs themselves; add --data")
+        if self.tune:
+            check_installed()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was found, and what the report says about it."""
+
+    calibrated: Calibrated = field(default_factory=Calibrated)
+    report: CalibrationReport | None = None
+    dataset: Dataset | None = None
+    indices: tuple[int, ...] = ()
+
+    def batches(self) -> Iterator[Feed]:
+        """The samples that were chosen."""
+        assert self.dataset is not None
+        return self.dataset.feeds(self.indices, _BATCH)
+
+
+def fit_plan(
+    model: Model,
+    sites: Sites,
+    plan: Plan,
+    mode: Mode,
+    fitting: Fitting,
+    runtime: RuntimeOptions,
+    progress: Progress | None,
+) -> Fitted:
+    """Fit the replacements of a plan to data or statistics; nothing where there is neither.
+
+    Raises:
+        DataError: the data do not fit the model.
+        CalibrationError: they cannot be used for calibration, or the statistics belong to another model.
+    """
+    options = CalibrationOptions(init=fitting.init(mode), positions=fitting.positions, seed=fitting.seed)
+    if fitting.data is None:
+        return _from_statistics(model, sites, plan, fitting, options, progress)
+    dataset = fitting.data
+    if not isinstance(dataset, Dataset):
+        dataset = open_data(dataset, model, preprocessing=fitting.preprocessing)
+    indices = tuple(dataset.sample(fitting.samples, fitting.seed))
+    report = CalibrationReport(
+        init=options.init,
+        source=dataset.source,
+        fingerprint=dataset.fingerprint(indices),
+        samples=len(indices),
+        positions=options.positions,
+        seed=options.seed,
+        notes=dataset.notes,
+    )
+    fitted = Fitted(report=report, dataset=dataset, indices=indices)
+    if fitting.statistics is not None:
+        recorded = record(model, sites, fitted.batches(), options, runtime, dataset.source, progress)
+        save_statistics(fitting.statistics, recorded)
+    if not plan.replacements:
+        return fitted
+    return replace(fitted, calibrated=calibrate(model, sites, plan, fitted.batches(), options, runtime, progress))
+
+
+def tune_result(
+    source: Model,
+    result: Model,
+    edit: Edit,
+    fitted: Fitted,
+    fitting: Fitting,
+    runtime: RuntimeOptions,
+    progress: Progress | None,
+) -> tuple[Model, Fitted]:
+    """Tune the new weights of a result together, if that was asked for.
+
+    Raises:
+        MissingDependencyError: torch or onnx2torch is not installed.
+        UnsupportedModelError: torch cannot run the model.
+    """
+    if not fitting.tune or not edit.new_weights or fitted.report is None:
+        return result, fitted
+
+    def show(done: int, total: int, loss: float) -> None:
+        if progress:
+            progress(f"tuning: loss {loss:.4g}", done, total)
+
+    tuned = tune(
+        result,
+        source,
+        list(fitted.batches()),
+        edit.new_weights,
+        steps=fitting.tune,
+        seed=fitting.seed,
+        augment=fitted.dataset is not None and fitting.augment,
+        runtime=runtime,
+        progress=show,
+    )
+    report = TuneReport(
+        steps=tuned.steps,
+        best_step=tuned.best_step,
+        loss_before=tuned.held_out_before,
+        loss_after=tuned.held_out_after,
+        seconds=tuned.seconds,
+        notes=(tuned.note,) if tuned.note else (),
+    )
+    return write_back(result, tuned.arrays), replace(fitted, report=fitted.report.model_copy(update={"tune": report}))
+
+
+def _from_statistics(
+    model: Model, sites: Sites, plan: Plan, fitting: Fitting, options: CalibrationOptions, progress: Progress | None
+) -> Fitted:
+    if fitting.statistics is None:
+        return Fitted()
+    path = Path(fitting.statistics)
+    recorded = load_statistics(path, model, sites)
+    try:
+        fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CalibrationError(f"{path} cannot be read: {error.strerror or error}") from error
+    report = CalibrationReport(
+        init=options.init,
+        source=os.fsdecode(path),
+        fingerprint=fingerprint,
+        samples=recorded.samples,
+        positions=recorded.positions,
+        seed=recorded.seed,
+        notes=("each Conv was fitted as if it were the only one replaced; --data also makes up for earlier losses",),
+    )
+    return Fitted(calibrate_from(model, sites, plan, recorded, options, progress), report)

@@ -1,0 +1,301 @@
+"""Fitting the factors of one Conv to samples of what it reads and of what should come out.
+
+With x the patches from the rewritten network, y the wanted outputs and act(a y + c + b s) what stands behind the Conv
+(``onnxsep.calibration.schedule.Tail``), the factors M and the bias d are to minimise the mean of
+
+    |act(a y + c + b s) - act(a (M x + d) + c + b s')|^2
+
+with s the skip of the original network and s' that of the rewritten one: what the skip has lost already is made up for
+here. Without an activation this is a least-squares problem with the target y + b (s - s') / a. With one it is solved by
+majorisation (as in Zhang et al. 2015, Accelerating very deep CNNs, but without an auxiliary variable): where the
+original is clipped and the prediction is clipped too, any prediction is right, so it becomes its own target; where
+only the original is clipped, the limit is the target. This target's squared error is never below the true one and
+equals it at the present prediction, so a fit to it cannot raise the true one.
+
+One part of the images is held out. No result is taken that is worse there than the factors of the weights alone.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxsep.linalg import Array
+from onnxsep.modes import Factors, Mode, Task
+from onnxsep.calibration.sampling import Floats
+from onnxsep.calibration.schedule import Tail
+from onnxsep.statistics import SiteMoments, Statistics
+from onnxsep.types import Conv, Rank
+
+PRIOR = 1e-3  # of the mean diagonal of the Gram matrix
+_ROUNDS = 8  # of the target for clipped outputs
+_SWEEPS = 4  # of the alternating least squares in each of them
+_CHUNK = 4096  # rows at a time
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows of one Conv's inputs and outputs at sampled positions.
+
+    Attributes:
+        inputs: [rows, in_channels * taps], from the rewritten network.
+        targets: [rows, out_channels], y of the original network with its bias.
+        skip: [rows, out_channels], s and s', where the tail has a skip.
+        held_out: [rows], the rows that are not for fitting.
+        mixed: [group, d, d], the mean of x0 x^T, where it was asked for.
+    """
+
+    inputs: Floats
+    targets: Floats
+    skip: tuple[Floats, Floats] | None
+    held_out: NDArray[np.bool_]
+    mixed: Array | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Factors and bias of one Conv, and their relative errors |u - u'| / |u - mean u| behind the activation.
+
+    Attributes:
+        factors: of the mode.
+        bias: [out_channels], or None where the Conv cannot get a new one.
+        fitted: error on the positions of the fit.
+        held_out: error on the others.
+        before: error there of the factors from the weights alone, with the bias fitted.
+        fell_back: whether these were taken after all, for nothing better was found.
+    """
+
+    factors: Factors
+    bias: Array | None
+    fitted: float
+    held_out: float
+    before: float
+    fell_back: bool
+
+
+def fit(
+    mode: Mode,
+    conv: Conv,
+    rank: Rank,
+    weight: Array,
+    samples: Samples,
+    tail: Tail,
+    *,
+    init: str,
+    old_bias: Array | None,
+    new_bias: bool,
+    prior: float = PRIOR,
+) -> Fit:
+    """Fit the factors of one Conv.
+
+    Args:
+        mode: one of whose ``inits`` is ``init``.
+        conv: the Conv.
+        rank: as planned.
+        weight: [out_channels, in_channels / group, *kernel_shape].
+        samples: at least one row of each kind.
+        tail: what stands behind the Conv.
+        init: "svd" takes the weights' own factors and leaves the bias as it is.
+        old_bias: [out_channels], the Conv's own.
+        new_bias: whether the bias is fitted too.
+        prior: strength of the pull towards the weight, relative to the data.
+    """
+    return _Fitter(mode, conv, rank, weight, samples, tail, old_bias, new_bias, prior).run(init)
+
+
+def fit_bias(
+    mode: Mode,
+    conv: Conv,
+    factors: Factors,
+    samples: Samples,
+    tail: Tail,
+    *,
+    old_bias: Array | None,
+    new_bias: bool,
+) -> Fit:
+    """Fit the bias alone, for a Conv that shares its weight, and so its factors, with one that is done."""
+    return _Fitter(mode, conv, (), np.zeros(conv.weight_shape), samples, tail, old_bias, new_bias, 0.0).measure(factors)
+
+
+def fit_moments(
+    mode: Mode,
+    conv: Conv,
+    rank: Rank,
+    weight: Array,
+    moments: SiteMoments,
+    *,
+    init: str,
+    old_bias: Array | None,
+    new_bias: bool,
+    prior: float = PRIOR,
+    given: Factors | None = None,
+) -> Fit:
+    """Fit the factors of one Conv as if it were the only one replaced, to what the original network delivers to it.
+
+    The arguments are those of ``fit``; nothing is known of what stands behind the Conv. With ``given`` factors only the
+    bias is fitted.
+    """
+    old = np.zeros(conv.out_channels) if old_bias is None else old_bias
+    shape = (conv.group, conv.out_channels // conv.group, -1)
+    matrix = weight.reshape(shape)
+
+    def measured(factors: Factors, init: str) -> tuple[float, float, Array | None]:
+        difference = matrix - mode.reconstruct(conv, factors).reshape(shape)
+        free = new_bias and init != "svd"
+        bias = old + (difference @ moments.fit.mean[:, :, None]).reshape(-1) if free else None
+        # With a fitted bias the mean error is zero on the positions of the fit, elsewhere it is what is left.
+        shift = (difference @ moments.fit.mean[:, :, None])[:, :, 0] if free else np.zeros(shape[:2])
+        errors = []
+        for part in (moments.fit, moments.held_out):
+            mean = (difference @ part.mean[:, :, None])[:, :, 0] - shift
+            lost = _energy(difference, part.centred()) + float(np.vdot(mean, mean))
+            whole = _energy(matrix, part.centred())
+            errors.append(float(np.sqrt(max(lost, 0.0) / whole)) if whole > 0 else float(lost > 0))
+        return errors[0], errors[1], bias
+
+    plain = given or mode.factorize(Task(conv, weight), rank)
+    fitted, before, bias = measured(plain, init)
+    if given:
+        return Fit(plain, bias, fitted, before, before, fell_back=False)
+    if init == "svd":
+        return Fit(plain, old if new_bias else None, fitted, before, before, fell_back=False)
+    gram = moments.fit.centred() if new_bias else moments.fit.square
+    statistics = Statistics(gram, matrix @ gram).with_prior(weight, prior)
+    factors = mode.fit(Task(conv, weight, statistics, start=plain), rank, init)
+    better = measured(factors, init)
+    if better[1] <= before:
+        return Fit(factors, better[2], better[0], better[1], before, fell_back=False)
+    return Fit(plain, bias, fitted, before, before, fell_back=True)
+
+
+def _energy(matrix: Array, covariance: Array) -> float:
+    """Mean of |M x|^2 for x of mean zero, over all groups."""
+    return float(np.vdot(matrix @ covariance, matrix))
+
+
+class _Fitter:
+    def __init__(
+        self,
+        mode: Mode,
+        conv: Conv,
+        rank: Rank,
+        weight: Array,
+        samples: Samples,
+        tail: Tail,
+        old_bias: Array | None,
+        new_bias: bool,
+        prior: float,
+    ) -> None:
+        self._mode, self._conv, self._rank, self._weight = mode, conv, rank, weight
+        self._samples, self._prior, self._new_bias = samples, prior, new_bias
+        self._old_bias = np.zeros(conv.out_channels) if old_bias is None else old_bias
+        # A channel that the tail multiplies by (almost) nothing has no say: it is fitted as if it stood alone.
+        usable = np.abs(tail.scale) > 1e-3 * np.abs(tail.scale).max(initial=0.0)
+        # Rows in single precision: they are many, and no better known.
+        self._scale = np.where(usable, tail.scale, 1.0).astype(np.float32)
+        shift = np.where(usable, tail.shift, 0.0).astype(np.float32)
+        self._low = np.where(usable, tail.low, -np.inf).astype(np.float32)
+        self._high = np.where(usable, tail.high, np.inf).astype(np.float32)
+        self._clips = tail.clips
+        wanted = samples.targets * self._scale + shift
+        self._base: Floats = np.broadcast_to(shift, wanted.shape)  # what the tail adds to a y in the rewritten network
+        if samples.skip is not None:
+            factor = np.where(usable, tail.skip_scale, 0.0).astype(np.float32)
+            wanted = wanted + factor * samples.skip[0]
+            self._base = shift + factor * samples.skip[1]
+        self._wanted: Floats = wanted  # before the activation
+        self._fit_rows, self._held = ~samples.held_out, samples.held_out
+        inputs = samples.inputs[self._fit_rows]
+        self._mean = inputs.mean(axis=0, dtype=np.float64) if new_bias else np.zeros(inputs.shape[1])
+        self._centred = inputs - self._mean.astype(np.float32)
+        groups = self._centred.reshape(len(inputs), conv.group, -1)
+        self._gram = np.stack([mean_product(groups[:, group], groups[:, group]) for group in range(conv.group)])
+
+    def run(self, init: str) -> Fit:
+        task = Task(self._conv, self._weight)
+        plain = self._mode.factorize(task, self._rank)
+        if init == "svd":
+            bias = self._old_bias if self._new_bias else None
+            error = self._error(plain, bias, self._held)
+            return Fit(plain, bias, self._error(plain, bias, self._fit_rows), error, error, fell_back=False)
+        target = self._target(None)
+        bias = self._bias(plain, target)
+        before = self._error(plain, bias, self._held)
+        candidates = [(before, plain, bias)]
+        task = replace(task, statistics=self._statistics(target), start=plain)
+        factors = self._mode.fit(task, self._rank, init)
+        bias = self._bias(factors, target)
+        candidates.append((self._error(factors, bias, self._held), factors, bias))
+        if self._clips and init == "joint":
+            for _ in range(_ROUNDS):
+                target = self._target(self._predict(factors, bias))
+                task = replace(task, statistics=self._statistics(target), start=factors, sweeps=_SWEEPS)
+                factors = self._mode.fit(task, self._rank, init)
+                bias = self._bias(factors, target)
+            candidates.append((self._error(factors, bias, self._held), factors, bias))
+        best = min(range(len(candidates)), key=lambda number: candidates[number][0])
+        held_out, factors, bias = candidates[best]
+        return Fit(factors, bias, self._error(factors, bias, self._fit_rows), held_out, before, fell_back=best == 0)
+
+    def measure(self, factors: Factors) -> Fit:
+        """These factors with the bias that suits them."""
+        bias = self._bias(factors, self._target(None))
+        held_out = self._error(factors, bias, self._held)
+        return Fit(factors, bias, self._error(factors, bias, self._fit_rows), held_out, held_out, fell_back=False)
+
+    def _statistics(self, target: Floats) -> Statistics:
+        """Of the rows for fitting, prior included."""
+        rows = target[self._fit_rows]
+        rows = rows - (rows.mean(axis=0, dtype=np.float64) if self._new_bias else self._old_bias).astype(np.float32)
+        shape = (len(rows), self._conv.group, -1)
+        outputs, inputs = rows.reshape(shape), self._centred.reshape(shape)
+        cross = np.stack([mean_product(outputs[:, group], inputs[:, group]) for group in range(self._conv.group)])
+        return Statistics(self._gram, cross, self._samples.mixed).with_prior(self._weight, self._prior)
+
+    def _target(self, predicted: Floats | None) -> Floats:
+        """What the outputs of the replacement should be, given what they are now; [rows, out_channels]."""
+        wanted = self._wanted
+        if predicted is not None:
+            now = predicted * self._scale + self._base
+            wanted = np.where(wanted <= self._low, np.minimum(now, self._low), wanted)
+            wanted = np.where(wanted >= self._high, np.maximum(now, self._high), wanted)
+        target: Floats = (wanted - self._base) / self._scale
+        return target
+
+    def _bias(self, factors: Factors, target: Floats) -> Array | None:
+        """The bias with which the mean output is right."""
+        if not self._new_bias:
+            return None
+        bias: Array = target[self._fit_rows].mean(axis=0, dtype=np.float64) - self._apply(factors, self._mean[None])[0]
+        return bias
+
+    def _apply(self, factors: Factors, inputs: NDArray[Any]) -> NDArray[Any]:
+        """The replacement without its bias, as the dense Conv that it equals; [rows, out_channels] in inputs' type."""
+        conv = self._conv
+        dense = self._mode.reconstruct(conv, factors).reshape(conv.group, conv.out_channels // conv.group, -1)
+        dense = dense.astype(inputs.dtype)
+        parts = inputs.reshape(len(inputs), conv.group, -1)
+        return np.concatenate([parts[:, group] @ dense[group].T for group in range(conv.group)], axis=1)
+
+    def _predict(self, factors: Factors, bias: Array | None, rows: Any = slice(None)) -> Floats:
+        offset = self._old_bias if bias is None else bias
+        return self._apply(factors, self._samples.inputs[rows]) + offset.astype(np.float32)
+
+    def _error(self, factors: Factors, bias: Array | None, rows: NDArray[np.bool_]) -> float:
+        """Relative error behind the activation."""
+        now = self._predict(factors, bias, rows)
+        got = np.clip(now * self._scale + self._base[rows], self._low, self._high)
+        wanted = np.clip(self._wanted[rows], self._low, self._high)
+        size = np.linalg.norm(wanted - wanted.mean(axis=0))
+        difference = np.linalg.norm(wanted - got)
+        return float(difference / size) if size > 0 else float(difference > 0)
+
+
+def mean_product(left: NDArray[np.floating], right: NDArray[np.floating]) -> Array:
+    """The mean over rows of left^T right, [left columns, right columns]: products in single, sums in double precision."""
+    total = np.zeros((left.shape[1], right.shape[1]))
+    for start in range(0, len(left), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        total += left[rows].astype(np.float32).T @ right[rows].astype(np.float32)
+    return total / max(len(left), 1)

@@ -1,0 +1,183 @@
+"""Running a network piece by piece over the calibration inputs, with only its live tensors kept.
+
+Calibration visits the Convs in order and needs the input of each from two networks, the original and the one that is
+rewritten up to there. Running a prefix of the network for each Conv would cost the square of its depth. A frontier
+keeps, for every batch of inputs, the tensors that nodes still to come will read, and moves on by running just the
+nodes in between: a model of their own, cut at every live tensor, so any topology will do. Past a memory limit the
+tensors go to files.
+"""
+
+import tempfile
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxsep.errors import CalibrationError
+from onnxsep.io import Model
+from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.scopes import names_within
+
+
+class Store:
+    """Holds arrays in memory up to a limit, in files of a temporary folder beyond it.
+
+    Args:
+        limit: bytes of memory.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held, self.spilled = limit, 0, 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._count = 0
+
+    def put(self, array: NDArray[Any]) -> "Kept":
+        """Take an array; its space is free again when the result is no longer referred to."""
+        if array.dtype == object or self._held + array.nbytes <= self._limit:
+            self._held += array.nbytes
+            kept = Kept(array, None)
+            weakref.finalize(kept, self._release, array.nbytes)
+            return kept
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="onnxsep-")
+        self._count += 1
+        path = Path(self._folder.name, f"{self._count}.npy")
+        try:
+            np.save(path, array, allow_pickle=False)
+        except OSError as error:
+            raise CalibrationError(
+                f"activations do not fit into memory and cannot be written to {path.parent}: {error.strerror or error}; "
+                "use fewer --samples, or set TMPDIR to a folder with more space"
+            ) from error
+        self.spilled += array.nbytes
+        kept = Kept(None, path)
+        weakref.finalize(kept, path.unlink, missing_ok=True)
+        return kept
+
+    def _release(self, size: int) -> None:
+        self._held -= size
+
+
+class Kept:
+    """An array that a store holds."""
+
+    def __init__(self, array: NDArray[Any] | None, path: Path | None) -> None:
+        self._array, self._path = array, path
+
+    def get(self) -> NDArray[Any]:
+        """The array; it must not be changed."""
+        if self._array is not None:
+            return self._array
+        assert self._path is not None
+        array: NDArray[Any] = np.load(self._path, allow_pickle=False)
+        return array
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that a node may read, those that its nested graphs capture included."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            yield from names_within(graph)
+
+
+class Frontier:
+    """The live tensors of one network for every batch of inputs.
+
+    Args:
+        model: the network, only for its initialisers, operator sets and functions.
+        batches: inputs by name, one mapping for each batch.
+        options: how to run the pieces.
+        store: where the tensors are kept.
+    """
+
+    def __init__(
+        self, model: Model, batches: Iterable[Mapping[str, NDArray[Any]]], options: RuntimeOptions, store: Store
+    ) -> None:
+        self._model, self._options, self._store = model, options, store
+        self._initializers = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+        self._sparse = {tensor.values.name: tensor for tensor in model.proto.graph.sparse_initializer}
+        self._new: dict[str, onnx.TensorProto] = {}
+        self._live = [{name: store.put(array) for name, array in batch.items()} for batch in batches]
+
+    def fork(self) -> "Frontier":
+        """A second frontier at the same place; the tensors are shared."""
+        other = object.__new__(Frontier)
+        other.__dict__.update(self.__dict__)
+        other._new, other._live = dict(self._new), [dict(batch) for batch in self._live]
+        return other
+
+    @property
+    def batches(self) -> int:
+        """Number of batches."""
+        return len(self._live)
+
+    def add_initializer(self, tensor: onnx.TensorProto) -> None:
+        """Let nodes that are run later read this tensor."""
+        self._new[tensor.name] = tensor
+
+    def value(self, batch: int, name: str) -> NDArray[Any]:
+        """A live tensor."""
+        return self._live[batch][name].get()
+
+    def advance(self, nodes: Sequence[onnx.NodeProto], keep: Collection[str]) -> None:
+        """Run these nodes on every batch, then forget what is not in ``keep``.
+
+        Args:
+            nodes: in topological order; what they read is live, made by an earlier one of them, or an initialiser.
+            keep: names of the tensors that are live afterwards.
+
+        Raises:
+            CalibrationError: the runtime cannot run the nodes, or they pass on something that is no tensor.
+        """
+        made = {name for node in nodes for name in node.output if name}
+        wanted = [name for name in dict.fromkeys(keep) if name in made]
+        if wanted:
+            runner, inputs = self._runner(nodes, wanted)
+            for batch in self._live:
+                try:
+                    outputs = runner({name: batch[name].get() for name in inputs})
+                except CannotRun as error:
+                    raise CalibrationError(f"the runtime cannot run the model on the calibration data: {error}") from error
+                for name, array in outputs.items():
+                    if not isinstance(array, np.ndarray):
+                        raise CalibrationError(
+                            f"the model passes {name!r}, which is no tensor, from one Conv to the next; "
+                            "such a model can only be rewritten without --data"
+                        )
+                    batch[name] = self._store.put(array)
+        for batch in self._live:
+            for name in [name for name in batch if name not in keep]:
+                del batch[name]
+
+    def _runner(self, nodes: Sequence[onnx.NodeProto], wanted: Sequence[str]) -> tuple[Runner, list[str]]:
+        read = dict.fromkeys(name for node in nodes for name in reads(node))
+        inputs = [name for name in read if self._live and name in self._live[0]]
+        graph = onnx.GraphProto(name="piece")
+        graph.node.extend(nodes)
+        for name in read:
+            if name in inputs:
+                continue
+            if name in self._new or name in self._initializers:
+                graph.initializer.append(self._new.get(name) or self._initializers[name])
+            elif name in self._sparse:
+                graph.sparse_initializer.append(self._sparse[name])
+        for name in inputs:
+            array = self._live[0][name].get()
+            kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype) if array.dtype != object else onnx.TensorProto.STRING
+            # No shape: it may depend on the data.
+            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        source = self._model
+        proto = onnx.ModelProto(ir_version=max(source.proto.ir_version, 4), graph=graph)  # 4: initialisers are no inputs
+        proto.opset_import.extend(source.proto.opset_import)
+        proto.functions.extend(source.proto.functions)
+        piece = Model(proto, base_dir=source.base_dir, follow_links=source.follow_links)
+        try:
+            return Runner(piece, self._options), inputs
+        except CannotRun as error:
+            raise CalibrationError(f"the runtime cannot run the model on the calibration data: {error}") from error

@@ -1,0 +1,235 @@
+"""Fitting the factors of a whole network to calibration data, Conv by Conv.
+
+Two networks move forward side by side (``onnxsep.calibration.frontier``): the original, which says what each Conv's output should
+be, and the one whose Convs so far are replaced, which says what the next Conv really reads (paper 002, equation 10).
+In the second a replaced Conv stands as the one dense Conv that its factors multiply to. Every node of either network
+runs about once for each batch, so the cost grows linearly with depth.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxsep.constants import read_constant
+from onnxsep.errors import FactorizationError
+from onnxsep.factors import STORED_TYPES, Factorized, OutputErrors, Progress, checked_factors
+from onnxsep.calibration.fitting import Fit, Samples, fit, fit_bias, mean_product
+from onnxsep.graph import build_tensor
+from onnxsep.io import Model
+from onnxsep.linalg import Array
+from onnxsep.modes import Factors
+from onnxsep.planning import Plan, Replacement, factor_key, in_main_graph, naming
+from onnxsep.runtime import RuntimeOptions
+from onnxsep.calibration.sampling import Floats, gather_outputs, gather_patches
+from onnxsep.calibration.schedule import Step, make_schedule
+from onnxsep.sites import Sites, read_weight
+from onnxsep.types import ConvSite, Place
+from onnxsep.calibration.walk import CalibrationOptions, Walk, finite
+
+FELL_BACK = "on held-out positions nothing was better than the factors of the weights alone"
+SHARED = "its weight is shared: the factors are those of the first Conv, only the bias was fitted"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What calibration found.
+
+    Attributes:
+        outcomes: factors, or why there are none, by ``onnxsep.planning.factor_key``.
+        by_place: the same with bias and errors, by the place of each Conv.
+        notes: by the place of the Conv.
+        samples: how many were used.
+    """
+
+    outcomes: dict[Hashable, Factorized | str] = field(default_factory=dict)
+    by_place: dict[Place, Factorized] = field(default_factory=dict)
+    notes: dict[Place, str] = field(default_factory=dict)
+    samples: int = 0
+
+
+def calibrate(
+    model: Model,
+    sites: Sites,
+    plan: Plan,
+    batches: Iterable[Mapping[str, NDArray[Any]]],
+    options: CalibrationOptions,
+    runtime: RuntimeOptions,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Fit every replacement of the plan that stands in the main graph.
+
+    Args:
+        model: the source.
+        sites: where its Convs are.
+        plan: what to replace; not changed.
+        batches: inputs by name, in the model's own types; the first dimension counts images.
+        options: how.
+        runtime: how pieces of the networks are run.
+        progress: told of every Conv that is done, with its error before and after.
+
+    Raises:
+        CalibrationError: the data cannot be used, or the runtime cannot run the model on them.
+        PassError: a mode broke a promise.
+    """
+    return _Calibrator(model, sites, plan, Walk(model, batches, options, runtime), options).run(progress)
+
+
+class _Calibrator:
+    def __init__(self, model: Model, sites: Sites, plan: Plan, walk: Walk, options: CalibrationOptions) -> None:
+        self._model, self._sites, self._walk, self._options = model, sites, walk, options
+        self._replacements = {row.site.place: row for row in plan.replacements if in_main_graph(row.site)}
+        self._rewritten = walk.frontier.fork()
+        self._replaced: dict[int, onnx.NodeProto] = {}
+        self._done = Calibrated(samples=walk.samples)
+
+    def run(self, progress: Progress | None) -> Calibrated:
+        steps = make_schedule(self._model, self._sites.scopes, [row.site for row in self._replacements.values()])
+        for number, step in enumerate(steps):
+            self._advance(step)
+            replacement = self._replacements[step.site.place]
+            with naming(replacement.mode, step.site.name):
+                told = self._calibrate(step, replacement)
+            if progress:
+                progress(f"{step.site.name}: {told}", number + 1, len(steps))
+        return self._done
+
+    def _advance(self, step: Step) -> None:
+        self._walk.advance(step)
+        if self._replaced:
+            nodes = [self._replaced.get(index, self._walk.nodes[index]) for index in step.nodes]
+            self._rewritten.advance(nodes, step.keep)
+        else:  # up to the first replaced Conv both networks are the same
+            self._rewritten = self._walk.frontier.fork()
+
+    def _calibrate(self, step: Step, replacement: Replacement) -> str:
+        """Fit one Conv and put it into the rewritten network; gives its error in words."""
+        site, key, mode, init = step.site, factor_key(replacement), replacement.mode, self._options.init
+        try:
+            weight, old_bias = read_weight(self._model, self._sites, site), read_bias(self._model, self._sites, site)
+        except FactorizationError as error:
+            self._done.outcomes[key] = str(error)
+            return str(error)
+        samples = self._sample(step, weight, old_bias)
+        earlier = self._done.outcomes.get(key)
+        if isinstance(earlier, Factorized):
+            factors = Factors([array.astype(np.float64) for array in earlier.arrays])
+            new_bias = replacement.new_bias and init != "svd"
+            result = fit_bias(mode, site.conv, factors, samples, step.tail, old_bias=old_bias, new_bias=new_bias)
+            self._done.notes[site.place] = SHARED
+        else:
+            result = fit(
+                mode,
+                site.conv,
+                replacement.rank,
+                weight,
+                samples,
+                step.tail,
+                init=init,
+                old_bias=old_bias,
+                new_bias=replacement.new_bias,
+                prior=self._options.prior,
+            )
+            if result.fell_back and not replacement.exact:
+                self._done.notes[site.place] = FELL_BACK
+        outcome = outcome_of(replacement, weight, result, init)
+        self._done.outcomes.setdefault(key, outcome)
+        if isinstance(outcome, str):
+            return outcome
+        self._done.by_place[site.place] = outcome
+        self._replace(site, mode.reconstruct(site.conv, Factors(outcome.arrays)), result.bias)
+        return told(result)
+
+    def _sample(self, step: Step, weight: Array, old_bias: Array | None) -> Samples:
+        """Rows of what the Conv reads and of what it should compute."""
+        site, conv, skip = step.site, step.site.conv, step.tail.skip
+        name = self._walk.nodes[site.place[1]].input[0]
+        dense = weight.reshape(conv.group, conv.out_channels // conv.group, -1).astype(np.float32)
+        offset = np.float32(0) if old_bias is None else old_bias.astype(np.float32)
+        symmetric = self._options.init == "response"  # Algorithm 1 knows the original network alone
+        other = self._walk.frontier if symmetric else self._rewritten
+        inputs: list[Floats] = []
+        targets: list[Floats] = []
+        originals: list[Floats] = []
+        skips: tuple[list[Floats], list[Floats]] = ([], [])
+        held_out: list[NDArray[np.bool_]] = []
+        for rows in self._walk.rows(site):
+            grouped = rows.patches.reshape(len(rows.patches), conv.group, -1)
+            outputs = [grouped[:, group] @ dense[group].T for group in range(conv.group)]
+            targets.append(np.concatenate(outputs, axis=1) + offset)
+            after = gather_patches(conv, other.value(rows.batch, name), rows.positions)
+            inputs.append(finite(after, site))
+            held_out.append(rows.held_out)
+            if self._options.init == "compensated":
+                originals.append(rows.patches)
+            if skip is not None:
+                for kept, frontier in zip(skips, (self._walk.frontier, other), strict=True):
+                    value = frontier.value(rows.batch, skip)
+                    if conv.dims:  # it may get the shape of the Conv's output by broadcasting
+                        value = np.broadcast_to(
+                            value, (len(rows.positions), conv.out_channels, *conv.output_size(rows.size))
+                        )
+                    kept.append(gather_outputs(conv, value, rows.positions))
+        mask, read = np.concatenate(held_out), np.concatenate(inputs)
+        return Samples(
+            read,
+            np.concatenate(targets),
+            (np.concatenate(skips[0]), np.concatenate(skips[1])) if skip is not None else None,
+            mask,
+            _mixed(np.concatenate(originals)[~mask], read[~mask], conv.group) if originals else None,
+        )
+
+    def _replace(self, site: ConvSite, dense: Array, bias: Array | None) -> None:
+        """Let the rewritten network compute what the factors give, as one dense Conv."""
+        index = site.place[1]
+        node = onnx.NodeProto()
+        node.CopyFrom(self._walk.nodes[index])
+        kind = STORED_TYPES["float32" if self._walk.copied else site.dtype]
+        weight = np.ascontiguousarray((dense.T if site.transposed else dense).astype(kind))
+        node.input[1] = f"onnxsep.calibration.{index}.weight"
+        self._rewritten.add_initializer(build_tensor(node.input[1], weight))
+        if bias is not None:
+            del node.input[2:]
+            node.input.append(f"onnxsep.calibration.{index}.bias")
+            self._rewritten.add_initializer(build_tensor(node.input[2], bias.astype(kind)))
+        self._replaced[index] = node
+
+
+def read_bias(model: Model, sites: Sites, site: ConvSite) -> Array | None:
+    """The constant bias of a site, [out_channels]; None where it has none.
+
+    Raises:
+        FactorizationError: it cannot be read, or holds NaN or infinity.
+    """
+    if site.bias is None:
+        return None
+    bias: Array = read_constant(model, sites.scopes, site.bias).astype(np.float64).reshape(-1)
+    if not np.isfinite(bias).all():
+        raise FactorizationError("its bias holds NaN or infinity")
+    return bias
+
+
+def outcome_of(replacement: Replacement, weight: Array, result: Fit, init: str) -> Factorized | str:
+    """A fit in the stored type, or why it cannot be stored."""
+    outcome = checked_factors(replacement, weight, result.factors, fitted=init != "svd")
+    if isinstance(outcome, str):
+        return outcome
+    bias = None if result.bias is None else result.bias.astype(STORED_TYPES[replacement.site.dtype])
+    if bias is not None and not np.isfinite(bias.astype(np.float64)).all():
+        return f"its bias does not fit into {replacement.site.dtype}"
+    return replace(outcome, bias=bias, errors=OutputErrors(result.before, result.fitted, result.held_out))
+
+
+def told(result: Fit) -> str:
+    """The error on held-out positions before and after, in words."""
+    return f"{result.before:.3f} -> {result.held_out:.3f}"
+
+
+def _mixed(originals: Floats, rows: Floats, group: int) -> Array:
+    """The mean of x0 x^T, both centred, for each group."""
+    shape = (len(rows), group, -1)
+    left, right = ((array - array.mean(axis=0)).reshape(shape) for array in (originals, rows))
+    return np.stack([mean_product(left[:, number], right[:, number]) for number in range(group)])

@@ -1,0 +1,89 @@
+"""Sampling output positions of a Conv, and gathering what it reads and what tensors hold there.
+
+A Gemm or MatMul is a Conv without spatial dimensions: every row of its input is a position.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxsep.types import Conv
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+
+def choose_positions(conv: Conv, size: Sequence[int], images: int, count: int, rng: np.random.Generator) -> Indices:
+    """Flat indices of output positions, [images, min(count, all)], without repetition within an image.
+
+    Args:
+        conv: the Conv.
+        size: spatial sizes of its input; for a linear layer the sizes between batch and channels.
+        images: in the batch.
+        count: positions per image.
+        rng: the same generator state gives the same positions.
+    """
+    total = math.prod(size if conv.dims == 0 else conv.output_size(size))
+    if count >= total:
+        return np.tile(np.arange(total), (images, 1))
+    return np.sort(np.argsort(rng.random((images, total)), axis=1)[:, :count], axis=1)
+
+
+def input_sizes(conv: Conv, shape: Sequence[int]) -> tuple[int, ...]:
+    """What ``choose_positions`` calls the size, of an input of this shape."""
+    return tuple(shape[1:-1]) if conv.dims == 0 else tuple(shape[2:])
+
+
+def gather_patches(conv: Conv, values: NDArray[Any], positions: Indices) -> Floats:
+    """The patches under the kernel at output positions.
+
+    Args:
+        conv: the Conv.
+        values: its input, [images, in_channels, *size]; for a linear layer [images, ..., in_channels].
+        positions: [images, n] as ``choose_positions`` gives them.
+
+    Returns:
+        [images * n, in_channels * taps], the taps of a channel together, zeros where the kernel hangs over the edge.
+    """
+    images, count = positions.shape
+    if conv.dims == 0:
+        rows = values.reshape(images, -1, values.shape[-1])
+        return rows[np.arange(images)[:, None], positions].reshape(images * count, -1).astype(np.float32)
+    size = values.shape[2:]
+    places = np.unravel_index(positions, conv.output_size(size))
+    index = np.zeros((images, count, *(1,) * conv.dims), np.int64)
+    inside = np.ones(index.shape, bool)
+    for axis in range(conv.dims):
+        taps = np.arange(conv.kernel_shape[axis]) * conv.dilations[axis] - pad_before(conv, axis, size[axis])
+        at = places[axis][..., None] * conv.strides[axis] + taps  # [images, n, k]
+        at = at.reshape(images, count, *(-1 if other == axis else 1 for other in range(conv.dims)))
+        inside = inside & (at >= 0) & (at < size[axis])
+        index = index * size[axis] + np.clip(at, 0, size[axis] - 1)
+    flat = values.reshape(images, values.shape[1], -1)
+    patches = flat[np.arange(images)[:, None, None], :, index.reshape(images, count, -1)]  # [images, n, taps, channels]
+    patches = np.where(inside.reshape(images, count, -1, 1), patches, 0)
+    return patches.transpose(0, 1, 3, 2).reshape(images * count, -1).astype(np.float32)
+
+
+def gather_outputs(conv: Conv, values: NDArray[Any], positions: Indices) -> Floats:
+    """What a tensor in the shape of the Conv's output holds at output positions, [images * n, out_channels]."""
+    images = len(positions)
+    if conv.dims == 0:
+        rows = values.reshape(images, -1, values.shape[-1])
+    else:
+        rows = values.reshape(images, values.shape[1], -1).transpose(0, 2, 1)
+    return rows[np.arange(images)[:, None], positions].reshape(-1, rows.shape[-1]).astype(np.float32)
+
+
+def pad_before(conv: Conv, axis: int, size: int) -> int:
+    """Padding before the first element of an axis of this size, automatic padding resolved as ONNX says."""
+    if conv.auto_pad == "NOTSET":
+        return conv.pads[axis]
+    if conv.auto_pad == "VALID":
+        return 0
+    window = (conv.kernel_shape[axis] - 1) * conv.dilations[axis] + 1
+    total = max(0, (-(-size // conv.strides[axis]) - 1) * conv.strides[axis] + window - size)
+    return total // 2 if conv.auto_pad == "SAME_UPPER" else total - total // 2

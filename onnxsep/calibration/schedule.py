@@ -1,0 +1,241 @@
+"""In which order Convs are calibrated, what is run in between, and what becomes of each Conv's output.
+
+A Conv's output y is rarely used as it is. With BatchNormalization, a residual Add and an activation behind it, what
+counts is act(a y + c + b s), s being the skip of the Add. ``Tail`` says what stands behind a Conv up to there.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxsep.constants import find_constant
+from onnxsep.calibration.frontier import reads
+from onnxsep.io import Model, read_tensor
+from onnxsep.linalg import Array
+from onnxsep.scopes import Scope, is_standard
+from onnxsep.types import ConvSite
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What counts of a Conv's output y is clip(scale y + shift + skip_scale s, low, high).
+
+    Attributes:
+        scale: [out_channels].
+        shift: [out_channels].
+        skip: name of the tensor s that is added, in the shape of y; None where there is none.
+        skip_scale: [out_channels].
+        low: 0 for Relu, minus infinity where no activation follows that clips.
+        high: 6 for Relu6, infinity otherwise.
+    """
+
+    scale: Array
+    shift: Array
+    skip: str | None
+    skip_scale: Array
+    low: float = -np.inf
+    high: float = np.inf
+
+    @property
+    def clips(self) -> bool:
+        """Whether an activation follows."""
+        return self.low > -np.inf or self.high < np.inf
+
+
+@dataclass(frozen=True)
+class Step:
+    """Run ``nodes`` (indices, in order), then calibrate ``site``; ``keep`` are the tensors needed then or later."""
+
+    site: ConvSite
+    tail: Tail
+    nodes: tuple[int, ...]
+    keep: frozenset[str]
+
+
+def make_schedule(model: Model, scopes: Sequence[Scope], sites: Sequence[ConvSite]) -> list[Step]:
+    """Every site after the nodes that its input and its skip depend on.
+
+    Where two branches of an Add both hold sites, one of them has to come first: it takes no account of the other.
+
+    Args:
+        model: the source.
+        scopes: its scopes.
+        sites: Convs of the main graph.
+    """
+    return _Scheduler(model, scopes, sites).run()
+
+
+class _Scheduler:
+    def __init__(self, model: Model, scopes: Sequence[Scope], sites: Sequence[ConvSite]) -> None:
+        self._model, self._scopes = model, scopes
+        self._nodes = model.proto.graph.node
+        self._sites = {site.place[1]: site for site in sites}
+        self._producer = {name: index for index, node in enumerate(self._nodes) for name in node.output if name}
+        self._users: dict[str, list[int]] = defaultdict(list)
+        for index, node in enumerate(self._nodes):
+            for name in set(reads(node)):
+                self._users[name].append(index)
+        self._outputs = {value.name for value in model.proto.graph.output}
+        self._started: set[int] = set()
+        self._order: list[tuple[ConvSite, Tail]] = []
+
+    def run(self) -> list[Step]:
+        for index in sorted(self._sites):
+            self._visit(index)
+        return self._steps()
+
+    def _visit(self, index: int) -> None:
+        """Put a site into the order, behind all sites that it depends on."""
+        waiting = [(index, False)]
+        while waiting:
+            place, ready = waiting.pop()
+            tail = self._tail(place)
+            if ready:
+                if tail.skip is not None and not self._usable(tail.skip, place):
+                    tail = replace(tail, skip=None)
+                self._order.append((self._sites[place], tail))
+                continue
+            if place in self._started:
+                continue
+            self._started.add(place)
+            waiting.append((place, True))
+            needed = [self._nodes[place].input[0]]
+            if tail.skip is not None and place not in self._ancestors([tail.skip]):
+                needed.append(tail.skip)
+            before = self._ancestors(needed)
+            waiting += [(other, False) for other in sorted(before, reverse=True) if other in self._sites]
+
+    def _usable(self, skip: str, place: int) -> bool:
+        """Whether the skip can be computed now: all sites before it are done, and it does not depend on this one."""
+        done = {site.place[1] for site, _ in self._order}
+        before = self._ancestors([skip])
+        return place not in before and all(other in done for other in before if other in self._sites)
+
+    def _ancestors(self, names: Iterable[str], known: Collection[int] = ()) -> set[int]:
+        """Nodes that the tensors depend on, but for those that are known."""
+        found: set[int] = set()
+        stack = [self._producer[name] for name in names if name in self._producer]
+        while stack:
+            index = stack.pop()
+            if index in found or index in known:
+                continue
+            found.add(index)
+            stack += [self._producer[name] for name in reads(self._nodes[index]) if name in self._producer]
+        return found
+
+    def _steps(self) -> list[Step]:
+        constant = self._constants()
+        run: set[int] = set()
+        pieces: list[list[int]] = []
+        for site, tail in self._order:
+            wanted = [self._nodes[site.place[1]].input[0], *([tail.skip] if tail.skip else [])]
+            piece = self._ancestors(wanted, run | constant)
+            run |= piece
+            pieces.append(sorted(piece))
+        steps: list[Step] = []
+        needed: set[str] = set()
+        for (site, tail), piece in zip(reversed(self._order), reversed(pieces), strict=True):
+            needed |= {self._nodes[site.place[1]].input[0], *([tail.skip] if tail.skip else [])}
+            # Constants are not passed on but computed again in each piece that reads them.
+            behind = self._ancestors((name for index in piece for name in reads(self._nodes[index])), run)
+            nodes = sorted({*piece, *(behind & constant)})
+            steps.append(Step(site, tail, tuple(nodes), frozenset(needed)))
+            needed |= {name for index in piece for name in reads(self._nodes[index])}
+        return steps[::-1]
+
+    def _constants(self) -> set[int]:
+        """Nodes that depend on no input of the graph."""
+        initializers = {tensor.name for tensor in self._model.proto.graph.initializer}
+        moving = {value.name for value in self._model.proto.graph.input} - initializers
+        constant: set[int] = set()
+        for index, node in enumerate(self._nodes):
+            if moving.isdisjoint(reads(node)) and not node.op_type.startswith(("Random", "Bernoulli", "Multinomial")):
+                constant.add(index)
+            else:
+                moving.update(name for name in node.output if name)
+        return constant
+
+    def _tail(self, place: int) -> Tail:
+        """Follow the output of a Conv while it has one user."""
+        conv = self._sites[place].conv
+        size = conv.out_channels
+        tail = Tail(np.ones(size), np.zeros(size), None, np.ones(size))
+        name = self._nodes[place].output[0]
+        while len(self._users[name]) == 1 and name not in self._outputs:
+            node = self._nodes[self._users[name][0]]
+            following = self._extended(tail, node, name, size, conv.dims) if is_standard(node) else None
+            if following is None:
+                break
+            tail, name = following, node.output[0]
+            if tail.clips:
+                break
+        return tail
+
+    def _extended(self, tail: Tail, node: onnx.NodeProto, name: str, size: int, dims: int) -> Tail | None:
+        """The tail with one more node; None where the node is none that it can hold."""
+        if node.op_type == "Identity":
+            return tail
+        if node.op_type == "Relu":
+            return replace(tail, low=0.0)
+        if node.op_type == "Clip":
+            low, high = self._bound(node, 1, "min"), self._bound(node, 2, "max")
+            return None if low is None or high is None else replace(tail, low=low, high=high)
+        if node.op_type == "BatchNormalization":
+            values = [self._vector(entry, size, 0) for entry in node.input[1:5]]
+            attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+            if len(node.output) > 1 or attributes.get("training_mode", 0) or any(value is None for value in values):
+                return None
+            gamma, beta, mean, variance = (np.asarray(value) for value in values)
+            factor = gamma / np.sqrt(np.maximum(variance + attributes.get("epsilon", 1e-5), 1e-30))
+            return replace(
+                tail,
+                scale=tail.scale * factor,
+                shift=(tail.shift - mean) * factor + beta,
+                skip_scale=tail.skip_scale * factor,
+            )
+        if node.op_type in ("Add", "Mul") and len(node.input) == 2 and node.input[0] != node.input[1]:
+            other = node.input[1] if node.input[0] == name else node.input[0]
+            value = self._vector(other, size, dims)
+            if value is not None and node.op_type == "Add":
+                return replace(tail, shift=tail.shift + value)
+            if value is not None:
+                return replace(
+                    tail, scale=tail.scale * value, shift=tail.shift * value, skip_scale=tail.skip_scale * value
+                )
+            if node.op_type == "Add" and tail.skip is None and other in self._producer | dict.fromkeys(self._inputs()):
+                return replace(tail, skip=other, skip_scale=np.ones(size))
+        return None
+
+    def _inputs(self) -> Iterable[str]:
+        return (value.name for value in self._model.proto.graph.input)
+
+    def _bound(self, node: onnx.NodeProto, position: int, attribute: str) -> float | None:
+        """A limit of Clip; infinite where it has none, None where it is not constant."""
+        unbounded = -np.inf if attribute == "min" else np.inf
+        for entry in node.attribute:
+            if entry.name == attribute:
+                return float(entry.f)
+        if len(node.input) <= position or not node.input[position]:
+            return unbounded
+        value = self._constant(node.input[position])
+        return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+
+    def _vector(self, name: str, size: int, dims: int) -> Array | None:
+        """A constant as [size] that broadcasts along the channels of [..., size, *spatial], with ``dims`` axes behind."""
+        value = self._constant(name)
+        if value is None:
+            return None
+        if value.size == 1:
+            return np.full(size, float(value.reshape(-1)[0]))
+        if value.size != size or value.ndim < dims + 1 or value.shape[value.ndim - 1 - dims] != size:
+            return None
+        vector: Array = value.reshape(-1).astype(np.float64)
+        return vector
+
+    def _constant(self, name: str) -> np.ndarray[Any, Any] | None:
+        tensor = find_constant(self._scopes, 0, name)
+        return None if tensor is None else read_tensor(self._model, tensor)

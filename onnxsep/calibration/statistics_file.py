@@ -1,0 +1,123 @@
+"""Statistics of a network's Convs in a file, so that factors can be fitted again without the data.
+
+The file is an .npz. It holds, for every Conv of the main graph, mean and Gram matrix of what it reads in the original
+network, on positions for fitting and on held-out ones. They do not depend on mode or rank. What they cannot tell is
+what a rewritten network delivers in its place, so a fit to them takes each Conv as if it were the only one replaced.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from onnxsep.errors import CalibrationError, FactorizationError
+from onnxsep.files import NewFiles
+from onnxsep.io import Model
+from onnxsep.sites import Sites, read_weight
+from onnxsep.statistics import Moments, SiteMoments
+from onnxsep.types import ConvSite, Place
+
+_FORMAT = "onnxsep statistics 1"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The content of a statistics file."""
+
+    sites: Mapping[Place, SiteMoments]
+    samples: int
+    positions: int
+    seed: int
+    source: str
+    fingerprint: str  # of the model that they belong to
+
+
+def model_fingerprint(model: Model, sites: Sites) -> str:
+    """SHA-256 of the place, geometry and weight of every Conv."""
+    digest = hashlib.sha256()
+    for site in sites.found:
+        if not isinstance(site, ConvSite) or site.op_type != "Conv":
+            continue
+        digest.update(repr((site.name, site.place, site.conv)).encode())
+        try:
+            digest.update(read_weight(model, sites, site).tobytes())
+        except FactorizationError as error:
+            digest.update(str(error).encode())
+    return digest.hexdigest()
+
+
+def save_statistics(path: str | os.PathLike[str], recorded: Recorded) -> None:
+    """Write a statistics file, atomically.
+
+    Raises:
+        ModelSaveError: it cannot be written.
+    """
+    header = {
+        "format": _FORMAT,
+        "samples": recorded.samples,
+        "positions": recorded.positions,
+        "seed": recorded.seed,
+        "source": recorded.source,
+        "fingerprint": recorded.fingerprint,
+        "places": [list(place) for place in recorded.sites],
+    }
+    arrays = {"header": np.array(json.dumps(header))}
+    for number, site in enumerate(recorded.sites.values()):
+        for part, moments in (("fit", site.fit), ("held_out", site.held_out)):
+            arrays[f"{number}.{part}.mean"] = moments.mean.astype(np.float32)
+            arrays[f"{number}.{part}.square"] = moments.square.astype(np.float32)
+    content = BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # the stub takes the keywords for options
+    with NewFiles(Path(path)) as new:
+        new.commit(content.getvalue())
+
+
+def load_statistics(path: str | os.PathLike[str], model: Model, sites: Sites) -> Recorded:
+    """Read a statistics file.
+
+    Raises:
+        CalibrationError: it cannot be read, is no statistics file, or belongs to another model.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            header = json.loads(str(arrays["header"]))
+            if header["format"] != _FORMAT:
+                raise ValueError(f"its format is {header['format']!r}")
+            if header["fingerprint"] != model_fingerprint(model, sites):
+                raise CalibrationError(
+                    f"the statistics in {path} belong to another model; make them again with --data and --statistics"
+                )
+            found = {
+                (int(place[0]), int(place[1])): SiteMoments(
+                    *(
+                        Moments(
+                            arrays[f"{number}.{part}.mean"].astype(np.float64),
+                            arrays[f"{number}.{part}.square"].astype(np.float64),
+                        )
+                        for part in ("fit", "held_out")
+                    )
+                )
+                for number, place in enumerate(header["places"])
+            }
+            return Recorded(
+                found, header["samples"], header["positions"], header["seed"], header["source"], header["fingerprint"]
+            )
+    except FileNotFoundError:
+        raise CalibrationError(f"{path}: no such file; with --data it will be written") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise CalibrationError(f"{path} cannot be read as a statistics file: {error}") from error
+
+
+def is_statistics(path: Path) -> bool:
+    """Whether a file is one of these, and may be replaced by another."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return bool(json.loads(str(arrays["header"]))["format"] == _FORMAT)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+        return False

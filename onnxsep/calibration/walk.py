@@ -1,0 +1,148 @@
+"""Walking a network along its Convs with calibration inputs, and sampling what each Conv reads."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxsep.errors import CalibrationError
+from onnxsep.float32 import as_float32, float32_copy, held_types
+from onnxsep.calibration.frontier import Frontier, Store
+from onnxsep.io import Model
+from onnxsep.runtime import RuntimeOptions
+from onnxsep.calibration.sampling import Floats, Indices, choose_positions, gather_patches, input_sizes
+from onnxsep.calibration.schedule import Step
+from onnxsep.types import ConvSite
+
+HELD_OUT = 0.1  # of the images
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How calibration data are used.
+
+    Attributes:
+        init: "svd", "response", "compensated" or "joint".
+        positions: output positions sampled per image.
+        seed: of the sampling.
+        memory: bytes for activations; beyond that they go to temporary files.
+        prior: pull towards the original weight, relative to the data.
+    """
+
+    init: str = "joint"
+    positions: int = 64
+    seed: int = 0
+    memory: int = 2 * 2**30
+    prior: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one Conv reads in one batch, at sampled output positions.
+
+    Attributes:
+        batch: number of the batch.
+        size: spatial sizes of the Conv's input.
+        positions: [images, n], flat indices of output positions.
+        patches: [images * n, in_channels * taps].
+        held_out: [images * n], the rows that are not for fitting.
+    """
+
+    batch: int
+    size: tuple[int, ...]
+    positions: Indices
+    patches: Floats
+    held_out: NDArray[np.bool_]
+
+
+class Walk:
+    """The original network at some point of a schedule.
+
+    Args:
+        model: the source.
+        batches: inputs by name, in the model's own types; the first dimension counts images.
+        options: how positions are sampled.
+        runtime: how pieces of the network are run.
+
+    Raises:
+        CalibrationError: there are fewer than two samples, so that none could be held out.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        batches: Iterable[Mapping[str, NDArray[Any]]],
+        options: CalibrationOptions,
+        runtime: RuntimeOptions,
+    ) -> None:
+        self._options = options
+        self.copied = bool(held_types(model))  # the runtime has no Conv for float64 and bfloat16
+        network = float32_copy(model) if self.copied else model
+        self._images: list[int] = []
+        self.frontier = Frontier(network, self._counted(batches), runtime, Store(options.memory))
+        self.samples = sum(self._images)
+        if self.samples < 2:
+            raise CalibrationError(
+                f"calibration needs at least 2 samples, for some are held out to measure the error; got {self.samples}"
+            )
+        self.nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in network.proto.graph.node]
+        self._held_out = _held_out(self.samples, options.seed)
+
+    def _counted(self, batches: Iterable[Mapping[str, NDArray[Any]]]) -> Iterator[Mapping[str, NDArray[Any]]]:
+        for batch in batches:
+            self._images.append(_images(batch))
+            yield {name: as_float32(array) for name, array in batch.items()} if self.copied else batch
+
+    def advance(self, step: Step) -> None:
+        """Move on to the Conv of this step."""
+        self.frontier.advance([self.nodes[index] for index in step.nodes], step.keep)
+
+    def rows(self, site: ConvSite) -> Iterator[Rows]:
+        """What the Conv reads, batch by batch; the same positions every time.
+
+        Raises:
+            CalibrationError: it reads NaN or infinity.
+        """
+        name = self.nodes[site.place[1]].input[0]
+        rng = np.random.default_rng([self._options.seed, *site.place])
+        first = 0
+        for batch, images in enumerate(self._images):
+            values = self.frontier.value(batch, name)
+            size = input_sizes(site.conv, values.shape)
+            positions = choose_positions(site.conv, size, len(values), self._options.positions, rng)
+            mask = self._held_out[first : first + images]
+            # Where the batch is no longer the first dimension, rows cannot be told apart by image.
+            by_row = np.repeat(mask, positions.shape[1]) if len(values) == images else np.full(positions.size, mask[0])
+            patches = finite(gather_patches(site.conv, values, positions), site)
+            yield Rows(batch, size, positions, patches, by_row)
+            first += images
+
+
+def finite(patches: Floats, site: ConvSite) -> Floats:
+    """The patches, if there is no NaN or infinity among them.
+
+    Raises:
+        CalibrationError: there is.
+    """
+    if not np.isfinite(patches).all():
+        raise CalibrationError(
+            f"{site.op_type} {site.name!r} reads NaN or infinity on the calibration data; check the data and their "
+            "preprocessing, or leave it out with --skip"
+        )
+    return patches
+
+
+def _images(batch: Mapping[str, NDArray[Any]]) -> int:
+    """How many samples a batch holds: the first dimension that its inputs share, else one."""
+    sizes = {array.shape[0] if array.ndim else 1 for array in batch.values()}
+    return int(sizes.pop()) if len(sizes) == 1 else 1
+
+
+def _held_out(images: int, seed: int) -> NDArray[np.bool_]:
+    """Which samples are not for fitting: a tenth of them, at least one."""
+    mask = np.zeros(images, bool)
+    mask[np.random.default_rng(seed).permutation(images)[: max(1, round(HELD_OUT * images))]] = True
+    return mask

@@ -1,0 +1,52 @@
+"""Random crops and flips of image inputs; the teacher sees the same pixels, so labels are not needed."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxsep.training.samples import Feeds
+
+_CHANNELS = (1, 3, 4)
+_MARGIN = 8  # the image is moved by up to 1/8 of its size: 4 pixels of 32
+_SMALLEST = 16  # below that, moving an image changes too much of it
+
+
+def image_layout(feeds: Feeds) -> tuple[str, tuple[int, int]] | None:
+    """The input that is an image and its height and width axes; None where it is not the only input."""
+    if len(feeds) != 1:
+        return None
+    ((name, values),) = feeds.items()
+    if values.ndim != 4 or values.dtype.kind not in "fu":
+        return None
+    for channels, axes in ((1, (2, 3)), (3, (1, 2))):
+        if values.shape[channels] in _CHANNELS and min(values.shape[axis] for axis in axes) >= _SMALLEST:
+            return name, axes
+    return None
+
+
+class Augment:
+    """Crops of the image after reflecting its borders outwards, and mirrored images, for each sample anew.
+
+    Borders are reflected because nobody knows which value stands for black after the preprocessing.
+    """
+
+    def __init__(self, name: str, axes: tuple[int, int], random: np.random.Generator) -> None:
+        self._name, self._axes, self._random = name, axes, random
+
+    def __call__(self, feeds: Feeds) -> Feeds:
+        """Moved and mirrored copies of the images."""
+        images = feeds[self._name]
+        moved = np.empty_like(images)
+        height, width = (images.shape[axis] for axis in self._axes)
+        for index, image in enumerate(images):
+            rows, columns = self._picked(height), self._picked(width)
+            if self._random.random() < 0.5:
+                columns = columns[::-1]
+            first, second = (axis - 1 for axis in self._axes)
+            moved[index] = image.take(rows, first).take(columns, second)
+        return {self._name: moved}
+
+    def _picked(self, size: int) -> NDArray[np.int64]:
+        """Which rows (or columns) of the image the moved one has."""
+        margin = size // _MARGIN
+        start = int(self._random.integers(0, 2 * margin + 1))
+        return np.pad(np.arange(size), margin, "reflect")[start : start + size]
