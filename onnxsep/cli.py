@@ -152,7 +152,8 @@ def rewrite(
     statistics: Annotated[
         Path | None,
         typer.Option(
-            "--statistics", help="With --data: record the data's statistics in this file; without: fit to recorded ones."
+            "--statistics",
+            help="With --data: record the data's statistics in this file; without: fit to recorded ones.",
         ),
     ] = None,
     tune: Annotated[
@@ -356,7 +357,9 @@ def _check_statistics(statistics: Path | None, data: Path | None, others: tuple[
         if other is not None and _same_file(statistics, other):
             raise OptionError(f"--statistics {statistics} would overwrite {other}; name another file")
     if statistics.exists() and not is_statistics(statistics):
-        raise OptionError(f"--statistics {statistics} would overwrite a file that holds no statistics; name another one")
+        raise OptionError(
+            f"--statistics {statistics} would overwrite a file that holds no statistics; name another one"
+        )
 
 
 def _print_json(text: str) -> None:

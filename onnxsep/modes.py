@@ -43,7 +43,7 @@ class Task:
     """What calibration data tell about the Conv, the prior included; None where there are none."""
     start: Factors | None = None
     """Factors of this rank to improve, where there are some."""
-    sweeps: int = 30
+    sweeps: int = 12
     """Limit for iterative fits."""
 
 

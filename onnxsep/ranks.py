@@ -34,11 +34,11 @@ def choose_rank(
     Raises:
         FactorizationError: no rank satisfies the policy, or the weight cannot be used.
     """
+    weight = _scaled(read()) if policy.kind == "energy" else None
     if mode.rank_axis(conv, ()) is None:
         return (), _without_ranks(conv, mode, policy)
     if policy.kind == "fraction":
         return _fraction_rank(conv, mode, policy.value, multiple), ()
-    weight = _scaled(read()) if policy.kind == "energy" else None
     rank: Rank = ()
     notes: list[str] = []
     while (axis := mode.rank_axis(conv, rank)) is not None:

@@ -8,7 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnxsep.report import CalibrationReport, ConvReport, InspectedConv, InspectReport, ModelInfo, RewriteReport, VerificationReport
+from onnxsep.report import (
+    CalibrationReport,
+    ConvReport,
+    InspectedConv,
+    InspectReport,
+    ModelInfo,
+    RewriteReport,
+    VerificationReport,
+)
 
 _NARROW = 120  # columns; in a narrower terminal the figures before the rewrite are left out
 _WIDEST = 1000  # columns where there is no terminal: lines are then as long as they need to be

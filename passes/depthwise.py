@@ -26,7 +26,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxsep.linalg import Array, squared_singular_values, truncated_svd
+from onnxsep.als import balanced
+from onnxsep.linalg import Array, principal_axes, reduced_rank_regression, squared_singular_values, truncated_svd
 from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Task
 from onnxsep.multilinear import Multilinear
 from onnxsep.types import INPUT, AddLayer, Conv, ConvLayer, Layer, Rank, RankAxis
@@ -37,6 +38,7 @@ class Depthwise(Multilinear):
 
     name = "depthwise"
     summary = "k x k depthwise, then 1 x 1; the rank is the number of such pairs"
+    inits = ("svd", "response", "compensated", "joint")
 
     def accepts(self, conv: Conv) -> str | None:
         """Refuse grouped Convs, and 1 x 1 Convs."""
@@ -78,6 +80,21 @@ class Depthwise(Multilinear):
         depthwise = (root[:, :, None] * vt).transpose(1, 0, 2)  # [T, in, taps]
         return self.join(task.conv, [pointwise[None], depthwise[None]])
 
+    def fit(self, task: Task, rank: Rank, init: str) -> Factors:
+        """Algorithm 1 or 2 of paper 002, channel by channel, or all channels together."""
+        if init == "joint" or task.statistics is None:
+            return super().fit(task, rank, init)
+        (terms,), gram, slices = rank, task.statistics.gram[0], _slices(task.weight)
+        if init == "response":
+            pointwise, depthwise = _leading_responses(slices, gram, terms)
+        elif init == "compensated":
+            mixed = gram if task.statistics.mixed is None else task.statistics.mixed[0]
+            pointwise, depthwise = _compensated(slices, gram, mixed, terms)
+        else:
+            return super().fit(task, rank, init)
+        factors = [pointwise.transpose(2, 1, 0), depthwise.transpose(1, 0, 2)]  # [T, out, in] and [T, in, taps]
+        return self.join(task.conv, [factor[None] for factor in balanced(self.equation(task.conv), factors)])
+
     def equation(self, conv: Conv) -> str:
         """Pointwise [T, out, in] times depthwise [T, in, taps]."""
         return "toi,tik->oik"
@@ -108,3 +125,39 @@ def _slices(weight: Array) -> Array:
     """[out, in, *kernel] -> [in, out, taps]."""
     slices: Array = weight.reshape(*weight.shape[:2], -1).transpose(1, 0, 2)
     return slices
+
+
+def _leading_responses(slices: Array, gram: Array, terms: int) -> tuple[Array, Array]:
+    """Algorithm 1: the leading left singular vectors U of every channel's responses W_i X_i, and U^T W_i.
+
+    Args:
+        slices: W, [in, out, taps].
+        gram: X X^T, [in * taps, in * taps].
+        terms: T.
+
+    Returns:
+        [in, out, T] and [in, T, taps].
+    """
+    channels, _, taps = slices.shape
+    index = np.arange(channels)
+    blocks = gram.reshape(channels, taps, channels, taps)[index, :, index, :]
+    u = principal_axes(slices @ blocks @ np.swapaxes(slices, 1, 2), terms)
+    return u, np.swapaxes(u, 1, 2) @ slices
+
+
+def _compensated(slices: Array, gram: Array, mixed: Array, terms: int) -> tuple[Array, Array]:
+    """Algorithm 2: each channel also makes up for what those before it have lost.
+
+    T_i = Y_i + E_(i-1) with E the sum of all errors so far, so that E telescopes to Y - Y'; P_i D_i is the reduced-rank
+    regression of T_i on X_i. All in terms of the Gram matrices. The arguments and results are those of
+    ``_leading_responses``; ``mixed`` is X0 X^T with X0 the input in the original network.
+    """
+    channels, outputs, taps = slices.shape
+    pointwise, depthwise = np.zeros((channels, outputs, terms)), np.zeros((channels, terms, taps))
+    error = np.zeros((outputs, channels * taps))  # E X^T
+    for channel in range(channels):
+        rows = slice(channel * taps, (channel + 1) * taps)
+        error += slices[channel] @ mixed[rows]
+        pointwise[channel], depthwise[channel] = reduced_rank_regression(error[:, rows], gram[rows, rows], terms)
+        error -= pointwise[channel] @ depthwise[channel] @ gram[rows]
+    return pointwise, depthwise

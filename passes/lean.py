@@ -32,6 +32,7 @@ When it refuses
 """
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -207,11 +208,10 @@ def _cholesky(matrix: Array) -> Array:
     """The lower Cholesky factor, of the matrix with a ridge where rounding has made it indefinite."""
     mean = float(np.trace(matrix)) / len(matrix)
     for ridge in (0.0, _RIDGE, 1e3 * _RIDGE, 1e6 * _RIDGE):
-        try:
-            factor: Array = np.linalg.cholesky(matrix + ridge * (mean if mean > 0 else 1.0) * np.eye(len(matrix)))
-        except np.linalg.LinAlgError:
-            continue
-        return factor
+        shifted = matrix + ridge * (mean if mean > 0 else 1.0) * np.eye(len(matrix))
+        with suppress(scipy.linalg.LinAlgError):
+            factor: Array = scipy.linalg.cholesky(shifted, lower=True, check_finite=False)
+            return factor
     raise FactorizationError("the calibration data give a Gram matrix that is not positive")
 
 

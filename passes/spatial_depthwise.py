@@ -45,7 +45,9 @@ class SpatialDepthwise(Multilinear):
     """Two depthwise separable Convs, one for each axis."""
 
     name = "spatial-depthwise"
-    summary = "depthwise k x 1, 1 x 1, depthwise 1 x k, 1 x 1; the rank is the number of channels in between; never exact"
+    summary = (
+        "depthwise k x 1, 1 x 1, depthwise 1 x k, 1 x 1; the rank is the number of channels in between; never exact"
+    )
 
     def accepts(self, conv: Conv) -> str | None:
         """Refuse grouped Convs, and kernels that do not have two axes."""
@@ -129,9 +131,7 @@ class SpatialDepthwise(Multilinear):
             shape = [1] * conv.dims
             shape[axis] = conv.kernel_shape[axis]
             shapes += [(1, *shape), (-1, *(1,) * conv.dims)]
-        return Factors(
-            [array.reshape(array.shape[1], *shape) for array, shape in zip(arrays, shapes, strict=True)]
-        )
+        return Factors([array.reshape(array.shape[1], *shape) for array, shape in zip(arrays, shapes, strict=True)])
 
 
 def _rest(tensor: Array, kernels: Array) -> Array:

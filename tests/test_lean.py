@@ -29,6 +29,7 @@ from onnxsep.statistics import Statistics
 from onnxsep.types import (
     INPUT,
     AddLayer,
+    AutoPad,
     ChannelPadLayer,
     Conv,
     ConvLayer,
@@ -61,7 +62,7 @@ def in_pattern(conv: Conv) -> npt.NDArray[np.bool_]:
     for o, i in product(range(conv.out_channels), range(conv.in_channels)):
         for tap in product(*(range(k) for k in conv.kernel_shape)):
             distance = sum(abs(place - centre) for place, centre in zip(tap, middle, strict=True))
-            kept[(o, i, *tap)] = distance == 0 or (distance == 1 and o == i)
+            kept[o, i][tap] = distance == 0 or (distance == 1 and o == i)
     return kept
 
 
@@ -120,7 +121,8 @@ def cases(draw: st.DrawFn) -> Case:
     kernel = tuple(draw(st.sampled_from([1, 3, 3, 5, 7] if dims < 3 else [1, 3, 3, 5])) for _ in range(dims))
     if max(kernel) == 1:
         kernel = (3, *kernel[1:])
-    same = draw(st.sampled_from(["NOTSET", "NOTSET", "NOTSET", "SAME_UPPER", "SAME_LOWER"]))
+    choices: list[AutoPad] = ["NOTSET", "NOTSET", "NOTSET", "SAME_UPPER", "SAME_LOWER"]
+    same = draw(st.sampled_from(choices))
     # ONNX Runtime refuses dilations together with SAME.
     dilations = tuple(1 if same != "NOTSET" else draw(st.sampled_from([1, 1, 2, 3])) for _ in kernel)
     strides = tuple(1 if same != "NOTSET" and k > 1 else draw(st.sampled_from([1, 1, 2, 3])) for k in kernel)

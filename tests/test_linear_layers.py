@@ -251,7 +251,7 @@ def test_constant_nodes_and_expressions() -> None:
 
 def branch(name: str, seed: int, *, transposed: bool) -> onnx.GraphProto:
     shape = (IN, OUT) if transposed else (OUT, IN)
-    node = gemm("x", f"w_{name}", f"y_{name}", **({} if transposed else {"transB": 1}))
+    node = gemm("x", f"w_{name}", f"y_{name}", transB=int(not transposed))
     return helper.make_graph([node], name, [], [value(f"y_{name}", (5, OUT))], [tensor(f"w_{name}", *shape, seed=seed)])
 
 

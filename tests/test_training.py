@@ -503,7 +503,7 @@ def test_dense_outputs_are_compared_relative_to_their_variance() -> None:
 
     target = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
     for scale in (1, 1000):
-        wanted = {"y": scale * target, "index": np.arange(3)}
+        wanted: dict[str, np.ndarray] = {"y": scale * target, "index": np.arange(3)}
         loss = Objective(torch, [wanted])({"y": torch.from_numpy(scale * (target + 0.5))}, wanted)
         assert float(loss) == pytest.approx(0.25 / target.var(), rel=1e-4)
 

@@ -142,7 +142,9 @@ class Frontier:
                 try:
                     outputs = runner({name: batch[name].get() for name in inputs})
                 except CannotRun as error:
-                    raise CalibrationError(f"the runtime cannot run the model on the calibration data: {error}") from error
+                    raise CalibrationError(
+                        f"the runtime cannot run the model on the calibration data: {error}"
+                    ) from error
                 for name, array in outputs.items():
                     if not isinstance(array, np.ndarray):
                         raise CalibrationError(
@@ -168,12 +170,16 @@ class Frontier:
                 graph.sparse_initializer.append(self._sparse[name])
         for name in inputs:
             array = self._live[0][name].get()
-            kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype) if array.dtype != object else onnx.TensorProto.STRING
+            kind = (
+                onnx.helper.np_dtype_to_tensor_dtype(array.dtype) if array.dtype != object else onnx.TensorProto.STRING
+            )
             # No shape: it may depend on the data.
             graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
         source = self._model
-        proto = onnx.ModelProto(ir_version=max(source.proto.ir_version, 4), graph=graph)  # 4: initialisers are no inputs
+        proto = onnx.ModelProto(
+            ir_version=max(source.proto.ir_version, 4), graph=graph
+        )  # 4: initialisers are no inputs
         proto.opset_import.extend(source.proto.opset_import)
         proto.functions.extend(source.proto.functions)
         piece = Model(proto, base_dir=source.base_dir, follow_links=source.follow_links)

@@ -53,7 +53,10 @@ def record(
     for number, step in enumerate(steps):
         walk.advance(step)
         rows = list(walk.rows(step.site))
-        patches, held_out = np.concatenate([row.patches for row in rows]), np.concatenate([row.held_out for row in rows])
+        patches, held_out = (
+            np.concatenate([row.patches for row in rows]),
+            np.concatenate([row.held_out for row in rows]),
+        )
         found[step.site.place] = SiteMoments(
             _moments(step.site.conv, patches[~held_out]), _moments(step.site.conv, patches[held_out])
         )
@@ -91,7 +94,9 @@ def calibrate_from(
     for number, row in enumerate(rows):
         site, key = row.site, factor_key(row)
         earlier = done.outcomes.get(key)
-        given = Factors([array.astype(np.float64) for array in earlier.arrays]) if isinstance(earlier, Factorized) else None
+        given = (
+            Factors([array.astype(np.float64) for array in earlier.arrays]) if isinstance(earlier, Factorized) else None
+        )
         try:
             weight, bias = read_weight(model, sites, site), read_bias(model, sites, site)
         except FactorizationError as error:
