@@ -1,10 +1,13 @@
 # Two commands do all the set-up: `make demo` rewrites a model, `make test` passes the tests.
-# Each makes .venv when it is missing, or when pyproject.toml has changed.
+# Each makes .venv when it is missing, or when pyproject.toml has changed. The tests of training need torch, which `make
+# test` installs; `make test EXTRAS=dev` goes without, and skips them.
 PYTHON ?= python3
 VENV   ?= .venv
 LOWEST ?= .venv-lowest
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+EXTRAS ?= dev,finetune
+ALL    := $(VENV)/.installed-$(EXTRAS)
 OUT    ?= demo-out
 
 .PHONY: demo test lint types bench golden lowest clean
@@ -13,7 +16,7 @@ demo: $(STAMP)
 	mkdir -p $(OUT)
 	$(BIN)/onnxsep rewrite models/digits/digits_cnn.onnx $(OUT)/digits_spatial.onnx --mode spatial
 
-test: $(STAMP) lint types
+test: $(ALL) lint types
 	$(BIN)/pytest -n auto
 
 lint: $(STAMP)
@@ -24,11 +27,12 @@ lint: $(STAMP)
 types: $(STAMP)
 	rm -rf $(VENV)/typed build
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(VENV)/typed .
-	MYPYPATH=$(VENV)/typed:tests:models/digits $(BIN)/mypy --explicit-package-bases \
+	MYPYPATH=$(VENV)/typed:tests:models:models/digits:benchmarks $(BIN)/mypy --explicit-package-bases \
 		$(VENV)/typed/onnxsep tests models benchmarks
 	rm -rf build
 
 bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,finetune,bench]"
 	$(BIN)/python benchmarks/run_all.py
 
 # Rewrites the reference graphs after a change that is meant; review the difference.
@@ -38,6 +42,10 @@ golden: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(ALL): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.

@@ -16,6 +16,7 @@ are too large to form (the first factor of a spatial pair has inputs * k * rank 
 their place; they use products with G alone.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _LARGEST_SYSTEM = 2_400  # unknowns of normal equations that are formed; beyond,
 _LARGEST_BATCH = 40_000_000  # elements of a stack of them, one for each output
 _CG_STEPS = 12
 _CG_TOLERANCE = 1e-4
+_BALANCING = 30  # rounds over all pairs of factors
+_EVEN = 1.1  # scales this near to one end it
 _RIDGE = 1e-10  # of the mean diagonal of the normal equations
 
 
@@ -80,10 +83,13 @@ def alternate(
     current = [np.array(factor, dtype=np.float64) for factor in factors]
     value = problem.objective(multiply(equation, current))
     for _ in range(sweeps):
+        before = list(current)
         for position in reversed(range(len(current))):  # the last factor, nearest to the output, gains most
             current[position] = _improved(equation, current, position, problem)
         product = multiply(equation, current)
         lower = problem.objective(product)
+        if not lower <= value:  # by rounding, where nothing is left to gain
+            return before
         if value - lower <= tolerance * abs(lower):
             break
         value = lower
@@ -91,14 +97,17 @@ def alternate(
 
 
 def balanced(equation: str, factors: Sequence[Array]) -> list[Array]:
-    """The same product with factors of equal norm along every index that two of them share."""
+    """The same product with factors of (nearly) equal norm along every index that two of them share."""
     current = [np.array(factor, dtype=np.float64) for factor in factors]
     terms = equation.split("->")[0].split(",")
-    for first in range(len(terms)):
-        for second in range(first + 1, len(terms)):
-            shared = "".join(letter for letter in terms[first] if letter in terms[second])
-            if not shared:
-                continue
+    pairs = [
+        (first, second, "".join(letter for letter in terms[first] if letter in terms[second]))
+        for first, second in itertools.combinations(range(len(terms)), 2)
+    ]
+    pairs = [pair for pair in pairs if pair[2]]
+    for _ in range(_BALANCING):
+        largest = 1.0
+        for first, second, shared in pairs:
             left, right = (
                 np.sqrt(_einsum(f"{terms[which]},{terms[which]}->{shared}", current[which], current[which]))
                 for which in (first, second)
@@ -108,6 +117,9 @@ def balanced(equation: str, factors: Sequence[Array]) -> list[Array]:
             scale = np.sqrt(scale)
             current[first] = _einsum(f"{terms[first]},{shared}->{terms[first]}", current[first], scale)
             current[second] = _einsum(f"{terms[second]},{shared}->{terms[second]}", current[second], 1 / scale)
+            largest = max(largest, float(scale.max()), 1 / float(scale.min()))
+        if len(pairs) == 1 or largest < _EVEN:  # one pair is even at once, several change each other
+            break
     return current
 
 
@@ -118,10 +130,36 @@ class _Step:
     product: str  # all factors -> M
     adjoint: str  # the other factors, and something of M's shape -> the factor's shape
     normal: str  # the others, the others again, G -> H
+    blocks: tuple["_Block", ...]  # H is the Kronecker product of these, if there is more than one
     diagonal: str  # the same -> the diagonal of H
     unknowns: str  # the factor's letters, but for the output where it only selects the row
     per_output: str  # the output's letter where each output has a system of its own
     shared: bool  # every output has the same system
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some of the operands of ``normal``, connected by their letters, and the unknowns among these."""
+
+    operands: tuple[int, ...]
+    equation: str
+    unknowns: str
+
+
+def _blocks(operands: Sequence[str], unknowns: str) -> tuple[_Block, ...]:
+    """Divide the operands into groups that share no letter; their Kronecker product is much cheaper to invert."""
+    groups: list[tuple[set[str], list[int]]] = []
+    for number, operand in enumerate(operands):
+        touching = [group for group in groups if group[0] & set(operand)]
+        groups = [group for group in groups if not group[0] & set(operand)]
+        letters = set(operand).union(*(group[0] for group in touching))
+        groups.append((letters, sorted([number, *(member for group in touching for member in group[1])])))
+    blocks = []
+    for letters, members in groups:
+        own = "".join(letter for letter in unknowns if letter in letters)
+        equation = ",".join(operands[member] for member in members) + "->" + own + own.upper()
+        blocks.append(_Block(tuple(members), equation, own))
+    return tuple(blocks)
 
 
 @cache
@@ -149,6 +187,7 @@ def _step(equation: str, position: int) -> _Step:
         product=equation,
         adjoint=",".join([*others, result]) + "->" + own,
         normal=f"{operands}->{per_output}{halves}",
+        blocks=() if mixed else _blocks(operands.split(","), unknowns),
         diagonal=",".join([*twice, inner]) + f"->{per_output}{unknowns}",
         unknowns=unknowns,
         per_output=per_output,
@@ -172,6 +211,9 @@ def _improved(equation: str, factors: list[Array], position: int, problem: Probl
     others = [factor for place, factor in enumerate(factors) if place != position]
     slope = problem.cross - problem.times_gram(multiply(equation, factors))
     residual = _einsum(step.adjoint, *others, slope)
+    if len(step.blocks) > 1:
+        operands = (*others, *others, problem.gram)
+        return factors[position] + _solve_blocks(step.blocks, operands, own, residual)
     if unknowns > _LARGEST_SYSTEM or batch * unknowns**2 > _LARGEST_BATCH:
         return factors[position] + _conjugate_gradients(step, others, factors, position, residual, problem)
     normal = _einsum(step.normal, *others, *others, problem.gram)
@@ -185,6 +227,23 @@ def _improved(equation: str, factors: list[Array], position: int, problem: Probl
     return factors[position] + change
 
 
+def _solve_blocks(blocks: Sequence[_Block], operands: Sequence[Array], own: str, residual: Array) -> Array:
+    """Solve (H1 x H2 x ...) d = r, one block after the other."""
+    change = residual
+    for block in blocks:
+        normal = _einsum(block.equation, *(operands[member] for member in block.operands))
+        if not block.unknowns:  # a number
+            change = change / normal if normal > 0 else np.zeros_like(change)
+            continue
+        axes = [own.index(letter) for letter in block.unknowns]
+        last = list(range(-len(axes), 0))
+        rows = np.moveaxis(change, axes, last)
+        size = math.prod(rows.shape[-len(axes) :])
+        solved = _solve(normal.reshape(1, size, size), rows.reshape(-1, size))
+        change = np.moveaxis(solved.reshape(rows.shape), last, axes)
+    return change
+
+
 def _solve(normal: Array, right: Array) -> Array:
     """Solve H d = r for every row of ``right`` [o, u], with one H for all or one for each, and a small ridge."""
     normal = (normal + np.swapaxes(normal, -1, -2)) / 2
@@ -192,16 +251,17 @@ def _solve(normal: Array, right: Array) -> Array:
     ridge = np.where(mean > 0, mean * _RIDGE, 1.0)
     index = np.arange(normal.shape[-1])
     normal[:, index, index] += ridge[:, None]
+    solved: Array
     try:
         if len(normal) == 1:
             factor = scipy.linalg.cho_factor(normal[0], lower=True, check_finite=False)
-            solved: Array = scipy.linalg.cho_solve(factor, right.T, check_finite=False).T
+            solved = scipy.linalg.cho_solve(factor, right.T, check_finite=False).T
             return solved
-        return np.linalg.solve(normal, right[..., None])[..., 0]
+        solved = np.asarray(np.linalg.solve(normal, right[..., None])[..., 0], np.float64)
+        return solved
     except (scipy.linalg.LinAlgError, np.linalg.LinAlgError):  # not positive by rounding: the least-norm solution
-        if len(normal) == 1:
-            return (np.linalg.pinv(normal[0], hermitian=True) @ right.T).T
-        return (np.linalg.pinv(normal, hermitian=True) @ right[..., None])[..., 0]
+        solved = (np.linalg.pinv(normal, hermitian=True) @ right[..., None])[..., 0]
+        return solved
 
 
 def _conjugate_gradients(
@@ -248,7 +308,7 @@ _paths: dict[tuple[Any, ...], list[Any]] = {}
 
 
 def _einsum(equation: str, *operands: Array) -> Array:
-    """einsum with a contraction order that is searched once for each combination of shapes."""
+    """Einsum with a contraction order that is searched once for each combination of shapes."""
     key = (equation, *(operand.shape for operand in operands))
     if key not in _paths:
         _paths[key] = np.einsum_path(equation, *operands, optimize="greedy")[0]

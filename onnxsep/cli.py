@@ -101,14 +101,14 @@ def _root(
 def rewrite(
     model: Annotated[Path, typer.Argument(help="The model to rewrite.", metavar="IN.onnx", readable=False)],
     output: Annotated[Path | None, typer.Argument(help="Where the result goes.", metavar="OUT.onnx")] = None,
-    mode: Annotated[str, typer.Option("--mode", "-m", help="depthwise, spatial, or a mode of another package.")] = ...,  # type: ignore[assignment]
+    mode: Annotated[str, typer.Option("--mode", "-m", help="The form that Convs get; `onnxsep modes` lists all.")] = ...,  # type: ignore[assignment]
     rank: Annotated[
         str,
         typer.Option(
             "--rank",
             "-r",
-            help="paper; an integer (terms for depthwise, else channels in between); 0.5: a share of the parameters; "
-            "energy=0.95: a share of the squared singular values; full: exact.",
+            help="paper; an integer (terms for the depthwise modes, else channels in between); 0.5: a share of the "
+            "parameters; energy=0.95: a share of the squared singular values; full: exact where the form can be.",
         ),
     ] = "paper",
     force: Annotated[bool, typer.Option("--force", help="Replace Convs even where it does not pay.")] = False,

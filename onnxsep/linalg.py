@@ -69,7 +69,7 @@ def inverse_or_zero(values: Array) -> Array:
 
 
 def principal_axes(covariance: Array, rank: int) -> Array:
-    """The eigenvectors [..., n, rank] of the largest eigenvalues of symmetric matrices [..., n, n], with fixed signs."""
+    """Eigenvectors [..., n, rank] of the largest eigenvalues of symmetric matrices [..., n, n], with fixed signs."""
     axes = _leading_eigenvectors(covariance, rank)
     return axes * _signs(axes)[..., None, :]
 
@@ -124,7 +124,7 @@ def _regression(cross: Array, gram: Array, rank: int) -> tuple[Array, Array]:
 
 
 def scaled_to_one(array: Array) -> tuple[Array, int]:
-    """The array times a power of two, so that its largest magnitude is between 1/2 and 1; and the exponent to undo it."""
+    """The array times a power of two, of largest magnitude between 1/2 and 1, and the exponent that undoes it."""
     exponent = int(np.frexp(np.max(np.abs(array), initial=0.0))[1])
     return np.ldexp(array, -exponent), exponent
 

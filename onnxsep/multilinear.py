@@ -7,6 +7,7 @@ weight error, the joint fit to data (``onnxsep.als``) and the balance of the fac
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from onnxsep.types import AddLayer, Conv, ConvLayer, Layer, Rank, parameters
 class Multilinear(Mode):
     """A mode whose weight, of each group, is an einsum of its factors."""
 
-    inits = ("svd", "joint")
+    inits: ClassVar[tuple[str, ...]] = ("svd", "joint")
 
     @abstractmethod
     def equation(self, conv: Conv) -> str:
@@ -114,7 +115,7 @@ def axis_name(conv: Conv, axis: int) -> str:
 
 
 def summed(terms: Sequence[Sequence[ConvLayer]]) -> tuple[Layer, ...]:
-    """Parallel chains of Convs, and the Adds that sum their outputs: as soon as there are two to sum, for little memory."""
+    """Parallel chains of Convs, and Adds that sum their outputs, each as soon as there are two, for little memory."""
     layers: list[Layer] = []
     total = ""
     for number, chain in enumerate(terms, start=1):

@@ -71,9 +71,10 @@ def orthogonal_terms(tensors: Array, rank: int) -> list[Array]:
     place, column = chosen // shape[middle], chosen % shape[middle]
     row = np.arange(len(s))[:, None]
     factors = {middle: u[row, place, :, column], longest: vt[row, place, column]}  # [stack, rank, n]
-    for axis, index in zip(others, np.unravel_index(place, [shape[axis] for axis in others]), strict=True):
-        factors[axis] = np.swapaxes(bases[axis], 1, 2)[row, index]
     size = s[row, place, column] ** (1 / len(shape))
+    for axis in reversed(others):  # the place counts through their directions, the last axis fastest
+        place, index = np.divmod(place, shape[axis])
+        factors[axis] = np.swapaxes(bases[axis], 1, 2)[row, index]
     return [np.swapaxes(factors[axis], 1, 2) * size[:, None, :] for axis in range(len(shape))]
 
 
@@ -90,18 +91,19 @@ def improved(tensors: Array, factors: Sequence[Array], sweeps: int, tolerance: f
         Factors of equal norm within each term; no tensor's error is above that of the start.
     """
     current = list(factors)
+    grams = [_gram(factor) for factor in current]
     flat = tensors.reshape(len(tensors), tensors.shape[1], -1)
     total = float(np.vdot(tensors, tensors))
     last = math.inf
     for _ in range(sweeps):
         # Contracted with the first factor, which is the costly part, the tensors serve all other factors.
         partial = (np.swapaxes(current[0], 1, 2) @ flat).reshape(len(flat), -1, *tensors.shape[2:])
-        for position in range(1, len(current)):
-            seen = _contract(partial, current, position)
-            current[position] = current[position] + _change(current, position, seen)
-        seen = flat @ _columns(current[1:])
-        current[0] = current[0] + _change(current, 0, seen)
-        left = total - 2 * float(np.vdot(seen, current[0])) + float(_gram(current, -1).sum())
+        for position in [*range(1, len(current)), 0]:
+            seen = _contract(partial, current, position) if position else flat @ _columns(current[1:])
+            normal = _product([*grams[:position], *grams[position + 1 :]])
+            current[position] = current[position] + _solved(normal, seen - current[position] @ normal)
+            grams[position] = _gram(current[position])
+        left = total - 2 * float(np.vdot(seen, current[0])) + float(_product(grams).sum())
         if last - left <= tolerance * total:
             break
         last = left
@@ -128,23 +130,28 @@ def _contract(partial: Array, factors: Sequence[Array], position: int) -> Array:
     return np.swapaxes(partial, 1, 2)
 
 
-def _gram(factors: Sequence[Array], position: int) -> Array:
-    """The normal equations' matrix [stack, rank, rank] of one factor; of the whole product for position -1."""
-    grams = [np.swapaxes(factor, 1, 2) @ factor for place, factor in enumerate(factors) if place != position]
-    product = grams[0]
+def _gram(factor: Array) -> Array:
+    """[stack, n, rank] -> [stack, rank, rank]."""
+    gram: Array = np.swapaxes(factor, 1, 2) @ factor
+    return gram
+
+
+def _product(grams: Sequence[Array]) -> Array:
+    """Element by element: the Gram matrix of the outer products of several factors' columns."""
+    product: Array = grams[0].copy()
     for gram in grams[1:]:
-        product = product * gram
+        product *= gram
     return product
 
 
-def _change(factors: Sequence[Array], position: int, seen: Array) -> Array:
-    """The step of one factor to its least-squares solution; ``seen`` is the tensors times all other factors."""
-    normal = _gram(factors, position)
-    residual = seen - factors[position] @ normal
+def _solved(normal: Array, residual: Array) -> Array:
+    """The change d of a factor, d (H + ridge) = residual, for every tensor."""
     mean = np.trace(normal, axis1=1, axis2=2) / normal.shape[-1]
     index = np.arange(normal.shape[-1])
-    normal[:, index, index] += np.where(mean > _NOTHING, mean * _RIDGE, 1.0)[:, None]
-    return np.swapaxes(np.linalg.solve(normal, np.swapaxes(residual, 1, 2)), 1, 2)
+    shifted = normal.copy()
+    shifted[:, index, index] += np.where(mean > _NOTHING, mean * _RIDGE, 1.0)[:, None]
+    change: Array = np.linalg.solve(shifted, np.swapaxes(residual, 1, 2))
+    return np.swapaxes(change, 1, 2)
 
 
 def _balanced(factors: Sequence[Array]) -> list[Array]:

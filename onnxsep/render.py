@@ -19,6 +19,7 @@ from onnxsep.report import (
 )
 
 _NARROW = 120  # columns; in a narrower terminal the figures before the rewrite are left out
+_MOST_COLUMNS = 3  # modes; of more, inspect prints the totals alone
 _WIDEST = 1000  # columns where there is no terminal: lines are then as long as they need to be
 
 
@@ -149,7 +150,8 @@ def print_inspect(console: Console, report: InspectReport) -> None:
     """The table of all convolutions and what each mode would make of them."""
     console.print(_header(report.source, f"rank {report.rank}"))
     modes = list(report.totals.mode_convs)
-    table = _table(console, "Conv", "weight", "input", ">parameters", ">MACs", *modes)
+    columns = modes if len(modes) <= _MOST_COLUMNS else []
+    table = _table(console, "Conv", "weight", "input", ">parameters", ">MACs", *columns)
     for conv in report.convs:
         size = "?" if conv.input_size is None else "x".join(map(str, conv.input_size))
         table.add_row(
@@ -158,7 +160,7 @@ def print_inspect(console: Console, report: InspectReport) -> None:
             size,
             _number(conv.parameters, ","),
             _number(conv.macs, ","),
-            *(_costs(conv, mode) for mode in modes),
+            *(_costs(conv, mode) for mode in columns),
         )
     totals = report.totals
     _print_table(console, table)
@@ -169,7 +171,7 @@ def print_inspect(console: Console, report: InspectReport) -> None:
     )
     for mode in modes:
         console.print(
-            f"{mode}: {totals.mode_convs[mode]} Convs would be replaced; "
+            f"{mode}: {totals.mode_convs[mode]} {_noun(report.convs, 'Convs')} would be replaced; "
             f"parameters {_ratio(totals.parameters, totals.mode_parameters[mode])}; "
             f"{_macs(totals.macs, totals.mode_macs[mode], totals.macs_unknown)}"
         )
@@ -222,9 +224,9 @@ def _safe(text: str) -> str:
     return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text))
 
 
-def _noun(rows: Sequence[ConvReport | InspectedConv]) -> str:
+def _noun(rows: Sequence[ConvReport | InspectedConv], convolutions: str = "convolutions") -> str:
     """What the rows of a table are: convolutions, or layers where a Gemm or MatMul is among them."""
-    return "convolutions" if all("Conv" in row.op_type for row in rows) else "layers"
+    return convolutions if all("Conv" in row.op_type for row in rows) else "layers"
 
 
 def _shape(conv: ConvReport | InspectedConv) -> str:

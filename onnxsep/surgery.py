@@ -102,7 +102,8 @@ class _Surgeon:
             elif isinstance(layer, ChannelPadLayer):
                 pads = channel_pads(site.conv.dims, counts[layer.input], layer.channels)
                 if opset < PADS_ARE_AN_INPUT:
-                    new = NewNode("Pad", name, [tensors[layer.input]], tensor, {"pads": pads})
+                    attribute = "pads" if opset > 1 else "paddings"
+                    new = NewNode("Pad", name, [tensors[layer.input]], tensor, {attribute: pads})
                 else:
                     given = numpy_helper.from_array(
                         np.array(pads, np.int64), self._names.tensor(scope, f"{tensor}_pads")

@@ -35,6 +35,7 @@ from onnxsep.multilinear import Multilinear, axis_name, kernel_axes, summed
 from onnxsep.polyadic import compose, exact_rank, improved, orthogonal_terms, squared_errors
 from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
 
+_SWEEPS = 30
 _TAPS = "abcdefgh"  # letters of the einsum for the taps of each axis
 
 
@@ -85,7 +86,7 @@ class DepthwiseSpatial(Multilinear):
         # The outputs of a slice span at most as many directions as it has taps: in a basis of these it is small.
         u, s, vt = truncated_svd(slices, min(slices.shape[1:]))
         small = (s[:, :, None] * vt).reshape(*s.shape, *_taps(conv))
-        outputs, *taps = scale_product(_terms(small, *rank, task.sweeps), exponent)
+        outputs, *taps = scale_product(_terms(small, *rank), exponent)
         arrays = [u @ outputs, *taps]  # [in, n, T]
         pointwise = arrays[0].transpose(2, 1, 0)  # [T, out, in]
         return self.join(conv, [pointwise[None], *(array.transpose(2, 0, 1)[None] for array in arrays[1:])])
@@ -123,16 +124,16 @@ def _taps(conv: Conv) -> tuple[int, ...]:
     return tuple(conv.kernel_shape[axis] for axis in kernel_axes(conv)[0])
 
 
-def _terms(slices: Array, terms: int, sweeps: int) -> list[Array]:
+def _terms(slices: Array, terms: int) -> list[Array]:
     """Factors [in, n, T] of slices [in, n, kh, kw]; the error of no slice rises with T."""
     if terms >= exact_rank(slices.shape[1:]):
         return orthogonal_terms(slices, terms)
-    best = improved(slices, orthogonal_terms(slices, 1), sweeps)
+    best = improved(slices, orthogonal_terms(slices, 1), _SWEEPS)
     for count in range(2, terms + 1):
         addition = orthogonal_terms(slices - compose(best), 1)
         grown = [np.concatenate(pair, axis=2) for pair in zip(best, addition, strict=True)]
         starts = (grown, orthogonal_terms(slices, count))
-        candidates = [improved(slices, start, sweeps) for start in starts]
+        candidates = [improved(slices, start, _SWEEPS) for start in starts]
         errors = [squared_errors(slices, candidate) for candidate in candidates]
         nearer = (errors[1] < errors[0])[:, None, None]
         best = [np.where(nearer, fresh, kept) for kept, fresh in zip(*candidates, strict=True)]

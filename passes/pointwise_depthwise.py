@@ -10,7 +10,7 @@ What it does
 When it wins
     At equal T it needs out_channels*k*k taps where depthwise needs in_channels*k*k, so it has fewer parameters where
     in_channels > out_channels. At stride 1 the MACs follow. At stride 2 the 1 x 1 Conv runs on the whole input, four
-    times as often as after a depthwise Conv that strides, so it hardly ever pays. Which of the two orders is nearer
+    times as often as after a depthwise Conv that strides: take depthwise there. Which of the two orders is nearer
     depends on the weights: compare the errors.
 
 Form

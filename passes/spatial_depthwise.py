@@ -38,6 +38,7 @@ from onnxsep.multilinear import Multilinear, axis_name, kernel_axes
 from onnxsep.polyadic import compose, exact_rank, improved, orthogonal_terms
 from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
 
+_SWEEPS = 20
 _TOLERANCE = 1e-5  # a sweep that gains less of the squared norm is the last one
 
 
@@ -45,9 +46,7 @@ class SpatialDepthwise(Multilinear):
     """Two depthwise separable Convs, one for each axis."""
 
     name = "spatial-depthwise"
-    summary = (
-        "depthwise k x 1, 1 x 1, depthwise 1 x k, 1 x 1; the rank is the number of channels in between; never exact"
-    )
+    summary = "depthwise k x 1, 1 x 1, depthwise 1 x k, 1 x 1 (never exact); the rank is the number of channels between"
 
     def accepts(self, conv: Conv) -> str | None:
         """Refuse grouped Convs, and kernels that do not have two axes."""
@@ -97,8 +96,8 @@ class SpatialDepthwise(Multilinear):
         kernels = truncated_svd(flat, 1).u[:, :, 0].copy()  # [in, kh]; min(kh, out * kw) is 1 at least
         terms = orthogonal_terms(_rest(tensor, kernels), *rank)
         total, last = float(np.vdot(tensor, tensor)), np.inf
-        for _ in range(task.sweeps):
-            terms = improved(_rest(tensor, kernels), terms, 2)
+        for _ in range(_SWEEPS):
+            terms = improved(_rest(tensor, kernels), terms, 1)
             product = compose(terms)[0].transpose(1, 0, 2).reshape(conv.in_channels, -1)  # [in, out * kw]
             along = (flat @ product[:, :, None])[:, :, 0]
             size = np.linalg.norm(along, axis=1)
@@ -136,5 +135,5 @@ class SpatialDepthwise(Multilinear):
 
 def _rest(tensor: Array, kernels: Array) -> Array:
     """[in, kh, out, kw] contracted with [in, kh]: [1, out, in, kw]."""
-    rest = np.einsum("iaob,ia->oib", tensor, kernels)
-    return rest[None]
+    rest: Array = np.einsum("iaob,ia->oib", tensor, kernels)[None]
+    return rest

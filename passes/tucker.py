@@ -36,6 +36,7 @@ from onnxsep.modes import Factors, Task
 from onnxsep.multilinear import Multilinear, half_rank
 from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
 
+_SWEEPS = 20
 _TOLERANCE = 1e-5  # a sweep that keeps less of the squared norm in addition is the last one
 
 
@@ -88,17 +89,16 @@ class Tucker(Multilinear):
         weight, exponent = scaled_to_one(task.weight)
         tensor = _tensor(conv, weight)
         inputs = truncated_svd(_by_input(tensor), before).u  # [group, in, r1]
-        total, kept = float(np.vdot(tensor, tensor)), -1.0
-        for sweep in range(max(1, task.sweeps)):
-            if sweep and before <= after * tensor.shape[-1]:  # else the outputs leave fewer directions than r1
-                inputs = truncated_svd(_by_input(_project_outputs(tensor, outputs)), before).u
-            projected = _project_inputs(tensor, inputs)
-            outputs = truncated_svd(projected.reshape(*projected.shape[:2], -1), after).u  # [group, out, r2]
-            core = _project_outputs(projected, outputs)
-            energy = float(np.vdot(core, core))
-            if energy - kept <= _TOLERANCE * total or self.is_exact(conv, rank):
+        outputs, core = _given_inputs(tensor, inputs, after)
+        total = float(np.vdot(tensor, tensor))
+        # With r1 beyond r2 * taps the outputs' basis leaves fewer directions than r1, and HOSVD's are kept.
+        sweeps = 0 if self.is_exact(conv, rank) or before > after * tensor.shape[-1] else _SWEEPS
+        for _ in range(sweeps):
+            kept = float(np.vdot(core, core))
+            inputs = truncated_svd(_by_input(_project_outputs(tensor, outputs)), before).u
+            outputs, core = _given_inputs(tensor, inputs, after)
+            if float(np.vdot(core, core)) - kept <= _TOLERANCE * total:
                 break
-            kept = energy
         factors = zip(np.swapaxes(inputs, -1, -2), core, outputs, strict=True)
         even = [balanced(self.equation(conv), group) for group in factors]
         arrays = [np.stack(parts) for parts in zip(*even, strict=True)]
@@ -156,6 +156,13 @@ def _project_outputs(tensor: Array, basis: Array) -> Array:
     """[group, out, in, taps] -> [group, r2, in, taps]."""
     flat = np.swapaxes(basis, -1, -2) @ tensor.reshape(*tensor.shape[:2], -1)
     return flat.reshape(*flat.shape[:2], *tensor.shape[2:])
+
+
+def _given_inputs(tensor: Array, inputs: Array, rank: int) -> tuple[Array, Array]:
+    """The best basis [group, out, r2] of the outputs, given that of the inputs, and the core [group, r2, r1, taps]."""
+    projected = _project_inputs(tensor, inputs)
+    outputs = truncated_svd(projected.reshape(*projected.shape[:2], -1), rank).u
+    return outputs, _project_outputs(projected, outputs)
 
 
 def _full(conv: Conv, chosen: Rank) -> int:

@@ -182,7 +182,10 @@ def test_inspect_prints_a_row_for_each_conv_and_changes_nothing(model: Path) -> 
         == 7
     )
     assert model.read_bytes() == content
-    assert json.loads(run("inspect", model, "--json").stdout)["totals"]["convs"] == 7
+    rows = json.loads(run("inspect", model, "--json").stdout)["convs"]
+    assert [row["op_type"] for row in rows] == ["Conv"] * 7 + ["Gemm"]  # a mode for Gemm is installed
+    only = json.loads(run("inspect", model, "--mode", "depthwise", "--json").stdout)
+    assert [row["op_type"] for row in only["convs"]] == ["Conv"] * 7
 
 
 def test_check_says_same_or_differs(model: Path, tmp_path: Path) -> None:

@@ -9,7 +9,11 @@ from onnxsep.linalg import (
     SVD,
     Array,
     inverse_or_zero,
+    principal_axes,
+    reduced_rank_regression,
     relative_error,
+    scale_product,
+    scaled_to_one,
     squared_singular_values,
     truncated_svd,
 )
@@ -188,3 +192,86 @@ def test_relative_error() -> None:
 def test_inverse_or_zero() -> None:
     with np.errstate(divide="raise", over="raise", invalid="raise"):
         np.testing.assert_array_equal(inverse_or_zero(np.array([[2.0, 0.0], [0.0, 0.25]])), [[0.5, 0.0], [0.0, 4.0]])
+
+
+def mean_squares(cross: Array, gram: Array, map_: Array) -> float:
+    """tr(M G M^T) - 2 tr(C M^T)."""
+    return float(np.vdot(map_ @ gram - 2 * cross, map_))
+
+
+@FIXED
+@given(
+    n=st.integers(1, 7), d=st.integers(1, 7), columns=st.integers(1, 30), data=st.data(), seed=st.integers(0, 10_000)
+)
+def test_reduced_rank_regression_against_the_sample(
+    n: int, d: int, columns: int, data: st.DataObject, seed: int
+) -> None:
+    """Fit the targets without a limit, then keep the leading singular vectors of the fitted values."""
+    rng = np.random.default_rng(seed)
+    rank = data.draw(st.integers(1, min(n, d)))
+    x, y = rng.standard_normal((d, columns)), rng.standard_normal((n, columns))
+    x *= 10.0 ** rng.uniform(-8, 4, (d, 1))  # dim and bright inputs
+    x[rng.random(d) < 0.2] = 0  # dead ones
+    fitted = y @ np.linalg.pinv(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300), rcond=1e-5)
+    fitted = fitted @ (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300))
+    s = np.linalg.svd(fitted, compute_uv=False)
+    best = float((y**2).sum() - (s[:rank] ** 2).sum())
+    u, rows = reduced_rank_regression(y @ x.T, x @ x.T, rank)
+    assert u.shape == (n, rank)
+    assert rows.shape == (rank, d)
+    assert np.isfinite(rows).all()
+    assert (rows[:, (x == 0).all(axis=1)] == 0).all()
+    error = float(((y - u @ rows @ x) ** 2).sum())
+    assert error == pytest.approx(best, rel=1e-5, abs=1e-6 * float((y**2).sum()))
+
+
+def test_reduced_rank_regression_beats_every_random_map() -> None:
+    """Brute force: no map of that rank near it or anywhere else has a smaller error."""
+    rng = np.random.default_rng(2)
+    root, cross = rng.standard_normal((2, 5, 9)), rng.standard_normal((2, 4, 5))
+    gram = root @ np.swapaxes(root, 1, 2)
+    u, rows = reduced_rank_regression(cross, gram, 2)
+    np.testing.assert_allclose(np.swapaxes(u, 1, 2) @ u, np.broadcast_to(np.eye(2), (2, 2, 2)), atol=1e-12)
+    for number in range(2):
+        best = mean_squares(cross[number], gram[number], u[number] @ rows[number])
+        for scale in (1e-3, 0.1, 1.0):
+            for _ in range(200):
+                left = u[number] + scale * rng.standard_normal((4, 2))
+                right = rows[number] + scale * rng.standard_normal((2, 5))
+                assert mean_squares(cross[number], gram[number], left @ right) > best
+
+
+def test_reduced_rank_regression_of_white_inputs_is_the_truncated_svd() -> None:
+    matrices = np.random.default_rng(6).standard_normal((3, 4, 7))
+    for rank in range(1, 5):
+        u, rows = reduced_rank_regression(matrices, np.broadcast_to(np.eye(7), (3, 7, 7)), rank)
+        np.testing.assert_allclose(u @ rows, product(truncated_svd(matrices, rank)), atol=1e-12)
+
+
+def test_principal_axes() -> None:
+    root = np.random.default_rng(7).standard_normal((2, 5, 8))
+    covariance = root @ np.swapaxes(root, 1, 2)
+    axes = principal_axes(covariance, 3)
+    np.testing.assert_allclose(np.abs(np.swapaxes(axes, 1, 2) @ truncated_svd(root, 3).u), [np.eye(3)] * 2, atol=1e-9)
+    largest = np.take_along_axis(axes, np.argmax(np.abs(axes), axis=1)[:, None], axis=1)
+    assert (largest > 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-7, 1.0, 1e300])
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_scales_are_shared_among_factors(scale: float, count: int) -> None:
+    array = np.array([0.3, -0.7, 0.0]) * scale
+    scaled, exponent = scaled_to_one(array)
+    assert 0.5 <= np.abs(scaled).max() < 1
+    factors = scale_product([scaled] + [np.ones(1)] * (count - 1), exponent)
+    whole = factors[0]
+    for factor in factors[1:]:
+        assert 2.0**-350 < np.abs(factor).max() < 2.0**350 or count == 1
+        whole = whole * factor
+    np.testing.assert_array_equal(whole, array)
+
+
+def test_zeros_have_no_scale() -> None:
+    scaled, exponent = scaled_to_one(np.zeros((2, 3)))
+    assert exponent == 0
+    assert not scaled.any()

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 import onnxsep
-from onnxsep.errors import ModeNotFoundError
 from onnxsep.als import Problem
+from onnxsep.errors import ModeNotFoundError
 from onnxsep.modes import Factors, Mode, Task, factor_shapes, get_mode
 from onnxsep.report import ConvReport
 from onnxsep.statistics import Statistics
@@ -112,7 +112,7 @@ def as_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in (*copy.graph.input, *copy.graph.output):
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     # Opset 22 is for bfloat16 only, and the oldest supported runtime does not know it. In 17 these mean the same.
-    assert {node.op_type for node in copy.graph.node} <= {"Conv", "Add"}
+    assert {node.op_type for node in copy.graph.node} <= {"Conv", "Add", "Pad", "Constant"}
     copy.opset_import[0].version = 17
     return copy
 
@@ -259,12 +259,22 @@ def test_replacement_computes_what_it_reconstructs(mode: str, dims: int, data: s
     assert compare(case, with_weight(model, case, rebuilt(mode, case, rank)), result.proto) < TOLERANCE[case.dtype]
 
 
+PADDED = ("lean",)  # modes that keep some taps and lose the others; the 1 x 1 Conv in the middle needs pads around it
+
+
+def wide_conv(kernel: tuple[int, ...]) -> Conv:
+    """Many channels, a stride along the first axis only, more padding at the ends than at the beginnings."""
+    ones = (1,) * len(kernel)
+    pads = tuple(k // 2 for k in kernel) + tuple(k // 2 + 1 for k in kernel)
+    return Conv(24, 40, kernel, (2, *ones[1:]), pads, ones, bias=True)
+
+
 MANY = [
-    (mode, Conv(24, 40, kernel, (2,) + (1,) * (len(kernel) - 1), tuple(range(2 * len(kernel))), (1,) * len(kernel), bias=True))
+    (mode, conv)
+    for conv in map(wide_conv, [(3, 39), (5, 5), (3, 1, 5), (3, 3, 3), (1, 1), (1, 1, 1)])
     for mode in sorted(onnxsep.available_modes())
-    for kernel in ((3, 39), (5, 5), (3, 1, 5), (3, 3, 3), (1, 1), (1, 1, 1))
+    if not get_mode(mode).accepts(conv)
 ]
-MANY = [(mode, conv) for mode, conv in MANY if not get_mode(mode).accepts(conv)]
 
 
 def test_every_mode_is_tested_with_many_channels() -> None:
@@ -452,7 +462,8 @@ def test_degenerate_weights(kind: str, mode: str, shape: tuple[int, ...], rank: 
     weight = degenerate(kind, shape)
     kernel = shape[2:]
     dims = len(kernel)
-    case = Case(Conv(shape[1], shape[0], kernel, (1,) * dims, (0,) * 2 * dims, (1,) * dims), kernel, "float32", 1)
+    pads = tuple(k // 2 if mode in PADDED else 0 for k in kernel) * 2
+    case = Case(Conv(shape[1], shape[0], kernel, (1,) * dims, pads, (1,) * dims), kernel, "float32", 1)
     model = conv_model(case)
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
     result = rewrite(model, mode, rank)
@@ -463,7 +474,8 @@ def test_degenerate_weights(kind: str, mode: str, shape: tuple[int, ...], rank: 
     assert row.status == "replaced"
     assert row.weight_error is not None
     assert all(np.isfinite(factor).all() for factor in factors_of(result))
-    if (rank == "full" and get_mode(mode).is_exact(case.conv, row.rank or ())) or kind in ("zero", "constant"):
+    exact_kinds = ("zero",) if mode in PADDED else ("zero", "constant")  # of rank one, but not sparse
+    if (rank == "full" and get_mode(mode).is_exact(case.conv, row.rank or ())) or kind in exact_kinds:
         assert row.weight_error < 1e-6
         # Random input of an amplitude that keeps the output of huge weights finite.
         x = np.random.default_rng(5).uniform(0.001, 0.01, (1, shape[1], *(k + 2 for k in kernel))).astype(np.float32)
@@ -528,7 +540,7 @@ PLAIN_CASES = [
     *(plain_case((3, 3)), plain_case((2, 3), group=2), plain_case((2, 1, 3)), plain_case((2, 3, 2), 2)),
     *(plain_case((3, 4), in_channels=9, out_channels=2), plain_case((1, 1), 2), plain_case((1, 1), 1, 7, 5)),
 ]
-NEVER_EXACT = ("spatial-depthwise",)  # says so in its docstring
+NEVER_EXACT = ("lean", "spatial-depthwise")  # they say so in their docstrings
 # How far the weight error may rise from one rank to the next. These modes have no closed form, and their iterations may
 # stop in a local optimum; they say so in their docstrings.
 RISE = {"cp": 0.02, "tucker": 0.01, "spatial-depthwise": 0.01}
@@ -549,7 +561,7 @@ def test_weight_error_never_rises_with_rank(mode: str) -> None:
                 errors[rank] = float(np.linalg.norm(difference) / np.linalg.norm(weight))
         for before, after in itertools.pairwise(errors.values()):
             assert after <= before + RISE.get(mode, 1e-12)
-        assert 1 > next(iter(errors.values()))
+        assert next(iter(errors.values())) < 1
 
 
 @dataclass(frozen=True)
@@ -613,8 +625,7 @@ def test_joint_fit_never_worse_than_the_weights_alone(
         assert all(np.isfinite(factor).all() for factor in factors.weights)
         if init == "joint":
             before, after = objective(chosen, fit, start), objective(chosen, fit, factors)
-            # What the targets hold bounds the rounding of the objective's terms, which cancel.
-            assert after <= before + 1e-9 * (abs(before) + abs(objective(chosen, fit, Factors(list(factors.weights)))))
+            assert after <= before + 1e-9 * (abs(before) + abs(after))
 
 
 @pytest.mark.parametrize("mode", FITTED)
@@ -636,7 +647,7 @@ def test_joint_fit_to_white_inputs_is_no_worse_than_the_weights_alone(mode: str)
                 chosen.reconstruct(conv, chosen.fit(Task(conv, weight, statistics), rank, "joint")),
             ]
             alone, fitted = (float(np.linalg.norm(product - weight)) for product in products)
-            assert fitted <= alone * (1 + 1e-9)
+            assert fitted <= alone * (1 + 1e-9) + 1e-12
 
 
 @pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))

@@ -123,11 +123,10 @@ def test_package_that_cannot_be_loaded_is_named_and_does_not_harm_the_others(ins
     assert "'broken' is installed but cannot be loaded" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out.onnx").exists()
-    assert run(installed, "modes").stdout.startswith("depthwise: ")
+    assert "\ndepthwise: " in run(installed, "modes").stdout
 
 
 def test_unknown_mode_names_the_known_ones() -> None:
-    with pytest.raises(
-        ModeNotFoundError, match="unknown mode 'depthwize'; the installed modes are: depthwise, spatial"
-    ):
+    known = ", ".join(onnxsep.available_modes())
+    with pytest.raises(ModeNotFoundError, match=f"unknown mode 'depthwize'; the installed modes are: {known}"):
         onnxsep.rewrite(DIGITS, mode="depthwize")

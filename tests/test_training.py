@@ -338,7 +338,7 @@ def quick(student: Model, teacher: Model, count: int = 32, **options: Any) -> Tu
         "names": ["shared"],
         "steps": 20,
         "batch_size": 8,
-        "learning_rate": 0.02,
+        "learning_rate": 0.05,
         "runtime": ONE_THREAD,
         **options,
     }
@@ -378,7 +378,7 @@ def test_tuning_finds_its_way_back(network: dict[str, Any]) -> None:
     size = network.get("batch", 16)
     x = noise(32, network.get("dtype", np.float32))
     batches = [{"x": x[start : start + size]} for start in range(0, 32, size)]
-    result = tune(student, teacher, batches, ["shared"], steps=40, batch_size=8, learning_rate=0.02, runtime=ONE_THREAD)
+    result = tune(student, teacher, batches, ["shared"], steps=40, batch_size=8, learning_rate=0.05, runtime=ONE_THREAD)
     assert result.held_out_after < 0.5 * result.held_out_before
     assert result.arrays["shared"].dtype == network.get("dtype", np.float32)
     feeds = {"x": noise(200, network.get("dtype", np.float32))[-size:]}

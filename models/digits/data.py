@@ -1,5 +1,11 @@
-"""The images and the one split that training and evaluation share."""
+"""The images and the one split that training and evaluation share.
 
+    python models/digits/data.py train.npz
+
+writes the training images (x) and their classes (y), for `onnxsep rewrite --data`.
+"""
+
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -38,3 +44,11 @@ def load_split() -> tuple[Digits, Digits]:
         images, labels, test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=labels
     )
     return Digits(train_images, train_labels), Digits(test_images, test_labels)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python models/digits/data.py OUT.npz")
+    train, _ = load_split()
+    np.savez(sys.argv[1], x=train.images, y=train.labels)
+    print(f"{sys.argv[1]}: {len(train.images):,} training images")

@@ -7,20 +7,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxsep.calibration.layerwise import Calibrated, calibrate
+from onnxsep.calibration.recording import calibrate_from, record
+from onnxsep.calibration.statistics_file import load_statistics, save_statistics
+from onnxsep.calibration.walk import CalibrationOptions
 from onnxsep.data import Dataset, Feed, Preprocessing, Source, open_data
 from onnxsep.errors import CalibrationError, OptionError
 from onnxsep.factors import Progress
 from onnxsep.io import Model
 from onnxsep.modes import Mode
 from onnxsep.planning import Plan
-from onnxsep.calibration.recording import calibrate_from, record
 from onnxsep.report import CalibrationReport, TuneReport
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.sites import Sites
-from onnxsep.calibration.statistics_file import load_statistics, save_statistics
 from onnxsep.surgery import Edit
 from onnxsep.training import check_installed, tune, write_back
-from onnxsep.calibration.walk import CalibrationOptions
 
 INITS = ("svd", "response", "compensated", "joint")
 _BATCH = 50  # samples that are run at a time

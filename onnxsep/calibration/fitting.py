@@ -10,7 +10,9 @@ here. Without an activation this is a least-squares problem with the target y + 
 majorisation (as in Zhang et al. 2015, Accelerating very deep CNNs, but without an auxiliary variable): where the
 original is clipped and the prediction is clipped too, any prediction is right, so it becomes its own target; where
 only the original is clipped, the limit is the target. This target's squared error is never below the true one and
-equals it at the present prediction, so a fit to it cannot raise the true one.
+equals it at the present prediction, but where the prediction is clipped and the original is not: there the true error
+has no slope, and the target, the original, brings it back. So a fit to it nearly always lowers the true error, and the
+rounds are compared on held-out positions.
 
 One part of the images is held out. No result is taken that is worse there than the factors of the weights alone.
 """
@@ -21,16 +23,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.linalg import Array
-from onnxsep.modes import Factors, Mode, Task
 from onnxsep.calibration.sampling import Floats
 from onnxsep.calibration.schedule import Tail
+from onnxsep.linalg import Array
+from onnxsep.modes import Factors, Mode, Task
 from onnxsep.statistics import SiteMoments, Statistics
 from onnxsep.types import Conv, Rank
 
 PRIOR = 1e-3  # of the mean diagonal of the Gram matrix
 _ROUNDS = 3  # of the target for clipped outputs; more lower the error of the layer, but not that of the network
 _SWEEPS = 4  # of the alternating least squares in each of them
+_ROUNDING = 1e-6  # of single precision
 _CHUNK = 4096  # rows at a time
 
 
@@ -233,7 +236,7 @@ class _Fitter:
                 task = replace(task, statistics=self._statistics(target), start=factors, sweeps=_SWEEPS)
                 factors = self._mode.fit(task, self._rank, init)
                 bias = self._bias(factors, target)
-            candidates.append((self._error(factors, bias, self._held), factors, bias))
+                candidates.append((self._error(factors, bias, self._held), factors, bias))
         best = min(range(len(candidates)), key=lambda number: candidates[number][0])
         held_out, factors, bias = candidates[best]
         return Fit(factors, bias, self._error(factors, bias, self._fit_rows), held_out, before, fell_back=best == 0)
@@ -288,12 +291,14 @@ class _Fitter:
         got = np.clip(now * self._scale + self._base[rows], self._low, self._high)
         wanted = np.clip(self._wanted[rows], self._low, self._high)
         size = np.linalg.norm(wanted - wanted.mean(axis=0))
-        difference = np.linalg.norm(wanted - got)
+        whole, difference = np.linalg.norm(wanted), np.linalg.norm(wanted - got)
+        if size <= _ROUNDING * whole:  # the output never changes: relative to its size, then
+            size = whole
         return float(difference / size) if size > 0 else float(difference > 0)
 
 
 def mean_product(left: NDArray[np.floating], right: NDArray[np.floating]) -> Array:
-    """The mean over rows of left^T right, [left columns, right columns]: products in single, sums in double precision."""
+    """The mean over rows of left^T right, [left columns, right columns]; products in single, sums in double."""
     total = np.zeros((left.shape[1], right.shape[1]))
     for start in range(0, len(left), _CHUNK):
         rows = slice(start, start + _CHUNK)

@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsep.errors import CalibrationError
-from onnxsep.io import Model
+from onnxsep.io import Model, read_tensor
 from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
 from onnxsep.scopes import names_within
 
@@ -50,8 +50,8 @@ class Store:
             np.save(path, array, allow_pickle=False)
         except OSError as error:
             raise CalibrationError(
-                f"activations do not fit into memory and cannot be written to {path.parent}: {error.strerror or error}; "
-                "use fewer --samples, or set TMPDIR to a folder with more space"
+                f"activations do not fit into memory and cannot be written to {path.parent}: "
+                f"{error.strerror or error}; use fewer --samples, or set TMPDIR to a folder with more space"
             ) from error
         self.spilled += array.nbytes
         kept = Kept(None, path)
@@ -121,7 +121,10 @@ class Frontier:
         self._new[tensor.name] = tensor
 
     def value(self, batch: int, name: str) -> NDArray[Any]:
-        """A live tensor."""
+        """A live tensor, or an initialiser."""
+        if name not in self._live[batch] and name in self._initializers:
+            array: NDArray[Any] = read_tensor(self._model, self._initializers[name])
+            return array
         return self._live[batch][name].get()
 
     def advance(self, nodes: Sequence[onnx.NodeProto], keep: Collection[str]) -> None:
@@ -158,7 +161,8 @@ class Frontier:
 
     def _runner(self, nodes: Sequence[onnx.NodeProto], wanted: Sequence[str]) -> tuple[Runner, list[str]]:
         read = dict.fromkeys(name for node in nodes for name in reads(node))
-        inputs = [name for name in read if self._live and name in self._live[0]]
+        made = {name for node in nodes for name in node.output}
+        inputs = [name for name in read if self._live and name in self._live[0] and name not in made]
         graph = onnx.GraphProto(name="piece")
         graph.node.extend(nodes)
         for name in read:

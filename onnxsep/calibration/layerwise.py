@@ -1,37 +1,42 @@
 """Fitting the factors of a whole network to calibration data, Conv by Conv.
 
-Two networks move forward side by side (``onnxsep.calibration.frontier``): the original, which says what each Conv's output should
-be, and the one whose Convs so far are replaced, which says what the next Conv really reads (paper 002, equation 10).
+Two networks move forward side by side (``onnxsep.calibration.frontier``): the original, which says what each Conv's
+output should be, and the one whose Convs so far are replaced, which says what the next Conv really reads (paper 002,
+equation 10).
 In the second a replaced Conv stands as the one dense Conv that its factors multiply to. Every node of either network
 runs about once for each batch, so the cost grows linearly with depth.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from onnxsep.calibration.fitting import Fit, Samples, fit, fit_bias, mean_product
+from onnxsep.calibration.sampling import Floats, gather_outputs, gather_patches, input_sizes, output_shape
+from onnxsep.calibration.schedule import Step, Tail, make_schedule
+from onnxsep.calibration.walk import CalibrationOptions, Walk, finite, split
 from onnxsep.constants import read_constant
 from onnxsep.errors import FactorizationError
 from onnxsep.factors import STORED_TYPES, Factorized, OutputErrors, Progress, checked_factors
-from onnxsep.calibration.fitting import Fit, Samples, fit, fit_bias, mean_product
 from onnxsep.graph import build_tensor
 from onnxsep.io import Model
 from onnxsep.linalg import Array
 from onnxsep.modes import Factors
 from onnxsep.planning import Plan, Replacement, factor_key, in_main_graph, naming
 from onnxsep.runtime import RuntimeOptions
-from onnxsep.calibration.sampling import Floats, gather_outputs, gather_patches
-from onnxsep.calibration.schedule import Step, make_schedule
 from onnxsep.sites import Sites, read_weight
-from onnxsep.types import ConvSite, Place
-from onnxsep.calibration.walk import CalibrationOptions, Walk, finite
+from onnxsep.types import Conv, ConvSite, Place
 
+_LARGE = 1500  # inputs * taps of a group
 FELL_BACK = "on held-out positions nothing was better than the factors of the weights alone"
 SHARED = "its weight is shared: the factors are those of the first Conv, only the bias was fitted"
+SHARED_BY_NESTED = "its weight is shared: the factors were fitted to what a Conv of the main graph reads"
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,12 @@ class Calibrated:
     by_place: dict[Place, Factorized] = field(default_factory=dict)
     notes: dict[Place, str] = field(default_factory=dict)
     samples: int = 0
+
+    def note_nested(self, plan: Plan) -> None:
+        """Say which Convs of nested graphs and functions, where nothing is fitted, share factors that were."""
+        for row in plan.replacements:
+            if not in_main_graph(row.site) and factor_key(row) in self.outcomes:
+                self.notes[row.site.place] = SHARED_BY_NESTED
 
 
 def calibrate(
@@ -80,7 +91,7 @@ def calibrate(
 
 class _Calibrator:
     def __init__(self, model: Model, sites: Sites, plan: Plan, walk: Walk, options: CalibrationOptions) -> None:
-        self._model, self._sites, self._walk, self._options = model, sites, walk, options
+        self._model, self._sites, self._plan, self._walk, self._options = model, sites, plan, walk, options
         self._replacements = {row.site.place: row for row in plan.replacements if in_main_graph(row.site)}
         self._rewritten = walk.frontier.fork()
         self._replaced: dict[int, onnx.NodeProto] = {}
@@ -91,10 +102,11 @@ class _Calibrator:
         for number, step in enumerate(steps):
             self._advance(step)
             replacement = self._replacements[step.site.place]
-            with naming(replacement.mode, step.site.name):
+            with naming(replacement.mode, step.site.name), blas_threads(step.site.conv):
                 told = self._calibrate(step, replacement)
             if progress:
                 progress(f"{step.site.name}: {told}", number + 1, len(steps))
+        self._done.note_nested(self._plan)
         return self._done
 
     def _advance(self, step: Step) -> None:
@@ -113,12 +125,14 @@ class _Calibrator:
         except FactorizationError as error:
             self._done.outcomes[key] = str(error)
             return str(error)
-        samples = self._sample(step, weight, old_bias)
+        samples, tail = self._sample(step, weight, old_bias, centre=replacement.new_bias)
+        if site.conv.bias and site.bias is None:  # a computed bias is not known here, and so not what is clipped
+            tail = tail.unclipped
         earlier = self._done.outcomes.get(key)
         if isinstance(earlier, Factorized):
             factors = Factors([array.astype(np.float64) for array in earlier.arrays])
             new_bias = replacement.new_bias and init != "svd"
-            result = fit_bias(mode, site.conv, factors, samples, step.tail, old_bias=old_bias, new_bias=new_bias)
+            result = fit_bias(mode, site.conv, factors, samples, tail, old_bias=old_bias, new_bias=new_bias)
             self._done.notes[site.place] = SHARED
         else:
             result = fit(
@@ -127,7 +141,7 @@ class _Calibrator:
                 replacement.rank,
                 weight,
                 samples,
-                step.tail,
+                tail,
                 init=init,
                 old_bias=old_bias,
                 new_bias=replacement.new_bias,
@@ -136,16 +150,20 @@ class _Calibrator:
             if result.fell_back and not replacement.exact:
                 self._done.notes[site.place] = FELL_BACK
         outcome = outcome_of(replacement, weight, result, init)
-        self._done.outcomes.setdefault(key, outcome)
         if isinstance(outcome, str):
+            self._done.outcomes.setdefault(key, outcome)
             return outcome
+        # Bias and errors are of this Conv alone, the factors of all that share its weight.
+        self._done.outcomes.setdefault(key, replace(outcome, bias=None, errors=None))
         self._done.by_place[site.place] = outcome
-        self._replace(site, mode.reconstruct(site.conv, Factors(outcome.arrays)), result.bias)
+        stored = Factors([array.astype(np.float64) for array in outcome.arrays])
+        self._replace(site, mode.reconstruct(site.conv, stored), result.bias)
         return told(result)
 
-    def _sample(self, step: Step, weight: Array, old_bias: Array | None) -> Samples:
-        """Rows of what the Conv reads and of what it should compute."""
-        site, conv, skip = step.site, step.site.conv, step.tail.skip
+    def _sample(self, step: Step, weight: Array, old_bias: Array | None, *, centre: bool) -> tuple[Samples, Tail]:
+        """Rows of what the Conv reads and of what it should compute, and as much of the tail as these have data for."""
+        site, conv, tail = step.site, step.site.conv, self._usable(step)
+        skip = tail.skip
         name = self._walk.nodes[site.place[1]].input[0]
         dense = weight.reshape(conv.group, conv.out_channels // conv.group, -1).astype(np.float32)
         offset = np.float32(0) if old_bias is None else old_bias.astype(np.float32)
@@ -168,19 +186,31 @@ class _Calibrator:
             if skip is not None:
                 for kept, frontier in zip(skips, (self._walk.frontier, other), strict=True):
                     value = frontier.value(rows.batch, skip)
-                    if conv.dims:  # it may get the shape of the Conv's output by broadcasting
-                        value = np.broadcast_to(
-                            value, (len(rows.positions), conv.out_channels, *conv.output_size(rows.size))
-                        )
+                    # It may get the shape of the Conv's output by broadcasting.
+                    value = np.broadcast_to(value, output_shape(conv, len(rows.positions), rows.size))
                     kept.append(gather_outputs(conv, value, rows.positions))
-        mask, read = np.concatenate(held_out), np.concatenate(inputs)
-        return Samples(
-            read,
-            np.concatenate(targets),
-            (np.concatenate(skips[0]), np.concatenate(skips[1])) if skip is not None else None,
-            mask,
-            _mixed(np.concatenate(originals)[~mask], read[~mask], conv.group) if originals else None,
-        )
+        mask, read = split(np.concatenate(held_out), self._options.seed, site), np.concatenate(inputs)
+        mixed = _mixed(np.concatenate(originals)[~mask], read[~mask], conv.group, centre=centre) if originals else None
+        kept_skips = (np.concatenate(skips[0]), np.concatenate(skips[1])) if skip is not None else None
+        return Samples(read, np.concatenate(targets), kept_skips, mask, mixed), tail
+
+    def _usable(self, step: Step) -> Tail:
+        """The tail; only its part before the Add where that enlarges the Conv's output, or adds NaN or infinity."""
+        conv, tail = step.site.conv, step.tail
+        if tail.skip is None or tail.before_skip is None:
+            return tail
+        name = self._walk.nodes[step.site.place[1]].input[0]
+        for frontier in (self._walk.frontier, self._rewritten):
+            for batch in range(frontier.batches):
+                read, skip = frontier.value(batch, name), frontier.value(batch, tail.skip)
+                shape = output_shape(conv, len(read), input_sizes(conv, read.shape))
+                try:
+                    fits = np.broadcast_shapes(skip.shape, shape) == shape
+                except ValueError:
+                    fits = False
+                if not fits or not np.isfinite(skip).all():
+                    return tail.before_skip
+        return tail
 
     def _replace(self, site: ConvSite, dense: Array, bias: Array | None) -> None:
         """Let the rewritten network compute what the factors give, as one dense Conv."""
@@ -196,6 +226,16 @@ class _Calibrator:
             node.input.append(f"onnxsep.calibration.{index}.bias")
             self._rewritten.add_initializer(build_tensor(node.input[2], bias.astype(kind)))
         self._replaced[index] = node
+
+
+def blas_threads(conv: Conv) -> AbstractContextManager[Any]:
+    """One thread for the linear algebra of all but large Convs.
+
+    Threads gain little on small matrices, and on a machine that is busy otherwise they wait for one another: a fit of
+    ten seconds was seen to take two minutes.
+    """
+    size = conv.weight_size // conv.out_channels
+    return threadpool_limits(1) if size < _LARGE else nullcontext()
 
 
 def read_bias(model: Model, sites: Sites, site: ConvSite) -> Array | None:
@@ -228,8 +268,9 @@ def told(result: Fit) -> str:
     return f"{result.before:.3f} -> {result.held_out:.3f}"
 
 
-def _mixed(originals: Floats, rows: Floats, group: int) -> Array:
-    """The mean of x0 x^T, both centred, for each group."""
+def _mixed(originals: Floats, rows: Floats, group: int, *, centre: bool) -> Array:
+    """The mean of x0 x^T for each group, both centred where the bias is fitted."""
     shape = (len(rows), group, -1)
-    left, right = ((array - array.mean(axis=0)).reshape(shape) for array in (originals, rows))
+    pair = [array - array.mean(axis=0) if centre else array for array in (originals, rows)]
+    left, right = (array.reshape(shape) for array in pair)
     return np.stack([mean_product(left[:, number], right[:, number]) for number in range(group)])

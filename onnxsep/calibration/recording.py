@@ -1,26 +1,27 @@
 """Recording the statistics of a network, and fitting factors to recorded ones instead of to data."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.calibration.layerwise import FELL_BACK, SHARED, Calibrated, outcome_of, read_bias, told
-from onnxsep.errors import FactorizationError
-from onnxsep.factors import Factorized, Progress
 from onnxsep.calibration.fitting import fit_moments, mean_product
+from onnxsep.calibration.layerwise import FELL_BACK, SHARED, Calibrated, blas_threads, outcome_of, read_bias, told
+from onnxsep.calibration.sampling import Floats
+from onnxsep.calibration.schedule import make_schedule
+from onnxsep.calibration.statistics_file import Recorded, model_fingerprint
+from onnxsep.calibration.walk import CalibrationOptions, Walk, split
+from onnxsep.errors import CalibrationError, FactorizationError
+from onnxsep.factors import Factorized, Progress
 from onnxsep.io import Model
 from onnxsep.modes import Factors
 from onnxsep.planning import Plan, factor_key, in_main_graph, naming
 from onnxsep.runtime import RuntimeOptions
-from onnxsep.calibration.sampling import Floats
-from onnxsep.calibration.schedule import make_schedule
 from onnxsep.sites import Sites, read_weight
 from onnxsep.statistics import Moments, SiteMoments
-from onnxsep.calibration.statistics_file import Recorded, model_fingerprint
 from onnxsep.types import Conv, ConvSite, Place
-from onnxsep.calibration.walk import CalibrationOptions, Walk
 
 
 def record(
@@ -53,10 +54,8 @@ def record(
     for number, step in enumerate(steps):
         walk.advance(step)
         rows = list(walk.rows(step.site))
-        patches, held_out = (
-            np.concatenate([row.patches for row in rows]),
-            np.concatenate([row.held_out for row in rows]),
-        )
+        patches = np.concatenate([row.patches for row in rows])
+        held_out = split(np.concatenate([row.held_out for row in rows]), options.seed, step.site)
         found[step.site.place] = SiteMoments(
             _moments(step.site.conv, patches[~held_out]), _moments(step.site.conv, patches[held_out])
         )
@@ -67,8 +66,10 @@ def record(
 
 def _moments(conv: Conv, patches: Floats) -> Moments:
     parts = patches.reshape(len(patches), conv.group, -1)
-    square = np.stack([mean_product(parts[:, group], parts[:, group]) for group in range(conv.group)])
-    return Moments(parts.mean(axis=0, dtype=np.float64), square)
+    mean = parts.mean(axis=0, dtype=np.float64)
+    centred = parts - mean.astype(np.float32)  # before squaring: a large mean would hide a small spread
+    covariance = np.stack([mean_product(centred[:, group], centred[:, group]) for group in range(conv.group)])
+    return Moments(mean, covariance + mean[:, :, None] * mean[:, None, :])
 
 
 def calibrate_from(
@@ -79,7 +80,7 @@ def calibrate_from(
     options: CalibrationOptions,
     progress: Progress | None = None,
 ) -> Calibrated:
-    """Fit every replacement of the plan for which statistics were recorded, each as if it were the only one.
+    """Fit every replacement of the plan in the main graph, each as if it were the only one.
 
     Args:
         model: the source.
@@ -88,9 +89,19 @@ def calibrate_from(
         recorded: the statistics.
         options: the initialisation and the prior.
         progress: told of every Conv that is done, with its error before and after.
+
+    Raises:
+        CalibrationError: the statistics lack one of them.
+        PassError: a mode broke a promise.
     """
     done = Calibrated(samples=recorded.samples)
-    rows = [row for row in plan.replacements if row.site.place in recorded.sites]
+    rows = [row for row in plan.replacements if in_main_graph(row.site)]
+    missing = [row.site for row in rows if row.site.place not in recorded.sites]
+    if missing:
+        raise CalibrationError(
+            f"the statistics tell nothing about {missing[0].op_type} {missing[0].name!r}: they were recorded for a "
+            "mode that does not take such nodes; record them again with this one, by --data and --statistics"
+        )
     for number, row in enumerate(rows):
         site, key = row.site, factor_key(row)
         earlier = done.outcomes.get(key)
@@ -102,7 +113,7 @@ def calibrate_from(
         except FactorizationError as error:
             done.outcomes[key] = str(error)
             continue
-        with naming(row.mode, site.name):
+        with naming(row.mode, site.name), blas_threads(site.conv):
             result = fit_moments(
                 row.mode,
                 site.conv,
@@ -116,8 +127,10 @@ def calibrate_from(
                 given=given,
             )
             outcome = outcome_of(row, weight, result, options.init)
-            done.outcomes.setdefault(key, outcome)
-            if not isinstance(outcome, str):
+            if isinstance(outcome, str):
+                done.outcomes.setdefault(key, outcome)
+            else:
+                done.outcomes.setdefault(key, replace(outcome, bias=None, errors=None))
                 done.by_place[site.place] = outcome
             if given:
                 done.notes[site.place] = SHARED
@@ -125,4 +138,5 @@ def calibrate_from(
                 done.notes[site.place] = FELL_BACK
         if progress:
             progress(f"{site.name}: {told(result)}", number + 1, len(rows))
+    done.note_nested(plan)
     return done

@@ -37,6 +37,13 @@ def input_sizes(conv: Conv, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[1:-1]) if conv.dims == 0 else tuple(shape[2:])
 
 
+def output_shape(conv: Conv, images: int, size: Sequence[int]) -> tuple[int, ...]:
+    """Shape of the Conv's output for an input of these sizes, which are those of ``choose_positions``."""
+    return (
+        (images, *size, conv.out_channels) if conv.dims == 0 else (images, conv.out_channels, *conv.output_size(size))
+    )
+
+
 def gather_patches(conv: Conv, values: NDArray[Any], positions: Indices) -> Floats:
     """The patches under the kernel at output positions.
 
@@ -50,8 +57,8 @@ def gather_patches(conv: Conv, values: NDArray[Any], positions: Indices) -> Floa
     """
     images, count = positions.shape
     if conv.dims == 0:
-        rows = values.reshape(images, -1, values.shape[-1])
-        return rows[np.arange(images)[:, None], positions].reshape(images * count, -1).astype(np.float32)
+        entries = values.reshape(images, -1, values.shape[-1])
+        return entries[np.arange(images)[:, None], positions].reshape(images * count, -1).astype(np.float32)
     size = values.shape[2:]
     places = np.unravel_index(positions, conv.output_size(size))
     index = np.zeros((images, count, *(1,) * conv.dims), np.int64)
@@ -65,7 +72,8 @@ def gather_patches(conv: Conv, values: NDArray[Any], positions: Indices) -> Floa
     flat = values.reshape(images, values.shape[1], -1)
     patches = flat[np.arange(images)[:, None, None], :, index.reshape(images, count, -1)]  # [images, n, taps, channels]
     patches = np.where(inside.reshape(images, count, -1, 1), patches, 0)
-    return patches.transpose(0, 1, 3, 2).reshape(images * count, -1).astype(np.float32)
+    rows: Floats = patches.transpose(0, 1, 3, 2).reshape(images * count, -1).astype(np.float32)
+    return rows
 
 
 def gather_outputs(conv: Conv, values: NDArray[Any], positions: Indices) -> Floats:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxsep.constants import find_constant
 from onnxsep.calibration.frontier import reads
+from onnxsep.constants import find_constant
 from onnxsep.io import Model, read_tensor
 from onnxsep.linalg import Array
 from onnxsep.scopes import Scope, is_standard
@@ -31,6 +31,7 @@ class Tail:
         skip_scale: [out_channels].
         low: 0 for Relu, minus infinity where no activation follows that clips.
         high: 6 for Relu6, infinity otherwise.
+        before_skip: the part before the Add, where there is a skip.
     """
 
     scale: Array
@@ -39,11 +40,17 @@ class Tail:
     skip_scale: Array
     low: float = -np.inf
     high: float = np.inf
+    before_skip: "Tail | None" = None
 
     @property
     def clips(self) -> bool:
         """Whether an activation follows."""
         return self.low > -np.inf or self.high < np.inf
+
+    @property
+    def unclipped(self) -> "Tail":
+        """The same without its activation."""
+        return replace(self, low=-np.inf, high=np.inf)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Step:
 def make_schedule(model: Model, scopes: Sequence[Scope], sites: Sequence[ConvSite]) -> list[Step]:
     """Every site after the nodes that its input and its skip depend on.
 
-    Where two branches of an Add both hold sites, one of them has to come first: it takes no account of the other.
+    Where two branches of an Add both hold sites, one of them has to come first: its tail ends before the Add.
 
     Args:
         model: the source.
@@ -80,6 +87,8 @@ class _Scheduler:
             for name in set(reads(node)):
                 self._users[name].append(index)
         self._outputs = {value.name for value in model.proto.graph.output}
+        initializers = {tensor.name for tensor in model.proto.graph.initializer}
+        self._inputs = {value.name for value in model.proto.graph.input} - initializers
         self._started: set[int] = set()
         self._order: list[tuple[ConvSite, Tail]] = []
 
@@ -96,7 +105,8 @@ class _Scheduler:
             tail = self._tail(place)
             if ready:
                 if tail.skip is not None and not self._usable(tail.skip, place):
-                    tail = replace(tail, skip=None)
+                    assert tail.before_skip is not None
+                    tail = tail.before_skip
                 self._order.append((self._sites[place], tail))
                 continue
             if place in self._started:
@@ -129,28 +139,28 @@ class _Scheduler:
 
     def _steps(self) -> list[Step]:
         constant = self._constants()
+        repeated = {name for index in constant for name in self._nodes[index].output}
         run: set[int] = set()
-        pieces: list[list[int]] = []
+        pieces: list[set[int]] = []
         for site, tail in self._order:
             wanted = [self._nodes[site.place[1]].input[0], *([tail.skip] if tail.skip else [])]
             piece = self._ancestors(wanted, run | constant)
             run |= piece
-            pieces.append(sorted(piece))
+            pieces.append(piece)
         steps: list[Step] = []
         needed: set[str] = set()
         for (site, tail), piece in zip(reversed(self._order), reversed(pieces), strict=True):
-            needed |= {self._nodes[site.place[1]].input[0], *([tail.skip] if tail.skip else [])}
+            own = {self._nodes[site.place[1]].input[0], *([tail.skip] if tail.skip else [])}
+            read = {name for index in piece for name in reads(self._nodes[index])}
             # Constants are not passed on but computed again in each piece that reads them.
-            behind = self._ancestors((name for index in piece for name in reads(self._nodes[index])), run)
-            nodes = sorted({*piece, *(behind & constant)})
-            steps.append(Step(site, tail, tuple(nodes), frozenset(needed)))
-            needed |= {name for index in piece for name in reads(self._nodes[index])}
+            nodes = sorted({*piece, *(self._ancestors(own | read, run) & constant)})
+            steps.append(Step(site, tail, tuple(nodes), frozenset(needed | own)))
+            needed |= (own | read) - repeated
         return steps[::-1]
 
     def _constants(self) -> set[int]:
         """Nodes that depend on no input of the graph."""
-        initializers = {tensor.name for tensor in self._model.proto.graph.initializer}
-        moving = {value.name for value in self._model.proto.graph.input} - initializers
+        moving = set(self._inputs)
         constant: set[int] = set()
         for index, node in enumerate(self._nodes):
             if moving.isdisjoint(reads(node)) and not node.op_type.startswith(("Random", "Bernoulli", "Multinomial")):
@@ -161,13 +171,13 @@ class _Scheduler:
 
     def _tail(self, place: int) -> Tail:
         """Follow the output of a Conv while it has one user."""
-        conv = self._sites[place].conv
-        size = conv.out_channels
+        site = self._sites[place]
+        size = site.conv.out_channels
         tail = Tail(np.ones(size), np.zeros(size), None, np.ones(size))
         name = self._nodes[place].output[0]
         while len(self._users[name]) == 1 and name not in self._outputs:
             node = self._nodes[self._users[name][0]]
-            following = self._extended(tail, node, name, size, conv.dims) if is_standard(node) else None
+            following = self._extended(tail, node, name, site) if is_standard(node) else None
             if following is None:
                 break
             tail, name = following, node.output[0]
@@ -175,8 +185,9 @@ class _Scheduler:
                 break
         return tail
 
-    def _extended(self, tail: Tail, node: onnx.NodeProto, name: str, size: int, dims: int) -> Tail | None:
+    def _extended(self, tail: Tail, node: onnx.NodeProto, name: str, site: ConvSite) -> Tail | None:
         """The tail with one more node; None where the node is none that it can hold."""
+        size, dims, op_type = site.conv.out_channels, site.conv.dims, site.op_type
         if node.op_type == "Identity":
             return tail
         if node.op_type == "Relu":
@@ -184,7 +195,7 @@ class _Scheduler:
         if node.op_type == "Clip":
             low, high = self._bound(node, 1, "min"), self._bound(node, 2, "max")
             return None if low is None or high is None else replace(tail, low=low, high=high)
-        if node.op_type == "BatchNormalization":
+        if node.op_type == "BatchNormalization" and op_type != "MatMul":  # whose channels may lie behind other axes
             values = [self._vector(entry, size, 0) for entry in node.input[1:5]]
             attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
             if len(node.output) > 1 or attributes.get("training_mode", 0) or any(value is None for value in values):
@@ -206,12 +217,9 @@ class _Scheduler:
                 return replace(
                     tail, scale=tail.scale * value, shift=tail.shift * value, skip_scale=tail.skip_scale * value
                 )
-            if node.op_type == "Add" and tail.skip is None and other in self._producer | dict.fromkeys(self._inputs()):
-                return replace(tail, skip=other, skip_scale=np.ones(size))
+            if node.op_type == "Add" and tail.skip is None and (other in self._producer or other in self._inputs):
+                return replace(tail, skip=other, skip_scale=np.ones(size), before_skip=tail)
         return None
-
-    def _inputs(self) -> Iterable[str]:
-        return (value.name for value in self._model.proto.graph.input)
 
     def _bound(self, node: onnx.NodeProto, position: int, attribute: str) -> float | None:
         """A limit of Clip; infinite where it has none, None where it is not constant."""
@@ -225,7 +233,7 @@ class _Scheduler:
         return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
 
     def _vector(self, name: str, size: int, dims: int) -> Array | None:
-        """A constant as [size] that broadcasts along the channels of [..., size, *spatial], with ``dims`` axes behind."""
+        """A constant as [size] that broadcasts along the channels of [..., size, *spatial], ``dims`` axes behind."""
         value = self._constant(name)
         if value is None:
             return None

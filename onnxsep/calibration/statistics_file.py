@@ -9,21 +9,29 @@ import hashlib
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxsep.errors import CalibrationError, FactorizationError
 from onnxsep.files import NewFiles
 from onnxsep.io import Model
+from onnxsep.linalg import Array
 from onnxsep.sites import Sites, read_weight
 from onnxsep.statistics import Moments, SiteMoments
 from onnxsep.types import ConvSite, Place
 
 _FORMAT = "onnxsep statistics 1"
+# What numpy, zipfile and a header of another kind raise.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,8 @@ def save_statistics(path: str | os.PathLike[str], recorded: Recorded) -> None:
     arrays = {"header": np.array(json.dumps(header))}
     for number, site in enumerate(recorded.sites.values()):
         for part, moments in (("fit", site.fit), ("held_out", site.held_out)):
-            arrays[f"{number}.{part}.mean"] = moments.mean.astype(np.float32)
-            arrays[f"{number}.{part}.square"] = moments.square.astype(np.float32)
+            arrays[f"{number}.{part}.mean"] = moments.mean
+            arrays[f"{number}.{part}.covariance"] = moments.centred().astype(np.float32)
     content = BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]  # the stub takes the keywords for options
     with NewFiles(Path(path)) as new:
@@ -85,7 +93,7 @@ def load_statistics(path: str | os.PathLike[str], model: Model, sites: Sites) ->
         CalibrationError: it cannot be read, is no statistics file, or belongs to another model.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             header = json.loads(str(arrays["header"]))
             if header["format"] != _FORMAT:
                 raise ValueError(f"its format is {header['format']!r}")
@@ -96,10 +104,7 @@ def load_statistics(path: str | os.PathLike[str], model: Model, sites: Sites) ->
             found = {
                 (int(place[0]), int(place[1])): SiteMoments(
                     *(
-                        Moments(
-                            arrays[f"{number}.{part}.mean"].astype(np.float64),
-                            arrays[f"{number}.{part}.square"].astype(np.float64),
-                        )
+                        _moments(arrays[f"{number}.{part}.mean"], arrays[f"{number}.{part}.covariance"])
                         for part in ("fit", "held_out")
                     )
                 )
@@ -110,14 +115,19 @@ def load_statistics(path: str | os.PathLike[str], model: Model, sites: Sites) ->
             )
     except FileNotFoundError:
         raise CalibrationError(f"{path}: no such file; with --data it will be written") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise CalibrationError(f"{path} cannot be read as a statistics file: {error}") from error
+
+
+def _moments(mean: Array, covariance: NDArray[np.float32]) -> Moments:
+    mean = mean.astype(np.float64)
+    return Moments(mean, covariance.astype(np.float64) + mean[:, :, None] * mean[:, None, :])
 
 
 def is_statistics(path: Path) -> bool:
     """Whether a file is one of these, and may be replaced by another."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return bool(json.loads(str(arrays["header"]))["format"] == _FORMAT)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+    except _UNREADABLE:
         return False

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxsep.errors import CalibrationError
-from onnxsep.float32 import as_float32, float32_copy, held_types
 from onnxsep.calibration.frontier import Frontier, Store
-from onnxsep.io import Model
-from onnxsep.runtime import RuntimeOptions
 from onnxsep.calibration.sampling import Floats, Indices, choose_positions, gather_patches, input_sizes
 from onnxsep.calibration.schedule import Step
+from onnxsep.errors import CalibrationError
+from onnxsep.float32 import as_float32, float32_copy, held_types
+from onnxsep.io import Model
+from onnxsep.runtime import RuntimeOptions
 from onnxsep.types import ConvSite
 
 HELD_OUT = 0.1  # of the images
@@ -114,11 +114,28 @@ class Walk:
             size = input_sizes(site.conv, values.shape)
             positions = choose_positions(site.conv, size, len(values), self._options.positions, rng)
             mask = self._held_out[first : first + images]
-            # Where the batch is no longer the first dimension, rows cannot be told apart by image.
-            by_row = np.repeat(mask, positions.shape[1]) if len(values) == images else np.full(positions.size, mask[0])
+            # Where a batch has become more entries, or fewer, each belongs to the image at its place in the batch.
+            owner = np.arange(len(values)) * images // len(values)
+            by_row = np.repeat(mask[owner], positions.shape[1])
             patches = finite(gather_patches(site.conv, values, positions), site)
             yield Rows(batch, size, positions, patches, by_row)
             first += images
+
+
+def split(held_out: NDArray[np.bool_], seed: int, site: ConvSite) -> NDArray[np.bool_]:
+    """The rows that are not for fitting: as given, or, if they are all of one kind, a tenth of them.
+
+    Raises:
+        CalibrationError: there are fewer than two rows.
+    """
+    if held_out.any() and not held_out.all():
+        return held_out
+    if len(held_out) < 2:
+        raise CalibrationError(
+            f"{site.op_type} {site.name!r} has only {len(held_out)} output positions on the calibration data, too few "
+            "to fit and to measure; give more --samples or --positions, or leave it out with --skip"
+        )
+    return _held_out(len(held_out), seed)
 
 
 def finite(patches: Floats, site: ConvSite) -> Floats:

@@ -35,6 +35,7 @@ TuneProgress = Callable[[int, int, float], None]
 _EVALUATIONS = 15
 _MOST_EVALUATED = 256  # samples of the training part on which the loss before and after is measured
 _WARM_UP = 0.1  # share of the steps
+_SMALLEST_SCALE = 0.1  # share of the median scale: a tensor of zeros moves too
 _LARGEST_RATE = 1e30  # above, Adam's own arithmetic overflows
 # Largest relative difference (root mean square) between torch and ONNX Runtime that rounding explains.
 _SAME = {"float16": 0.05}
@@ -76,7 +77,7 @@ def tune(
     *,
     steps: int,
     seed: int = 0,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 0.02,
     batch_size: int = 64,
     augment: bool = True,
     held_out: float = 0.1,
@@ -94,7 +95,9 @@ def tune(
         names: Names of the weights to tune (initialisers or outputs of Constant nodes); None tunes all of them.
         steps: Number of optimiser steps.
         seed: Of the held-out share, the order of the samples, crops and flips.
-        learning_rate: Largest rate of Adam; it rises over a tenth of the steps and falls along a cosine to zero.
+        learning_rate: Largest step of Adam, relative to the root mean square of each tensor's values: networks, and
+            the two factors of one weight, differ in scale. It rises over a tenth of the steps and falls along a cosine
+            to zero.
         batch_size: Samples in a step.
         augment: Crop and flip where the only input is an image (4 axes, 1, 3 or 4 channels, first or last).
         held_out: Share of the samples that is not trained on.
@@ -173,11 +176,13 @@ class _Tuner:
         if not math.isfinite(held_before):
             raise FeedError("the outputs of the two models differ by NaN or infinity before tuning; check the inputs")
         best_loss, best_step, best = held_before, 0, self._copy()
-        optimizer = self._torch.optim.Adam(self._tuned.values(), lr=learning_rate)
+        scales = _scales(best)
+        groups = [{"params": [parameter], "scale": scales[name]} for name, parameter in self._tuned.items()]
+        optimizer = self._torch.optim.Adam(groups, lr=learning_rate)
         done, note = 0, ""
         for step, chosen in zip(range(1, steps + 1), self._endless(), strict=False):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * _schedule(step, steps)
+                group["lr"] = learning_rate * group["scale"] * _schedule(step, steps)
             loss = self._step(optimizer, chosen)
             if not math.isfinite(loss):
                 note = f"the loss was {loss} at step {step}: stopped with the weights of step {best_step}"
@@ -273,6 +278,13 @@ def _chosen(graph: TorchGraph, names: Collection[str] | None) -> dict[str, Any]:
     for name, parameter in graph.parameters.items():
         parameter.requires_grad_(name in tuned)
     return tuned
+
+
+def _scales(tensors: Mapping[str, Any]) -> dict[str, float]:
+    """What a step is relative to, for each tensor: the root mean square of its values, within reason."""
+    sizes = {name: float(tensor.square().mean().sqrt()) for name, tensor in tensors.items()}
+    least = _SMALLEST_SCALE * float(np.median(list(sizes.values()))) or 1e-3
+    return {name: max(size, least) for name, size in sizes.items()}
 
 
 def _schedule(step: int, steps: int) -> float:

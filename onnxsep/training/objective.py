@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from onnxsep.errors import FeedError
 
-_LEAST = 1e-8  # a probability below this counts as this
+# A probability below this counts as this; small, because there its gradient ends.
+_LEAST, _LEAST_FLOAT16 = 1e-30, 1e-7
 _SUM_TOLERANCE = 1e-3
 
 
@@ -33,7 +34,7 @@ class Objective:
     def __init__(self, torch: Any, reference: Sequence[Mapping[str, NDArray[Any]]]) -> None:
         self._torch = torch
         self._scales: dict[str, float] = {}
-        self._probabilities: set[str] = set()
+        self._probabilities: dict[str, float] = {}
         for name, first in reference[0].items():
             if first.dtype.kind != "f" or not first.size:
                 continue
@@ -41,8 +42,9 @@ class Objective:
             if not all(np.isfinite(array).all() for array in values):
                 raise FeedError(f"the teacher's output {name!r} is not finite on the tuning inputs")
             if all(_are_probabilities(array) for array in values):
-                self._probabilities.add(name)
-                values = [self._scores(torch.from_numpy(array)).numpy() for array in values]
+                least = _LEAST_FLOAT16 if first.dtype == np.float16 else _LEAST
+                self._probabilities[name] = least
+                values = [_scores(torch.from_numpy(array), least).numpy() for array in values]
             flat = np.concatenate([array.ravel() for array in values]).astype(np.float64)
             self._scales[name] = float(flat.var() or np.square(flat).mean() or 1.0)
         if not self._scales:
@@ -60,13 +62,14 @@ class Objective:
             ours = found[name]
             target = self._torch.from_numpy(np.asarray(wanted[name], np.float32)).to(ours.device)
             if name in self._probabilities:
-                ours, target = self._scores(ours), self._scores(target)
+                ours, target = (_scores(tensor, self._probabilities[name]) for tensor in (ours, target))
             losses.append((ours - target).square().mean() / scale)
         return sum(losses) / len(losses)
 
-    def _scores(self, probabilities: Any) -> Any:
-        logarithms = probabilities.clamp(min=_LEAST).log()
-        return logarithms - logarithms.mean(1, keepdim=True)
+
+def _scores(probabilities: Any, least: float) -> Any:
+    logarithms = probabilities.clamp(min=least).log()
+    return logarithms - logarithms.mean(1, keepdim=True)
 
 
 def _are_probabilities(values: NDArray[np.float32]) -> bool:

@@ -1,0 +1,112 @@
+"""Small networks in ONNX's text form, with random weights, and the steps of a rewrite with data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+import onnxsep
+from onnxsep.calibration.schedule import Step, make_schedule
+from onnxsep.calibration.walk import CalibrationOptions, Walk
+from onnxsep.io import Model
+from onnxsep.planning import in_main_graph
+from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.sites import Sites, find_sites
+from onnxsep.types import ConvSite
+
+Array = NDArray[Any]
+ONE_THREAD = RuntimeOptions(threads=1)
+EXACT = RuntimeOptions(threads=1, optimize=False)
+
+
+def network(body: str, *, seed: int = 0, opset: int = 17, ir: int = 8, **tensors: Any) -> onnx.ModelProto:
+    """A model from a graph in text form. What it reads and ``tensors`` gives becomes an initialiser.
+
+    A tuple stands for random weights of that shape, of a size that keeps the values of a chain of Convs in range.
+    """
+    rng = np.random.default_rng(seed)
+    model = onnx.parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}]> {body}')
+    for name, given in tensors.items():
+        array = given
+        if isinstance(given, tuple):
+            fan_in = int(np.prod(given[1:])) or 1
+            array = (rng.standard_normal(given) * np.sqrt(2 / fan_in)).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type.lower()}_{node.output[0] or number}"
+    return model
+
+
+def images(count: int = 24, shape: Sequence[int] = (3, 8, 8), seed: int = 7) -> Array:
+    """Smooth random images: neighbours are alike, as those of photographs are."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((count, *shape))
+    for axis in range(2, values.ndim):
+        values = values + np.roll(values, 1, axis) + 0.5 * np.roll(values, 2, axis)
+    return values.astype(np.float32)
+
+
+def outputs(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str] = ()) -> dict[str, Array]:
+    """Run a model, with other tensors as its outputs if they are named."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.ir_version = max(copy.ir_version, 4)
+    weights = {tensor.name for tensor in copy.graph.initializer}
+    for value in [value for value in copy.graph.input if value.name in weights]:
+        copy.graph.input.remove(value)
+    if names:
+        del copy.graph.output[:]
+        copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return Runner(Model(copy), EXACT)(feeds)
+
+
+class Steps:
+    """A walk over a model's Convs, step by step.
+
+    Args:
+        model: the model.
+        batches: its inputs.
+        names: of the Convs to visit; all by default.
+        linear: visit Gemm and MatMul nodes too.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto | Model,
+        batches: Sequence[Mapping[str, Array]],
+        names: Sequence[str] = (),
+        *,
+        linear: bool = False,
+        runtime: RuntimeOptions = EXACT,
+        **options: Any,
+    ) -> None:
+        self.model = model if isinstance(model, Model) else Model(model)
+        self.sites: Sites = find_sites(self.model, linear_layers=linear)
+        self.wanted = [
+            site
+            for site in self.sites.found
+            if isinstance(site, ConvSite) and in_main_graph(site) and (not names or site.name in names)
+        ]
+        self.steps: list[Step] = make_schedule(self.model, self.sites.scopes, self.wanted)
+        self.walk = Walk(self.model, batches, CalibrationOptions(**options), runtime)
+        self.batches = list(batches)
+
+    def input_of(self, step: Step) -> str:
+        return str(self.walk.nodes[step.site.place[1]].input[0])
+
+
+def fitted(model: onnx.ModelProto | str, data: Any, **options: Any) -> onnxsep.Result:
+    """A rewrite with data, of every Conv and at any cost, on one thread."""
+    chosen: dict[str, Any] = {"mode": "depthwise", "force": True, "include_first": True, "runtime": ONE_THREAD}
+    return onnxsep.rewrite(model, data=data, **{**chosen, **options})
+
+
+def stored_parameters(model: onnx.ModelProto) -> int:
+    """Elements of all float initialisers and float Constant nodes of the main graph."""
+    held = [*model.graph.initializer]
+    held += [entry.t for node in model.graph.node if node.op_type == "Constant" for entry in node.attribute]
+    return sum(int(np.prod(tensor.dims)) for tensor in held if tensor.data_type == onnx.TensorProto.FLOAT)
