@@ -8,7 +8,6 @@ of the activations). The ratio is that of the parameters of the replaced Convs. 
 """
 
 import argparse
-import sys
 import time
 from typing import NamedTuple
 
@@ -61,7 +60,8 @@ def main() -> None:
         test = network.images(data.test)
         whole = cifar.correct(source, test, data.labels)
         print(f"{name}: {network.file}, {100 * whole.mean():.1f} %")
-        print(f"  {'mode':<20} {'rank':>5} {'init':<12} {'ratio':>6} {'accuracy':>9} {'to reach':>9} {'seconds':>8}  held-out error")
+        header = f"{'mode':<20} {'rank':>5} {'init':<12} {'ratio':>6} {'accuracy':>9} {'to reach':>9} {'seconds':>8}"
+        print(f"  {header}  held-out error")
         # On ResNet-8 the other rows would say little: it has six such Convs.
         chosen = [line for line in LINES if options.only in f"{line.mode}/{line.init}"]
         for line in chosen if name == "resnet20" else [line for line in chosen if line.init == "joint"]:
@@ -109,4 +109,4 @@ def row(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -27,13 +27,14 @@ class Network:
 
     @property
     def path(self) -> Path:
+        """Where its file is."""
         return SHARED / "models" / self.file
 
     def images(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """Pixels [n, 32, 32, 3] as the network takes them."""
         if self.nhwc:
             return pixels.astype(np.float32)
-        scaled = (pixels.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+        scaled = (pixels.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 

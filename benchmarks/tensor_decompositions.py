@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import cifar
 import numpy as np
+import numpy.typing as npt
 
 import onnxsep
 from onnxsep.calibration.schedule import make_schedule
@@ -72,10 +73,12 @@ def main() -> None:
             print(f"{step.site.name:<30} {compare(mode, step.site.conv, weight, patches, held_out, share)}", flush=True)
 
 
-def compare(mode: Mode, conv: Conv, weight: Array, patches: Array, held_out: Array, share: float) -> str:
+def compare(
+    mode: Mode, conv: Conv, weight: Array, patches: Array, held_out: npt.NDArray[np.bool_], share: float
+) -> str:
     rank, _ = choose_rank(conv, mode, RankPolicy("fraction", share), 0, lambda: weight)
-    mean = patches[~held_out.astype(bool)].mean(axis=0)
-    fit = patches[~held_out.astype(bool)] - mean
+    mean = patches[~held_out].mean(axis=0)
+    fit = patches[~held_out] - mean
     gram = fit.T @ fit / len(fit)
     matrix = weight.reshape(conv.out_channels, -1)
     given = Statistics(gram[None], (matrix @ gram)[None]).with_prior(weight, 1e-3)
@@ -88,7 +91,7 @@ def compare(mode: Mode, conv: Conv, weight: Array, patches: Array, held_out: Arr
     def joint() -> Array:
         return mode.reconstruct(conv, mode.fit(Task(conv, weight, given, start=plain[0]), rank, "joint"))
 
-    fresh = patches[held_out.astype(bool)] - mean
+    fresh = patches[held_out] - mean
     wanted = fresh @ matrix.T
     cells = []
     for work in (lambda: tensorly_weight(mode.name, weight, rank), svd, joint):

@@ -77,7 +77,7 @@ class Mode(ABC):
         """The replacement: its last layer computes the output of ``conv``, and exactly at full rank."""
 
     def is_exact(self, conv: Conv, rank: Rank) -> bool:
-        """Whether the replacement equals the Conv at these ranks, whatever its weight: by default, where all are full."""
+        """Whether the replacement equals the Conv at these ranks, whatever its weight: by default, if all are full."""
         for position, used in enumerate(rank):
             axis = self.rank_axis(conv, rank[:position])
             if axis is None or used < axis.full:
@@ -91,7 +91,7 @@ class Mode(ABC):
             FactorizationError: the mode has no such values.
         """
         raise FactorizationError(
-            f"mode {self.name} has no singular values to keep a share of; use an integer rank or a share of the parameters"
+            f"mode {self.name} has no singular values to keep a share of; use an integer or a share of the parameters"
         )
 
     @abstractmethod

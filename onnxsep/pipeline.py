@@ -8,12 +8,12 @@ from pathlib import Path
 
 import onnx
 
+from onnxsep.calibration import Fitting, fit_plan, tune_result
 from onnxsep.data import Dataset, Preprocessing, Source
 from onnxsep.ensure import ensure_valid
 from onnxsep.errors import OptionError, VerificationError
 from onnxsep.factors import Factorized, Progress, factorize_all
 from onnxsep.feeds import check_input_shapes
-from onnxsep.calibration import Fitting, fit_plan, tune_result
 from onnxsep.io import Model, load
 from onnxsep.modes import Mode, get_mode
 from onnxsep.planning import SIZES_UNKNOWN, Options, Plan, make_plan

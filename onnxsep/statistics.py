@@ -11,9 +11,9 @@ from onnxsep.linalg import Array
 class Statistics:
     """Averages over sampled output positions, one matrix for each group of the Conv.
 
-    A position's input x is the patch under the kernel, [in_channels / group, *kernel_shape] flattened to d values (zeros
-    where it hangs over the edge), its target y the output [out_channels / group] that the original network has there.
-    Where the replacement has a bias both are centred, for the mean goes into the bias.
+    A position's input x is the patch under the kernel, [in_channels / group, *kernel_shape] flattened to d values,
+    zeros where it hangs over the edge; its target y is the output [out_channels / group] that the original network has
+    there. Where the replacement has a bias both are centred, for the mean goes into the bias.
 
     Attributes:
         gram: [group, d, d], the mean of x x^T, x as the rewritten network delivers it.
@@ -26,7 +26,7 @@ class Statistics:
     mixed: Array | None = None
 
     def with_prior(self, weight: Array, strength: float) -> "Statistics":
-        """Add ``strength`` times the mean diagonal of the Gram matrix, as if unit inputs had given the weight's outputs.
+        """Add ``strength`` times the mean diagonal of the Gram matrix, as if unit inputs gave the weight's outputs.
 
         So directions that the data do not see (dead channels, taps that meet only padding, fewer positions than
         unknowns) are fitted to the original weight, as the weights alone would be, and not to zero.

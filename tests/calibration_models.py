@@ -1,6 +1,8 @@
 """Small networks in ONNX's text form, with random weights, and the steps of a rewrite with data."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,16 @@ def outputs(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[
         del copy.graph.output[:]
         copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return Runner(Model(copy), EXACT)(feeds)
+
+
+def load_script(path: Path) -> Any:
+    """A Python file that belongs to no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Steps:

@@ -1,14 +1,13 @@
 """Alternating least squares, on the products of every installed mode, and the closed forms of paper 002."""
 
-import importlib.util
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from calibration_models import load_script
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from test_modes import ranks_at
@@ -228,13 +227,8 @@ def test_response_takes_the_leading_directions_of_the_responses() -> None:
 
 
 @pytest.fixture(scope="module")
-def table2() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("table2", ROOT / "benchmarks" / "table2.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def table2() -> Any:
+    return load_script(ROOT / "benchmarks" / "table2.py")
 
 
 def test_table_2_of_paper_002(table2: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from calibration_models import ONE_THREAD, outputs
+from calibration_models import ONE_THREAD, load_script, outputs
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -46,6 +46,13 @@ def calibrated(model: Path, x: Array, **options: Any) -> onnxsep.Result:
     return onnxsep.rewrite(model, data=x, **{**chosen, **options})
 
 
+def narrow(model: onnx.ModelProto) -> list[str]:
+    """The 3 x 3 Convs of a ResNet's first stages: those with at most 32 channels, whose fits take little time."""
+    convs = [row for row in onnxsep.inspect(model, modes=["depthwise"]).convs if row.weight_shape is not None]
+    names = [row.name for row in convs if row.weight_shape[1:] in ((16, 3, 3), (32, 3, 3))]
+    return names[:9]
+
+
 def test_losses_of_the_skip_are_worth_making_up_for(
     shared: Path, cifar: Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,16 +60,16 @@ def test_losses_of_the_skip_are_worth_making_up_for(
     path = shared / "models" / "cifar10_resnet20_ts.onnx"
     source = load(path).proto
     x, fresh = cifar[:80], cifar[900:]
-    result = calibrated(path, x, rank=2)
+    result = calibrated(path, x, only=narrow(source))
 
     def short(*arguments: Any) -> list[Step]:
         steps = make_schedule(*arguments)
-        assert sum(step.tail.skip is not None for step in steps) >= 8
+        assert sum(step.tail.skip is not None for step in steps) == 4
         return [Step(step.site, step.tail.before_skip or step.tail, step.nodes, step.keep) for step in steps]
 
     monkeypatch.setattr(layerwise, "make_schedule", short)
-    without = calibrated(path, x, rank=2)
-    plain = onnxsep.rewrite(path, mode="depthwise", rank=2, verify="none")
+    without = calibrated(path, x, only=narrow(source))
+    plain = onnxsep.rewrite(path, mode="depthwise", only=narrow(source), verify="none")
     errors = [agreement(source, done.proto, fresh)[1] for done in (result, without, plain)]
     assert errors[0] < errors[1] < errors[2]
 
@@ -72,11 +79,13 @@ def test_order_of_the_initialisations(shared: Path, cifar: Array) -> None:
     path = shared / "models" / "cifar10_resnet20_dynamo.onnx"
     source = load(path).proto
     errors = {
-        init: agreement(source, calibrated(path, cifar[:40], init=init, rank=3).proto, cifar[900:])[1]
+        init: agreement(
+            source, calibrated(path, cifar[:100], init=init, rank=3, only=narrow(source)).proto, cifar[900:]
+        )[1]
         for init in ("svd", "compensated", "joint")
     }
     assert errors["joint"] < errors["compensated"] < errors["svd"]
-    assert errors["joint"] < 0.6
+    assert errors["joint"] < 0.3
 
 
 @pytest.mark.parametrize("mode", ["depthwise", "spatial", "channel", "pointwise", "lean"])
@@ -84,8 +93,7 @@ def test_order_of_the_initialisations(shared: Path, cifar: Array) -> None:
     ("name", "size"),
     [
         ("cifar10_resnet8_tf2onnx", (32, 32, 3)),
-        ("cifar10_resnet8_qdq_tf2onnx", (32, 32, 3)),
-        ("cifar10_resnet32_ts_bn_op10", (3, 32, 32)),
+        ("ultraface_rfb640_pt13", None),
         ("mnist_cntk", (1, 28, 28)),
         ("squeezenet_fp16_caffe2", None),
     ],
@@ -93,8 +101,6 @@ def test_order_of_the_initialisations(shared: Path, cifar: Array) -> None:
 def test_models_of_many_exporters(shared: Path, mode: str, name: str, size: tuple[int, ...] | None) -> None:
     """The fit is no worse than the weights alone at any Conv, and the result is valid and runs."""
     path = shared / "models" / f"{name}.onnx"
-    if name.endswith("bn_op10") and mode not in ("depthwise", "channel"):
-        pytest.skip("a deep network: two modes are enough")
     source = load(path).proto
     entry = next(value for value in source.graph.input if value.name not in {t.name for t in source.graph.initializer})
     shape = size or tuple(dim.dim_value for dim in entry.type.tensor_type.shape.dim)[1:]
@@ -108,15 +114,13 @@ def test_models_of_many_exporters(shared: Path, mode: str, name: str, size: tupl
         assert row.held_out_error is not None
         assert row.svd_error is not None
         assert row.held_out_error <= row.svd_error
-    assert replaced or name.endswith(("qdq_tf2onnx", "cntk", "caffe2"))
+    assert replaced
 
 
 def test_a_trained_network_survives_one_term() -> None:
     """Trained on scikit-learn's digits: the weights alone lose nearly everything, and the fit next to nothing."""
     pytest.importorskip("sklearn")
-    from data import load_split  # type: ignore[import-not-found]  # models/digits is no package
-
-    train, test = load_split()
+    train, test = load_script(DIGITS.with_name("data.py")).load_split()
     model = onnx.load(DIGITS)
     done = calibrated(DIGITS, train.images, samples=120)
     assert agreement(model, done.proto, test.images)[0] > 0.97

@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from onnxsep.errors import DataError, OptionError
 from onnxsep.data.images import ImageReader, find_images
+from onnxsep.data.preprocessing import Preprocessing
+from onnxsep.errors import DataError, OptionError
 from onnxsep.inputs import model_inputs
 from onnxsep.io import Model
-from onnxsep.data.preprocessing import Preprocessing
 
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxsep.errors import DataError
 from onnxsep.data.labels import as_labels, check_labels, read_labels
+from onnxsep.errors import DataError
 
 NAMES = ["cat/1.png", "cat/2.png", "dog/1.png", "dog/3, big.png"]
 CLASSES = ["cat", "dog"]

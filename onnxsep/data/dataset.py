@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsep.errors import DataError, FeedError, OptionError
 from onnxsep.data.images import ImageReader, find_images
-from onnxsep.inputs import Input, model_inputs, read_arrays
-from onnxsep.io import Model
 from onnxsep.data.labels import as_labels, read_labels
 from onnxsep.data.preprocessing import Preprocessing
 from onnxsep.data.samples import FeedSamples, Given, ImageSamples, Samples, from_arrays
+from onnxsep.errors import DataError, FeedError, OptionError
+from onnxsep.inputs import Input, model_inputs, read_arrays
+from onnxsep.io import Model
 
 DEFAULT_BATCH = 16
 
@@ -168,8 +168,8 @@ def open_data(
             nothing is cast.
         model: The model that will be fed.
         preprocessing: How images become values; not for arrays.
-        labels: A CSV file of names and classes (:func:`onnxsep.data.labels.read_labels`), or the classes of the samples as
-            integers; instead of those that the source has.
+        labels: A CSV file of names and classes (:func:`onnxsep.data.labels.read_labels`), or the classes of the samples
+            as integers; instead of those that the source has.
         need_labels: Refuse data without labels.
 
     Raises:

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from PIL import Image, ImageOps
 
+from onnxsep.data.preprocessing import Color, Layout, Preprocessing
 from onnxsep.errors import DataError
 from onnxsep.inputs import Dim, Input, dims_with_channels
-from onnxsep.data.preprocessing import Color, Layout, Preprocessing
 
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}

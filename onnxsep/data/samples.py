@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from onnxsep.errors import DataError, FeedError
 from onnxsep.data.images import ImageReader
-from onnxsep.inputs import Dim, Input, check_type, fits, show_dims, show_inputs
 from onnxsep.data.labels import as_labels
+from onnxsep.errors import DataError, FeedError
+from onnxsep.inputs import Dim, Input, check_type, fits, show_dims, show_inputs
 
 _CHUNK = 2**24  # elements looked at together
 _MADE_UP = ("unk__", "dynamic_axes_", "batch")  # so named dimensions may be the same one under two names

@@ -1,0 +1,64 @@
+"""The command line: parses, calls the API, prints. Exit status: 0 done, 1 our error, 2 usage, 3 a check failed.
+
+One module for each command, or for a few that belong together; importing it adds the command to the application.
+"""
+
+import io
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import onnxsep
+from onnxsep.cli import rewrite, look  # noqa: I001 - the order of the commands in the help
+from onnxsep.cli.app import app
+from onnxsep.cli.options import Debug, debugging
+from onnxsep.errors import OnnxsepError
+
+__all__ = ["app", "look", "main", "rewrite"]
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"onnxsep {onnxsep.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """A compiler for trained CNNs in ONNX: graph in, smaller and faster graph out."""
+
+
+def main() -> None:
+    """Run the command line; every error that is ours, or the user's, ends in one message and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end in an error
+            stream.reconfigure(errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: temporary files are removed; nohup stays in force
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    if sys.stdout is None:  # closed by the caller (>&-)
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the end of the process
+    try:
+        app()
+    except OnnxsepError as error:
+        _fail(str(error), error.exit_status)
+    except Exception as error:  # a bug of ours; the user still gets one line
+        _fail(f"internal error, please report it with the output of --debug: {type(error).__name__}: {error}", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    if debugging():
+        traceback.print_exc()
+    typer.echo(f"onnxsep: error: {message}", err=True)
+    sys.exit(status)

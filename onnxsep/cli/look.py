@@ -1,0 +1,122 @@
+"""onnxsep inspect, check and modes: looking, and changing nothing."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import onnxsep
+from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
+from onnxsep.cli.app import app
+from onnxsep.cli.options import (
+    CustomOps,
+    Debug,
+    FollowLinks,
+    Inputs,
+    InputShapes,
+    Json,
+    Provider,
+    Quiet,
+    Seed,
+    Threads,
+    print_json,
+    printing,
+    runtime_of,
+    shapes_of,
+)
+from onnxsep.modes import broken_modes
+from onnxsep.render import make_console, print_inspect
+
+_FORMATS = {"text": render_text, "json": render_json, "github": render_github, "junit": render_junit}
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="The model to look at.", metavar="IN.onnx", readable=False)],
+    mode: Annotated[list[str] | None, typer.Option("--mode", "-m", help="Only these modes; all by default.")] = None,
+    rank: Annotated[str, typer.Option("--rank", "-r", help="The rank to count at, as for rewrite.")] = "paper",
+    input_shape: InputShapes = None,
+    follow_links: FollowLinks = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List every Conv, what each mode would make of it, parameters and MACs; runs nothing and changes nothing."""
+    found = onnxsep.inspect(
+        model, modes=mode or (), rank=rank, input_shapes=shapes_of(input_shape), follow_links=follow_links
+    )
+    with printing():
+        if as_json:
+            print_json(found.model_dump_json())
+        else:
+            print_inspect(make_console(sys.stdout), found)
+
+
+@app.command()
+def check(
+    model: Annotated[Path, typer.Argument(help="The model to check.", metavar="MODEL.onnx", readable=False)],
+    reference: Annotated[Path, typer.Argument(help="Another .onnx, or a structure as text (.txt).")],
+    update: Annotated[bool, typer.Option("--update", help="Rewrite the reference from the model.")] = False,
+    ignore_names: Annotated[bool, typer.Option("--ignore-names", help="Names may differ.")] = False,
+    no_structure: Annotated[bool, typer.Option("--no-structure", help="Do not compare the structure.")] = False,
+    no_weights: Annotated[bool, typer.Option("--no-weights", help="Do not compare weights.")] = False,
+    no_outputs: Annotated[bool, typer.Option("--no-outputs", help="Do not run the models.")] = False,
+    rtol: Annotated[float, typer.Option("--rtol", help="Relative tolerance of weights.")] = 1e-5,
+    atol: Annotated[float, typer.Option("--atol", help="Absolute tolerance of weights.")] = 1e-6,
+    output_rtol: Annotated[float, typer.Option("--output-rtol", help="Relative tolerance of outputs.")] = 1e-3,
+    output_atol: Annotated[
+        float, typer.Option("--output-atol", help="Tolerance of outputs relative to their largest magnitude.")
+    ] = 1e-4,
+    style: Annotated[str, typer.Option("--format", help="text, json, github or junit.")] = "text",
+    inputs: Inputs = None,
+    input_shape: InputShapes = None,
+    seed: Seed = 0,
+    follow_links: FollowLinks = False,
+    threads: Threads = 0,
+    provider: Provider = "CPUExecutionProvider",
+    custom_op_library: CustomOps = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare a model with a reference: structure, weights, outputs. Exit status 3 where they differ."""
+    if style not in _FORMATS:
+        raise typer.BadParameter(f"{style!r} is not one of {', '.join(_FORMATS)}", param_hint="--format")
+    result = onnxsep.check(
+        model,
+        reference,
+        ignore_names=ignore_names,
+        structure=not no_structure,
+        weights=not no_weights,
+        outputs=not no_outputs,
+        rtol=rtol,
+        atol=atol,
+        output_rtol=output_rtol,
+        output_atol=output_atol,
+        inputs=inputs,
+        input_shapes=shapes_of(input_shape),
+        seed=seed,
+        runtime=runtime_of(threads, provider, custom_op_library),
+        update=update,
+        follow_links=follow_links,
+    )
+    with printing():
+        if not quiet:
+            render: Callable[[Any], str] = _FORMATS[style]
+            typer.echo(render(result).rstrip("\n"))
+    raise typer.Exit(result.exit_status)
+
+
+@app.command()
+def modes(as_json: Json = False, debug: Debug = False) -> None:
+    """List the installed modes."""
+    found = {name: mode.summary for name, mode in onnxsep.available_modes().items()}
+    with printing():
+        if as_json:
+            typer.echo(json.dumps(found, indent=1))
+            return
+        for name, summary in found.items():
+            typer.echo(f"{name}: {summary}")
+    for name, reason in broken_modes().items():
+        typer.echo(f"{name}: cannot be loaded: {reason}", err=True)

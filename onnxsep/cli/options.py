@@ -1,0 +1,126 @@
+"""Options that several commands share, and what is done with them before and after the work."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from onnxsep.data import Preprocessing
+from onnxsep.errors import OnnxsepError
+from onnxsep.feeds import parse_input_shape
+from onnxsep.runtime import RuntimeOptions
+
+_debug = False
+
+
+def set_debug(value: bool) -> bool:
+    """Remember that tracebacks are wanted."""
+    global _debug
+    _debug = _debug or value
+    return value
+
+
+def debugging() -> bool:
+    """Whether tracebacks are wanted."""
+    return _debug
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=set_debug)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option("--input-shape", metavar="NAME:DIMS", help="Shape of an input with free dimensions, x:1,3,224,224."),
+]
+Inputs = Annotated[Path | None, typer.Option("--inputs", help=".npz with the inputs to run the models on.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of random inputs.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of images, .npy or .npz: what the factors are fitted to (else weights alone)."),
+]
+Preprocess = Annotated[
+    Path | None, typer.Option("--preprocess", help="TOML file with the keys scale, mean, std, layout, size, color, ...")
+]
+Scale = Annotated[str | None, typer.Option("--scale", help="Images: factor of each pixel, such as 1/255 (or 1).")]
+Mean = Annotated[str | None, typer.Option("--mean", help="Images: subtracted after --scale, for each channel.")]
+Std = Annotated[str | None, typer.Option("--std", help="Images: what is then divided by, for each channel.")]
+Layout = Annotated[str | None, typer.Option("--layout", help="Images: NCHW or NHWC; else as the model's input says.")]
+Size = Annotated[str | None, typer.Option("--size", help="Images: HEIGHTxWIDTH; else as the model's input says.")]
+Color = Annotated[str | None, typer.Option("--color", help="Images: RGB, BGR or GRAY.")]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Follow links to external data (model hubs' caches).")
+]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads to use; 0 leaves it to the runtime.")]
+Provider = Annotated[str, typer.Option("--provider", help="Execution provider of ONNX Runtime.")]
+CustomOps = Annotated[
+    list[Path] | None, typer.Option("--custom-op-library", help="Shared library with custom operators.")
+]
+
+
+def print_json(text: str) -> None:
+    """Print JSON in ASCII: it is then the same, and valid, in every encoding that a pipe may have."""
+    typer.echo(json.dumps(json.loads(text), indent=1))
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """The work is done: a reader that has seen enough (`| head`) is no error, an output that is full is one."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must find an open file
+    except OSError as error:
+        raise OnnxsepError(f"cannot print: {error.strerror or error}") from error
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead, or would lead, to one file."""
+    return os.path.realpath(one) == os.path.realpath(other) or (one.exists() and other.exists() and one.samefile(other))
+
+
+def shapes_of(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """What --input-shape gives."""
+    return dict(parse_input_shape(text) for text in texts or ())
+
+
+def preprocessing_of(file: Path | None, *values: str | None) -> Preprocessing | None:
+    """The preprocessing that options give; those of the command line win over those of the file."""
+    keys = ("scale", "mean", "std", "layout", "size", "color")
+    given = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+    if file is None and not given:
+        return None
+    options = Preprocessing.from_values(given, "the command line")
+    if file is None:
+        return options
+    return replace(Preprocessing.load(file), **{key: getattr(options, key) for key in given})
+
+
+def runtime_of(threads: int, provider: str, libraries: list[Path] | None) -> RuntimeOptions:
+    """How models are to be run."""
+    return RuntimeOptions(threads=threads, provider=provider, custom_op_libraries=tuple(libraries or ()))
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar on standard error, nothing where that is no terminal; Ctrl-C within ends in status 130."""
+    console = Console(stderr=True, emoji=False)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+    try:
+        if quiet or not console.is_terminal:
+            yield None
+            return
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+    except KeyboardInterrupt:
+        typer.echo("onnxsep: interrupted; nothing was written", err=True)
+        raise typer.Exit(130) from None

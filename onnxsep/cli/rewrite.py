@@ -1,0 +1,221 @@
+"""onnxsep rewrite."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+
+import onnxsep
+from onnxsep.calibration import is_statistics
+from onnxsep.cli.app import app
+from onnxsep.cli.options import (
+    Color,
+    CustomOps,
+    Data,
+    Debug,
+    FollowLinks,
+    Inputs,
+    InputShapes,
+    Json,
+    Layout,
+    Mean,
+    Preprocess,
+    Provider,
+    Quiet,
+    Scale,
+    Seed,
+    Size,
+    Std,
+    Threads,
+    preprocessing_of,
+    print_json,
+    printing,
+    progress_bar,
+    runtime_of,
+    same_file,
+    shapes_of,
+)
+from onnxsep.errors import OnnxsepError, OptionError, VerificationError
+from onnxsep.files import check_target, write_text
+from onnxsep.render import make_console, print_rewrite
+from onnxsep.report import RewriteReport
+from onnxsep.tables import printable
+from onnxsep.verification import Verify
+
+
+@app.command()
+def rewrite(
+    model: Annotated[Path, typer.Argument(help="The model to rewrite.", metavar="IN.onnx", readable=False)],
+    output: Annotated[Path | None, typer.Argument(help="Where the result goes.", metavar="OUT.onnx")] = None,
+    mode: Annotated[str, typer.Option("--mode", "-m", help="The form that Convs get, see `onnxsep modes`.")] = ...,  # type: ignore[assignment]
+    rank: Annotated[
+        str,
+        typer.Option(
+            "--rank",
+            "-r",
+            help="paper; an integer (terms for the depthwise modes, else channels in between); 0.5: a share of the "
+            "parameters; energy=0.95: a share of the squared singular values; full: exact where the form can be.",
+        ),
+    ] = "paper",
+    force: Annotated[bool, typer.Option("--force", help="Replace Convs even where it does not pay.")] = False,
+    include_first: Annotated[
+        bool, typer.Option("--include-first", help="Replace first Convs too (reached straight from an input).")
+    ] = False,
+    recurse: Annotated[bool, typer.Option("--recurse", help="Replace Convs that onnxsep made.")] = False,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only Convs whose name matches (glob).")] = None,
+    skip: Annotated[list[str] | None, typer.Option("--skip", help="Not the Convs whose name matches (glob).")] = None,
+    round_ranks: Annotated[
+        int, typer.Option("--round-ranks", min=0, help="Make channels in between multiples of this, 8 or 16.")
+    ] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")] = None,
+    verify: Annotated[
+        str,
+        typer.Option(
+            "--verify",
+            help="full: run both models; local: each replaced Conv alone; auto: full below 1 GB; none.",
+        ),
+    ] = "auto",
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="The same as --verify none.")] = False,
+    max_error: Annotated[
+        float | None, typer.Option("--max-error", help="Fail (status 3) above this relative error.")
+    ] = None,
+    inputs: Inputs = None,
+    input_shape: InputShapes = None,
+    data: Data = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            help="How factors are found: svd (weights alone), response, compensated, joint (all factors of a Conv "
+            "together, the default with --data).",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Use at most so many samples of the data.")] = 500,
+    positions: Annotated[
+        int, typer.Option("--positions", min=1, help="Output positions sampled in each of them.")
+    ] = 64,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            "--statistics",
+            help="With --data: record the data's statistics in this file; without: fit to recorded ones.",
+        ),
+    ] = None,
+    tune: Annotated[
+        int,
+        typer.Option(
+            "--tune", min=0, help="Steps of tuning the new weights together, without labels (onnxsep[finetune])."
+        ),
+    ] = 0,
+    preprocess: Preprocess = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    size: Size = None,
+    color: Color = None,
+    seed: Seed = 0,
+    follow_links: FollowLinks = False,
+    threads: Threads = 0,
+    provider: Provider = "CPUExecutionProvider",
+    custom_op_library: CustomOps = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Replace Convs by separable ones, initialised from the trained weights, and compare the outputs."""
+    if output is None and not dry_run:
+        raise typer.BadParameter("OUT.onnx is missing (or use --dry-run)")
+    if verify not in get_args(Verify):
+        raise typer.BadParameter(f"{verify!r} is not one of {', '.join(get_args(Verify))}", param_hint="--verify")
+    if no_verify and verify not in ("auto", "none"):
+        raise typer.BadParameter(f"--no-verify and --verify {verify} contradict each other")
+    if round_ranks not in (0, 8, 16):
+        raise typer.BadParameter(f"{round_ranks} is not 8 or 16 (0: no rounding)", param_hint="--round-ranks")
+    target = None if dry_run else output
+    _check_targets(target, report, model, inputs)
+    _check_statistics(statistics, data, (model, target, report, inputs))
+
+    def show(done: RewriteReport) -> None:
+        if report is not None:
+            write_text(report, done.model_dump_json(indent=1) + "\n")
+        with printing():
+            if as_json:
+                print_json(done.model_dump_json())
+            elif not quiet:
+                print_rewrite(make_console(sys.stdout), done)
+
+    try:
+        with progress_bar(quiet or as_json) as progress:
+            result = onnxsep.rewrite(
+                model,
+                mode=mode,
+                rank=rank,
+                force=force,
+                include_first=include_first,
+                recurse=recurse,
+                only=only or (),
+                skip=skip or (),
+                round_ranks=round_ranks,
+                dry_run=dry_run,
+                verify="none" if no_verify else cast(Verify, verify),
+                inputs=inputs,
+                input_shapes=shapes_of(input_shape),
+                seed=seed,
+                max_error=max_error,
+                data=data,
+                preprocessing=preprocessing_of(preprocess, scale, mean, std, layout, size, color),
+                init=init,
+                samples=samples,
+                positions=positions,
+                statistics=statistics,
+                tune=tune,
+                follow_links=follow_links,
+                runtime=runtime_of(threads, provider, custom_op_library),
+                progress=progress,
+            )
+    except VerificationError as error:
+        if error.report is not None:
+            try:
+                show(error.report)
+            except OnnxsepError as second:  # the failed verification is what counts
+                typer.echo(f"onnxsep: {second}", err=True)
+        raise
+    done = result.report
+    if target is not None:
+        files = result.save(target)
+        done = done.model_copy(update={"output": printable(target), "output_bytes": files.size_bytes})
+    show(done)
+
+
+def _check_targets(output: Path | None, report: Path | None, model: Path, inputs: Path | None) -> None:
+    """Refuse, now and not after minutes of work, targets that cannot be written or that hold something else."""
+    for target in (output, report):
+        if target is not None:
+            check_target(target)
+    for option, target, others in (("OUT.onnx", output, (inputs,)), ("--report", report, (model, output, inputs))):
+        for other in others:
+            if target is not None and other is not None and same_file(target, other):
+                raise OptionError(f"{option} {target} would overwrite {other}; name another file")
+    if report is not None and report.exists():
+        with report.open("rb") as file:
+            start = file.read(64)
+        if start and not re.match(rb'\{\s*"onnxsep"', start):
+            raise OptionError(f"--report {report} would overwrite a file that is no report; name another file")
+
+
+def _check_statistics(statistics: Path | None, data: Path | None, others: tuple[Path | None, ...]) -> None:
+    """Refuse to record statistics over a file that holds something else."""
+    if statistics is None or data is None:
+        return
+    check_target(statistics)
+    for other in others:
+        if other is not None and same_file(statistics, other):
+            raise OptionError(f"--statistics {statistics} would overwrite {other}; name another file")
+    if statistics.exists() and not is_statistics(statistics):
+        raise OptionError(
+            f"--statistics {statistics} would overwrite a file that holds no statistics; name another one"
+        )
