@@ -45,6 +45,8 @@ LINES = (
     Line("lean", "paper", "joint"),
 )
 
+FEWER = ("depthwise", "channel", "spatial", "cp")  # for the other networks
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,9 +64,8 @@ def main() -> None:
         print(f"{name}: {network.file}, {100 * whole.mean():.1f} %")
         header = f"{'mode':<20} {'rank':>5} {'init':<12} {'ratio':>6} {'accuracy':>9} {'to reach':>9} {'seconds':>8}"
         print(f"  {header}  held-out error")
-        # On ResNet-8 the other rows would say little: it has six such Convs.
-        chosen = [line for line in LINES if options.only in f"{line.mode}/{line.init}"]
-        for line in chosen if name == "resnet20" else [line for line in chosen if line.init == "joint"]:
+        lines = LINES if name == "resnet20" else [line for line in LINES if line.mode in FEWER and line.init == "joint"]
+        for line in [line for line in lines if options.only in f"{line.mode}/{line.init}"]:
             print("  " + row(line, source, network, data, test, options.seed, 0, name == "resnet20"), flush=True)
             if options.tune and line.init == "joint":
                 print("  " + row(line, source, network, data, test, options.seed, options.tune, False), flush=True)

@@ -4,7 +4,6 @@ Such a mode states its product as an einsum, and how its Conv weights become the
 weight error, the joint fit to data (``onnxsep.als``) and the balance of the factors follow from that.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -59,27 +58,6 @@ class Multilinear(Mode):
             )
             factors = alternate(equation, [array[group] for array in start], problem, sweeps=task.sweeps)
             fitted.append(balanced(equation, factors))
-        return self.join(conv, [np.stack(parts) for parts in zip(*fitted, strict=True)])
-
-    def nearest(self, conv: Conv, weight: Array, start: Factors, sweeps: int) -> Factors:
-        """Factors nearest to a weight in the Frobenius norm, by the same sweeps (for modes without a closed form)."""
-        size = math.prod(self.inputs(conv))
-        inputs = self.inputs(conv)
-        eye = np.eye(size).reshape(*inputs, *inputs)
-        target = weight.reshape(conv.group, conv.out_channels // conv.group, *inputs)
-        arrays = self.split(conv, start)
-        fitted = [
-            balanced(
-                self.equation(conv),
-                alternate(
-                    self.equation(conv),
-                    [array[group] for array in arrays],
-                    Problem(eye, target[group]),
-                    sweeps=sweeps,
-                ),
-            )
-            for group in range(conv.group)
-        ]
         return self.join(conv, [np.stack(parts) for parts in zip(*fitted, strict=True)])
 
 

@@ -29,8 +29,8 @@ import numpy as np
 from onnxsep.als import balanced
 from onnxsep.linalg import Array, principal_axes, reduced_rank_regression, squared_singular_values, truncated_svd
 from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Task
-from onnxsep.multilinear import Multilinear
-from onnxsep.types import INPUT, AddLayer, Conv, ConvLayer, Layer, Rank, RankAxis
+from onnxsep.multilinear import Multilinear, summed
+from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
 
 
 class Depthwise(Multilinear):
@@ -57,16 +57,13 @@ class Depthwise(Multilinear):
         """Pairs (depthwise, pointwise), the second and later ones followed by an Add."""
         (terms,) = rank
         depthwise = replace(conv, out_channels=conv.in_channels, group=conv.in_channels, bias=False)
-        layers: list[Layer] = []
+        pairs: list[list[ConvLayer]] = []
         for term in range(1, terms + 1):
             suffix = "" if terms == 1 else f"_{term}"
             pointwise = conv.pointwise(conv.in_channels, conv.out_channels, bias=conv.bias and term == 1)
-            layers.append(ConvLayer(f"depthwise{suffix}", INPUT, depthwise))
-            layers.append(ConvLayer(f"pointwise{suffix}", f"depthwise{suffix}", pointwise))
-            if term > 1:
-                total = "pointwise_1" if term == 2 else f"sum_{term - 1}"
-                layers.append(AddLayer(f"sum_{term}", (total, f"pointwise{suffix}")))
-        return tuple(layers)
+            first = ConvLayer(f"depthwise{suffix}", INPUT, depthwise)
+            pairs.append([first, ConvLayer(f"pointwise{suffix}", first.name, pointwise)])
+        return summed(pairs)
 
     def spectrum(self, task: Task, chosen: Rank) -> Array:
         """[in_channels, min(out_channels, taps)]: one row for each input channel's slice."""

@@ -26,12 +26,11 @@ import numpy as np
 
 from onnxsep.linalg import Array, inverse_or_zero, squared_singular_values, truncated_svd
 from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Task
-from onnxsep.multilinear import Multilinear
+from onnxsep.multilinear import Multilinear, axis_name, kernel_axes
 from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
 
 _TAPS = "abcdefgh"  # letters of the einsum for the taps of each axis, and for the channels in between
 _BONDS = "pqrstuvw"
-_NAMES = {2: ("vertical", "horizontal"), 3: ("depth", "vertical", "horizontal")}
 
 
 class Spatial(Multilinear):
@@ -44,14 +43,14 @@ class Spatial(Multilinear):
         """Refuse kernels with fewer than two axes to separate."""
         if max(conv.kernel_shape) == 1:
             return NOTHING_TO_SEPARATE
-        if len(_axes(conv)) < 2:
+        if len(kernel_axes(conv)[0]) < 2:
             shape = "x".join(map(str, conv.kernel_shape))
             return f"a {shape} kernel lies along one axis: it is spatially separated already"
         return None
 
     def rank_axis(self, conv: Conv, chosen: Rank) -> RankAxis | None:
         """Channels after each factor but the last; paper 000 takes out_channels."""
-        axes = _axes(conv)
+        axes = kernel_axes(conv)[0]
         position = len(chosen)
         if position == len(axes) - 1:
             return None
@@ -64,16 +63,14 @@ class Spatial(Multilinear):
 
     def layers(self, conv: Conv, rank: Rank) -> tuple[Layer, ...]:
         """A chain of Convs, one for each axis on which the kernel is longer than 1."""
-        axes = _axes(conv)
-        narrow = [axis for axis in range(conv.dims) if axis not in axes]
+        axes, narrow = kernel_axes(conv)
         channels = (conv.in_channels, *rank, conv.out_channels)
-        names = _NAMES.get(conv.dims, tuple(f"axis{axis}" for axis in range(conv.dims)))
         layers: list[Layer] = []
         for position, axis in enumerate(axes):
             last = position == len(axes) - 1
             kept = [axis, *narrow] if position == 0 else [axis]
             factor = conv.along(kept, channels[position], channels[position + 1], bias=conv.bias and last)
-            layers.append(ConvLayer(names[axis], layers[-1].name if layers else INPUT, factor))
+            layers.append(ConvLayer(axis_name(conv, axis), layers[-1].name if layers else INPUT, factor))
         return tuple(layers)
 
     def spectrum(self, task: Task, chosen: Rank) -> Array:
@@ -83,7 +80,7 @@ class Spatial(Multilinear):
 
     def factorize(self, task: Task, rank: Rank) -> Factors:
         """Weights [rank, in, kh, 1] and [out, rank, 1, kw] (for 2-D), sqrt(S) on either side."""
-        conv, axes = task.conv, _axes(task.conv)
+        conv, axes = task.conv, kernel_axes(task.conv)[0]
         factors, rest, scale = _split(task, rank)
         last = rest.reshape(conv.group, rest.shape[1], -1, conv.kernel_shape[axes[-1]])
         factors.append(scale[:, :, None, None] * last.transpose(0, 1, 3, 2))
@@ -91,14 +88,14 @@ class Spatial(Multilinear):
 
     def equation(self, conv: Conv) -> str:
         """A tensor train: "iap,pbo->oiab" in 2-D, "iap,pbq,qco->oiabc" in 3-D."""
-        count = len(_axes(conv))
+        count = len(kernel_axes(conv)[0])
         ends = ["i", *_BONDS[: count - 1], "o"]
         terms = [before + tap + after for before, tap, after in zip(ends[:-1], _TAPS, ends[1:], strict=False)]
         return f"{','.join(terms)}->oi{_TAPS[:count]}"
 
     def inputs(self, conv: Conv) -> tuple[int, ...]:
         """Channels, and the taps of each axis that is split."""
-        return (conv.in_channels // conv.group, *(conv.kernel_shape[axis] for axis in _axes(conv)))
+        return (conv.in_channels // conv.group, *(conv.kernel_shape[axis] for axis in kernel_axes(conv)[0]))
 
     def split(self, conv: Conv, factors: Factors) -> list[Array]:
         """One factor [group, in, k, out] for each axis."""
@@ -110,15 +107,11 @@ class Spatial(Multilinear):
     def join(self, conv: Conv, arrays: Sequence[Array]) -> Factors:
         """Conv weights [group * out, in, 1, ..., k, ..., 1]."""
         weights: list[Array] = []
-        for factor, axis in zip(arrays, _axes(conv), strict=True):
+        for factor, axis in zip(arrays, kernel_axes(conv)[0], strict=True):
             shape = [1] * conv.dims
             shape[axis] = conv.kernel_shape[axis]
             weights.append(factor.transpose(0, 3, 1, 2).reshape(-1, factor.shape[1], *shape))
         return Factors(weights)
-
-
-def _axes(conv: Conv) -> list[int]:
-    return [axis for axis, size in enumerate(conv.kernel_shape) if size > 1]
 
 
 def _split(task: Task, rank: Rank) -> tuple[list[Array], Array, Array]:
@@ -129,7 +122,7 @@ def _split(task: Task, rank: Rank) -> tuple[list[Array], Array, Array]:
         are (channels, taps of the next axis), and after the last split the channels alone; and the scale [group,
         channels] that these rows still need (1 / sqrt(S)).
     """
-    conv, weight, axes = task.conv, task.weight, _axes(task.conv)
+    conv, weight, axes = task.conv, task.weight, kernel_axes(task.conv)[0]
     group, taps = conv.group, [conv.kernel_shape[axis] for axis in axes]
     # [group, out, in, k1, k2, ...] -> [group, in, k1, out, k2, ...]: rows (in, k1), columns (out, k2, ...)
     tensor = weight.reshape(group, conv.out_channels // group, conv.in_channels // group, *taps)

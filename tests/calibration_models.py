@@ -16,9 +16,10 @@ from onnxsep.calibration.schedule import Step, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk
 from onnxsep.io import Model
 from onnxsep.planning import in_main_graph
+from onnxsep.report import ConvReport
 from onnxsep.runtime import Runner, RuntimeOptions
 from onnxsep.sites import Sites, find_sites
-from onnxsep.types import ConvSite
+from onnxsep.types import Conv, ConvSite
 
 Array = NDArray[Any]
 ONE_THREAD = RuntimeOptions(threads=1)
@@ -122,3 +123,62 @@ def stored_parameters(model: onnx.ModelProto) -> int:
     held = [*model.graph.initializer]
     held += [entry.t for node in model.graph.node if node.op_type == "Constant" for entry in node.attribute]
     return sum(int(np.prod(tensor.dims)) for tensor in held if tensor.data_type == onnx.TensorProto.FLOAT)
+
+
+BLOCK = """
+    a = Conv<pads = [1, 1, 1, 1]>(x, w1, b1)
+    b = Relu(a)
+    c = Conv<pads = [1, 1, 1, 1]>(b, w2)
+    d = Relu(c)
+    e = Conv<pads = [1, 1, 1, 1]>(d, w3)
+    f = Add(e, b)
+    g = Relu(f)
+    h = Conv(g, w4)
+    m = GlobalAveragePool(h)
+    n = Flatten(m)
+    y = Gemm<transB = 1>(n, w5, b5)
+"""
+
+SHAPES: dict[str, Any] = {
+    "w1": (6, 3, 3, 3),
+    "b1": (6,),
+    "w2": (6, 6, 3, 3),
+    "w3": (6, 6, 3, 3),
+    "w4": (8, 6, 1, 1),
+    "w5": (5, 8),
+    "b5": (5,),
+}
+
+X = images(24)
+
+CONV6 = Conv(6, 6, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))  # its second and third Conv
+
+
+def block(**changes: Any) -> onnx.ModelProto:
+    """A stem, a residual block, a 1 x 1 Conv and a classifier."""
+    return network(f"g (float[N, 3, 8, 8] x) => (float[N, 5] y) {{ {BLOCK} }}", **{**SHAPES, **changes})
+
+
+MODEL = block()
+
+
+def replaced(result: onnxsep.Result) -> list[ConvReport]:
+    return [row for row in result.report.convs if row.status == "replaced"]
+
+
+def row(result: onnxsep.Result, name: str) -> ConvReport:
+    return next(row for row in result.report.convs if row.name == name)
+
+
+def constants(model: onnx.ModelProto) -> dict[str, Array]:
+    """Initialisers, and values of Constant nodes of the main graph."""
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    held |= {node.output[0]: node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"}
+    return {name: numpy_helper.to_array(tensor) for name, tensor in held.items()}
+
+
+def difference(one: onnx.ModelProto, other: onnx.ModelProto, x: Array = X) -> float:
+    """||a - b|| / ||a|| of the first output."""
+    first, second = (next(iter(outputs(model, {"x": x}).values())).astype(np.float64) for model in (one, other))
+    assert np.isfinite(second).all()
+    return float(np.linalg.norm(first - second) / np.linalg.norm(first))

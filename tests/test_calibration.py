@@ -1,78 +1,38 @@
 """Rewrites with calibration data, from end to end."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from calibration_models import ONE_THREAD, fitted, images, network, outputs, stored_parameters
+from calibration_models import (
+    CONV6,
+    MODEL,
+    ONE_THREAD,
+    X,
+    constants,
+    difference,
+    fitted,
+    network,
+    outputs,
+    replaced,
+    row,
+    stored_parameters,
+)
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
-from test_modes import NUMPY_TYPES
 
 import onnxsep
 from onnxsep.calibration import layerwise
-from onnxsep.calibration.layerwise import FELL_BACK, SHARED, SHARED_BY_NESTED
-from onnxsep.calibration.sampling import gather_patches
-from onnxsep.report import ConvReport
+from onnxsep.calibration.fitting import Fit, Samples, fit
+from onnxsep.calibration.layerwise import FELL_BACK
+from onnxsep.calibration.sampling import gather_outputs, gather_patches
+from onnxsep.calibration.schedule import Tail
 
 Array = NDArray[Any]
+
 JOINT = sorted(name for name, mode in onnxsep.available_modes().items() if "joint" in mode.inits)
-BLOCK = """
-    a = Conv<pads = [1, 1, 1, 1]>(x, w1, b1)
-    b = Relu(a)
-    c = Conv<pads = [1, 1, 1, 1]>(b, w2)
-    d = Relu(c)
-    e = Conv<pads = [1, 1, 1, 1]>(d, w3)
-    f = Add(e, b)
-    g = Relu(f)
-    h = Conv(g, w4)
-    m = GlobalAveragePool(h)
-    n = Flatten(m)
-    y = Gemm<transB = 1>(n, w5, b5)
-"""
-SHAPES: dict[str, Any] = {
-    "w1": (6, 3, 3, 3),
-    "b1": (6,),
-    "w2": (6, 6, 3, 3),
-    "w3": (6, 6, 3, 3),
-    "w4": (8, 6, 1, 1),
-    "w5": (5, 8),
-    "b5": (5,),
-}
-X = images(24)
-
-
-def block(**changes: Any) -> onnx.ModelProto:
-    """A stem, a residual block, a 1 x 1 Conv and a classifier."""
-    return network(f"g (float[N, 3, 8, 8] x) => (float[N, 5] y) {{ {BLOCK} }}", **{**SHAPES, **changes})
-
-
-MODEL = block()
-
-
-def replaced(result: onnxsep.Result) -> list[ConvReport]:
-    return [row for row in result.report.convs if row.status == "replaced"]
-
-
-def row(result: onnxsep.Result, name: str) -> ConvReport:
-    return next(row for row in result.report.convs if row.name == name)
-
-
-def constants(model: onnx.ModelProto) -> dict[str, Array]:
-    """Initialisers, and values of Constant nodes of the main graph."""
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    held |= {node.output[0]: node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"}
-    return {name: numpy_helper.to_array(tensor) for name, tensor in held.items()}
-
-
-def difference(one: onnx.ModelProto, other: onnx.ModelProto, x: Array = X) -> float:
-    """||a - b|| / ||a|| of the first output."""
-    first, second = (next(iter(outputs(model, {"x": x}).values())).astype(np.float64) for model in (one, other))
-    assert np.isfinite(second).all()
-    return float(np.linalg.norm(first - second) / np.linalg.norm(first))
 
 
 @pytest.mark.parametrize("name", JOINT)
@@ -128,6 +88,56 @@ def test_first_replaced_conv_reads_what_the_original_delivers() -> None:
         assert np.allclose(one, two, atol=1e-3 * np.abs(two).max())
 
 
+@pytest.mark.parametrize("init", ["response", "joint", "compensated"])
+def test_rows_come_from_the_rewritten_network_and_targets_from_the_original(
+    init: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equation 10 of paper 002, and the same for the skip; Algorithm 1 knows the original network alone."""
+    seen: list[tuple[Samples, Tail]] = []
+
+    def spy(*arguments: Any, **options: Any) -> Fit:
+        seen.append(next(arguments[at : at + 2] for at in range(6) if isinstance(arguments[at], Samples)))
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(layerwise, "fit", spy)
+    result = fitted(MODEL, X, init=init, positions=64)
+    assert len(seen) == 3
+    names = {"a": "x", "c": "b", "e": "d"}
+    made = list({*names, *names.values()} - {"x"})
+    original, rewritten = ({"x": X, **outputs(model, {"x": X}, made)} for model in (MODEL, result.proto))
+    positions = np.tile(np.arange(64), (len(X), 1))
+    for (output, read), (samples, tail) in zip(names.items(), seen, strict=True):
+        conv = CONV6 if output != "a" else replace(CONV6, in_channels=3)
+        source = original if init == "response" else rewritten
+        assert np.allclose(samples.inputs, gather_patches(conv, source[read], positions), atol=1e-4), output
+        assert np.allclose(samples.targets, gather_outputs(conv, original[output], positions), atol=1e-4), output
+        assert (samples.mixed is not None) == (init == "compensated")
+        assert tail.skip == ("b" if output == "e" else None)
+        if samples.skip is not None:
+            for rows, network_ in zip(samples.skip, (original, source), strict=True):
+                assert np.allclose(rows, gather_outputs(conv, network_["b"], positions), atol=1e-4)
+    assert not np.allclose(original["d"], rewritten["d"], atol=0.1)
+
+
+def test_compensation_knows_both_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of x0 x^T, both centred, over the rows of the fit."""
+    seen: list[Samples] = []
+
+    def spy(*arguments: Any, **options: Any) -> Fit:
+        seen.extend(argument for argument in arguments if isinstance(argument, Samples))
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(layerwise, "fit", spy)
+    fitted(MODEL, X, init="compensated", positions=64)
+    original = outputs(MODEL, {"x": X}, ["d"])["d"]
+    x0 = gather_patches(CONV6, original, np.tile(np.arange(64), (len(X), 1))).astype(np.float64)
+    kept = ~seen[2].held_out
+    x0, x = x0[kept], seen[2].inputs[kept].astype(np.float64)
+    expected = (x0 - x0.mean(axis=0)).T @ (x - x.mean(axis=0)) / kept.sum()
+    assert seen[2].mixed is not None
+    assert np.allclose(seen[2].mixed[0], expected, atol=1e-4 * np.abs(expected).max())
+
+
 def test_later_convs_make_up_for_earlier_losses(tmp_path: Path) -> None:
     """Against fits of each Conv alone, which recorded statistics give."""
     path = tmp_path / "statistics.npz"
@@ -169,34 +179,6 @@ def test_samples_and_positions_are_what_was_asked_for() -> None:
     assert (report.calibration.samples, report.calibration.positions) == (7, 5)
 
 
-SHARED_WEIGHT = network(
-    """g (float[N, 6, 8, 8] x) => (float[N, 6, 8, 8] y) {
-        a = Conv<pads = [1, 1, 1, 1]>(x, w, b1)
-        b = Relu(a)
-        c = Conv<pads = [1, 1, 1, 1]>(b, w)
-        y = Relu(c)
-    }""",
-    w=(6, 6, 3, 3),
-    b1=(6,),
-)
-X6 = images(24, (6, 8, 8))
-
-
-def test_shared_weight_keeps_one_set_of_factors_and_gets_two_biases(tmp_path: Path) -> None:
-    path = tmp_path / "statistics.npz"
-    for result in (
-        fitted(SHARED_WEIGHT, X6, statistics=path),
-        onnxsep.rewrite(SHARED_WEIGHT, mode="depthwise", include_first=True, statistics=path, runtime=ONE_THREAD),
-    ):
-        assert [entry.notes for entry in replaced(result)] == [(), (SHARED,)]
-        shapes = sorted(array.shape for array in constants(result.proto).values())
-        assert shapes == [(6,), (6,), (6, 1, 3, 3), (6, 6, 1, 1)]
-        errors = [entry.held_out_error for entry in replaced(result)]
-        assert None not in errors
-        assert len(set(errors)) == 2
-        assert result.report.totals.parameters_after == stored_parameters(result.proto) == 6 + 6 + 54 + 36
-
-
 def test_conv_without_bias_gets_one_and_is_counted_with_it() -> None:
     result = fitted(MODEL, X)
     entry = row(result, "conv_c")
@@ -222,167 +204,6 @@ def test_dry_run_counts_what_a_run_gives(tmp_path: Path) -> None:
     assert [entry.held_out_error for entry in dry.report.convs] == [entry.held_out_error for entry in real.report.convs]
 
 
-def test_bias_in_a_constant_node() -> None:
-    model = block()
-    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b1")
-    model.graph.node.insert(0, helper.make_node("Constant", [], ["b1"], name="bias", value=bias))
-    model.graph.initializer.remove(bias)
-    onnx.checker.check_model(model)
-    result = fitted(model, X)
-    onnx.checker.check_model(result.proto, full_check=True)
-    assert "b1" not in constants(result.proto)
-    assert difference(result.proto, fitted(MODEL, X).proto) < 1e-5
-    assert result.report.totals.parameters_after == stored_parameters(result.proto)
-
-
-def test_weights_in_constant_nodes() -> None:
-    body = BLOCK.replace("x, w1, b1)", "x, w1, b1) w2 = Constant<value = wc>()")
-    model = network(
-        f"g (float[N, 3, 8, 8] x) => (float[N, 5] y) {{ {body.replace(' w2 = Constant<value = wc>()', '')} }}", **SHAPES
-    )
-    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "w2")
-    model.graph.node.insert(0, helper.make_node("Constant", [], ["w2"], name="weight", value=weight))
-    model.graph.initializer.remove(weight)
-    result = fitted(model, X)
-    onnx.checker.check_model(result.proto, full_check=True)
-    assert difference(result.proto, fitted(MODEL, X).proto) < 1e-5
-    assert result.report.totals.parameters_after == stored_parameters(result.proto)
-
-
-def test_ir_3_lists_the_new_biases_among_the_inputs() -> None:
-    model = block()
-    model.ir_version, model.opset_import[0].version = 3, 8
-    for tensor in model.graph.initializer:
-        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    onnx.checker.check_model(model)
-    result = fitted(model, X)
-    onnx.checker.check_model(result.proto, full_check=True)
-    names = {value.name for value in result.proto.graph.input}
-    assert names == {"x", *constants(result.proto)}
-    assert difference(result.proto, fitted(MODEL, X).proto) < 1e-5
-
-
-@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
-@pytest.mark.parametrize("name", ["depthwise", "spatial", "channel", "lean", "cp"])
-def test_other_types(kind: str, name: str) -> None:
-    # bfloat16 has 8 bits: neither rounding is the same as that of the float32 model.
-    model = onnx.ModelProto()
-    model.CopyFrom(SHARED_WEIGHT)
-    number = helper.np_dtype_to_tensor_dtype(np.dtype(NUMPY_TYPES[kind]))
-    model.opset_import[0].version = 22
-    for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor).astype(NUMPY_TYPES[kind])
-        tensor.CopyFrom(helper.make_tensor(tensor.name, number, array.shape, array.tobytes(), raw=True))
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.elem_type = number
-    result = fitted(model, X6.astype(NUMPY_TYPES[kind]), mode=name, rank=2)
-    assert {tensor.data_type for tensor in result.proto.graph.initializer} == {number}
-    single = fitted(SHARED_WEIGHT, X6, mode=name, rank=2)
-    for one, other in zip(replaced(result), replaced(single), strict=True):
-        assert one.held_out_error is not None
-        assert other.held_out_error is not None
-        assert one.held_out_error == pytest.approx(other.held_out_error, rel=0.1 if kind != "float64" else 1e-3)
-
-
-def branching() -> onnx.ModelProto:
-    """Convs in both branches of an If: one has a weight of its own, one that of a Conv of the main graph."""
-    return network(
-        """g (float[N, 3, 8, 8] x, bool flip) => (float[N, 6, 8, 8] y) {
-            a = Conv<pads = [1, 1, 1, 1]>(x, w1)
-            k = Relu(a)
-            c = Conv<pads = [1, 1, 1, 1]>(k, w2)
-            b = If(flip) <
-                then_branch = then () => (float[N, 6, 8, 8] r) { r = Conv<pads = [1, 1, 1, 1]>(c, w3) },
-                else_branch = otherwise () => (float[N, 6, 8, 8] r) { r = Conv<pads = [1, 1, 1, 1]>(c, w2) }
-            >
-            y = Conv<pads = [1, 1, 1, 1]>(b, w4)
-        }""",
-        w1=(6, 3, 3, 3),
-        w2=(6, 6, 3, 3),
-        w3=(6, 6, 3, 3),
-        w4=(6, 6, 3, 3),
-    )
-
-
-def feeds(flips: Sequence[bool]) -> list[dict[str, Array]]:
-    return [{"x": X[number : number + 1], "flip": np.array(flip)} for number, flip in enumerate(flips)]
-
-
-def test_convs_of_branches_are_left_to_their_weights(tmp_path: Path) -> None:
-    model, path = branching(), tmp_path / "statistics.npz"
-    for node in model.graph.node:
-        if node.op_type == "If":
-            for attribute, name in zip(node.attribute, ("own", "twin"), strict=True):
-                attribute.g.node[0].name = name
-    for result in (
-        fitted(model, feeds([True, False] * 6), statistics=path),
-        onnxsep.rewrite(model, mode="depthwise", force=True, include_first=True, statistics=path, runtime=ONE_THREAD),
-    ):
-        onnx.checker.check_model(result.proto, full_check=True)
-        own, twin = row(result, "own"), row(result, "twin")
-        for entry in (own, twin):
-            assert entry.status == "replaced"
-            assert (entry.svd_error, entry.fitted_error, entry.held_out_error) == (None, None, None)
-            assert entry.parameters_after == 6 * 9 + 36  # no new bias
-        assert SHARED_BY_NESTED not in own.notes
-        assert SHARED_BY_NESTED in twin.notes
-        assert all(row(result, f"conv_{name}").held_out_error is not None for name in "acy")
-        assert result.report.totals.parameters_after == stored_parameters(result.proto)
-        plain = onnxsep.rewrite(model, mode="depthwise", force=True, include_first=True)
-        mine, theirs = constants(result.proto), constants(plain.proto)
-        names = [name for name in mine if name.startswith("r_")]
-        assert len(names) == 2
-        assert all((mine[name] == theirs[name]).all() for name in names)
-
-
-def test_convs_of_functions_are_left_to_their_weights() -> None:
-    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((6, 6, 3, 3)).astype(np.float32) / 5)
-    body = [
-        helper.make_node("Constant", [], ["w"], name="weight", value=weight),
-        helper.make_node("Conv", ["u", "w"], ["v"], name="inner", pads=[1] * 4),
-    ]
-    model = network(
-        """g (float[N, 3, 8, 8] x) => (float[N, 6, 8, 8] y) {
-            a = Conv<pads = [1, 1, 1, 1]>(x, w1)
-            b = local.mixed(a)
-            c = local.mixed(b)
-            y = Conv<pads = [1, 1, 1, 1]>(c, w2)
-        }""",
-        w1=(6, 3, 3, 3),
-        w2=(6, 6, 3, 3),
-    )
-    model.opset_import.add(domain="local", version=1)
-    model.functions.append(helper.make_function("local", "mixed", ["u"], ["v"], body, [helper.make_opsetid("", 17)]))
-    result = fitted(model, X)
-    inner = row(result, "inner")
-    assert inner.status == "replaced"
-    assert inner.held_out_error is None
-    assert not {SHARED, FELL_BACK, SHARED_BY_NESTED} & set(inner.notes)
-    assert row(result, "conv_y").held_out_error is not None
-    assert result.report.verification.ran
-
-
-def test_computed_bias_stays_and_nothing_is_clipped_without_it() -> None:
-    model = network(
-        """g (float[N, 3, 8, 8] x, float[6] offset) => (float[N, 6, 8, 8] y) {
-            a = Conv<pads = [1, 1, 1, 1]>(x, w1)
-            s = Softmax(offset)
-            b = Conv<pads = [1, 1, 1, 1]>(a, w2, s)
-            y = Relu(b)
-        }""",
-        w1=(6, 3, 3, 3),
-        w2=(6, 6, 3, 3),
-    )
-    data = [{"x": X[number : number + 4], "offset": np.full(6, 9, np.float32)} for number in range(0, 24, 4)]
-    result = fitted(model, data, rank=2)
-    onnx.checker.check_model(result.proto, full_check=True)
-    convs = [node for node in result.proto.graph.node if node.op_type == "Conv"]
-    assert sum("s" in node.input for node in convs) == 1
-    assert row(result, "conv_b").parameters_after == row(fitted(model, None, rank=2), "conv_b").parameters_after
-    full = fitted(model, data, rank="full")
-    assert row(full, "conv_b").held_out_error == pytest.approx(0, abs=1e-4)
-
-
 def test_only_and_skip() -> None:
     result = fitted(MODEL, X, only=["conv_c", "conv_e"], skip="conv_e")
     assert [entry.name for entry in replaced(result)] == ["conv_c"]
@@ -393,13 +214,6 @@ def test_nothing_to_replace_is_no_error() -> None:
     model = network("g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) { y = Relu(x) }")
     result = fitted(model, X)
     assert result.proto.SerializeToString() == model.SerializeToString()
-
-
-def test_conv_whose_weight_cannot_be_used_is_left_alone() -> None:
-    weight = np.full((6, 6, 3, 3), np.nan, np.float32)
-    result = fitted(block(w3=weight), X)
-    # What stands behind it reads NaN, and so cannot be fitted either: leave those out.
-    assert row(result, "conv_e").status == "left"
 
 
 def test_constant_images_change_nothing_for_the_worse() -> None:
@@ -415,49 +229,3 @@ def test_two_samples_are_enough() -> None:
     result = fitted(MODEL, X[:2], positions=1)
     assert all(entry.held_out_error is not None for entry in replaced(result))
     assert np.isfinite(difference(MODEL, result.proto))
-
-
-def test_model_with_a_batch_of_one_and_one_that_folds_its_batch() -> None:
-    """The batch of the second one becomes rows of an image: no entry belongs to one sample."""
-    fixed = block()
-    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    fixed.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
-    assert difference(fixed, fitted(fixed, X, positions=64, samples=24).proto, X[:1]) < 1.0
-    folded = network(
-        """g (float[N, 3, 8, 8] x) => (float[1, 6, M, 8] y) {
-            t = Transpose<perm = [1, 0, 2, 3]>(x)
-            f = Reshape(t, shape)
-            y = Conv<pads = [1, 1, 1, 1]>(f, w)
-        }""",
-        shape=np.array([1, 3, -1, 8], np.int64),
-        w=(6, 3, 3, 3),
-    )
-    (entry,) = replaced(fitted(folded, X, positions=200))
-    assert entry.held_out_error is not None
-    assert entry.svd_error is not None
-    assert 0 < entry.held_out_error < entry.svd_error
-
-
-def test_linear_layers_are_fitted_too() -> None:
-    result = fitted(MODEL, X, mode="pointwise", rank=4)
-    assert [(entry.name, entry.op_type) for entry in replaced(result)] == [("conv_h", "Conv"), ("gemm_y", "Gemm")]
-    assert all(entry.held_out_error is not None for entry in replaced(result))
-    model = network(
-        """g (float[N, 4, 12] x) => (float[N, 4, 10] y) {
-            a = MatMul(x, w)
-            b = Add(a, bias)
-            c = Relu(b)
-            y = MatMul(c, w2)
-        }""",
-        w=np.random.default_rng(0).standard_normal((12, 12)).astype(np.float32),
-        bias=(12,),
-        w2=np.random.default_rng(1).standard_normal((12, 10)).astype(np.float32),
-    )
-    x = images(30, (4, 12))
-    done = fitted(model, x, mode="pointwise", rank=5)
-    for entry in replaced(done):
-        assert entry.held_out_error is not None
-        assert entry.svd_error is not None
-        assert entry.held_out_error <= entry.svd_error
-        assert entry.parameters_after == 5 * (12 + (entry.weight_shape or (0,))[0])
-    assert difference(model, done.proto, x) < difference(model, fitted(model, None, mode="pointwise", rank=5).proto, x)

@@ -410,7 +410,8 @@ def test_control_c_in_a_process_of_its_own(folder: Folder, tmp_path: Path) -> No
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        while process.poll() is None and not list((tmp_path / "temporary").glob("*/*.npy")):
+        # The inputs are two batches; more files are activations of a network that is being run.
+        while process.poll() is None and len(list((tmp_path / "temporary").glob("*/*.npy"))) < 4:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
@@ -418,7 +419,7 @@ def test_control_c_in_a_process_of_its_own(folder: Folder, tmp_path: Path) -> No
     assert out == ""
     assert err.strip() == "onnxsep: interrupted; nothing was written"
     assert folder.content() == before
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list((tmp_path / "temporary").glob("onnxsep-*")) == []  # ONNX Runtime leaves a file of its own
 
 
 def test_errors_have_the_documented_status() -> None:

@@ -36,6 +36,9 @@ from onnxsep.types import Conv, ConvSite, Place
 _LARGE = 1500  # inputs * taps of a group
 FELL_BACK = "on held-out positions nothing was better than the factors of the weights alone"
 SHARED = "its weight is shared: the factors are those of the first Conv, only the bias was fitted"
+# Of the pull towards the weight, times unknowns by rows: on ResNet-20 with 40 images and 12 positions in each it takes
+# the accuracy from 81 to 87 % (three terms), and with 500 and 64 it changes nothing.
+_PRIOR_PER_UNKNOWN = 0.3
 SHARED_BY_NESTED = "its weight is shared: the factors were fitted to what a Conv of the main graph reads"
 
 
@@ -145,7 +148,9 @@ class _Calibrator:
                 init=init,
                 old_bias=old_bias,
                 new_bias=replacement.new_bias,
-                prior=self._options.prior,
+                prior=max(
+                    self._options.prior, _PRIOR_PER_UNKNOWN * weight[0].size / np.count_nonzero(~samples.held_out)
+                ),
             )
             if result.fell_back and not replacement.exact:
                 self._done.notes[site.place] = FELL_BACK

@@ -29,7 +29,7 @@ class CalibrationOptions:
         positions: output positions sampled per image.
         seed: of the sampling.
         memory: bytes for activations; beyond that they go to temporary files.
-        prior: pull towards the original weight, relative to the data.
+        prior: pull towards the original weight, relative to the data; it is stronger where rows are few.
     """
 
     init: str = "joint"
@@ -104,13 +104,20 @@ class Walk:
         """What the Conv reads, batch by batch; the same positions every time.
 
         Raises:
-            CalibrationError: it reads NaN or infinity.
+            CalibrationError: it reads NaN or infinity, or nothing at all.
         """
         name = self.nodes[site.place[1]].input[0]
         rng = np.random.default_rng([self._options.seed, *site.place])
         first = 0
         for batch, images in enumerate(self._images):
             values = self.frontier.value(batch, name)
+            if values.ndim == 1:  # of a MatMul: one row
+                values = values[None]
+            if not values.size:
+                raise CalibrationError(
+                    f"{site.op_type} {site.name!r} reads an empty tensor on the calibration data; leave it out with "
+                    "--skip"
+                )
             size = input_sizes(site.conv, values.shape)
             positions = choose_positions(site.conv, size, len(values), self._options.positions, rng)
             mask = self._held_out[first : first + images]
