@@ -44,7 +44,7 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
     fitted = any(conv.held_out_error is not None for conv in report.convs)
     columns += [">held-out error"] if fitted else []
     notes = _Notes(console)
-    table = _table(console, *columns, *([">output error"] if local else []), *notes.columns)
+    table = make_table(console, *columns, *([">output error"] if local else []), *notes.columns)
     change = _after if console.is_terminal and console.width < _NARROW else _change
     for conv in report.convs:
         replaced = conv.status == "replaced"
@@ -52,7 +52,7 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
         table.add_row(
             _name(conv.name, conv.where),
             _shape(conv),
-            (f"[green]{_safe(conv.mode)}[/green]" if conv.mode else "left alone") + notes.mark(why),
+            (f"[green]{safe(conv.mode)}[/green]" if conv.mode else "left alone") + notes.mark(why),
             "x".join(map(str, conv.rank or ())),
             change(conv.parameters_before, conv.parameters_after),
             change(conv.macs_before, conv.macs_after),
@@ -62,18 +62,18 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
             *notes.cells(why),
             style="" if replaced else "dim",
         )
-    _print_table(console, table)
+    print_table(console, table)
     notes.print()
     _print_totals(console, report)
     if report.calibration:
         console.print(_calibration(report.calibration))
     for note in report.notes:
-        console.print(f"note: {_safe(note)}")
+        console.print(f"note: {safe(note)}")
     console.print(_verification(report.verification))
     if report.dry_run:
         console.print("dry run: nothing was written")
     elif report.output:
-        console.print(f"wrote {_safe(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
+        console.print(f"wrote {safe(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
 
 
 class _Notes:
@@ -90,11 +90,11 @@ class _Notes:
         return escape(f" [{self._numbers.setdefault(text, len(self._numbers) + 1)}]")
 
     def cells(self, text: str) -> list[str]:
-        return [_safe(text) for _ in self.columns]
+        return [safe(text) for _ in self.columns]
 
     def print(self) -> None:
         for text, number in self._numbers.items():
-            self._console.print(f"[dim]{_safe(f'[{number}] {text}')}[/dim]")
+            self._console.print(f"[dim]{safe(f'[{number}] {text}')}[/dim]")
 
 
 def _print_totals(console: Console, report: RewriteReport) -> None:
@@ -118,7 +118,7 @@ def _errors(conv: ConvReport) -> str:
 def _calibration(done: CalibrationReport) -> str:
     """What the factors were fitted to, and what tuning did."""
     lines = [
-        f"fitted ({done.init}) to {done.samples:,} samples of {_safe(done.source)}, at most {done.positions} positions "
+        f"fitted ({done.init}) to {done.samples:,} samples of {safe(done.source)}, at most {done.positions} positions "
         f"in each, seed {done.seed}; held-out error: |u - u'| / |u - mean u| of each Conv's output, up to its "
         "activation, on samples left out of the fit, for factors from the weights alone -> as taken"
     ]
@@ -127,13 +127,13 @@ def _calibration(done: CalibrationReport) -> str:
             f"tuned for {done.tune.steps:,} steps in {done.tune.seconds:.0f} s: the loss on samples left out fell from "
             f"{done.tune.loss_before:.4g} to {done.tune.loss_after:.4g} (step {done.tune.best_step:,})"
         )
-        lines += [f"  {_safe(note)}" for note in done.tune.notes]
-    return "\n".join(lines + [f"  {_safe(note)}" for note in done.notes])
+        lines += [f"  {safe(note)}" for note in done.tune.notes]
+    return "\n".join(lines + [f"  {safe(note)}" for note in done.notes])
 
 
 def _verification(outcome: VerificationReport) -> str:
     if not outcome.ran:
-        return f"[yellow]not verified[/yellow]: {_safe(outcome.reason)}"
+        return f"[yellow]not verified[/yellow]: {safe(outcome.reason)}"
     what = "outputs of original and result" if outcome.kind == "full" else "each replaced Conv and the original one"
     line = (
         f"[green]compared[/green] in ONNX Runtime on the same inputs: {what} differ by "
@@ -141,9 +141,9 @@ def _verification(outcome: VerificationReport) -> str:
     )
     if len(outcome.outputs) > 1:
         line += "".join(
-            f"\n  {_safe(one.name)}: max {one.max_abs:.3g}, relative {one.relative:.3g}" for one in outcome.outputs
+            f"\n  {safe(one.name)}: max {one.max_abs:.3g}, relative {one.relative:.3g}" for one in outcome.outputs
         )
-    return line + "".join(f"\n  {_safe(note)}" for note in outcome.notes)
+    return line + "".join(f"\n  {safe(note)}" for note in outcome.notes)
 
 
 def print_inspect(console: Console, report: InspectReport) -> None:
@@ -151,7 +151,7 @@ def print_inspect(console: Console, report: InspectReport) -> None:
     console.print(_header(report.source, f"rank {report.rank}"))
     modes = list(report.totals.mode_convs)
     columns = modes if len(modes) <= _MOST_COLUMNS else []
-    table = _table(console, "Conv", "weight", "input", ">parameters", ">MACs", *columns)
+    table = make_table(console, "Conv", "weight", "input", ">parameters", ">MACs", *columns)
     for conv in report.convs:
         size = "?" if conv.input_size is None else "x".join(map(str, conv.input_size))
         table.add_row(
@@ -163,7 +163,7 @@ def print_inspect(console: Console, report: InspectReport) -> None:
             *(_costs(conv, mode) for mode in columns),
         )
     totals = report.totals
-    _print_table(console, table)
+    print_table(console, table)
     console.print(
         f"{totals.convs} {_noun(report.convs)}; {totals.parameters:,} parameters "
         f"({totals.trainable_parameters:,} trainable); {totals.macs:,} MACs"
@@ -176,28 +176,28 @@ def print_inspect(console: Console, report: InspectReport) -> None:
             f"{_macs(totals.macs, totals.mode_macs[mode], totals.macs_unknown)}"
         )
     for note in report.notes:
-        console.print(f"note: {_safe(note)}")
+        console.print(f"note: {safe(note)}")
 
 
 def _costs(conv: InspectedConv, mode: str) -> str:
     if conv.reason:
-        return f"[dim]{_safe(conv.reason)}[/dim]"
+        return f"[dim]{safe(conv.reason)}[/dim]"
     costs = conv.modes[mode]
     if costs.rank is None:
-        return f"[dim]{_safe(costs.reason)}[/dim]"
+        return f"[dim]{safe(costs.reason)}[/dim]"
     macs = f", {costs.macs:,} MACs" if costs.macs is not None else ""
     text = f"rank {'x'.join(map(str, costs.rank))}: {costs.parameters:,} parameters{macs}"
-    return text if costs.replaced else f"[dim]{text}; left alone: {_safe(costs.reason)}[/dim]"
+    return text if costs.replaced else f"[dim]{text}; left alone: {safe(costs.reason)}[/dim]"
 
 
 def _header(source: ModelInfo, what: str) -> str:
     opsets = ", ".join(f"{domain} {version}" for domain, version in source.opsets.items())
-    name = _safe(source.path or "model in memory")
-    producer = _safe(source.producer or "unknown producer")
-    return f"{name}: {producer}, IR {source.ir_version}, opset {_safe(opsets)}, {source.size_bytes:,} bytes; {what}"
+    name = safe(source.path or "model in memory")
+    producer = safe(source.producer or "unknown producer")
+    return f"{name}: {producer}, IR {source.ir_version}, opset {safe(opsets)}, {source.size_bytes:,} bytes; {what}"
 
 
-def _table(console: Console, *columns: str) -> Table:
+def make_table(console: Console, *columns: str) -> Table:
     """A table whose columns named with a leading ">" are aligned to the right."""
     frame = box.SIMPLE_HEAD if console.is_terminal else None
     table = Table(box=frame, pad_edge=False, padding=(0, 2, 0, 0) if frame is None else (0, 1))
@@ -207,7 +207,7 @@ def _table(console: Console, *columns: str) -> Table:
     return table
 
 
-def _print_table(console: Console, table: Table) -> None:
+def print_table(console: Console, table: Table) -> None:
     """Lines that are longer than the terminal go on in the next one: a figure must never be cut."""
     needed = console.measure(table, options=console.options.update(width=_WIDEST, max_width=_WIDEST)).maximum
     if needed > console.width:
@@ -216,10 +216,10 @@ def _print_table(console: Console, table: Table) -> None:
 
 
 def _name(name: str, where: str) -> str:
-    return _safe(name) + (f" [dim]({_safe(where)})[/dim]" if where else "")
+    return safe(name) + (f" [dim]({safe(where)})[/dim]" if where else "")
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """A text from the model: what a terminal would obey, or rich would read as markup, is escaped."""
     return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text))
 

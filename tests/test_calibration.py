@@ -12,6 +12,7 @@ from calibration_models import (
     MODEL,
     ONE_THREAD,
     X,
+    block,
     constants,
     difference,
     fitted,
@@ -214,6 +215,15 @@ def test_nothing_to_replace_is_no_error() -> None:
     model = network("g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) { y = Relu(x) }")
     result = fitted(model, X)
     assert result.proto.SerializeToString() == model.SerializeToString()
+
+
+def test_samples_that_a_fixed_batch_leaves_over_are_not_counted() -> None:
+    model = block()
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 5
+    report = fitted(model, X, positions=8).report
+    assert report.calibration is not None
+    assert report.calibration.samples == 20 < len(X)
 
 
 def test_constant_images_change_nothing_for_the_worse() -> None:

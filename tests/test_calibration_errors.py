@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -244,12 +245,30 @@ def test_statistics_of_another_model(folder: Folder, run: Command) -> None:
     changed = onnx.ModelProto()
     changed.CopyFrom(MODEL)
     changed.graph.initializer[1].raw_data = changed.graph.initializer[1].raw_data[:-4] + b"\x00\x00\x80\x3f"
-    for model in (other, changed):
+    activation = onnx.ModelProto()
+    activation.CopyFrom(MODEL)
+    activation.graph.node[1].op_type = "Sigmoid"
+    for model in (other, changed, activation):
         onnx.save(model, folder.model)
         before = folder.content()
         arguments = rewrite(folder, "--statistics", folder.statistics, "--no-data")
         assert_refused(run(*arguments), "belong to another model", "--data")
         assert folder.content() == before
+
+
+def test_statistics_outlive_new_names_and_another_file_format(folder: Folder, run: Command) -> None:
+    renamed = onnx.ModelProto()
+    renamed.CopyFrom(MODEL)
+    for node in renamed.graph.node:
+        node.name, node.doc_string = f"{node.name}_renamed", "documented"
+    renamed.producer_name = "somebody"
+    onnx.save(renamed, folder.model, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert run(*rewrite(folder, "--statistics", folder.statistics, "--no-data", "--no-verify"))[0] == 0
+    code, out, _ = run(*rewrite(folder, "--statistics", folder.statistics, "--no-data", "--no-verify", "--json"))
+    assert code == 0
+    rows = [row for row in json.loads(out)["convs"] if row["status"] == "replaced"]
+    assert [row["name"] for row in rows] == ["conv_c_renamed"]
+    assert all(row["held_out_error"] is not None for row in rows)
 
 
 def damaged(folder: Folder) -> dict[str, bytes]:

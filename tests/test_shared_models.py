@@ -153,6 +153,22 @@ def test_rewritten_by_default(shared: Path, tmp_path: Path, name: str, mode: str
     assert (difference > 0) == bool(replaced)  # a low rank is not exact, and the rewritten nodes are what runs
 
 
+@pytest.mark.parametrize("mode", sorted(set(onnxsep.available_modes()) - set(MODES)))
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_other_mode_leaves_it_valid_and_running(shared: Path, tmp_path: Path, name: str, mode: str) -> None:
+    path = models(shared) / f"{name}.onnx"
+    result = onnxsep.rewrite(path, mode=mode, verify="none")
+    rows = result.report.convs
+    assert {row.status for row in rows} <= {"replaced", "left"}
+    assert all(row.reason for row in rows if row.status == "left")
+    saved = result.save(tmp_path / "out.onnx").path
+    onnx.checker.check_model(str(saved), full_check=True)
+    difference = relative(original_outputs(path), list(session(saved).run(None, feeds(path))))
+    assert (difference > 0) == (result.report.totals.replaced > 0)
+    if result.report.totals.replaced:
+        assert result.report.totals.parameters_after < result.report.totals.parameters_before
+
+
 # By how much the outputs may differ at full rank where it is not 1e-4: factors in float16 are rounded to it.
 TOLERANCES = {"squeezenet_fp16_caffe2": 4 * float(np.finfo(np.float16).eps)}
 AMPLIFIER = "ppocr_v2_det_paddle"  # its outputs on random input are a few 1e-5, and rounding alone moves them

@@ -120,7 +120,9 @@ def fit_plan(
         save_statistics(fitting.statistics, recorded)
     if not plan.replacements:
         return fitted
-    return replace(fitted, calibrated=calibrate(model, sites, plan, fitted.batches(), options, runtime, progress))
+    done = calibrate(model, sites, plan, fitted.batches(), options, runtime, progress)
+    # A model of a fixed batch size may leave some samples over.
+    return replace(fitted, calibrated=done, report=report.model_copy(update={"samples": done.samples}))
 
 
 def tune_result(
@@ -173,7 +175,7 @@ def _from_statistics(
     if fitting.statistics is None:
         return Fitted()
     path = Path(fitting.statistics)
-    recorded = load_statistics(path, model, sites)
+    recorded = load_statistics(path, model)
     try:
         fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

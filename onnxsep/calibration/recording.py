@@ -61,7 +61,7 @@ def record(
         )
         if progress:
             progress(f"{step.site.name}: statistics", number + 1, len(steps))
-    return Recorded(found, walk.samples, options.positions, options.seed, source, model_fingerprint(model, sites))
+    return Recorded(found, walk.samples, options.positions, options.seed, source, model_fingerprint(model))
 
 
 def _moments(conv: Conv, patches: Floats) -> Moments:

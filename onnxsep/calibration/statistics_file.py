@@ -16,15 +16,15 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from onnxsep.errors import CalibrationError, FactorizationError
+from onnxsep.errors import CalibrationError
 from onnxsep.files import NewFiles
-from onnxsep.io import Model
+from onnxsep.io import Model, read_tensor
 from onnxsep.linalg import Array
-from onnxsep.sites import Sites, read_weight
 from onnxsep.statistics import Moments, SiteMoments
-from onnxsep.types import ConvSite, Place
+from onnxsep.types import Place
 
 _FORMAT = "onnxsep statistics 1"
 # What numpy, zipfile and a header of another kind raise.
@@ -46,17 +46,24 @@ class Recorded:
     fingerprint: str  # of the model that they belong to
 
 
-def model_fingerprint(model: Model, sites: Sites) -> str:
-    """SHA-256 of the place, geometry and weight of every Conv."""
+def model_fingerprint(model: Model) -> str:
+    """SHA-256 of the nodes and weights of a model; names of nodes, metadata and doc strings do not count.
+
+    Raises:
+        ModelLoadError: external data cannot be read.
+    """
     digest = hashlib.sha256()
-    for site in sites.found:
-        if not isinstance(site, ConvSite) or site.op_type != "Conv":
-            continue
-        digest.update(repr((site.name, site.place, site.conv)).encode())
-        try:
-            digest.update(read_weight(model, sites, site).tobytes())
-        except FactorizationError as error:
-            digest.update(str(error).encode())
+    for body in (model.proto.graph, *model.proto.functions):
+        for node in body.node:
+            plain = onnx.NodeProto()
+            plain.CopyFrom(node)
+            for field in ("name", "doc_string", "metadata_props"):
+                plain.ClearField(field)
+            digest.update(plain.SerializeToString(deterministic=True))
+    for tensor in model.proto.graph.initializer:
+        digest.update(repr((tensor.name, tensor.data_type, tuple(tensor.dims))).encode())
+        values = read_tensor(model, tensor)
+        digest.update(repr(values.tolist()).encode() if values.dtype == object else values.tobytes())
     return digest.hexdigest()
 
 
@@ -86,7 +93,7 @@ def save_statistics(path: str | os.PathLike[str], recorded: Recorded) -> None:
         new.commit(content.getvalue())
 
 
-def load_statistics(path: str | os.PathLike[str], model: Model, sites: Sites) -> Recorded:
+def load_statistics(path: str | os.PathLike[str], model: Model) -> Recorded:
     """Read a statistics file.
 
     Raises:
@@ -97,7 +104,7 @@ def load_statistics(path: str | os.PathLike[str], model: Model, sites: Sites) ->
             header = json.loads(str(arrays["header"]))
             if header["format"] != _FORMAT:
                 raise ValueError(f"its format is {header['format']!r}")
-            if header["fingerprint"] != model_fingerprint(model, sites):
+            if header["fingerprint"] != model_fingerprint(model):
                 raise CalibrationError(
                     f"the statistics in {path} belong to another model; make them again with --data and --statistics"
                 )

@@ -1,0 +1,145 @@
+"""What an evaluation found: the data behind its table, and what ``--json`` prints."""
+
+from pydantic import BaseModel, ConfigDict
+
+from onnxsep._version import __version__
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Share(_Record):
+    """How many of the samples have a property, such as being classified rightly."""
+
+    count: int
+    total: int
+    value: float
+    """count / total."""
+    standard_error: float
+    """sqrt(value (1 - value) / total): of a share among independent samples."""
+
+
+class Paired(_Record):
+    """The difference of two shares on the same samples."""
+
+    difference: float
+    """This model's share less the first model's."""
+    standard_error: float
+    """Of the difference, from the outcomes of each sample: they are paired, so it is less than for two data sets."""
+    won: int
+    """Samples that this model has right and the first one wrong."""
+    lost: int
+    """Samples that this model has wrong and the first one right."""
+
+
+class Accuracy(_Record):
+    """Samples whose class is among the k highest scores (top-k)."""
+
+    share: Share
+    against_first: Paired | None = None
+    """None for the first model."""
+
+
+class MetricValue(_Record):
+    """What the user's own metric gave; higher is better."""
+
+    value: float
+    difference: float | None = None
+    """Less the first model's; None for the first model."""
+
+
+class OutputError(_Record):
+    """How far one output is from the reference model's."""
+
+    name: str
+    relative: float | None
+    """||a - b|| / ||a|| over all samples, a the reference's; None where shapes differ from sample to sample."""
+
+
+class AgainstReference(_Record):
+    """How a model compares with the reference model, without labels."""
+
+    agreement: Share | None = None
+    """Samples for which both have the highest score at the same class; None where no output holds class scores."""
+    outputs: tuple[OutputError, ...]
+
+
+class Latency(_Record):
+    """Times of warm runs, in milliseconds for one run of a whole batch."""
+
+    median_ms: float
+    lower_quartile_ms: float
+    upper_quartile_ms: float
+    runs: int
+
+
+class Memory(_Record):
+    """Peak memory of a fresh process that loads the model and runs it once."""
+
+    peak_bytes: int | None = None
+    """Of the whole process; None where it could not be measured."""
+    before_bytes: int | None = None
+    """The peak before the model was loaded: Python, libraries and the inputs."""
+    reason: str = ""
+    """Why it could not be measured."""
+
+
+class Ratios(_Record):
+    """Figures as shares of the first model's; None where either is not known or the first one's is 0."""
+
+    file_bytes: float | None
+    parameters: float | None
+    nonzero_parameters: float | None
+    macs: float | None
+    latency: float | None
+    peak_memory: float | None
+
+
+class EvaluatedModel(_Record):
+    """One model."""
+
+    name: str
+    path: str | None
+    file_bytes: int
+    """The .onnx file and its external data."""
+    parameters: int
+    """Every weight element that the file holds (``onnxsep.counting``, convention ``stored``)."""
+    nonzero_parameters: int
+    macs: int
+    """Conv, ConvTranspose, Gemm and MatMul, for one sample of the data, or for the batch that the model insists on."""
+    macs_unknown: int
+    """Nodes whose sizes are not known, so that they are not in ``macs``."""
+    top1: Accuracy | None = None
+    top5: Accuracy | None = None
+    """Where there are more than 5 classes."""
+    metric: MetricValue | None = None
+    against_reference: AgainstReference | None = None
+    latency: Latency | None = None
+    memory: Memory | None = None
+    ratios: Ratios
+
+
+class EvaluationReport(_Record):
+    """One run of ``onnxsep evaluate``."""
+
+    onnxsep: str = __version__
+    data: str
+    samples: int
+    """How many were used."""
+    classes: int | None = None
+    output: str | None = None
+    """The output that holds the class scores."""
+    metric: str | None = None
+    reference: str | None = None
+    """The reference model."""
+    models: tuple[EvaluatedModel, ...]
+    latency_batch: int
+    """Samples in each of the timed runs."""
+    threads: int
+    """0: the runtime's own choice."""
+    cores: int
+    """Processors that this process may use."""
+    provider: str
+    notes: tuple[str, ...] = ()
+    seconds: float
