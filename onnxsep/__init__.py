@@ -12,6 +12,7 @@ Graph in, smaller and faster graph out, whatever framework exported it; nothing 
 from onnxsep._version import __version__
 from onnxsep.checking import CheckResult, check
 from onnxsep.errors import OnnxsepError
+from onnxsep.evaluation import EvaluationReport, evaluate
 from onnxsep.inspection import inspect
 from onnxsep.io import Model, load
 from onnxsep.modes import Mode, available_modes
@@ -21,6 +22,7 @@ from onnxsep.saving import SavedFiles, save
 
 __all__ = [
     "CheckResult",
+    "EvaluationReport",
     "Mode",
     "Model",
     "OnnxsepError",
@@ -30,6 +32,7 @@ __all__ = [
     "__version__",
     "available_modes",
     "check",
+    "evaluate",
     "inspect",
     "load",
     "rewrite",

@@ -5,16 +5,22 @@ Two conventions for parameters are in use, and papers do not always say which:
 - ``stored``: every element of a weight that the file holds, the four vectors of a BatchNormalization included. This is
   what Keras prints as total parameters, and what papers 000 and 002 count.
 - ``trainable``: the same without the running mean and variance of BatchNormalization. PyTorch and paper 004 count so.
+
+Parameters that are not zero are counted among the stored ones. A quantised weight is zero where it equals its zero
+point.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from onnxsep.geometry import conv_geometry
+from onnxsep.io import Model, read_tensor
 from onnxsep.scopes import Scope, constant_value, is_standard, scopes
 from onnxsep.shapes import Shape, tensor_shapes
 
@@ -41,15 +47,94 @@ def count_parameters(light: onnx.ModelProto, convention: Convention = "stored") 
     return total if convention == "stored" else total - _running_statistics(light)
 
 
+def count_nonzero_parameters(model: Model) -> int:
+    """Weight elements, as ``stored`` counts them, whose value is not zero; one tensor at a time is read.
+
+    A quantised weight is zero where it equals its zero point, which is one number or one for each channel; zero points
+    of blocks are taken as 0.
+
+    Args:
+        model: the model with its weights.
+
+    Raises:
+        ModelLoadError: a weight cannot be read.
+    """
+    all_scopes = scopes(model.proto)
+    points = _zero_points(all_scopes)
+    total = 0
+    for scope in all_scopes:
+        for name, tensor in _named_weights(scope):
+            values = read_tensor(model, tensor)
+            zero = np.zeros((), values.dtype)
+            if (scope.namespace, name) in points:
+                point, axis = points[scope.namespace, name]
+                zero = _along(read_tensor(model, point), values.shape, axis)
+            total += int(np.count_nonzero(values != zero))
+    return total
+
+
+def _along(point: npt.NDArray[Any], shape: Sequence[int], axis: int) -> npt.NDArray[Any]:
+    """A zero point in a form that broadcasts with its weight; 0 where it does not fit it."""
+    if point.size == 1:
+        return point.reshape(())
+    if not -len(shape) <= axis < len(shape) or point.size != shape[axis]:
+        return np.zeros((), point.dtype)
+    return point.reshape([-1 if place == axis % len(shape) else 1 for place in range(len(shape))])
+
+
+# Where operators on quantised weights take weight and zero point, and the channels' axis of the weight.
+_QUANTIZED = {
+    "DequantizeLinear": (0, 2, 1),
+    "QLinearConv": (3, 5, 0),
+    "ConvInteger": (1, 3, 0),
+    "QLinearMatMul": (3, 5, -1),
+    "MatMulInteger": (1, 3, -1),
+    "QGemm": (3, 5, -1),
+}
+# What they multiply as.
+_FLOAT_FORMS = {
+    "QLinearConv": "Conv",
+    "ConvInteger": "Conv",
+    "QLinearMatMul": "MatMul",
+    "MatMulInteger": "MatMul",
+    "QGemm": "Gemm",
+}
+
+
+def _zero_points(all_scopes: Sequence[Scope]) -> dict[tuple[int, str], tuple[onnx.TensorProto, int]]:
+    """Constant zero point and its axis, of each weight that has one, by namespace and name."""
+    tensors = {(scope.namespace, name): tensor for scope in all_scopes for name, tensor in _constants(scope)}
+    found: dict[tuple[int, str], tuple[onnx.TensorProto, int]] = {}
+    for scope in all_scopes:
+        for node in scope.body.node:
+            weight, point, axis = _QUANTIZED.get(node.op_type, (0, len(node.input), 0))
+            zero = tensors.get((scope.namespace, node.input[point])) if point < len(node.input) else None
+            if zero is None or len(zero.dims) > 1:
+                continue
+            settings = {entry.name: entry.i for entry in node.attribute}
+            axis = 0 if settings.get("transB") else settings.get("axis", axis)
+            found[scope.namespace, node.input[weight]] = zero, axis
+    return found
+
+
 def _weights(scope: Scope) -> Iterator[onnx.TensorProto]:
-    body = scope.body
-    if isinstance(body, onnx.GraphProto):
-        yield from (tensor for tensor in body.initializer if _is_weight(tensor))
-        yield from (tensor.values for tensor in body.sparse_initializer)
-    for node in body.node:
+    return (tensor for _, tensor in _named_weights(scope))
+
+
+def _named_weights(scope: Scope) -> Iterator[tuple[str, onnx.TensorProto]]:
+    yield from ((name, tensor) for name, tensor in _constants(scope) if _is_weight(tensor))
+    if isinstance(scope.body, onnx.GraphProto):
+        yield from ((tensor.values.name, tensor.values) for tensor in scope.body.sparse_initializer)
+
+
+def _constants(scope: Scope) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Dense constants of a scope by name."""
+    if isinstance(scope.body, onnx.GraphProto):
+        yield from ((tensor.name, tensor) for tensor in scope.body.initializer)
+    for node in scope.body.node:
         value = constant_value(node)
-        if value is not None and _is_weight(value):
-            yield value
+        if value is not None:
+            yield node.output[0], value
 
 
 def _is_weight(tensor: onnx.TensorProto) -> bool:
@@ -120,7 +205,7 @@ def _count(light: onnx.ModelProto, operations: Callable[[onnx.NodeProto, _Sizes,
         integers = {**outer[1], **dict(_small_integers(scope))}
         known[scope.index] = shapes, integers
         for node in scope.body.node:
-            if not is_standard(node):
+            if not is_standard(node) and node.op_type != "QGemm":  # the only one of these in ONNX Runtime's own domain
                 continue
             count = operations(node, lambda name, shapes=shapes: _sizes(shapes.get(name)), integers)  # type: ignore[misc]
             if count is None:
@@ -140,17 +225,19 @@ def _sizes(shape: Shape | None) -> Sequence[int] | None:
 
 def _node_macs(node: onnx.NodeProto, shape: _Sizes) -> int | None:
     """MACs of one node: 0 for operators without weights to multiply, None where sizes are not known."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    form = _FLOAT_FORMS.get(node.op_type, node.op_type)
+    if form not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0
-    left, right, output = shape(node.input[0]), shape(node.input[1]), shape(node.output[0])
+    weight = _QUANTIZED[node.op_type][0] if node.op_type in _FLOAT_FORMS else 1
+    left, right, output = shape(node.input[0]), shape(node.input[weight]), shape(node.output[0])
     if left is None or right is None:
         return None
-    if node.op_type == "Conv":
+    if form == "Conv":
         conv = conv_geometry(node, tuple(right))
         return None if isinstance(conv, str) else left[0] * conv.macs(left[2:])
-    if node.op_type == "ConvTranspose":  # every input element meets every tap of its group's kernels
+    if form == "ConvTranspose":  # every input element meets every tap of its group's kernels
         return math.prod(left) * math.prod(right[1:])
-    if node.op_type == "Gemm":
+    if form == "Gemm":
         transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
         return left[-1 if transposed else 0] * math.prod(right)
     if len(right) == 2:  # every row of the left one meets every element of the right one, whatever the output's shape

@@ -64,7 +64,13 @@ def test_no_module_imports_from_a_higher_layer(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "allowed"), [("onnx_graphsurgeon", {"graph"}), ("onnxruntime", {"runtime"}), ("torch", {"training"}), ("onnx2torch", {"training"})]
+    ("library", "allowed"),
+    [
+        ("onnx_graphsurgeon", {"graph"}),
+        ("onnxruntime", {"runtime"}),
+        ("torch", {"training"}),
+        ("onnx2torch", {"training"}),
+    ],
 )
 def test_only_one_module_imports(library: str, allowed: set[str]) -> None:
     users = {name for name, path in modules() if any(target.split(".")[0] == library for target in imported(path))}

@@ -30,6 +30,9 @@ from onnxsep.calibration.fitting import Fit, Samples, fit
 from onnxsep.calibration.layerwise import FELL_BACK
 from onnxsep.calibration.sampling import gather_outputs, gather_patches
 from onnxsep.calibration.schedule import Tail
+from onnxsep.modes import Factors, Task
+from onnxsep.passes.depthwise import Depthwise
+from onnxsep.types import Rank
 
 Array = NDArray[Any]
 
@@ -203,6 +206,29 @@ def test_dry_run_counts_what_a_run_gives(tmp_path: Path) -> None:
     assert dry.proto.SerializeToString() == MODEL.SerializeToString()
     assert dry.report.totals == real.report.totals
     assert [entry.held_out_error for entry in dry.report.convs] == [entry.held_out_error for entry in real.report.convs]
+
+
+class Worse(Depthwise):
+    """A mode whose fit is never right."""
+
+    def fit(self, task: Task, rank: Rank, init: str) -> Factors:
+        first, second = self.factorize(task, rank).weights
+        return Factors([-first, second])
+
+
+def test_fits_that_are_worse_are_not_taken_and_the_report_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "statistics.npz"
+    plain = constants(fitted(MODEL, None).proto)
+    for result in (
+        fitted(MODEL, X, mode=Worse(), statistics=path),
+        onnxsep.rewrite(
+            MODEL, mode=Worse(), force=True, include_first=True, statistics=path, runtime=ONE_THREAD, verify="none"
+        ),
+    ):
+        assert [entry.notes for entry in replaced(result)] == [(FELL_BACK,)] * 3
+        assert all(entry.held_out_error == entry.svd_error for entry in replaced(result))
+        found = constants(result.proto)
+        assert all((found[name] == plain[name]).all() for name in plain if "depthwise_weight" in name)
 
 
 def test_only_and_skip() -> None:

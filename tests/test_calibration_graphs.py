@@ -317,3 +317,20 @@ def test_images_of_different_sizes() -> None:
     result = fitted(model, data, positions=30, rank="full")
     assert all((entry.held_out_error or 0) < 1e-4 for entry in replaced(result))
     assert difference(model, result.proto, data[1]["x"]) < 1e-4
+
+
+def test_conv_that_reads_an_initializer() -> None:
+    """Learned positions: its rows are the same for every image."""
+    model = network(
+        """g (float[N, 3, 8, 8] x) => (float[N, 6, 8, 8] y) {
+            p = Conv<pads = [1, 1, 1, 1]>(map, w1)
+            a = Conv<pads = [1, 1, 1, 1]>(x, w2)
+            y = Add(a, p)
+        }""",
+        map=images(1, (3, 8, 8)),
+        w1=(6, 3, 3, 3),
+        w2=(6, 3, 3, 3),
+    )
+    result = fitted(model, X, positions=64)
+    assert [entry.name for entry in replaced(result)] == ["conv_p", "conv_a"]
+    assert all(entry.held_out_error is not None for entry in replaced(result))

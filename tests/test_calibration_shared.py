@@ -30,7 +30,8 @@ def cifar(shared: Path) -> Array:
         sprite = np.asarray(Image.open(io.BytesIO(arrays["train_00"].tobytes())).convert("RGB"))
     pixels = sprite.reshape(25, 32, 40, 32, 3).transpose(0, 2, 4, 1, 3).reshape(1000, 3, 32, 32)
     mean, std = (np.array(values).reshape(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    return ((pixels / 255 - mean) / std).astype(np.float32)
+    prepared: Array = ((pixels / 255 - mean) / std).astype(np.float32)
+    return prepared
 
 
 def agreement(one: onnx.ModelProto, other: onnx.ModelProto, x: Array) -> tuple[float, float]:
@@ -48,8 +49,8 @@ def calibrated(model: Path, x: Array, **options: Any) -> onnxsep.Result:
 
 def narrow(model: onnx.ModelProto) -> list[str]:
     """The 3 x 3 Convs of a ResNet's first stages: those with at most 32 channels, whose fits take little time."""
-    convs = [row for row in onnxsep.inspect(model, modes=["depthwise"]).convs if row.weight_shape is not None]
-    names = [row.name for row in convs if row.weight_shape[1:] in ((16, 3, 3), (32, 3, 3))]
+    convs = onnxsep.inspect(model, modes=["depthwise"]).convs
+    names = [row.name for row in convs if (row.weight_shape or ())[1:] in ((16, 3, 3), (32, 3, 3))]
     return names[:9]
 
 
@@ -62,8 +63,8 @@ def test_losses_of_the_skip_are_worth_making_up_for(
     x, fresh = cifar[:80], cifar[900:]
     result = calibrated(path, x, only=narrow(source))
 
-    def short(*arguments: Any) -> list[Step]:
-        steps = make_schedule(*arguments)
+    def short(*arguments: Any, **options: Any) -> list[Step]:
+        steps = make_schedule(*arguments, **options)
         assert sum(step.tail.skip is not None for step in steps) == 4
         return [Step(step.site, step.tail.before_skip or step.tail, step.nodes, step.keep) for step in steps]
 

@@ -47,8 +47,8 @@ def block() -> tuple[Step, Samples, Array]:
 
 @pytest.fixture(scope="module")
 def head() -> tuple[Step, Samples, Array]:
-    found = [site for site in find_sites(onnxsep.load(ROOT / "models/digits/digits_cnn.onnx"), linear_layers=True).found]
-    (gemm,) = (site for site in found if site.op_type == "Gemm")
+    model = onnxsep.load(ROOT / "models" / "digits" / "digits_cnn.onnx")
+    (gemm,) = (site for site in find_sites(model, linear_layers=True).found if site.op_type == "Gemm")
     return captured(gemm.name)
 
 

@@ -1,8 +1,8 @@
 """The images and the one split that training and evaluation share.
 
-    python models/digits/data.py train.npz
+    python models/digits/data.py train.npz test.npz
 
-writes the training images (x) and their classes (y), for `onnxsep rewrite --data`.
+writes the training and the test images (x) with their classes (y), for `onnxsep rewrite --data` and `onnxsep evaluate`.
 """
 
 import sys
@@ -47,8 +47,8 @@ def load_split() -> tuple[Digits, Digits]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python models/digits/data.py OUT.npz")
-    train, _ = load_split()
-    np.savez(sys.argv[1], x=train.images, y=train.labels)
-    print(f"{sys.argv[1]}: {len(train.images):,} training images")
+    if len(sys.argv) != 3:
+        sys.exit("usage: python models/digits/data.py TRAIN.npz TEST.npz")
+    for path, part in zip(sys.argv[1:], load_split(), strict=True):
+        np.savez(path, x=part.images, y=part.labels)
+        print(f"{path}: {len(part.images):,} images")

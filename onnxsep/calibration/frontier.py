@@ -127,6 +127,12 @@ class Frontier:
             return array
         return self._live[batch][name].get()
 
+    def put(self, batch: int, name: str, value: "NDArray[Any] | Kept") -> Kept:
+        """Another value for a live tensor, on which no other live tensor depends; gives the one before."""
+        before = self._live[batch][name]
+        self._live[batch][name] = value if isinstance(value, Kept) else self._store.put(value)
+        return before
+
     def advance(self, nodes: Sequence[onnx.NodeProto], keep: Collection[str]) -> None:
         """Run these nodes on every batch, then forget what is not in ``keep``.
 

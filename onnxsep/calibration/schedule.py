@@ -5,7 +5,7 @@ counts is act(a y + c + b s), s being the skip of the Add. ``Tail`` says what st
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from onnxsep.constants import find_constant
 from onnxsep.io import Model, read_tensor
 from onnxsep.linalg import Array
 from onnxsep.scopes import Scope, is_standard
-from onnxsep.types import ConvSite
+from onnxsep.types import ConvSite, Place
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Tail:
         low: 0 for Relu, minus infinity where no activation follows that clips.
         high: 6 for Relu6, infinity otherwise.
         before_skip: the part before the Add, where there is a skip.
+        end: name of the tensor behind it.
     """
 
     scale: Array
@@ -41,6 +42,7 @@ class Tail:
     low: float = -np.inf
     high: float = np.inf
     before_skip: "Tail | None" = None
+    end: str = ""
 
     @property
     def clips(self) -> bool:
@@ -55,15 +57,21 @@ class Tail:
 
 @dataclass(frozen=True)
 class Step:
-    """Run ``nodes`` (indices, in order), then calibrate ``site``; ``keep`` are the tensors needed then or later."""
+    """Run ``nodes`` (indices, in order), then calibrate ``site``; ``keep`` are the tensors needed then or later.
+
+    ``before`` is the Conv whose tail ends in what this one, and nothing else, reads; its input is kept too.
+    """
 
     site: ConvSite
     tail: Tail
     nodes: tuple[int, ...]
     keep: frozenset[str]
+    before: ConvSite | None = None
 
 
-def make_schedule(model: Model, scopes: Sequence[Scope], sites: Sequence[ConvSite]) -> list[Step]:
+def make_schedule(
+    model: Model, scopes: Sequence[Scope], sites: Sequence[ConvSite], *, pairs: bool = False
+) -> list[Step]:
     """Every site after the nodes that its input and its skip depend on.
 
     Where two branches of an Add both hold sites, one of them has to come first: its tail ends before the Add.
@@ -72,8 +80,9 @@ def make_schedule(model: Model, scopes: Sequence[Scope], sites: Sequence[ConvSit
         model: the source.
         scopes: its scopes.
         sites: Convs of the main graph.
+        pairs: whether to look for two Convs in a row.
     """
-    return _Scheduler(model, scopes, sites).run()
+    return _Scheduler(model, scopes, sites).run(pairs)
 
 
 class _Scheduler:
@@ -92,10 +101,10 @@ class _Scheduler:
         self._started: set[int] = set()
         self._order: list[tuple[ConvSite, Tail]] = []
 
-    def run(self) -> list[Step]:
+    def run(self, pairs: bool) -> list[Step]:
         for index in sorted(self._sites):
             self._visit(index)
-        return self._steps()
+        return self._steps(self._pairs() if pairs else {})
 
     def _visit(self, index: int) -> None:
         """Put a site into the order, behind all sites that it depends on."""
@@ -137,7 +146,18 @@ class _Scheduler:
             stack += [self._producer[name] for name in reads(self._nodes[index]) if name in self._producer]
         return found
 
-    def _steps(self) -> list[Step]:
+    def _pairs(self) -> dict[Place, ConvSite]:
+        """By the place of a Conv, the one whose tail ends in what this Conv alone reads."""
+        plain = {site.place: tail for site, tail in self._order if site.op_type == "Conv" and site.conv.group == 1}
+        ends = {tail.end: site for site, tail in self._order if site.place in plain and tail.skip is None}
+        found = {}
+        for place in plain:
+            name = self._nodes[place[1]].input[0]
+            if name in ends and self._users[name] == [place[1]] and name not in self._outputs:
+                found[place] = ends[name]
+        return found
+
+    def _steps(self, pairs: Mapping[Place, ConvSite]) -> list[Step]:
         constant = self._constants()
         repeated = {name for index in constant for name in self._nodes[index].output}
         run: set[int] = set()
@@ -151,10 +171,13 @@ class _Scheduler:
         needed: set[str] = set()
         for (site, tail), piece in zip(reversed(self._order), reversed(pieces), strict=True):
             own = {self._nodes[site.place[1]].input[0], *([tail.skip] if tail.skip else [])}
+            before = pairs.get(site.place)
+            if before is not None:
+                own.add(self._nodes[before.place[1]].input[0])
             read = {name for index in piece for name in reads(self._nodes[index])}
             # Constants are not passed on but computed again in each piece that reads them.
             nodes = sorted({*piece, *(self._ancestors(own | read, run) & constant)})
-            steps.append(Step(site, tail, tuple(nodes), frozenset(needed | own)))
+            steps.append(Step(site, tail, tuple(nodes), frozenset(needed | own), before))
             needed |= (own | read) - repeated
         return steps[::-1]
 
@@ -173,14 +196,15 @@ class _Scheduler:
         """Follow the output of a Conv while it has one user."""
         site = self._sites[place]
         size = site.conv.out_channels
-        tail = Tail(np.ones(size), np.zeros(size), None, np.ones(size))
-        name = self._nodes[place].output[0]
+        tail = Tail(np.ones(size), np.zeros(size), None, np.ones(size), end=self._nodes[place].output[0])
+        name = tail.end
         while len(self._users[name]) == 1 and name not in self._outputs:
             node = self._nodes[self._users[name][0]]
             following = self._extended(tail, node, name, site) if is_standard(node) else None
             if following is None:
                 break
-            tail, name = following, node.output[0]
+            name = node.output[0]
+            tail = replace(following, end=name)
             if tail.clips:
                 break
         return tail

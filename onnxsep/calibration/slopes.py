@@ -1,5 +1,8 @@
 """What an error behind a Conv says about what the Conv reads: convolutions, tails and their transposes on arrays."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -25,10 +28,8 @@ class Convolution:
 
     def __init__(self, conv: Conv, runtime: RuntimeOptions) -> None:
         self._conv, self._runtime = conv, runtime
-        self._pads: dict[str, object] = {"pads": list(conv.pads)}
-        if conv.auto_pad != "NOTSET":
-            self._pads = {"auto_pad": conv.auto_pad}
-        self._forward = self._runner("Conv", **self._pads)
+        pads = {"pads": list(conv.pads)} if conv.auto_pad == "NOTSET" else {"auto_pad": conv.auto_pad}
+        self._forward = self._runner("Conv", pads)
         self._backward: Runner | None = None
 
     def outputs(self, inputs: NDArray[np.floating], weight: Array, bias: Array) -> Floats:
@@ -57,7 +58,7 @@ class Convolution:
         """
         conv = self._conv
         if self._backward is None:
-            self._backward = self._runner("ConvTranspose")
+            self._backward = self._runner("ConvTranspose", {})
         # Without pads, so from the first element that any kernel touches; what hangs over the edges is cut off.
         whole = _run(self._backward, errors, weight, np.zeros(conv.in_channels))
         slope = np.zeros((len(errors), conv.in_channels, *size), np.float32)
@@ -70,7 +71,7 @@ class Convolution:
         slope[tuple(place)] = whole[tuple(source)]
         return slope
 
-    def _runner(self, op_type: str, **pads: object) -> Runner:
+    def _runner(self, op_type: str, pads: Mapping[str, Any]) -> Runner:
         conv = self._conv
         node = onnx.helper.make_node(
             op_type,

@@ -53,13 +53,13 @@ def model_fingerprint(model: Model) -> str:
         ModelLoadError: external data cannot be read.
     """
     digest = hashlib.sha256()
-    for body in (model.proto.graph, *model.proto.functions):
-        for node in body.node:
-            plain = onnx.NodeProto()
-            plain.CopyFrom(node)
-            for field in ("name", "doc_string", "metadata_props"):
-                plain.ClearField(field)
-            digest.update(plain.SerializeToString(deterministic=True))
+    nodes = [*model.proto.graph.node, *(node for function in model.proto.functions for node in function.node)]
+    for node in nodes:
+        plain = onnx.NodeProto()
+        plain.CopyFrom(node)
+        for field in ("name", "doc_string", "metadata_props"):
+            plain.ClearField(field)
+        digest.update(plain.SerializeToString(deterministic=True))
     for tensor in model.proto.graph.initializer:
         digest.update(repr((tensor.name, tensor.data_type, tuple(tensor.dims))).encode())
         values = read_tensor(model, tensor)

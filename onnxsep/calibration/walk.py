@@ -30,6 +30,7 @@ class CalibrationOptions:
         seed: of the sampling.
         memory: bytes for activations; beyond that they go to temporary files.
         prior: pull towards the original weight, relative to the data; it is stronger where rows are few.
+        refine: rounds in which two Convs in a row are fitted again, with "joint".
     """
 
     init: str = "joint"
@@ -37,6 +38,7 @@ class CalibrationOptions:
     seed: int = 0
     memory: int = 2 * 2**30
     prior: float = 1e-3
+    refine: int = 2
 
 
 @dataclass(frozen=True)

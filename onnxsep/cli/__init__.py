@@ -14,12 +14,12 @@ from typing import Annotated
 import typer
 
 import onnxsep
-from onnxsep.cli import rewrite, look  # noqa: I001 - the order of the commands in the help
+from onnxsep.cli import evaluate, look, prune, rewrite
 from onnxsep.cli.app import app
 from onnxsep.cli.options import Debug, debugging
 from onnxsep.errors import OnnxsepError
 
-__all__ = ["app", "look", "main", "rewrite"]
+__all__ = ["app", "evaluate", "look", "main", "prune", "rewrite"]
 
 
 def _print_version(value: bool) -> None:

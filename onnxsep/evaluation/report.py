@@ -117,7 +117,8 @@ class EvaluatedModel(_Record):
     against_reference: AgainstReference | None = None
     latency: Latency | None = None
     memory: Memory | None = None
-    ratios: Ratios
+    ratios: Ratios | None = None
+    """None for the first model."""
 
 
 class EvaluationReport(_Record):

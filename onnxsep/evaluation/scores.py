@@ -20,7 +20,7 @@ def as_scores(value: Any, samples: int) -> Scores | None:
         return None
     if value.shape[0] != samples or value.shape[1] < 2 or any(size != 1 for size in value.shape[2:]):
         return None
-    return value.reshape(value.shape[:2]).astype(np.float64)
+    return np.asarray(value.reshape(value.shape[:2]), np.float64)
 
 
 def find_scores(outputs: Mapping[str, Any], samples: int, name: str | None) -> tuple[str | None, str]:
@@ -76,7 +76,7 @@ def ranks(scores: Scores, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64
     before = np.arange(scores.shape[1]) < labels[:, None]
     places = np.count_nonzero((scores > own) | ((scores == own) & before), axis=1)
     places[np.isnan(scores).any(axis=1)] = scores.shape[1]
-    return places.astype(np.int64)
+    return np.asarray(places, np.int64)
 
 
 def choices(scores: Scores) -> npt.NDArray[np.int64]:

@@ -1,0 +1,246 @@
+"""``evaluate``: models side by side in one run."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnxsep.counting import count_nonzero_parameters, count_parameters
+from onnxsep.data import Dataset, Preprocessing, Source, open_data
+from onnxsep.errors import DataError, OptionError
+from onnxsep.evaluation.latency import Progress, measure_latency
+from onnxsep.evaluation.memory import measure_memory
+from onnxsep.evaluation.metrics import Metric, load_metric
+from onnxsep.evaluation.quality import Found, Quality, Task, run_over
+from onnxsep.evaluation.report import EvaluatedModel, EvaluationReport, Latency, Memory, Ratios
+from onnxsep.evaluation.sessions import Candidate, Session, check_same_interface, most_fixed, named
+from onnxsep.evaluation.work import count_work
+from onnxsep.io import Model, load
+from onnxsep.runtime import RuntimeOptions
+from onnxsep.tables import printable, size_bytes
+
+AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
+
+_TIMED_FEEDS = 8  # different inputs for the timed runs
+_DEFAULTS = RuntimeOptions()
+
+
+def evaluate(
+    models: AnyModel | Sequence[AnyModel],
+    *,
+    data: Source,
+    labels: str | os.PathLike[str] | npt.ArrayLike | None = None,
+    metric: str | Metric | None = None,
+    reference: AnyModel | None = None,
+    output: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    runs: int = 30,
+    memory: bool = True,
+    follow_links: bool = False,
+    runtime: RuntimeOptions = _DEFAULTS,
+    progress: Progress | None = None,
+) -> EvaluationReport:
+    """Measure models on the same data: how good, how large, how fast; each as a share of the first.
+
+    With labels: top-1 accuracy, and top-5 where there are more than 5 classes, or ``metric``. With a reference model:
+    agreement with it and the error of the outputs. Without labels, metric and reference the first of several models is
+    the reference.
+
+    Args:
+        models: One or more models, each a file, a ModelProto or what ``load`` gave. They have the same inputs and
+            outputs.
+        data: A folder of images, .npz or .npy, or arrays: see :func:`onnxsep.data.open_data`.
+        labels: A CSV file of names and classes, or the classes; instead of those of the data.
+        metric: A function, or ``module:function``, instead of accuracy: outputs by name and labels (int64 [samples], or
+            None) in, a number out; higher is better. An output is an array [samples, ...], or a list with one for
+            each run where its rows are not the samples or its shapes differ; for these, ``batch=1``.
+        reference: The model that outputs are compared with.
+        output: The output with the class scores, [samples, classes], where there are several; logits or probabilities.
+        preprocessing: How images become values.
+        samples: Use at most so many samples, drawn with ``seed``; None: all.
+        seed: Seed of that choice.
+        batch: Samples in one run; None: 1 in the timed runs and 16 in the others. A model with a fixed batch size gets
+            that one.
+        runs: Timed runs of each model; 0: latency is not measured.
+        memory: Whether to measure peak memory, which starts a process for each model.
+        follow_links: Follow links in the location of external data.
+        runtime: Threads, provider, custom operators.
+        progress: Called with what is done, how much of it, and of how much.
+
+    Raises:
+        ModelLoadError: a model cannot be read.
+        DataError: the data or its labels cannot be used, or do not fit the models.
+        OptionError: an option cannot be used; the metric cannot be found.
+        EvaluationError: a model cannot be run, the models do not go together, or the metric fails.
+    """
+    begin = time.perf_counter()
+    if runs < 0:
+        raise OptionError(f"the number of timed runs must be 0 or more, not {runs}")
+    sources = [models] if isinstance(models, str | os.PathLike | onnx.ModelProto | Model) else list(models)
+    if not sources:
+        raise OptionError("there is no model to evaluate")
+    function = load_metric(metric) if isinstance(metric, str) else metric
+    given = [*sources, *([] if reference is None else [reference])]
+    together = named([load(source, follow_links=follow_links) for source in given])
+    candidates = together[: len(sources)]
+    other = None if reference is None else together[-1]
+    check_same_interface(together)
+    dataset = open_data(data, most_fixed(together), preprocessing=preprocessing, labels=labels)
+    task, notes = _task(dataset, function, metric, output, other is not None, len(candidates))
+    batches = list(dataset.batches(dataset.sample(samples, seed), batch))
+    feeds, size = _timed_feeds(dataset, batches, batch)
+
+    sessions = [Session(candidate, runtime) for candidate in candidates]
+    against = None if other is None else Session(other, runtime)
+    if against is None and function is None and not task.accuracy:
+        against = sessions[0]
+    found = run_over(sessions, against, dataset, batches, task, progress)
+    latencies = measure_latency(sessions, feeds, runs, progress) if runs else None
+    del sessions, against
+    memories = _memories(candidates, feeds[0], runtime, progress) if memory else None
+    shapes = _shapes(dataset, batches)
+    rows: list[EvaluatedModel] = []
+    for number, (candidate, quality) in enumerate(zip(candidates, found.models, strict=True)):
+        latency = latencies[number] if latencies else None
+        peak = memories[number] if memories else None
+        rows.append(_row(candidate, quality, latency, peak, shapes, rows[0] if rows else None))
+    return EvaluationReport(
+        data=dataset.source,
+        samples=found.samples,
+        classes=found.classes,
+        output=found.output,
+        metric=task.metric_name or None,
+        reference=_reference_name(candidates[0], other, found),
+        models=tuple(rows),
+        latency_batch=size,
+        threads=runtime.threads,
+        cores=_cores(),
+        provider=runtime.provider,
+        notes=(*dataset.notes, *notes, *found.notes, *_memory_notes(rows)),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _reference_name(first: Candidate, other: Candidate | None, found: Found) -> str | None:
+    if other is not None:
+        return other.name if other.model.path is not None else "a model in memory"
+    return first.name if any(quality.against_reference for quality in found.models) else None
+
+
+def _task(
+    data: Dataset,
+    function: Metric | None,
+    metric: str | Metric | None,
+    output: str | None,
+    has_reference: bool,
+    models: int,
+) -> tuple[Task, tuple[str, ...]]:
+    """What is measured, and a note where that was not the user's choice."""
+    if function is not None:
+        name = metric if isinstance(metric, str) else getattr(function, "__name__", type(function).__name__)
+        return Task(function, name, output, accuracy=False), ()
+    if data.labels is not None:
+        return Task(None, "", output, accuracy=True), ()
+    if has_reference:
+        return Task(None, "", output, accuracy=False), ()
+    if models == 1:
+        raise DataError(
+            f"{data.source} has no labels, so that accuracy cannot be measured: put the images into one folder for each"
+            " class, or integers into the array 'y' of an .npz file, or give a CSV file of names and classes"
+            " (--labels); or give a model to compare with (--reference), or a metric of your own (--metric)"
+        )
+    return Task(None, "", output, accuracy=False), ("the data has no labels: the first model is the reference",)
+
+
+def _timed_feeds(
+    data: Dataset, batches: Sequence[list[int]], batch: int | None
+) -> tuple[list[dict[str, np.ndarray]], int]:
+    """A few feeds of equal size for the timed runs, and how many samples each holds."""
+    used = [index for indices in batches for index in indices]
+    size = data.batch or batch or 1
+    if size > len(used):
+        raise OptionError(f"a batch of {size} was asked for, and only {len(used)} samples are used; take a smaller one")
+    parts = list(data.batches(used, size))
+    largest = max(map(len, parts))  # samples of different shapes share no feed
+    chosen = [part for part in parts if len(part) == largest][:_TIMED_FEEDS]
+    return [data.feed(part) for part in chosen], largest
+
+
+def _shapes(data: Dataset, batches: Sequence[list[int]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs for one sample, or for the batch that the model insists on."""
+    first = batches[0] if data.batch else batches[0][:1]
+    return {name: array.shape for name, array in data.feed(first).items()}
+
+
+def _memories(
+    candidates: Sequence[Candidate],
+    feed: Mapping[str, np.ndarray],
+    runtime: RuntimeOptions,
+    progress: Progress | None,
+) -> list[Memory]:
+    found = []
+    for number, candidate in enumerate(candidates, start=1):
+        found.append(measure_memory(candidate.model, feed, runtime))
+        if progress is not None:
+            progress("memory", number, len(candidates))
+    return found
+
+
+def _memory_notes(rows: Sequence[EvaluatedModel]) -> list[str]:
+    reasons = [(row.name, row.memory.reason) for row in rows if row.memory is not None and row.memory.reason]
+    return [f"{name}: {reason}" for name, reason in reasons]
+
+
+def _row(
+    candidate: Candidate,
+    quality: Quality,
+    latency: Latency | None,
+    memory: Memory | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    first: EvaluatedModel | None,
+) -> EvaluatedModel:
+    model = candidate.model
+    macs = count_work(model, shapes)
+    row = EvaluatedModel(
+        name=candidate.name,
+        path=None if model.path is None else printable(model.path),
+        file_bytes=size_bytes(model),
+        parameters=count_parameters(model.proto),
+        nonzero_parameters=count_nonzero_parameters(model),
+        macs=macs.total,
+        macs_unknown=macs.unknown,
+        top1=quality.top1,
+        top5=quality.top5,
+        metric=quality.metric,
+        against_reference=quality.against_reference,
+        latency=latency,
+        memory=memory,
+    )
+    return row if first is None else row.model_copy(update={"ratios": _ratios(row, first)})
+
+
+def _ratios(row: EvaluatedModel, first: EvaluatedModel) -> Ratios:
+    def ratio(figure: Callable[[EvaluatedModel], float | None]) -> float | None:
+        own, other = figure(row), figure(first)
+        return None if own is None or not other else own / other
+
+    return Ratios(
+        file_bytes=ratio(lambda model: model.file_bytes),
+        parameters=ratio(lambda model: model.parameters),
+        nonzero_parameters=ratio(lambda model: model.nonzero_parameters),
+        macs=ratio(lambda model: None if model.macs_unknown else model.macs),
+        latency=ratio(lambda model: model.latency.median_ms if model.latency else None),
+        peak_memory=ratio(lambda model: model.memory.peak_bytes if model.memory else None),
+    )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

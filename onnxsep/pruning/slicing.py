@@ -1,0 +1,64 @@
+"""Taking channels out of a model, and the source that the result must equal."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxsep.constants import read_constant
+from onnxsep.io import Model
+from onnxsep.pruning.channels import Channels, Cut
+from onnxsep.pruning.selecting import Gone
+from onnxsep.pruning.storing import with_values
+from onnxsep.sites import Sites
+from onnxsep.types import Constant
+
+
+def take_out(source: Model, sites: Sites, channels: Channels, gone: Gone) -> tuple[Model, tuple[str, ...]]:
+    """A copy of the source without some channels: weights, groups and stated shapes change, and nothing else.
+
+    Returns:
+        The copy, and the names of changed initialisers that were in a data file.
+    """
+    values: dict[Constant, NDArray[np.generic]] = {}
+    for cut in _affected(channels, gone):
+        array = read_constant(source, sites.scopes, cut.constant)
+        for axis, ids in cut.axes.items():
+            array = np.compress(~gone[ids], array, axis=axis)
+        values[cut.constant] = array
+    result, moved = with_values(source, values)
+    graph = result.proto.graph
+    for (_, index), ids in channels.depthwise.items():
+        for attribute in graph.node[index].attribute:
+            if attribute.name == "group":
+                attribute.i = int(np.count_nonzero(~gone[ids]))
+    shapes = {constant.name: array.shape for constant, array in values.items()}
+    for value in (*graph.value_info, *graph.input):  # weights are inputs too, up to IR version 3
+        dims = value.type.tensor_type.shape.dim
+        track = channels.tracks.get(value.name)
+        if value.name in shapes and len(dims) == len(shapes[value.name]):
+            for dim, size in zip(dims, shapes[value.name], strict=True):
+                dim.dim_value = size
+        elif track is not None and len(dims) > 1 and gone[track.ids].any():
+            dims[1].dim_value = int(np.count_nonzero(~gone[track.ids]))
+    return result, moved
+
+
+def mask_readers(source: Model, sites: Sites, channels: Channels, gone: Gone) -> Model:
+    """A copy of the source in which nobody reads these channels: what would read them is zero."""
+    values: dict[Constant, NDArray[np.generic]] = {}
+    for cut in _affected(channels, gone):
+        if cut.reads is not None and gone[cut.axes[cut.reads]].any():
+            array = read_constant(source, sites.scopes, cut.constant).copy()
+            np.moveaxis(array, cut.reads, 0)[gone[cut.axes[cut.reads]]] = 0
+            values[cut.constant] = array
+    return with_values(source, values)[0]
+
+
+def _affected(channels: Channels, gone: Gone) -> Iterator[Cut]:
+    """One use of each constant that loses something; all uses of a constant agree."""
+    seen = set[Constant]()
+    for cut in channels.cuts:
+        if cut.constant not in seen and any(gone[ids].any() for ids in cut.axes.values()):
+            seen.add(cut.constant)
+            yield cut

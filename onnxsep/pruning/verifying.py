@@ -1,0 +1,159 @@
+"""Running the source and the pruned model on the same inputs, as ``rewrite`` does."""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from onnxsep.comparison import Comparison, compare_outputs, run_reference
+from onnxsep.errors import FeedError, OptionError, VerificationError
+from onnxsep.feeds import Feeds, check_input_shapes, make_feeds
+from onnxsep.io import Model
+from onnxsep.report import OutputReport, VerificationReport
+from onnxsep.runtime import CannotRun, RuntimeOptions
+from onnxsep.tables import size_bytes
+from onnxsep.verification import FULL_BELOW
+
+Verify = Literal["auto", "full", "none"]
+_AMPLIFIED = 10  # times what the model's own rounding makes: that is no error of the result
+# Taking out channels reorders sums, so that the result equals the masked source up to rounding, by its float type.
+_ROUNDING = {"float32": 1e-3, "float64": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a pruned model is compared with its source."""
+
+    verify: Verify = "auto"
+    inputs: Path | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seed: int = 0
+    max_error: float | None = None
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+
+    def check(self, source: Model, *, dry_run: bool) -> None:
+        """Refuse settings that make no sense, before any work is done.
+
+        Raises:
+            OptionError: a value is out of range, or two contradict each other.
+            FeedError: an input shape does not fit the model.
+        """
+        if self.verify not in get_args(Verify):
+            raise OptionError(f"verify={self.verify!r} is not one of {', '.join(get_args(Verify))}")
+        if self.seed < 0:
+            raise OptionError(f"the seed must be 0 or more, not {self.seed}")
+        if self.max_error is not None and not 0 <= self.max_error < math.inf:
+            raise OptionError(f"--max-error {self.max_error} is no error that could be allowed; use one such as 0.1")
+        if self.max_error is not None and (dry_run or self.verify == "none"):
+            why = "--dry-run" if dry_run else "--no-verify"
+            raise OptionError(f"--max-error needs a verification, and {why} switches it off; leave out one of the two")
+        check_input_shapes(source, self.input_shapes)
+
+
+def verify_pruned(
+    source: Model, result: Model, masked: Callable[[], Model] | None, dtypes: Collection[str], settings: Settings
+) -> tuple[VerificationReport, str]:
+    """Compare the pruned model with its source, and with what it must equal.
+
+    Args:
+        source: the original.
+        result: the pruned model.
+        masked: makes the original with the removed channels without effect, which the result must equal up to
+            rounding; None where single weights became zero.
+        dtypes: types of the pruned weights.
+        settings: how.
+
+    Returns:
+        What was measured, and why the verification failed, or "".
+
+    Raises:
+        FeedError: the given inputs do not fit the model.
+    """
+    if settings.verify == "none":
+        return _not_run("none", "switched off (--no-verify)"), ""
+    if settings.verify == "auto" and settings.inputs is None and size_bytes(source) >= FULL_BELOW:
+        reason = f"the model has {size_bytes(source):,} bytes; --verify full compares the outputs all the same"
+        return _not_run("none", reason), _unmeasured(reason, settings)
+    try:
+        feeds = make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes, seed=settings.seed)
+        whole = compare_outputs(source, result, feeds, settings.runtime)
+        notes, failure = list(whole.notes), ""
+        if settings.max_error is not None and whole.relative > settings.max_error:
+            failure = f"the relative error {whole.relative:.3g} is above --max-error {settings.max_error:g}"
+        if masked is not None:
+            note, wrong = _against_masked(masked(), result, feeds, dtypes, settings)
+            notes.append(note)
+            failure = wrong or failure
+        return _report(whole, notes), failure
+    except CannotRun as error:
+        reason = str(error)
+    except FeedError as error:
+        if settings.input_shapes or settings.inputs is not None:
+            raise  # what the user gave does not fit; else there are no default inputs, which is nobody's mistake
+        reason = str(error)
+    except VerificationError as error:
+        return _not_run("full", str(error)), str(error)
+    return _not_run("full", reason), _unmeasured(reason, settings)
+
+
+def _against_masked(
+    masked: Model, result: Model, feeds: Feeds, dtypes: Collection[str], settings: Settings
+) -> tuple[str, str]:
+    """A note on how far the result is from the masked source, and why that is too far, or ""."""
+    try:
+        equal = compare_outputs(masked, result, feeds, settings.runtime)
+    except CannotRun as error:
+        return f"not compared with the original whose removed channels are masked: {error}", ""
+    note = f"equals the original whose removed channels nobody reads, within {equal.relative:.2g} (relative)"
+    allowed = max(_ROUNDING[dtype] for dtype in dtypes)
+    if equal.relative <= allowed:
+        return note, ""
+    noise = _noise(masked, feeds, settings.runtime)
+    if equal.relative <= _AMPLIFIED * noise:
+        return f"{note}; the model amplifies rounding: run without optimisations it differs by {noise:.2g} itself", ""
+    return note.replace("equals", "should equal").replace("within", "but is off by"), (
+        f"removing channels is exact, yet the outputs differ by {equal.relative:.3g} from those of the original whose "
+        f"removed channels nobody reads (allowed {allowed:g}). This is a bug of onnxsep; --no-verify writes the result "
+        "all the same"
+    )
+
+
+def _noise(model: Model, feeds: Feeds, options: RuntimeOptions) -> float:
+    """How far the outputs of one model are apart when the runtime computes them in another order (relative)."""
+    one, other = (run_reference(model, feeds, replace(options, optimize=optimize))[0] for optimize in (True, False))
+    worst = 0.0
+    for name, values in one.items():
+        if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+            wide, difference = values.astype(np.float64), values.astype(np.float64) - other[name]
+            finite = np.isfinite(difference)
+            size = float(np.linalg.norm(wide[finite]))
+            worst = max(worst, float(np.linalg.norm(difference[finite])) / size if size else 0.0)
+    return worst
+
+
+def _unmeasured(reason: str, settings: Settings) -> str:
+    if settings.max_error is None:
+        return ""
+    return f"--max-error was asked for and could not be measured: {reason}"
+
+
+def _not_run(kind: Literal["full", "none"], reason: str) -> VerificationReport:
+    return VerificationReport(kind=kind, ran=False, reason=reason)
+
+
+def _report(whole: Comparison, notes: list[str]) -> VerificationReport:
+    return VerificationReport(
+        kind="full",
+        ran=True,
+        max_abs=whole.max_abs,
+        mean_abs=whole.mean_abs,
+        relative=whole.relative,
+        outputs=tuple(
+            OutputReport(name=one.name, max_abs=one.max_abs, mean_abs=one.mean_abs, relative=one.relative)
+            for one in whole.outputs
+        ),
+        notes=tuple(notes),
+    )
