@@ -17,6 +17,7 @@ from onnxsep.inspection import inspect
 from onnxsep.io import Model, load
 from onnxsep.modes import Mode, available_modes
 from onnxsep.pipeline import Result, rewrite
+from onnxsep.pruning import PruneResult, prune
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import SavedFiles, save
 
@@ -26,6 +27,7 @@ __all__ = [
     "Mode",
     "Model",
     "OnnxsepError",
+    "PruneResult",
     "Result",
     "RuntimeOptions",
     "SavedFiles",
@@ -35,6 +37,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "load",
+    "prune",
     "rewrite",
     "save",
 ]

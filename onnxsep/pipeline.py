@@ -17,6 +17,7 @@ from onnxsep.feeds import check_input_shapes
 from onnxsep.io import Model, load
 from onnxsep.modes import Mode, get_mode
 from onnxsep.planning import SIZES_UNKNOWN, Options, Plan, make_plan
+from onnxsep.pruning import dense_factor_notes
 from onnxsep.report import RewriteReport, VerificationReport
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import SavedFiles, save
@@ -193,7 +194,13 @@ def rewrite(
         removed_weights=tuple(edit.removed_weights),
         removed_inputs=tuple(edit.removed_inputs),
         calibration=fitted.report,
-        notes=(*sites.notes, *_size_notes(plan), *notes, *_input_notes(edit)),
+        notes=(
+            *sites.notes,
+            *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in plan.replacements))),
+            *_size_notes(plan),
+            *notes,
+            *_input_notes(edit),
+        ),
         verification=outcome,
         dry_run=dry_run,
         seconds=time.perf_counter() - started,

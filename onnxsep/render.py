@@ -38,19 +38,19 @@ def make_console(file: TextIO) -> Console:
 
 def print_rewrite(console: Console, report: RewriteReport) -> None:
     """The table of all convolutions, totals, notes and the verification line of one rewrite."""
-    console.print(_header(report.source, f"mode {report.mode}, rank {report.rank}"))
+    console.print(header_line(report.source, f"mode {report.mode}, rank {report.rank}"))
     local = report.verification.kind == "local"
     columns = ["Conv", "weight", "result", ">rank", ">parameters", ">MACs", ">weight error"]
     fitted = any(conv.held_out_error is not None for conv in report.convs)
     columns += [">held-out error"] if fitted else []
-    notes = _Notes(console)
+    notes = Notes(console)
     table = make_table(console, *columns, *([">output error"] if local else []), *notes.columns)
     change = _after if console.is_terminal and console.width < _NARROW else _change
     for conv in report.convs:
         replaced = conv.status == "replaced"
         why = "; ".join((conv.reason, *conv.notes)).strip("; ")
         table.add_row(
-            _name(conv.name, conv.where),
+            site_name(conv.name, conv.where),
             _shape(conv),
             (f"[green]{safe(conv.mode)}[/green]" if conv.mode else "left alone") + notes.mark(why),
             "x".join(map(str, conv.rank or ())),
@@ -69,14 +69,14 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
         console.print(_calibration(report.calibration))
     for note in report.notes:
         console.print(f"note: {safe(note)}")
-    console.print(_verification(report.verification))
+    console.print(verification_text(report.verification))
     if report.dry_run:
         console.print("dry run: nothing was written")
     elif report.output:
         console.print(f"wrote {safe(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
 
 
-class _Notes:
+class Notes:
     """Why a Conv was left alone: a column of its own in plain text; in a terminal, too narrow for that, footnotes."""
 
     def __init__(self, console: Console) -> None:
@@ -85,14 +85,17 @@ class _Notes:
         self.columns = [] if console.is_terminal else ["why, notes"]
 
     def mark(self, text: str) -> str:
+        """What refers to the note: a number, or nothing where notes have a column."""
         if not text or self.columns:
             return ""
         return escape(f" [{self._numbers.setdefault(text, len(self._numbers) + 1)}]")
 
     def cells(self, text: str) -> list[str]:
+        """The note, where notes have a column."""
         return [safe(text) for _ in self.columns]
 
     def print(self) -> None:
+        """The notes by number, where they have no column."""
         for text, number in self._numbers.items():
             self._console.print(f"[dim]{safe(f'[{number}] {text}')}[/dim]")
 
@@ -101,8 +104,8 @@ def _print_totals(console: Console, report: RewriteReport) -> None:
     totals = report.totals
     console.print(
         f"{totals.replaced} of {totals.convs} {_noun(report.convs)} replaced; "
-        f"parameters {_ratio(totals.parameters_before, totals.parameters_after)}; "
-        f"{_macs(totals.macs_before, totals.macs_after, totals.macs_unknown)}"
+        f"parameters {ratio_text(totals.parameters_before, totals.parameters_after)}; "
+        f"{macs_change(totals.macs_before, totals.macs_after, totals.macs_unknown)}"
     )
 
 
@@ -131,7 +134,8 @@ def _calibration(done: CalibrationReport) -> str:
     return "\n".join(lines + [f"  {safe(note)}" for note in done.notes])
 
 
-def _verification(outcome: VerificationReport) -> str:
+def verification_text(outcome: VerificationReport) -> str:
+    """What the comparison with the original found, or why there was none."""
     if not outcome.ran:
         return f"[yellow]not verified[/yellow]: {safe(outcome.reason)}"
     what = "outputs of original and result" if outcome.kind == "full" else "each replaced Conv and the original one"
@@ -148,14 +152,14 @@ def _verification(outcome: VerificationReport) -> str:
 
 def print_inspect(console: Console, report: InspectReport) -> None:
     """The table of all convolutions and what each mode would make of them."""
-    console.print(_header(report.source, f"rank {report.rank}"))
+    console.print(header_line(report.source, f"rank {report.rank}"))
     modes = list(report.totals.mode_convs)
     columns = modes if len(modes) <= _MOST_COLUMNS else []
     table = make_table(console, "Conv", "weight", "input", ">parameters", ">MACs", *columns)
     for conv in report.convs:
         size = "?" if conv.input_size is None else "x".join(map(str, conv.input_size))
         table.add_row(
-            _name(conv.name, conv.where) + (" (first)" if conv.first else ""),
+            site_name(conv.name, conv.where) + (" (first)" if conv.first else ""),
             _shape(conv),
             size,
             _number(conv.parameters, ","),
@@ -172,8 +176,8 @@ def print_inspect(console: Console, report: InspectReport) -> None:
     for mode in modes:
         console.print(
             f"{mode}: {totals.mode_convs[mode]} {_noun(report.convs, 'Convs')} would be replaced; "
-            f"parameters {_ratio(totals.parameters, totals.mode_parameters[mode])}; "
-            f"{_macs(totals.macs, totals.mode_macs[mode], totals.macs_unknown)}"
+            f"parameters {ratio_text(totals.parameters, totals.mode_parameters[mode])}; "
+            f"{macs_change(totals.macs, totals.mode_macs[mode], totals.macs_unknown)}"
         )
     for note in report.notes:
         console.print(f"note: {safe(note)}")
@@ -190,7 +194,8 @@ def _costs(conv: InspectedConv, mode: str) -> str:
     return text if costs.replaced else f"[dim]{text}; left alone: {safe(costs.reason)}[/dim]"
 
 
-def _header(source: ModelInfo, what: str) -> str:
+def header_line(source: ModelInfo, what: str) -> str:
+    """The model and what is done with it."""
     opsets = ", ".join(f"{domain} {version}" for domain, version in source.opsets.items())
     name = safe(source.path or "model in memory")
     producer = safe(source.producer or "unknown producer")
@@ -215,7 +220,8 @@ def print_table(console: Console, table: Table) -> None:
     console.print(table)
 
 
-def _name(name: str, where: str) -> str:
+def site_name(name: str, where: str) -> str:
+    """A node's name, and the nested graph or function that holds it."""
     return safe(name) + (f" [dim]({safe(where)})[/dim]" if where else "")
 
 
@@ -255,14 +261,15 @@ def _after(before: int | None, after: int | None) -> str:
     return f"{after:,}" if before == after else f"{after:,} ({after / before:.2f})"
 
 
-def _macs(before: int, after: int, unknown: int) -> str:
+def macs_change(before: int, after: int, unknown: int) -> str:
     """MACs before and after, and how many nodes are not in these sums because their sizes are not known."""
     if unknown and not before:
         return "MACs unknown: the sizes are free (--input-shape NAME:DIMS gives them)"
-    return f"MACs {_ratio(before, after)}" + (f" ({unknown} nodes of unknown size not counted)" if unknown else "")
+    return f"MACs {ratio_text(before, after)}" + (f" ({unknown} nodes of unknown size not counted)" if unknown else "")
 
 
-def _ratio(before: int, after: int) -> str:
+def ratio_text(before: int, after: int) -> str:
+    """Two counts and their ratio."""
     return f"{before:,} -> {after:,}" + (f" ({after / before:.3f})" if before else "")
 
 

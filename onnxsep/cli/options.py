@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from onnxsep.data import Preprocessing
-from onnxsep.errors import OnnxsepError
+from onnxsep.errors import OnnxsepError, OptionError
 from onnxsep.feeds import parse_input_shape
+from onnxsep.files import check_target
 from onnxsep.runtime import RuntimeOptions
 
 _debug = False
@@ -124,3 +126,19 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None
     except KeyboardInterrupt:
         typer.echo("onnxsep: interrupted; nothing was written", err=True)
         raise typer.Exit(130) from None
+
+
+def check_targets(output: Path | None, report: Path | None, model: Path, inputs: Path | None) -> None:
+    """Refuse, now and not after minutes of work, targets that cannot be written or that hold something else."""
+    for target in (output, report):
+        if target is not None:
+            check_target(target)
+    for option, target, others in (("OUT.onnx", output, (inputs,)), ("--report", report, (model, output, inputs))):
+        for other in others:
+            if target is not None and other is not None and same_file(target, other):
+                raise OptionError(f"{option} {target} would overwrite {other}; name another file")
+    if report is not None and report.exists():
+        with report.open("rb") as file:
+            start = file.read(64)
+        if start and not re.match(rb'\{\s*"onnxsep"', start):
+            raise OptionError(f"--report {report} would overwrite a file that is no report; name another file")

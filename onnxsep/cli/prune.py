@@ -19,6 +19,7 @@ from onnxsep.cli.options import (
     Quiet,
     Seed,
     Threads,
+    check_targets,
     print_json,
     printing,
     progress_bar,
@@ -26,7 +27,6 @@ from onnxsep.cli.options import (
     shapes_of,
 )
 from onnxsep.cli.prune_table import print_prune
-from onnxsep.cli.rewrite import _check_targets
 from onnxsep.errors import OnnxsepError, VerificationError
 from onnxsep.files import write_text
 from onnxsep.pruning.report import PruneReport
@@ -113,7 +113,7 @@ def prune(
     if no_verify and verify not in ("auto", "none"):
         raise typer.BadParameter(f"--no-verify and --verify {verify} contradict each other")
     target = None if dry_run else output
-    _check_targets(target, report, model, inputs)
+    check_targets(target, report, model, inputs)
 
     def show(done: PruneReport) -> None:
         if report is not None:

@@ -3,21 +3,31 @@
 from rich.console import Console
 
 from onnxsep.pruning.report import FileSizes, PrunedLayer, PruneReport
-from onnxsep.render import _header, _macs, _name, _Notes, _ratio, _verification, make_table, print_table, safe
+from onnxsep.render import (
+    Notes,
+    header_line,
+    macs_change,
+    make_table,
+    print_table,
+    ratio_text,
+    safe,
+    site_name,
+    verification_text,
+)
 
 
 def print_prune(console: Console, report: PruneReport) -> None:
     """The table of all layers, sums, sizes, notes and the verification line."""
     channels = report.method == "channels"
-    console.print(_header(report.source, _asked(report)))
-    notes = _Notes(console)
+    console.print(header_line(report.source, _asked(report)))
+    notes = Notes(console)
     figures = (">weight after", ">weights") if channels else (">weights", ">zeros", ">share")
     table = make_table(console, "layer", "weight", "result", *figures, *notes.columns)
     for layer in report.layers:
         why = "; ".join((layer.reason, *layer.notes)).strip("; ")
         pruned = layer.status == "pruned"
         table.add_row(
-            _name(layer.name, layer.where),
+            site_name(layer.name, layer.where),
             _shape(layer.weight_shape) if layer.op_type == "Conv" else f"{layer.op_type} {_shape(layer.weight_shape)}",
             ("[green]pruned[/green]" if pruned else "left alone") + notes.mark(why),
             *(_channel_cells(layer) if channels else _zero_cells(layer)),
@@ -31,7 +41,7 @@ def print_prune(console: Console, report: PruneReport) -> None:
         console.print(_sizes(report.sizes))
     for note in report.notes:
         console.print(f"note: {safe(note)}")
-    console.print(_verification(report.verification))
+    console.print(verification_text(report.verification))
     if report.dry_run:
         console.print("dry run: nothing was written")
     elif report.output:
@@ -55,9 +65,9 @@ def _print_totals(console: Console, report: PruneReport) -> None:
         console.print(f"weights that stay, step by step: {after}")
     line = f"{totals.pruned} of {totals.layers} layers pruned; "
     if report.method == "channels":
-        line += f"their weights {_ratio(totals.weights_before, totals.weights_after)}; "
-        line += f"parameters {_ratio(totals.parameters_before, totals.parameters_after)}; "
-        line += _macs(totals.macs_before, totals.macs_after, totals.macs_unknown)
+        line += f"their weights {ratio_text(totals.weights_before, totals.weights_after)}; "
+        line += f"parameters {ratio_text(totals.parameters_before, totals.parameters_after)}; "
+        line += macs_change(totals.macs_before, totals.macs_after, totals.macs_unknown)
     else:
         line += f"zeros {totals.zeros_before:,} -> {totals.zeros_after:,} of their {totals.weights_before:,} weights"
         line += f" ({(totals.zeros_after or 0) / max(totals.weights_before, 1):.4f})"
@@ -66,8 +76,8 @@ def _print_totals(console: Console, report: PruneReport) -> None:
 
 def _sizes(sizes: FileSizes) -> str:
     return (
-        f"file {_ratio(sizes.bytes_before, sizes.bytes_after)} bytes; "
-        f"after zip {_ratio(sizes.zipped_before, sizes.zipped_after)} bytes"
+        f"file {ratio_text(sizes.bytes_before, sizes.bytes_after)} bytes; "
+        f"after zip {ratio_text(sizes.zipped_before, sizes.zipped_after)} bytes"
     )
 
 

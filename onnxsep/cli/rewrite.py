@@ -1,6 +1,5 @@
 """onnxsep rewrite."""
 
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -29,6 +28,7 @@ from onnxsep.cli.options import (
     Size,
     Std,
     Threads,
+    check_targets,
     preprocessing_of,
     print_json,
     printing,
@@ -136,7 +136,7 @@ def rewrite(
     if round_ranks not in (0, 8, 16):
         raise typer.BadParameter(f"{round_ranks} is not 8 or 16 (0: no rounding)", param_hint="--round-ranks")
     target = None if dry_run else output
-    _check_targets(target, report, model, inputs)
+    check_targets(target, report, model, inputs)
     _check_statistics(statistics, data, (model, target, report, inputs))
 
     def show(done: RewriteReport) -> None:
@@ -189,22 +189,6 @@ def rewrite(
         files = result.save(target)
         done = done.model_copy(update={"output": printable(target), "output_bytes": files.size_bytes})
     show(done)
-
-
-def _check_targets(output: Path | None, report: Path | None, model: Path, inputs: Path | None) -> None:
-    """Refuse, now and not after minutes of work, targets that cannot be written or that hold something else."""
-    for target in (output, report):
-        if target is not None:
-            check_target(target)
-    for option, target, others in (("OUT.onnx", output, (inputs,)), ("--report", report, (model, output, inputs))):
-        for other in others:
-            if target is not None and other is not None and same_file(target, other):
-                raise OptionError(f"{option} {target} would overwrite {other}; name another file")
-    if report is not None and report.exists():
-        with report.open("rb") as file:
-            start = file.read(64)
-        if start and not re.match(rb'\{\s*"onnxsep"', start):
-            raise OptionError(f"--report {report} would overwrite a file that is no report; name another file")
 
 
 def _check_statistics(statistics: Path | None, data: Path | None, others: tuple[Path | None, ...]) -> None:
