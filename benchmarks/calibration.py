@@ -24,6 +24,7 @@ class Line(NamedTuple):
     rank: str
     init: str
     reach: str = ""
+    refine: int = 0
 
 
 LINES = (
@@ -31,6 +32,7 @@ LINES = (
     Line("depthwise", "1", "response", "about 10"),
     Line("depthwise", "1", "compensated", "about 14"),
     Line("depthwise", "1", "joint", "64"),
+    Line("depthwise", "1", "joint", "64", refine=2),
     Line("depthwise", "2", "joint", "84.5"),
     Line("depthwise", "3", "joint", "89.5"),
     Line("channel", "0.5", "joint", "85"),
@@ -62,7 +64,7 @@ def main() -> None:
         test = network.images(data.test)
         whole = cifar.correct(source, test, data.labels)
         print(f"{name}: {network.file}, {100 * whole.mean():.1f} %")
-        header = f"{'mode':<20} {'rank':>5} {'init':<12} {'ratio':>6} {'accuracy':>9} {'to reach':>9} {'seconds':>8}"
+        header = f"{'mode':<20} {'rank':>5} {'init':<14} {'ratio':>6} {'accuracy':>9} {'to reach':>9} {'seconds':>8}"
         print(f"  {header}  held-out error")
         lines = LINES if name == "resnet20" else [line for line in LINES if line.mode in FEWER and line.init == "joint"]
         for line in [line for line in lines if options.only in f"{line.mode}/{line.init}"]:
@@ -91,6 +93,7 @@ def row(
         init=line.init,
         data={source.proto.graph.input[0].name: images},
         seed=seed,
+        refine=line.refine,
         tune=tune,
         force=True,
         verify="none",
@@ -102,9 +105,9 @@ def row(
     after = sum(conv.parameters_after or 0 for conv in replaced)
     error = np.mean([conv.held_out_error or 0.0 for conv in replaced])
     goal = line.reach if reach else ""
-    init = f"{line.init}+tune" if tune else line.init
+    init = line.init + ("+refine" if line.refine else "") + ("+tune" if tune else "")
     return (
-        f"{line.mode:<20} {line.rank:>5} {init:<12} {after / before:6.3f} {accuracy:7.1f} % {goal:>9} {seconds:8.1f}"
+        f"{line.mode:<20} {line.rank:>5} {init:<14} {after / before:6.3f} {accuracy:7.1f} % {goal:>9} {seconds:8.1f}"
         f"  {error:.3f}"
     )
 

@@ -74,6 +74,7 @@ def rewrite(
     samples: int = 500,
     positions: int = 64,
     statistics: str | os.PathLike[str] | None = None,
+    refine: int = 0,
     tune: int = 0,
     follow_links: bool = False,
     runtime: RuntimeOptions | None = None,
@@ -104,6 +105,7 @@ def rewrite(
             without. A mode offers those in its ``inits``.
         samples: use at most so many samples, drawn at random.
         positions: output positions sampled in each of them.
+        refine: rounds in which pairs of Convs in a row are fitted again, together; about four times the time for two.
         statistics: with data, a file to record statistics of the original network in; without, one to fit to.
         tune: steps of tuning the new weights together, by distillation from the original on the same data; it needs
             ``onnxsep[finetune]``.
@@ -126,7 +128,7 @@ def rewrite(
     chosen = get_mode(mode)
     if round_ranks < 0:
         raise OptionError(f"--round-ranks {round_ranks} is negative; use 8 or 16, or 0 for none")
-    fitting = Fitting(data, preprocessing, init, samples, positions, seed, statistics, tune)
+    fitting = Fitting(data, preprocessing, init, samples, positions, seed, statistics, tune, refine)
     fitting.check(chosen)
     options = Options(
         RankPolicy.parse(rank),

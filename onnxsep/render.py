@@ -120,9 +120,10 @@ def _errors(conv: ConvReport) -> str:
 
 def _calibration(done: CalibrationReport) -> str:
     """What the factors were fitted to, and what tuning did."""
+    again = f", {done.refine} rounds of refinement" if done.refine else ""
     lines = [
         f"fitted ({done.init}) to {done.samples:,} samples of {safe(done.source)}, at most {done.positions} positions "
-        f"in each, seed {done.seed}; held-out error: |u - u'| / |u - mean u| of each Conv's output, up to its "
+        f"in each, seed {done.seed}{again}; held-out error: |u - u'| / |u - mean u| of each Conv's output, up to its "
         "activation, on samples left out of the fit, for factors from the weights alone -> as taken"
     ]
     if done.tune:

@@ -109,6 +109,8 @@ class CalibrationReport(_Record):
     samples: int
     positions: int
     seed: int
+    refine: int = 0
+    """Rounds in which two Convs in a row were fitted again."""
     notes: tuple[str, ...] = ()
     tune: TuneReport | None = None
 

@@ -75,7 +75,9 @@ def run(
     choice = Options(rank=RankPolicy.parse(rank), force=True, include_first=True, calibrated=True)
     plan = make_plan(sites.found, get_mode(mode), choice, lambda site: read_weight(source, sites, site))
     feeds = [{"x": X[start : start + batch]} for start in range(0, len(X), batch)]
-    return calibrate(source, sites, plan, feeds, CalibrationOptions(positions=40, **options), ONE_THREAD), plan
+    return calibrate(
+        source, sites, plan, feeds, CalibrationOptions(positions=40, **{"refine": 2, **options}), ONE_THREAD
+    ), plan
 
 
 def held_out(found: Calibrated, plan: Plan) -> dict[str, float]:
@@ -203,6 +205,9 @@ def test_a_graph_output_in_between_is_no_pair() -> None:
 def test_chains_overlap() -> None:
     body = "a = Conv(x, w1)\n b = Relu(a)\n c = Conv(b, w2)\n d = Conv(c, w3)\n y = GlobalAveragePool(d)"
     assert pairs(block(body)) == [("conv_a", "conv_c"), ("conv_c", "conv_d")]
+    again, plan = run(block(body))
+    once, _ = run(block(body), refine=0)
+    assert held_out(again, plan)["conv_d"] < held_out(once, plan)["conv_d"]
 
 
 @pytest.mark.parametrize(("mode", "rank"), [("depthwise", "1"), ("channel", "2"), ("spatial", "3")])

@@ -38,6 +38,7 @@ class Fitting:
     seed: int = 0
     statistics: str | os.PathLike[str] | None = None
     tune: int = 0
+    refine: int = 0
     augment: bool = True
 
     def init(self, mode: Mode) -> str:
@@ -60,8 +61,10 @@ class Fitting:
             raise OptionError(f"--init {init} fits the factors to data; add --data (or --statistics)")
         if self.preprocessing is not None and self.data is None:
             raise OptionError("preprocessing is for the images of --data, and there is none")
-        if self.tune < 0 or self.samples < 1 or self.positions < 1:
-            raise OptionError("--samples and --positions must be 1 or more, --tune 0 or more")
+        if min(self.tune, self.refine) < 0 or self.samples < 1 or self.positions < 1:
+            raise OptionError("--samples and --positions must be 1 or more, --tune and --refine 0 or more")
+        if self.refine and (init != "joint" or self.data is None):
+            raise OptionError("--refine goes with --data and --init joint")
         if self.tune and self.data is None:
             raise OptionError("--tune needs the inputs themselves; add --data")
         if self.tune:
@@ -98,7 +101,9 @@ def fit_plan(
         DataError: the data do not fit the model.
         CalibrationError: they cannot be used for calibration, or the statistics belong to another model.
     """
-    options = CalibrationOptions(init=fitting.init(mode), positions=fitting.positions, seed=fitting.seed)
+    options = CalibrationOptions(
+        init=fitting.init(mode), positions=fitting.positions, seed=fitting.seed, refine=fitting.refine
+    )
     if fitting.data is None:
         return _from_statistics(model, sites, plan, fitting, options, progress)
     dataset = fitting.data
@@ -112,6 +117,7 @@ def fit_plan(
         samples=len(indices),
         positions=options.positions,
         seed=options.seed,
+        refine=options.refine,
         notes=dataset.notes,
     )
     fitted = Fitted(report=report, dataset=dataset, indices=indices)

@@ -191,14 +191,18 @@ class _Calibrator:
         first = None if step.before is None else self._halves.get(step.before.place)
         if first is None or first.replacement.exact or not (self._alone(first) and self._alone(half)):
             return half
+        before = self._rewritten.fork()
         pair = Pair(first, self._halves[step.site.place], self._walk, self._rewritten, self._resampled, self._runtime)
         found = pair.refine(self._options.refine)
         if found is None:
             return half
         halves = [replace(one, fit=fit) for one, fit in zip((first, half), found, strict=True)]
         outcomes = [outcome_of(one.replacement, one.weight, one.fit, "joint") for one in halves]
-        for one, outcome in zip(halves, outcomes, strict=True):
-            assert isinstance(outcome, Factorized)
+        fitting = [outcome for outcome in outcomes if isinstance(outcome, Factorized)]
+        if len(fitting) < len(halves):  # too large for the stored type
+            self._rewritten = before
+            return half
+        for one, outcome in zip(halves, fitting, strict=True):
             self._done.outcomes[factor_key(one.replacement)] = replace(outcome, bias=None, errors=None)
             self._store(one, outcome)
             if self._done.notes.get(one.step.site.place) == FELL_BACK:

@@ -38,7 +38,7 @@ class CalibrationOptions:
     seed: int = 0
     memory: int = 2 * 2**30
     prior: float = 1e-3
-    refine: int = 2
+    refine: int = 0
 
 
 @dataclass(frozen=True)

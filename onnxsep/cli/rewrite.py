@@ -97,6 +97,9 @@ def rewrite(
     positions: Annotated[
         int, typer.Option("--positions", min=1, help="Output positions sampled in each of them.")
     ] = 64,
+    refine: Annotated[
+        int, typer.Option("--refine", min=0, help="Rounds of fitting pairs of Convs in a row again; slow.")
+    ] = 0,
     statistics: Annotated[
         Path | None,
         typer.Option(
@@ -171,6 +174,7 @@ def rewrite(
                 init=init,
                 samples=samples,
                 positions=positions,
+                refine=refine,
                 statistics=statistics,
                 tune=tune,
                 follow_links=follow_links,
