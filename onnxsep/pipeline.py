@@ -105,7 +105,7 @@ def rewrite(
             without. A mode offers those in its ``inits``.
         samples: use at most so many samples, drawn at random.
         positions: output positions sampled in each of them.
-        refine: rounds in which pairs of Convs in a row are fitted again, together; about four times the time for two.
+        refine: rounds in which pairs of Convs in a row are fitted again, together; about three times the time for two.
         statistics: with data, a file to record statistics of the original network in; without, one to fit to.
         tune: steps of tuning the new weights together, by distillation from the original on the same data; it needs
             ``onnxsep[finetune]``.
