@@ -128,7 +128,7 @@ def rewrite(
     chosen = get_mode(mode)
     if round_ranks < 0:
         raise OptionError(f"--round-ranks {round_ranks} is negative; use 8 or 16, or 0 for none")
-    fitting = Fitting(data, preprocessing, init, samples, positions, seed, statistics, tune, refine)
+    fitting = Fitting(data, preprocessing, init, samples, positions, seed, statistics, tune, refine, dry_run)
     fitting.check(chosen)
     options = Options(
         RankPolicy.parse(rank),

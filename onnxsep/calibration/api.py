@@ -39,7 +39,7 @@ class Fitting:
     statistics: str | os.PathLike[str] | None = None
     tune: int = 0
     refine: int = 0
-    augment: bool = True
+    dry_run: bool = False
 
     def init(self, mode: Mode) -> str:
         """The initialisation: what was asked for, or the best that the mode has for what there is."""
@@ -121,14 +121,14 @@ def fit_plan(
         notes=dataset.notes,
     )
     fitted = Fitted(report=report, dataset=dataset, indices=indices)
-    if fitting.statistics is not None:
+    if plan.replacements:
+        done = calibrate(model, sites, plan, fitted.batches(), options, runtime, progress)
+        # A model of a fixed batch size may leave some samples over.
+        fitted = replace(fitted, calibrated=done, report=report.model_copy(update={"samples": done.samples}))
+    if fitting.statistics is not None and not fitting.dry_run:  # last: whoever interrupts has nothing written
         recorded = record(model, sites, fitted.batches(), options, runtime, dataset.source, progress)
         save_statistics(fitting.statistics, recorded)
-    if not plan.replacements:
-        return fitted
-    done = calibrate(model, sites, plan, fitted.batches(), options, runtime, progress)
-    # A model of a fixed batch size may leave some samples over.
-    return replace(fitted, calibrated=done, report=report.model_copy(update={"samples": done.samples}))
+    return fitted
 
 
 def tune_result(
@@ -160,7 +160,6 @@ def tune_result(
         edit.new_weights,
         steps=fitting.tune,
         seed=fitting.seed,
-        augment=fitted.dataset is not None and fitting.augment,
         runtime=runtime,
         progress=show,
     )
