@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -24,6 +25,8 @@ from onnxsep.types import Conv, ConvSite
 Array = NDArray[Any]
 ONE_THREAD = RuntimeOptions(threads=1)
 EXACT = RuntimeOptions(threads=1, optimize=False)
+# Conv has bfloat16 since opset 22, which the oldest supported runtime does not know.
+TYPED_OPSET = 22 if tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 21) else 17
 
 
 def network(body: str, *, seed: int = 0, opset: int = 17, ir: int = 8, **tensors: Any) -> onnx.ModelProto:

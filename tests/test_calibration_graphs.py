@@ -12,6 +12,7 @@ from calibration_models import (
     MODEL,
     ONE_THREAD,
     SHAPES,
+    TYPED_OPSET,
     X,
     block,
     constants,
@@ -32,6 +33,7 @@ from onnxsep.calibration import layerwise
 from onnxsep.calibration.fitting import Fit, fit
 from onnxsep.calibration.layerwise import FELL_BACK, SHARED, SHARED_BY_NESTED
 from onnxsep.calibration.schedule import Tail
+from onnxsep.graph import ONNX_TYPES
 
 Array = NDArray[Any]
 
@@ -110,8 +112,8 @@ def test_other_types(kind: str, name: str) -> None:
     # bfloat16 has 8 bits: neither rounding is the same as that of the float32 model.
     model = onnx.ModelProto()
     model.CopyFrom(SHARED_WEIGHT)
-    number = helper.np_dtype_to_tensor_dtype(np.dtype(NUMPY_TYPES[kind]))
-    model.opset_import[0].version = 22
+    number = ONNX_TYPES[kind]
+    model.opset_import[0].version = TYPED_OPSET
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor).astype(NUMPY_TYPES[kind])
         tensor.CopyFrom(helper.make_tensor(tensor.name, number, array.shape, array.tobytes(), raw=True))

@@ -11,12 +11,13 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from calibration_models import EXACT, Steps, fitted, images, network, outputs
+from calibration_models import EXACT, TYPED_OPSET, Steps, fitted, images, network, outputs
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxsep.calibration.frontier import Frontier, Store
 from onnxsep.errors import CalibrationError
+from onnxsep.graph import ONNX_TYPES
 from onnxsep.io import Model, load
 from onnxsep.runtime import Runner
 
@@ -225,8 +226,8 @@ def test_live_tensors_are_those_of_a_whole_run(case: str) -> None:
 def test_types_that_the_runtime_lacks_are_run_as_float32(kind: Any) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(RESIDUAL)
-    number = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-    model.opset_import[0].version = 22
+    number = ONNX_TYPES[np.dtype(kind).name]
+    model.opset_import[0].version = TYPED_OPSET
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor).astype(kind)
         tensor.CopyFrom(helper.make_tensor(tensor.name, number, array.shape, array.tobytes(), raw=True))
