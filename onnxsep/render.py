@@ -42,7 +42,7 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
     local = report.verification.kind == "local"
     columns = ["Conv", "weight", "result", ">rank", ">parameters", ">MACs", ">weight error"]
     fitted = any(conv.held_out_error is not None for conv in report.convs)
-    columns += [">held-out error"] if fitted else []
+    columns += [">fitted error", ">held-out error"] if fitted else []
     notes = Notes(console)
     table = make_table(console, *columns, *([">output error"] if local else []), *notes.columns)
     change = _after if console.is_terminal and console.width < _NARROW else _change
@@ -57,7 +57,7 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
             change(conv.parameters_before, conv.parameters_after),
             change(conv.macs_before, conv.macs_after),
             _number(conv.weight_error, ".4f"),
-            *([_errors(conv)] if fitted else []),
+            *([_number(conv.fitted_error, ".4f"), _errors(conv)] if fitted else []),
             *([_number(conv.output_error, ".4f")] if local else []),
             *notes.cells(why),
             style="" if replaced else "dim",
