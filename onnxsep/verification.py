@@ -103,7 +103,7 @@ def verify_result(
             alone = max(piece.relative for piece in pieces())
             failure = _too_large(alone, plan, settings)
             notes.append(f"the model amplifies rounding: each replaced Conv alone is exact within {alone:.1g}")
-        return _full_report(whole, notes), {}, failure
+        return full_report(whole, notes), {}, failure
     except CannotRun as error:
         reason = str(error)
     except FeedError as error:
@@ -120,7 +120,8 @@ def _not_verified(kind: Verify, reason: str) -> VerificationReport:
     return VerificationReport(kind="local" if kind == "local" else "full", ran=False, reason=reason)
 
 
-def _full_report(whole: Comparison, notes: Sequence[str]) -> VerificationReport:
+def full_report(whole: Comparison, notes: Sequence[str]) -> VerificationReport:
+    """The record of a comparison of all outputs."""
     return VerificationReport(
         kind="full",
         ran=True,

@@ -8,14 +8,14 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from onnxsep.comparison import Comparison, compare_outputs, run_reference
+from onnxsep.comparison import compare_outputs, run_reference
 from onnxsep.errors import FeedError, OptionError, VerificationError
 from onnxsep.feeds import Feeds, check_input_shapes, make_feeds
 from onnxsep.io import Model
-from onnxsep.report import OutputReport, VerificationReport
+from onnxsep.report import VerificationReport
 from onnxsep.runtime import CannotRun, RuntimeOptions
 from onnxsep.tables import size_bytes
-from onnxsep.verification import FULL_BELOW
+from onnxsep.verification import FULL_BELOW, full_report
 
 Verify = Literal["auto", "full", "none"]
 _AMPLIFIED = 10  # times what the model's own rounding makes: that is no error of the result
@@ -87,7 +87,7 @@ def verify_pruned(
             note, wrong = _against_masked(masked(), result, feeds, dtypes, settings)
             notes.append(note)
             failure = wrong or failure
-        return _report(whole, notes), failure
+        return full_report(whole, notes), failure
     except CannotRun as error:
         reason = str(error)
     except FeedError as error:
@@ -142,18 +142,3 @@ def _unmeasured(reason: str, settings: Settings) -> str:
 
 def _not_run(kind: Literal["full", "none"], reason: str) -> VerificationReport:
     return VerificationReport(kind=kind, ran=False, reason=reason)
-
-
-def _report(whole: Comparison, notes: list[str]) -> VerificationReport:
-    return VerificationReport(
-        kind="full",
-        ran=True,
-        max_abs=whole.max_abs,
-        mean_abs=whole.mean_abs,
-        relative=whole.relative,
-        outputs=tuple(
-            OutputReport(name=one.name, max_abs=one.max_abs, mean_abs=one.mean_abs, relative=one.relative)
-            for one in whole.outputs
-        ),
-        notes=tuple(notes),
-    )
