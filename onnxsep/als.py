@@ -24,7 +24,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from onnxsep.linalg import Array
 
@@ -252,14 +251,16 @@ def _solve(normal: Array, right: Array) -> Array:
     index = np.arange(normal.shape[-1])
     normal[:, index, index] += ridge[:, None]
     solved: Array
+    from scipy.linalg import cho_factor, cho_solve  # it takes long to import, and only fits to data need it
+
     try:
         if len(normal) == 1:
-            factor = scipy.linalg.cho_factor(normal[0], lower=True, check_finite=False)
-            solved = scipy.linalg.cho_solve(factor, right.T, check_finite=False).T
+            factor = cho_factor(normal[0], lower=True, check_finite=False)
+            solved = cho_solve(factor, right.T, check_finite=False).T
             return solved
         solved = np.asarray(np.linalg.solve(normal, right[..., None])[..., 0], np.float64)
         return solved
-    except (scipy.linalg.LinAlgError, np.linalg.LinAlgError):  # not positive by rounding: the least-norm solution
+    except np.linalg.LinAlgError:  # not positive by rounding: the least-norm solution
         solved = (np.linalg.pinv(normal, hermitian=True) @ right[..., None])[..., 0]
         return solved
 

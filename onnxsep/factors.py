@@ -53,6 +53,11 @@ class Factorized:
     errors: OutputErrors | None = None
     """What calibration measured."""
 
+    @property
+    def factors(self) -> Factors:
+        """The factors as they are stored, in double precision."""
+        return Factors([array.astype(np.float64) for array in self.arrays])
+
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and how many there are."""

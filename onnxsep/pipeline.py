@@ -16,11 +16,12 @@ from onnxsep.factors import Factorized, Progress, factorize_all
 from onnxsep.feeds import check_input_shapes
 from onnxsep.io import Model, load
 from onnxsep.modes import Mode, get_mode
+from onnxsep.patterns import as_patterns
 from onnxsep.planning import SIZES_UNKNOWN, Options, Plan, make_plan
 from onnxsep.pruning import dense_factor_notes
 from onnxsep.report import RewriteReport, VerificationReport
 from onnxsep.runtime import RuntimeOptions
-from onnxsep.saving import SavedFiles, save
+from onnxsep.saving import Savable
 from onnxsep.shapes import infer_shapes, skeleton
 from onnxsep.sites import find_sites, read_weight
 from onnxsep.surgery import Edit, replace_convs
@@ -30,7 +31,7 @@ from onnxsep.verification import Settings, Verify, decide, verify_result
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Savable):
     """A rewritten model and the report of what was done.
 
     ``model`` is the source's own object where nothing was replaced, or in a dry run. ``new_initializers`` are the names
@@ -40,15 +41,6 @@ class Result:
     model: Model
     report: RewriteReport
     new_initializers: tuple[str, ...] = ()
-
-    @property
-    def proto(self) -> onnx.ModelProto:
-        """The rewritten model; weights in external files are not in it."""
-        return self.model.proto
-
-    def save(self, path: str | os.PathLike[str]) -> SavedFiles:
-        """Write the model, atomically; its external weights are streamed into one new data file beside it."""
-        return save(self.model, path, externalize=self.new_initializers)
 
 
 def rewrite(
@@ -135,8 +127,8 @@ def rewrite(
         force,
         include_first,
         recurse,
-        _patterns(only),
-        _patterns(skip),
+        as_patterns(only),
+        as_patterns(skip),
         round_ranks=round_ranks,
         calibrated=fitting.init(chosen) != "svd",
     )
@@ -220,10 +212,6 @@ def _size_notes(plan: Plan) -> list[str]:
         f"the input sizes of {unknown} replaced Convs are not in the model: their MACs were compared for large even "
         "sizes (--input-shape NAME:DIMS gives sizes)"
     ]
-
-
-def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 def _input_notes(edit: Edit) -> list[str]:

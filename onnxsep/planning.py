@@ -4,12 +4,12 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from fractions import Fraction
 
-from onnxsep.errors import FactorizationError, OnnxsepError, OptionError, PassError
+from onnxsep.errors import FactorizationError, OnnxsepError, PassError
 from onnxsep.linalg import Array
 from onnxsep.modes import Mode, factor_shapes
+from onnxsep.patterns import check_patterns, left_out
 from onnxsep.ranks import choose_rank
 from onnxsep.types import (
     INPUT,
@@ -117,7 +117,7 @@ def make_plan(
         OptionError: a pattern of ``only`` or ``skip`` matches no convolution.
     """
     found = list(found)
-    _check_patterns(found, options)
+    check_patterns([item.name for item in found], options.only, options.skip, "convolution")
     plan = Plan()
     for item in found:
         with naming(mode, item.name):
@@ -142,21 +142,6 @@ def naming(mode: Mode, name: str) -> Iterator[None]:
         raise PassError(f"mode {mode.name}, Conv {name!r}: {type(error).__name__}: {error}") from error
 
 
-def _check_patterns(found: Sequence[ConvSite | Rejected], options: Options) -> None:
-    for option, patterns in (("--only", options.only), ("--skip", options.skip)):
-        for pattern in patterns:
-            if not any(_matches(item.name, pattern) for item in found):
-                some = ", ".join(repr(item.name) for item in found[:3]) or "the model has no convolution"
-                raise OptionError(
-                    f"{option} {pattern!r} matches the name of no convolution; names here: {some}, ... "
-                    "(in a pattern, * ? and [ ] stand for other characters)"
-                )
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
-
-
 def _decide(
     item: ConvSite | Rejected, mode: Mode, options: Options, read: Callable[[ConvSite], Array]
 ) -> Replacement | Rejected:
@@ -164,7 +149,7 @@ def _decide(
         return item
     reason = (
         refusal(item, mode)
-        or _excluded(item.name, options)
+        or left_out(item.name, options.only, options.skip)
         or (f"made by onnxsep (mode {item.made_by}); --recurse splits it again" if _finished(item, options) else None)
         or (_first(item) if _kept(item, options) else None)
     )
@@ -175,13 +160,6 @@ def _decide(
         return candidate
     reason = does_not_pay(candidate)
     return reject(item, f"does not pay: {reason} (--force)") if reason else candidate
-
-
-def _excluded(name: str, options: Options) -> str | None:
-    if options.only and not any(_matches(name, pattern) for pattern in options.only):
-        return "not among --only"
-    matched = next((pattern for pattern in options.skip if _matches(name, pattern)), None)
-    return None if matched is None else f"left out by --skip {matched!r}"
 
 
 def _finished(site: ConvSite, options: Options) -> bool:

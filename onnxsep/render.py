@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from onnxsep.pruning.report import PruneReport
 from onnxsep.report import (
     CalibrationReport,
     ConvReport,
@@ -67,9 +68,14 @@ def print_rewrite(console: Console, report: RewriteReport) -> None:
     _print_totals(console, report)
     if report.calibration:
         console.print(_calibration(report.calibration))
+    print_end(console, report)
+
+
+def print_end(console: Console, report: RewriteReport | PruneReport) -> None:
+    """What every report of a changed model ends in: notes, the verification, and the file that was written."""
     for note in report.notes:
         console.print(f"note: {safe(note)}")
-    console.print(verification_text(report.verification))
+    console.print(_verification(report.verification))
     if report.dry_run:
         console.print("dry run: nothing was written")
     elif report.output:
@@ -135,8 +141,7 @@ def _calibration(done: CalibrationReport) -> str:
     return "\n".join(lines + [f"  {safe(note)}" for note in done.notes])
 
 
-def verification_text(outcome: VerificationReport) -> str:
-    """What the comparison with the original found, or why there was none."""
+def _verification(outcome: VerificationReport) -> str:
     if not outcome.ran:
         return f"[yellow]not verified[/yellow]: {safe(outcome.reason)}"
     what = "outputs of original and result" if outcome.kind == "full" else "each replaced Conv and the original one"

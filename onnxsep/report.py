@@ -7,11 +7,13 @@ from pydantic import BaseModel, ConfigDict
 from onnxsep._version import __version__
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """What all records of reports are: frozen, and closed to unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ConvReport(_Record):
+class ConvReport(Record):
     """What became of one convolution. MACs are for the batch of the model, or for one image where it is free."""
 
     name: str
@@ -46,7 +48,7 @@ class ConvReport(_Record):
     """The same on held-out positions."""
 
 
-class Totals(_Record):
+class Totals(Record):
     """Sums over the model."""
 
     convs: int
@@ -61,7 +63,7 @@ class Totals(_Record):
     """Nodes whose sizes are not known, so that they are not in the sums (of the original model)."""
 
 
-class OutputReport(_Record):
+class OutputReport(Record):
     """The difference of one output between the original and the result."""
 
     name: str
@@ -70,7 +72,7 @@ class OutputReport(_Record):
     relative: float
 
 
-class VerificationReport(_Record):
+class VerificationReport(Record):
     """How the result was compared with the original, or why it was not."""
 
     kind: Literal["full", "local", "none"]
@@ -85,7 +87,7 @@ class VerificationReport(_Record):
     notes: tuple[str, ...] = ()
 
 
-class TuneReport(_Record):
+class TuneReport(Record):
     """What tuning by distillation did."""
 
     steps: int
@@ -98,7 +100,7 @@ class TuneReport(_Record):
     notes: tuple[str, ...] = ()
 
 
-class CalibrationReport(_Record):
+class CalibrationReport(Record):
     """What the factors were fitted to."""
 
     init: str
@@ -115,7 +117,7 @@ class CalibrationReport(_Record):
     tune: TuneReport | None = None
 
 
-class ModelInfo(_Record):
+class ModelInfo(Record):
     """The model as its header and its files describe it."""
 
     path: str | None
@@ -126,7 +128,7 @@ class ModelInfo(_Record):
     """The .onnx file and its external data."""
 
 
-class RewriteReport(_Record):
+class RewriteReport(Record):
     """One run of ``onnxsep rewrite``."""
 
     onnxsep: str = __version__
@@ -147,7 +149,7 @@ class RewriteReport(_Record):
     seconds: float
 
 
-class ModeCosts(_Record):
+class ModeCosts(Record):
     """What one mode would make of one Conv at the asked rank."""
 
     eligible: bool
@@ -168,7 +170,7 @@ class ModeCosts(_Record):
     """MACs after / before (M_s, M_d); for unknown sizes that of a large input of even size."""
 
 
-class InspectedConv(_Record):
+class InspectedConv(Record):
     """One convolution and what each mode would cost."""
 
     name: str
@@ -186,7 +188,7 @@ class InspectedConv(_Record):
     modes: dict[str, ModeCosts] = {}
 
 
-class InspectTotals(_Record):
+class InspectTotals(Record):
     """Sums over the model, as it is and as each mode would leave it."""
 
     convs: int
@@ -202,7 +204,7 @@ class InspectTotals(_Record):
     mode_macs: dict[str, int]
 
 
-class InspectReport(_Record):
+class InspectReport(Record):
     """What ``onnxsep inspect`` shows."""
 
     onnxsep: str = __version__

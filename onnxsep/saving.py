@@ -41,6 +41,27 @@ class SavedFiles:
         return self.data_paths[0] if self.data_paths else None
 
 
+class Savable:
+    """What results of a rewrite or a pruning have in common: a model, and which of its weights are new.
+
+    Attributes:
+        model: The result.
+        new_initializers: Its weights that go into the data file, where the source has one.
+    """
+
+    model: Model
+    new_initializers: tuple[str, ...]
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """The result's model; weights in external files are not in it."""
+        return self.model.proto
+
+    def save(self, path: str | os.PathLike[str]) -> SavedFiles:
+        """Write the model, atomically; its external weights are streamed into one new data file beside it."""
+        return save(self.model, path, externalize=self.new_initializers)
+
+
 def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str], externalize: Collection[str] = ()) -> SavedFiles:
     """Write a model, atomically: on any failure the target is as it was before and nothing else is left behind.
 

@@ -1,7 +1,7 @@
 """Verifying a rewrite: which comparison is run, on what, and what it may show."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -43,6 +43,29 @@ class Settings:
     """What ``inputs`` holds, once ``decide`` has read it."""
 
 
+def check_settings(settings: Settings, kinds: Collection[str], *, dry_run: bool) -> None:
+    """Refuse settings that make no sense, before any work is done.
+
+    Args:
+        settings: what the user chose.
+        kinds: the kinds of verification that there are.
+        dry_run: whether nothing is to be verified anyway.
+
+    Raises:
+        OptionError: a value is out of range, or two contradict each other.
+    """
+    kind, limit = settings.verify, settings.max_error
+    if kind not in kinds:
+        raise OptionError(f"verify={kind!r} is not one of {', '.join(kinds)}")
+    if settings.seed < 0:
+        raise OptionError(f"the seed must be 0 or more, not {settings.seed}")
+    if limit is not None and not 0 <= limit < math.inf:
+        raise OptionError(f"--max-error {limit} is no error that could be allowed; use a number such as 0.1")
+    if limit is not None and (dry_run or kind == "none"):
+        why = "--dry-run" if dry_run else "--no-verify"
+        raise OptionError(f"--max-error needs a verification, and {why} switches it off; leave out one of the two")
+
+
 def decide(settings: Settings, source: Model, *, dry_run: bool) -> Settings:
     """Settings with "auto" decided and the given inputs read.
 
@@ -50,18 +73,10 @@ def decide(settings: Settings, source: Model, *, dry_run: bool) -> Settings:
         OptionError: a setting makes no sense, or two contradict each other; told before any work is done.
         FeedError: the given inputs do not fit the model.
     """
-    kind, limit = settings.verify, settings.max_error
-    if kind not in get_args(Verify):
-        raise OptionError(f"verify={kind!r} is not one of {', '.join(get_args(Verify))}")
-    if settings.seed < 0:
-        raise OptionError(f"the seed must be 0 or more, not {settings.seed}")
-    if limit is not None and not 0 <= limit < math.inf:
-        raise OptionError(f"--max-error {limit} is no error that could be allowed; use a number such as 0.1")
+    check_settings(settings, get_args(Verify), dry_run=dry_run)
+    kind = settings.verify
     if kind == "auto":
         kind = "full" if size_bytes(source) < FULL_BELOW else "local"
-    if limit is not None and kind == "none":
-        why = "--dry-run" if dry_run else "--no-verify"
-        raise OptionError(f"--max-error needs a verification, and {why} switches it off; leave out one of the two")
     if settings.inputs is not None and kind != "full" and not dry_run:
         raise OptionError(f"--inputs are for a full verification, and this one is {kind!r}; add --verify full")
     given = None

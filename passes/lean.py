@@ -36,7 +36,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
-import scipy.linalg
 
 from onnxsep.errors import FactorizationError
 from onnxsep.linalg import Array
@@ -141,7 +140,7 @@ class Lean(Mode):
         schur[:, range(count), range(count)] += np.where(mean > 0, _RIDGE * mean, 1.0)[:, None]
         taken = np.linalg.solve(schur, right[..., None])[..., 0]
         wanted[:, :channels] -= np.einsum("icq,cq->ic", mixed, taken)
-        return _factors(conv, scipy.linalg.solve_triangular(lower, wanted, lower=True, trans="T").T, taken)
+        return _factors(conv, _solve(lower, wanted, trans="T").T, taken)
 
     def reconstruct(self, conv: Conv, factors: Factors) -> Array:
         """The weight with zeros outside the pattern."""
@@ -206,15 +205,19 @@ def _by(sizes: list[int] | tuple[int, ...]) -> str:
 
 def _cholesky(matrix: Array) -> Array:
     """The lower Cholesky factor, of the matrix with a ridge where rounding has made it indefinite."""
+    from scipy.linalg import LinAlgError, cholesky  # it takes long to import, and only fits to data need it
+
     mean = float(np.trace(matrix)) / len(matrix)
     for ridge in (0.0, _RIDGE, 1e3 * _RIDGE, 1e6 * _RIDGE):
         shifted = matrix + ridge * (mean if mean > 0 else 1.0) * np.eye(len(matrix))
-        with suppress(scipy.linalg.LinAlgError):
-            factor: Array = scipy.linalg.cholesky(shifted, lower=True, check_finite=False)
+        with suppress(LinAlgError):
+            factor: Array = cholesky(shifted, lower=True, check_finite=False)
             return factor
     raise FactorizationError("the calibration data give a Gram matrix that is not positive")
 
 
-def _solve(lower: Array, right: Array) -> Array:
-    solved: Array = scipy.linalg.solve_triangular(lower, right, lower=True)
+def _solve(lower: Array, right: Array, trans: str = "N") -> Array:
+    from scipy.linalg import solve_triangular  # as above
+
+    solved: Array = solve_triangular(lower, right, lower=True, trans=trans)
     return solved

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from test_modes import ranks_at
 
 import onnxsep
-from onnxsep.calibration.fitting import Fit, Samples, _Fitter, fit, fit_bias, fit_moments
+from onnxsep.calibration.fitting import Fit, Fitter, Samples, fit, fit_bias, fit_moments
 from onnxsep.calibration.recording import _moments
 from onnxsep.calibration.schedule import Tail
 from onnxsep.modes import Factors, Mode, Task, get_mode
@@ -147,7 +147,7 @@ def test_target_of_a_round_bounds_the_error_behind_the_activation(tail: Tail) ->
     """For any prediction; and exactly at the present one, but where it alone is clipped."""
     mode, weight, rng = get_mode("depthwise"), weight_of(CONV), np.random.default_rng(0)
     samples = samples_of(CONV, weight, patches(CONV, 300))
-    fitter = _Fitter(mode, CONV, (1,), weight, samples, tail, None, True, 1e-3)
+    fitter = Fitter(mode, CONV, (1,), weight, samples, tail, None, True, 1e-3)
     wanted = tail.scale * samples.targets + tail.shift
     for now in (samples.targets * 0.5, rng.standard_normal(samples.targets.shape).astype(np.float32)):
         target = fitter._target(now)

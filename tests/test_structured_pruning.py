@@ -19,9 +19,10 @@ from onnxsep.io import Model, load, read_tensor
 from onnxsep.pruning import Goal, PruneResult, prune
 from onnxsep.pruning.selecting import filter_norms
 from onnxsep.pruning.structured import prune_channels
-from onnxsep.pruning.verifying import Settings, verify_pruned
+from onnxsep.pruning.verifying import verify_pruned
 from onnxsep.sites import find_sites
 from onnxsep.tensors import decode
+from onnxsep.verification import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "models" / "digits" / "digits_cnn.onnx"

@@ -104,7 +104,7 @@ def fit(
         new_bias: whether the bias is fitted too.
         prior: strength of the pull towards the weight, relative to the data.
     """
-    return _Fitter(mode, conv, rank, weight, samples, tail, old_bias, new_bias, prior).run(init)
+    return Fitter(mode, conv, rank, weight, samples, tail, old_bias, new_bias, prior).run(init)
 
 
 def fit_bias(
@@ -118,7 +118,7 @@ def fit_bias(
     new_bias: bool,
 ) -> Fit:
     """Fit the bias alone, for a Conv that shares its weight, and so its factors, with one that is done."""
-    return _Fitter(mode, conv, (), np.zeros(conv.weight_shape), samples, tail, old_bias, new_bias, 0.0).measure(factors)
+    return Fitter(mode, conv, (), np.zeros(conv.weight_shape), samples, tail, old_bias, new_bias, 0.0).measure(factors)
 
 
 def fit_moments(
@@ -177,7 +177,9 @@ def _energy(matrix: Array, covariance: Array) -> float:
     return float(np.vdot(matrix @ covariance, matrix))
 
 
-class _Fitter:
+class Fitter:
+    """The samples of one Conv, prepared for fits; the arguments are those of ``fit``."""
+
     def __init__(
         self,
         mode: Mode,
@@ -194,7 +196,7 @@ class _Fitter:
         self._samples, self._prior, self._new_bias = samples, prior, new_bias
         self._old_bias = np.zeros(conv.out_channels) if old_bias is None else old_bias
         # A channel that the tail multiplies by (almost) nothing has no say: it is fitted as if it stood alone.
-        usable = np.abs(tail.scale) > 1e-3 * np.abs(tail.scale).max(initial=0.0)
+        usable = tail.heard
         # Rows in single precision: they are many, and no better known.
         self._scale = np.where(usable, tail.scale, 1.0).astype(np.float32)
         shift = np.where(usable, tail.shift, 0.0).astype(np.float32)
@@ -216,6 +218,7 @@ class _Fitter:
         self._gram = np.stack([mean_product(groups[:, group], groups[:, group]) for group in range(conv.group)])
 
     def run(self, init: str) -> Fit:
+        """The best of what this initialisation finds."""
         task = Task(self._conv, self._weight)
         plain = self._mode.factorize(task, self._rank)
         if init == "svd":
@@ -261,8 +264,7 @@ class _Fitter:
         wanted = self._wanted
         if predicted is not None:
             now = predicted * self._scale + self._base
-            wanted = np.where(wanted <= self._low, np.minimum(now, self._low), wanted)
-            wanted = np.where(wanted >= self._high, np.maximum(now, self._high), wanted)
+            wanted = majorised(wanted, now, self._low, self._high)
         target: Floats = (wanted - self._base) / self._scale
         return target
 
@@ -295,6 +297,13 @@ class _Fitter:
         if size <= _ROUNDING * whole:  # the output never changes: relative to its size, then
             size = whole
         return float(difference / size) if size > 0 else float(difference > 0)
+
+
+def majorised(wanted: Floats, now: Floats, low: Floats | np.float32, high: Floats | np.float32) -> Floats:
+    """What is to be reached before an activation that clips, given what is there now; the limits broadcast."""
+    wanted = np.where(wanted <= low, np.minimum(now, low), wanted)
+    reached: Floats = np.where(wanted >= high, np.maximum(now, high), wanted)
+    return reached
 
 
 def mean_product(left: NDArray[np.floating], right: NDArray[np.floating]) -> Array:

@@ -28,7 +28,6 @@ from onnxsep.factors import STORED_TYPES, Factorized, OutputErrors, Progress, ch
 from onnxsep.graph import build_tensor
 from onnxsep.io import Model
 from onnxsep.linalg import Array
-from onnxsep.modes import Factors
 from onnxsep.planning import Plan, Replacement, factor_key, in_main_graph, naming
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.sites import Sites, read_weight
@@ -148,7 +147,7 @@ class _Calibrator:
             tail = tail.unclipped
         earlier = self._done.outcomes.get(key)
         if isinstance(earlier, Factorized):
-            factors = Factors([array.astype(np.float64) for array in earlier.arrays])
+            factors = earlier.factors
             new_bias = replacement.new_bias and init != "svd"
             result = fit_bias(mode, site.conv, factors, samples, tail, old_bias=old_bias, new_bias=new_bias)
             self._done.notes[site.place] = SHARED
@@ -182,7 +181,7 @@ class _Calibrator:
         """Take the factors of a Conv as its result, and let the rewritten network compute what they give."""
         site = half.step.site
         self._done.by_place[site.place] = outcome
-        stored = Factors([array.astype(np.float64) for array in outcome.arrays])
+        stored = outcome.factors
         self._replace(site, half.replacement.mode.reconstruct(site.conv, stored), half.fit.bias)
         self._halves[site.place] = replace(half, fit=replace(half.fit, factors=stored))
 

@@ -16,7 +16,6 @@ from onnxsep.calibration.walk import CalibrationOptions, Walk, split
 from onnxsep.errors import CalibrationError, FactorizationError
 from onnxsep.factors import Factorized, Progress
 from onnxsep.io import Model
-from onnxsep.modes import Factors
 from onnxsep.planning import Plan, factor_key, in_main_graph, naming
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.sites import Sites, read_weight
@@ -105,9 +104,7 @@ def calibrate_from(
     for number, row in enumerate(rows):
         site, key = row.site, factor_key(row)
         earlier = done.outcomes.get(key)
-        given = (
-            Factors([array.astype(np.float64) for array in earlier.arrays]) if isinstance(earlier, Factorized) else None
-        )
+        given = earlier.factors if isinstance(earlier, Factorized) else None
         try:
             weight, bias = read_weight(model, sites, site), read_bias(model, sites, site)
         except FactorizationError as error:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.calibration.fitting import Fit, Samples, _Fitter
+from onnxsep.calibration.fitting import Fit, Fitter, Samples
 from onnxsep.calibration.frontier import Frontier, Kept
 from onnxsep.calibration.sampling import Floats, gather_outputs
 from onnxsep.calibration.schedule import Step, Tail
@@ -92,7 +92,7 @@ class Half:
         )
 
 
-class Refitter(_Fitter):
+class Refitter(Fitter):
     """Improves given factors."""
 
     def improve(self, fit: Fit, toward: Array, target: Floats | None = None) -> Fit:
@@ -182,9 +182,8 @@ class Pair:
         if not (np.isfinite(even) and even > 0):
             return None
         mix = mix + even * np.eye(len(mix))
-        scale = first.tail.scale
-        usable = np.abs(scale) > 1e-3 * np.abs(scale).max(initial=0.0)
-        scale = np.where(usable, scale, 1.0)
+        usable = first.tail.heard
+        scale = np.where(usable, first.tail.scale, 1.0)
         outputs, slopes = (np.concatenate(part) for part in zip(*self._slopes(first, second, effective), strict=True))
         change = slopes.astype(np.float64) @ np.linalg.inv(gamma * mix) / scale * usable
         target: Floats = (outputs - change).astype(np.float32)

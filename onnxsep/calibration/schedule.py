@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from onnxsep.calibration.frontier import reads
 from onnxsep.constants import find_constant
@@ -48,6 +49,13 @@ class Tail:
     def clips(self) -> bool:
         """Whether an activation follows."""
         return self.low > -np.inf or self.high < np.inf
+
+    @property
+    def heard(self) -> NDArray[np.bool_]:
+        """[out_channels], which channels the scale does not multiply by (almost) nothing."""
+        size: Array = np.abs(self.scale)
+        heard: NDArray[np.bool_] = size > 1e-3 * size.max(initial=0.0)
+        return heard
 
     @property
     def unclipped(self) -> "Tail":

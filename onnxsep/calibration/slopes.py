@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxsep.calibration.fitting import majorised
 from onnxsep.calibration.sampling import Floats, pad_before
 from onnxsep.calibration.schedule import Tail
 from onnxsep.errors import CalibrationError
@@ -126,6 +127,5 @@ def clipped(tail: Tail, values: Floats) -> Floats:
 def lost(tail: Tail, wanted: Floats, now: Floats) -> Floats:
     """The errors that count, before the activation: none where both are clipped."""
     if tail.clips:
-        wanted = np.where(wanted <= tail.low, np.minimum(now, np.float32(tail.low)), wanted)
-        wanted = np.where(wanted >= tail.high, np.maximum(now, np.float32(tail.high)), wanted)
+        wanted = majorised(wanted, now, np.float32(tail.low), np.float32(tail.high))
     return now - wanted

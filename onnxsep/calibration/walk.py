@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxsep.calibration.fitting import PRIOR
 from onnxsep.calibration.frontier import Frontier, Store
 from onnxsep.calibration.sampling import Floats, Indices, choose_positions, gather_patches, input_sizes
 from onnxsep.calibration.schedule import Step
@@ -37,7 +38,7 @@ class CalibrationOptions:
     positions: int = 64
     seed: int = 0
     memory: int = 2 * 2**30
-    prior: float = 1e-3
+    prior: float = PRIOR
     refine: int = 0
 
 

@@ -8,17 +8,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from onnxsep.data import Preprocessing
-from onnxsep.errors import OnnxsepError, OptionError
+from onnxsep.errors import OnnxsepError, OptionError, VerificationError
 from onnxsep.feeds import parse_input_shape
-from onnxsep.files import check_target
+from onnxsep.files import check_target, write_text
+from onnxsep.pipeline import Result
+from onnxsep.pruning import PruneResult
+from onnxsep.render import make_console
 from onnxsep.runtime import RuntimeOptions
+from onnxsep.tables import printable
 
 _debug = False
 
@@ -126,6 +131,55 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None
     except KeyboardInterrupt:
         typer.echo("onnxsep: interrupted; nothing was written", err=True)
         raise typer.Exit(130) from None
+
+
+def check_verify(verify: str, no_verify: bool, output: Path | None, dry_run: bool, kinds: tuple[str, ...]) -> None:
+    """Refuse a wrong --verify, a contradiction, and a missing OUT.onnx, as wrong usage."""
+    if output is None and not dry_run:
+        raise typer.BadParameter("OUT.onnx is missing (or use --dry-run)")
+    if verify not in kinds:
+        raise typer.BadParameter(f"{verify!r} is not one of {', '.join(kinds)}", param_hint="--verify")
+    if no_verify and verify not in ("auto", "none"):
+        raise typer.BadParameter(f"--no-verify and --verify {verify} contradict each other")
+
+
+@contextmanager
+def failure_shown(show: Callable[[Any], None]) -> Iterator[None]:
+    """Show the report that a failed verification comes with; if that fails too, the verification is what counts."""
+    try:
+        yield
+    except VerificationError as error:
+        if error.report is not None:
+            try:
+                show(error.report)
+            except OnnxsepError as second:
+                typer.echo(f"onnxsep: {second}", err=True)
+        raise
+
+
+def shower(
+    report: Path | None, as_json: bool, quiet: bool, table: Callable[[Console, Any], None]
+) -> Callable[[Any], None]:
+    """What writes a report to --report, and prints it as JSON, as a table, or not at all."""
+
+    def show(done: BaseModel) -> None:
+        if report is not None:
+            write_text(report, done.model_dump_json(indent=1) + "\n")
+        with printing():
+            if as_json:
+                print_json(done.model_dump_json())
+            elif not quiet:
+                table(make_console(sys.stdout), done)
+
+    return show
+
+
+def saved(result: Result | PruneResult, target: Path | None) -> BaseModel:
+    """The report of a result, which is saved first where there is a target."""
+    if target is None:
+        return result.report
+    files = result.save(target)
+    return result.report.model_copy(update={"output": printable(target), "output_bytes": files.size_bytes})
 
 
 def check_targets(output: Path | None, report: Path | None, model: Path, inputs: Path | None) -> None:

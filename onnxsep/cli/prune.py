@@ -1,8 +1,7 @@
 """onnxsep prune."""
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -20,20 +19,17 @@ from onnxsep.cli.options import (
     Seed,
     Threads,
     check_targets,
-    print_json,
-    printing,
+    check_verify,
+    failure_shown,
     progress_bar,
     runtime_of,
+    saved,
     shapes_of,
+    shower,
 )
 from onnxsep.cli.prune_table import print_prune
-from onnxsep.errors import OnnxsepError, VerificationError
-from onnxsep.files import write_text
-from onnxsep.pruning.report import PruneReport
 from onnxsep.pruning.selecting import Norm, Scope
 from onnxsep.pruning.verifying import Verify
-from onnxsep.render import make_console
-from onnxsep.tables import printable
 
 
 @app.command()
@@ -101,68 +97,38 @@ def prune(
     with any number, and no smaller file until it is zipped; --channels gives both. The network has to be fine-tuned
     afterwards.
     """
-    if output is None and not dry_run:
-        raise typer.BadParameter("OUT.onnx is missing (or use --dry-run)")
+    check_verify(verify, no_verify, output, dry_run, get_args(Verify))
     for option, value, known in (
-        ("--verify", verify, get_args(Verify)),
         ("--scope", scope, get_args(Scope)),
         ("--norm", norm, get_args(Norm)),
     ):
         if value is not None and value not in known:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}", param_hint=option)
-    if no_verify and verify not in ("auto", "none"):
-        raise typer.BadParameter(f"--no-verify and --verify {verify} contradict each other")
     target = None if dry_run else output
     check_targets(target, report, model, inputs)
-
-    def show(done: PruneReport) -> None:
-        if report is not None:
-            write_text(report, done.model_dump_json(indent=1) + "\n")
-        with printing():
-            if as_json:
-                print_json(done.model_dump_json())
-            elif not quiet:
-                print_prune(make_console(sys.stdout), done)
-
-    try:
-        with progress_bar(quiet or as_json) as progress:
-            result = pruning.prune(
-                model,
-                sparsity=sparsity,
-                step=step,
-                steps=steps,
-                pattern=pattern,
-                scope=cast(Scope | None, scope),
-                norm=cast(Norm, norm),
-                linear=linear,
-                channels=channels,
-                multiple=multiple,
-                only=only or (),
-                skip=skip or (),
-                dry_run=dry_run,
-                verify="none" if no_verify else cast(Verify, verify),
-                inputs=inputs,
-                input_shapes=shapes_of(input_shape),
-                seed=seed,
-                max_error=max_error,
-                follow_links=follow_links,
-                runtime=runtime_of(threads, provider, custom_op_library),
-                progress=progress,
-            )
-    except VerificationError as error:
-        if error.report is not None:
-            _show_all_the_same(show, error.report)
-        raise
-    done = result.report
-    if target is not None:
-        files = result.save(target)
-        done = done.model_copy(update={"output": printable(target), "output_bytes": files.size_bytes})
-    show(done)
-
-
-def _show_all_the_same(show: Any, report: PruneReport) -> None:
-    """Show what a failed verification measured; if that fails too, the verification is what counts."""
-    try:
-        show(report)
-    except OnnxsepError as second:
-        typer.echo(f"onnxsep: {second}", err=True)
+    show = shower(report, as_json, quiet, print_prune)
+    with failure_shown(show), progress_bar(quiet or as_json) as progress:
+        result = pruning.prune(
+            model,
+            sparsity=sparsity,
+            step=step,
+            steps=steps,
+            pattern=pattern,
+            scope=cast(Scope | None, scope),
+            norm=cast(Norm, norm),
+            linear=linear,
+            channels=channels,
+            multiple=multiple,
+            only=only or (),
+            skip=skip or (),
+            dry_run=dry_run,
+            verify="none" if no_verify else cast(Verify, verify),
+            inputs=inputs,
+            input_shapes=shapes_of(input_shape),
+            seed=seed,
+            max_error=max_error,
+            follow_links=follow_links,
+            runtime=runtime_of(threads, provider, custom_op_library),
+            progress=progress,
+        )
+    show(saved(result, target))

@@ -8,11 +8,10 @@ from onnxsep.render import (
     header_line,
     macs_change,
     make_table,
+    print_end,
     print_table,
     ratio_text,
-    safe,
     site_name,
-    verification_text,
 )
 
 
@@ -39,13 +38,7 @@ def print_prune(console: Console, report: PruneReport) -> None:
     _print_totals(console, report)
     if report.sizes:
         console.print(_sizes(report.sizes))
-    for note in report.notes:
-        console.print(f"note: {safe(note)}")
-    console.print(verification_text(report.verification))
-    if report.dry_run:
-        console.print("dry run: nothing was written")
-    elif report.output:
-        console.print(f"wrote {safe(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
+    print_end(console, report)
 
 
 def _asked(report: PruneReport) -> str:

@@ -1,6 +1,5 @@
 """onnxsep rewrite."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -29,19 +28,19 @@ from onnxsep.cli.options import (
     Std,
     Threads,
     check_targets,
+    check_verify,
+    failure_shown,
     preprocessing_of,
-    print_json,
-    printing,
     progress_bar,
     runtime_of,
     same_file,
+    saved,
     shapes_of,
+    shower,
 )
-from onnxsep.errors import OnnxsepError, OptionError, VerificationError
-from onnxsep.files import check_target, write_text
-from onnxsep.render import make_console, print_rewrite
-from onnxsep.report import RewriteReport
-from onnxsep.tables import printable
+from onnxsep.errors import OptionError
+from onnxsep.files import check_target
+from onnxsep.render import print_rewrite
 from onnxsep.verification import Verify
 
 
@@ -130,69 +129,43 @@ def rewrite(
     debug: Debug = False,
 ) -> None:
     """Replace Convs by separable ones, initialised from the trained weights, and compare the outputs."""
-    if output is None and not dry_run:
-        raise typer.BadParameter("OUT.onnx is missing (or use --dry-run)")
-    if verify not in get_args(Verify):
-        raise typer.BadParameter(f"{verify!r} is not one of {', '.join(get_args(Verify))}", param_hint="--verify")
-    if no_verify and verify not in ("auto", "none"):
-        raise typer.BadParameter(f"--no-verify and --verify {verify} contradict each other")
+    check_verify(verify, no_verify, output, dry_run, get_args(Verify))
     if round_ranks not in (0, 8, 16):
         raise typer.BadParameter(f"{round_ranks} is not 8 or 16 (0: no rounding)", param_hint="--round-ranks")
     target = None if dry_run else output
     check_targets(target, report, model, inputs)
     _check_statistics(statistics, data, (model, target, report, inputs))
-
-    def show(done: RewriteReport) -> None:
-        if report is not None:
-            write_text(report, done.model_dump_json(indent=1) + "\n")
-        with printing():
-            if as_json:
-                print_json(done.model_dump_json())
-            elif not quiet:
-                print_rewrite(make_console(sys.stdout), done)
-
-    try:
-        with progress_bar(quiet or as_json) as progress:
-            result = onnxsep.rewrite(
-                model,
-                mode=mode,
-                rank=rank,
-                force=force,
-                include_first=include_first,
-                recurse=recurse,
-                only=only or (),
-                skip=skip or (),
-                round_ranks=round_ranks,
-                dry_run=dry_run,
-                verify="none" if no_verify else cast(Verify, verify),
-                inputs=inputs,
-                input_shapes=shapes_of(input_shape),
-                seed=seed,
-                max_error=max_error,
-                data=data,
-                preprocessing=preprocessing_of(preprocess, scale, mean, std, layout, size, color),
-                init=init,
-                samples=samples,
-                positions=positions,
-                refine=refine,
-                statistics=statistics,
-                tune=tune,
-                follow_links=follow_links,
-                runtime=runtime_of(threads, provider, custom_op_library),
-                progress=progress,
-            )
-    except VerificationError as error:
-        if error.report is not None:
-            try:
-                show(error.report)
-            except OnnxsepError as second:  # the failed verification is what counts
-                typer.echo(f"onnxsep: {second}", err=True)
-        raise
-    done = result.report
-    if target is not None:
-        files = result.save(target)
-        done = done.model_copy(update={"output": printable(target), "output_bytes": files.size_bytes})
-    show(done)
+    show = shower(report, as_json, quiet, print_rewrite)
+    with failure_shown(show), progress_bar(quiet or as_json) as progress:
+        result = onnxsep.rewrite(
+            model,
+            mode=mode,
+            rank=rank,
+            force=force,
+            include_first=include_first,
+            recurse=recurse,
+            only=only or (),
+            skip=skip or (),
+            round_ranks=round_ranks,
+            dry_run=dry_run,
+            verify="none" if no_verify else cast(Verify, verify),
+            inputs=inputs,
+            input_shapes=shapes_of(input_shape),
+            seed=seed,
+            max_error=max_error,
+            data=data,
+            preprocessing=preprocessing_of(preprocess, scale, mean, std, layout, size, color),
+            init=init,
+            samples=samples,
+            positions=positions,
+            refine=refine,
+            statistics=statistics,
+            tune=tune,
+            follow_links=follow_links,
+            runtime=runtime_of(threads, provider, custom_op_library),
+            progress=progress,
+        )
+    show(saved(result, target))
 
 
 def _check_statistics(statistics: Path | None, data: Path | None, others: tuple[Path | None, ...]) -> None:

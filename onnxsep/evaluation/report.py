@@ -1,15 +1,10 @@
 """What an evaluation found: the data behind its table, and what ``--json`` prints."""
 
-from pydantic import BaseModel, ConfigDict
-
 from onnxsep._version import __version__
+from onnxsep.report import Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Share(_Record):
+class Share(Record):
     """How many of the samples have a property, such as being classified rightly."""
 
     count: int
@@ -20,7 +15,7 @@ class Share(_Record):
     """sqrt(value (1 - value) / total): of a share among independent samples."""
 
 
-class Paired(_Record):
+class Paired(Record):
     """The difference of two shares on the same samples."""
 
     difference: float
@@ -33,7 +28,7 @@ class Paired(_Record):
     """Samples that this model has wrong and the first one right."""
 
 
-class Accuracy(_Record):
+class Accuracy(Record):
     """Samples whose class is among the k highest scores (top-k)."""
 
     share: Share
@@ -41,7 +36,7 @@ class Accuracy(_Record):
     """None for the first model."""
 
 
-class MetricValue(_Record):
+class MetricValue(Record):
     """What the user's own metric gave; higher is better."""
 
     value: float
@@ -49,7 +44,7 @@ class MetricValue(_Record):
     """Less the first model's; None for the first model."""
 
 
-class OutputError(_Record):
+class OutputError(Record):
     """How far one output is from the reference model's."""
 
     name: str
@@ -57,7 +52,7 @@ class OutputError(_Record):
     """||a - b|| / ||a|| over all samples, a the reference's; None where shapes differ from sample to sample."""
 
 
-class AgainstReference(_Record):
+class AgainstReference(Record):
     """How a model compares with the reference model, without labels."""
 
     agreement: Share | None = None
@@ -65,7 +60,7 @@ class AgainstReference(_Record):
     outputs: tuple[OutputError, ...]
 
 
-class Latency(_Record):
+class Latency(Record):
     """Times of warm runs, in milliseconds for one run of a whole batch."""
 
     median_ms: float
@@ -74,7 +69,7 @@ class Latency(_Record):
     runs: int
 
 
-class Memory(_Record):
+class Memory(Record):
     """Peak memory of a fresh process that loads the model and runs it once."""
 
     peak_bytes: int | None = None
@@ -85,7 +80,7 @@ class Memory(_Record):
     """Why it could not be measured."""
 
 
-class Ratios(_Record):
+class Ratios(Record):
     """Figures as shares of the first model's; None where either is not known or the first one's is 0."""
 
     file_bytes: float | None
@@ -96,7 +91,7 @@ class Ratios(_Record):
     peak_memory: float | None
 
 
-class EvaluatedModel(_Record):
+class EvaluatedModel(Record):
     """One model."""
 
     name: str
@@ -121,7 +116,7 @@ class EvaluatedModel(_Record):
     """None for the first model."""
 
 
-class EvaluationReport(_Record):
+class EvaluationReport(Record):
     """One run of ``onnxsep evaluate``."""
 
     onnxsep: str = __version__

@@ -11,24 +11,27 @@ import onnx
 
 from onnxsep.errors import OptionError, VerificationError
 from onnxsep.factors import Progress
+from onnxsep.feeds import check_input_shapes
 from onnxsep.io import Model, load
+from onnxsep.patterns import as_patterns
 from onnxsep.pruning.outcome import Outcome
 from onnxsep.pruning.report import FileSizes, PruneReport
 from onnxsep.pruning.schedule import Goal
 from onnxsep.pruning.selecting import Norm, Scope
 from onnxsep.pruning.sizes import MEASURED_BELOW, zipped_bytes
 from onnxsep.pruning.structured import prune_channels
-from onnxsep.pruning.verifying import Settings, Verify, verify_pruned
+from onnxsep.pruning.verifying import Verify, verify_pruned
 from onnxsep.pruning.weights import prune_weights
 from onnxsep.report import VerificationReport
 from onnxsep.runtime import RuntimeOptions
-from onnxsep.saving import SavedFiles, save
+from onnxsep.saving import Savable
 from onnxsep.sites import find_sites
 from onnxsep.tables import model_info, size_bytes
+from onnxsep.verification import Settings, check_settings
 
 
 @dataclass(frozen=True)
-class PruneResult:
+class PruneResult(Savable):
     """A pruned model and the report of what was done.
 
     ``model`` is the source's own object where nothing was pruned, or in a dry run. ``new_initializers`` are the
@@ -38,15 +41,6 @@ class PruneResult:
     model: Model
     report: PruneReport
     new_initializers: tuple[str, ...] = ()
-
-    @property
-    def proto(self) -> onnx.ModelProto:
-        """The pruned model; weights in external files are not in it."""
-        return self.model.proto
-
-    def save(self, path: str | os.PathLike[str]) -> SavedFiles:
-        """Write the model, atomically; its external weights are streamed into one new data file beside it."""
-        return save(self.model, path, externalize=self.new_initializers)
 
 
 def prune(
@@ -122,9 +116,10 @@ def prune(
         max_error,
         runtime or RuntimeOptions(),
     )
-    wanted, unwanted = _patterns(only), _patterns(skip)
+    wanted, unwanted = as_patterns(only), as_patterns(skip)
     source = load(model, follow_links=follow_links)
-    settings.check(source, dry_run=dry_run)
+    check_settings(settings, get_args(Verify), dry_run=dry_run)
+    check_input_shapes(source, settings.input_shapes)
     sites = find_sites(source, settings.input_shapes, linear_layers=linear)
     common: _Common = {"only": wanted, "skip": unwanted, "dry_run": dry_run, "progress": progress}
     if channels:
@@ -186,10 +181,6 @@ def _check(goal: Goal, scope: Scope | None, norm: Norm, *, linear: bool, channel
         raise OptionError(f"--round {multiple} is negative; use 8 or 16, or 0 for none")
     if multiple and not channels:
         raise OptionError("--round is for --channels; add it, or leave out --round")
-
-
-def _patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 def _compare(source: Model, done: Outcome, settings: Settings, *, dry_run: bool) -> tuple[VerificationReport, str]:

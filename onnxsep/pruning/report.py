@@ -2,17 +2,11 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from onnxsep._version import __version__
-from onnxsep.report import ModelInfo, VerificationReport
+from onnxsep.report import ModelInfo, Record, VerificationReport
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PrunedLayer(_Record):
+class PrunedLayer(Record):
     """What became of one Conv (or Gemm, MatMul)."""
 
     name: str
@@ -34,7 +28,7 @@ class PrunedLayer(_Record):
     """Elements that are zero, of the weight as it is then; None where whole channels are removed."""
 
 
-class FileSizes(_Record):
+class FileSizes(Record):
     """Bytes of the model with its external data, and after zip (deflate, level 6)."""
 
     bytes_before: int
@@ -43,7 +37,7 @@ class FileSizes(_Record):
     zipped_after: int
 
 
-class PruneTotals(_Record):
+class PruneTotals(Record):
     """Sums over the layers that may be pruned, each weight tensor once; and over the model."""
 
     layers: int
@@ -63,7 +57,7 @@ class PruneTotals(_Record):
     """Nodes whose sizes are not known, so that they are not in the sums."""
 
 
-class PruneReport(_Record):
+class PruneReport(Record):
     """One run of ``onnxsep prune``."""
 
     onnxsep: str = __version__

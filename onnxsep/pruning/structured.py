@@ -15,6 +15,7 @@ from onnxsep.ensure import ensure_valid
 from onnxsep.errors import OptionError
 from onnxsep.factors import Progress
 from onnxsep.io import Model
+from onnxsep.patterns import check_patterns, left_out
 from onnxsep.pruning.channels import Channels, Ids
 from onnxsep.pruning.following import follow
 from onnxsep.pruning.outcome import Outcome, left_row, make_totals, sharing_notes
@@ -22,7 +23,6 @@ from onnxsep.pruning.report import PrunedLayer
 from onnxsep.pruning.schedule import Goal
 from onnxsep.pruning.selecting import Counter, Gone, Importance, Norm, Scope, families, filter_norms, search
 from onnxsep.pruning.slicing import mask_readers, take_out
-from onnxsep.pruning.targets import check_patterns, left_out
 from onnxsep.shapes import infer_shapes, skeleton
 from onnxsep.sites import Sites
 from onnxsep.types import ConvSite, Place, Rejected
@@ -62,7 +62,7 @@ def prune_channels(
         ModelLoadError: a weight cannot be read.
         PassError: the result is not valid; this is a bug.
     """
-    check_patterns(sites.found, (("--only", only), ("--skip", skip)))
+    check_patterns([item.name for item in sites.found], only, skip, "layer")
     channels = follow(source, sites)
     for item in sites.found:
         reason = left_out(item.name, only, skip)

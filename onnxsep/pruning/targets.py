@@ -3,14 +3,13 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.constants import read_constant
-from onnxsep.errors import OptionError
 from onnxsep.io import Model
+from onnxsep.patterns import check_patterns, left_out
 from onnxsep.sites import Sites
 from onnxsep.types import Constant, ConvSite, Place, Rejected
 
@@ -60,7 +59,7 @@ def find_targets(model: Model, sites: Sites, only: Sequence[str] = (), skip: Seq
         OptionError: a pattern matches the name of no layer.
         ModelLoadError: a weight cannot be read.
     """
-    check_patterns(sites.found, (("--only", only), ("--skip", skip)))
+    check_patterns([item.name for item in sites.found], only, skip, "layer")
     targets, users = Targets(), defaultdict[Constant, list[ConvSite]](list)
     for item in sites.found:
         if isinstance(item, Rejected):
@@ -80,14 +79,6 @@ def find_targets(model: Model, sites: Sites, only: Sequence[str] = (), skip: Seq
     return targets
 
 
-def left_out(name: str, only: Sequence[str], skip: Sequence[str]) -> str:
-    """Why a layer of this name is left out by the user's patterns; empty where it is not."""
-    if only and not any(_matches(name, pattern) for pattern in only):
-        return "not among --only"
-    matched = next((pattern for pattern in skip if _matches(name, pattern)), None)
-    return "" if matched is None else f"left out by --skip {matched!r}"
-
-
 def _reason(users: Sequence[ConvSite], only: Sequence[str], skip: Sequence[str]) -> str:
     """Why the weight of these layers stays as it is; empty where it may be pruned."""
     site = users[0]
@@ -102,24 +93,3 @@ def _reason(users: Sequence[ConvSite], only: Sequence[str], skip: Sequence[str])
     if len({user.transposed for user in users}) > 1:
         return "its weight is also used transposed, by another layer"
     return ""
-
-
-def check_patterns(found: Sequence[ConvSite | Rejected], given: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """Refuse a pattern that matches the name of no layer.
-
-    Args:
-        found: the layers.
-        given: pairs of an option and its patterns.
-
-    Raises:
-        OptionError: there is one.
-    """
-    for option, patterns in given:
-        for pattern in patterns:
-            if not any(_matches(item.name, pattern) for item in found):
-                some = ", ".join(repr(item.name) for item in found[:3]) or "there is none"
-                raise OptionError(f"{option} {pattern!r} matches the name of no layer; names here: {some}, ...")
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)

@@ -1,56 +1,24 @@
 """Running the source and the pruned model on the same inputs, as ``rewrite`` does."""
 
-import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal, get_args
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
 from onnxsep.comparison import compare_outputs, run_reference
-from onnxsep.errors import FeedError, OptionError, VerificationError
-from onnxsep.feeds import Feeds, check_input_shapes, make_feeds
+from onnxsep.errors import FeedError, VerificationError
+from onnxsep.feeds import Feeds, make_feeds
 from onnxsep.io import Model
 from onnxsep.report import VerificationReport
 from onnxsep.runtime import CannotRun, RuntimeOptions
 from onnxsep.tables import size_bytes
-from onnxsep.verification import FULL_BELOW, full_report
+from onnxsep.verification import FULL_BELOW, Settings, full_report
 
 Verify = Literal["auto", "full", "none"]
 _AMPLIFIED = 10  # times what the model's own rounding makes: that is no error of the result
 # Taking out channels reorders sums, so that the result equals the masked source up to rounding, by its float type.
 _ROUNDING = {"float32": 1e-3, "float64": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a pruned model is compared with its source."""
-
-    verify: Verify = "auto"
-    inputs: Path | None = None
-    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    seed: int = 0
-    max_error: float | None = None
-    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
-
-    def check(self, source: Model, *, dry_run: bool) -> None:
-        """Refuse settings that make no sense, before any work is done.
-
-        Raises:
-            OptionError: a value is out of range, or two contradict each other.
-            FeedError: an input shape does not fit the model.
-        """
-        if self.verify not in get_args(Verify):
-            raise OptionError(f"verify={self.verify!r} is not one of {', '.join(get_args(Verify))}")
-        if self.seed < 0:
-            raise OptionError(f"the seed must be 0 or more, not {self.seed}")
-        if self.max_error is not None and not 0 <= self.max_error < math.inf:
-            raise OptionError(f"--max-error {self.max_error} is no error that could be allowed; use one such as 0.1")
-        if self.max_error is not None and (dry_run or self.verify == "none"):
-            why = "--dry-run" if dry_run else "--no-verify"
-            raise OptionError(f"--max-error needs a verification, and {why} switches it off; leave out one of the two")
-        check_input_shapes(source, self.input_shapes)
 
 
 def verify_pruned(
