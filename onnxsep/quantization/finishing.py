@@ -6,7 +6,7 @@ Of a small network's int8 file the names that the quantiser makes are the larger
 import onnx
 
 from onnxsep.quantization.preparing import drop_unused_imports
-from onnxsep.scopes import scopes
+from onnxsep.scopes import display_name, scopes
 
 _SUFFIX = "_quant"  # what the quantiser adds to the name of a node that it replaces
 
@@ -30,10 +30,7 @@ def finish(result: onnx.ModelProto, source: onnx.ModelProto, renamed: dict[str, 
     result.graph.value_info.extend(entry for name, entry in kept.items() if name in produced)
     if not keep_names:
         _shorten(result, known)
-        users: set[str] = set()
-        for scope in scopes(source):
-            for node in scope.body.node:
-                users.add(node.name)
+        users = {display_name(node) for scope in scopes(source) for node in scope.body.node}
         for node in result.graph.node:
             if node.name not in users:
                 node.ClearField("name")
