@@ -44,7 +44,8 @@ def tensor_names(proto: onnx.ModelProto) -> set[str]:
         body = scope.body
         names.update(name for node in body.node for name in (*node.input, *node.output))
         if isinstance(body, onnx.GraphProto):
-            names.update(entry.name for entry in (*body.input, *body.output, *body.initializer, *body.value_info))
+            names.update(entry.name for entry in (*body.input, *body.output, *body.value_info))
+            names.update(tensor.name for tensor in body.initializer)
         else:
             names.update((*body.input, *body.output))
     return names
