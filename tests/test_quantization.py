@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from onnxsep.quantization.finishing import tensor_names
 from onnxsep.quantization.measuring import split
 from onnxsep.quantization.preparing import prepare
 from onnxsep.quantization.settings import Settings
+from onnxsep.quantization.sparing import spare
 from onnxsep.runtime import Runner, RuntimeOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -303,6 +304,25 @@ def test_external_data_is_read_and_the_result_stands_alone(tmp_path: Path) -> No
     assert Runner(load(tmp_path / "out.onnx"), ONE)({"x": samples(2)})["out"].shape == (2, 4, 1, 1)
 
 
+def test_bias_of_a_gemm_may_have_two_dimensions() -> None:
+    generator = np.random.default_rng(2)
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["out"], "dense")],
+        "dense",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 5])],
+        [
+            numpy_helper.from_array(generator.standard_normal((6, 5)).astype(np.float32), "w"),
+            numpy_helper.from_array(generator.standard_normal((1, 5)).astype(np.float32), "b"),
+        ],
+    )
+    source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data = generator.standard_normal((30, 6)).astype(np.float32)
+    result = quantize(source, data=data, runtime=ONE)
+    assert statuses(result) == {"dense": "quantized"}
+    assert result.report.relative < 0.02
+
+
 # ---------------------------------------------------------------- calibration in bounded memory
 
 
@@ -422,6 +442,106 @@ def test_unknown_operators_are_left_with_the_reason() -> None:
     assert "does not know" in rows["norms"].reason
 
 
+# ---------------------------------------------------------------- --max-drop
+
+
+def unbalanced(factor: float) -> tuple[onnx.ModelProto, str]:
+    """The digits model, computing the same: one channel between two Convs is scaled up, and down again by the second.
+
+    Returns:
+        The model, and the name of the first of the two Convs.
+    """
+    proto = onnx.load(DIGITS)
+    values = constants(proto)
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for conv in proto.graph.node:
+        relus = readers.get(conv.output[0], [])
+        users = readers.get(relus[0].output[0], []) if [node.op_type for node in relus] == ["Relu"] else []
+        if conv.op_type == "Conv" and [node.op_type for node in users] == ["Conv"]:
+            break
+    else:
+        raise AssertionError("no two Convs in a row")
+    changed = {name: values[name].copy() for name in (conv.input[1], conv.input[2], users[0].input[1])}
+    changed[conv.input[1]][0] *= factor
+    changed[conv.input[2]][0] *= factor
+    changed[users[0].input[1]][:, 0] /= factor
+    for tensor in proto.graph.initializer:
+        if tensor.name in changed:
+            tensor.CopyFrom(numpy_helper.from_array(changed[tensor.name], tensor.name))
+    return proto, conv.name
+
+
+def test_layers_that_hurt_stay_in_float_until_the_drop_is_within_the_limit(digits: dict[str, np.ndarray]) -> None:
+    source, name = unbalanced(1000.0)
+    data = {"x": digits["x"][:600], "y": digits["y"][:600]}
+    options: dict[str, Any] = {"data": data, "samples": 100, "per_channel": False, "runtime": ONE}
+    result = quantize(source, max_drop=0.5, **options)
+    found = result.report.accuracy
+    assert found is not None
+    assert found.source - found.all_quantized > 5
+    assert name in found.spared
+    assert len(found.spared) < 7
+    assert found.drop <= 0.5
+    assert {row.name for row in result.report.nodes if "--max-drop" in row.reason} == set(found.spared)
+    rest = split(open_data(data, load(source)), 100, 0).others
+    assert len(rest) == found.samples == 500
+    checked = evaluate(
+        [source, result.model],
+        data={"x": data["x"][rest], "y": data["y"][rest]},
+        runs=0,
+        memory=False,
+        runtime=ONE,
+    )
+    assert [100 * model.top1.share.value for model in checked.models if model.top1] == pytest.approx(
+        [found.source, found.result]
+    )
+
+
+def test_no_layer_is_spared_without_need(digits: dict[str, np.ndarray]) -> None:
+    data = {"x": digits["x"][:300], "y": digits["y"][:300]}
+    report = quantize(DIGITS, data=data, samples=100, max_drop=2.0, runtime=ONE).report
+    assert report.accuracy is not None
+    assert report.accuracy.spared == ()
+    assert report.accuracy.drop <= 2
+
+
+COSTS = {"a": 0.1, "b": 3.0, "c": 0.2, "d": 1.0, "e": 0.05, "f": 0.4}
+
+
+def cost(spared: Collection[str]) -> float:
+    return sum(value for name, value in COSTS.items() if name not in spared)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(5.0, ()), (2.0, ("b",)), (0.8, ("b", "d")), (0.36, ("b", "d", "f")), (0.04, ("b", "d", "f", "c", "a", "e"))],
+)
+def test_as_few_layers_as_possible(limit: float, expected: tuple[str, ...]) -> None:
+    found = spare(list(COSTS), cost, cost, limit)
+    assert found.names == expected
+    assert found.drop == pytest.approx(cost(expected))
+    assert found.first == pytest.approx(4.75)
+
+
+def test_layers_that_only_seemed_to_hurt_are_quantized_again() -> None:
+    found = spare(list(COSTS), lambda spared: 0.0 if "d" in spared else 1.0, cost, 0.5)
+    assert found.names == ("d",)
+
+
+def test_limit_out_of_reach_is_told_with_what_remains() -> None:
+    found = spare(list(COSTS), lambda spared: 1 + cost(spared), cost, 0.5)
+    assert set(found.names) == set(COSTS)
+    assert found.drop == pytest.approx(1)
+
+
+def test_drop_needs_labels() -> None:
+    with pytest.raises(DataError, match="no labels"):
+        quantize(network(), data=samples(), max_drop=1.0, runtime=ONE)
+
+
 # ---------------------------------------------------------------- ways to go wrong
 
 
@@ -453,6 +573,7 @@ def test_result_too_far_from_the_source_fails_with_its_report() -> None:
         ({"percentile": 99.0}, "--percentile needs"),
         ({"method": "percentile", "percentile": 12.0}, "--percentile 12"),
         ({"max_error": -1.0}, "--max-error"),
+        ({"max_drop": 100.0}, "--max-drop"),
         ({"samples": 0}, "samples"),
         ({"seed": -1}, "seed"),
     ],

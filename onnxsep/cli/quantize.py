@@ -77,6 +77,20 @@ def quantize(
     max_error: Annotated[
         float | None, typer.Option("--max-error", help="Fail (status 3) above this relative error.")
     ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            help="Points of top-1 accuracy that may be lost: layers that hurt stay in float, as few as possible. Needs "
+            "labels, and samples beyond those of the calibration.",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="CSV file of names and classes, instead of the data's own labels.")
+    ] = None,
+    scores: Annotated[
+        str | None, typer.Option("--output", help="The output with the class scores, where there are several.")
+    ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")] = None,
     preprocess: Preprocess = None,
     scale: Scale = None,
@@ -94,7 +108,7 @@ def quantize(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Quantise weights and activations to 8 bits with ONNX Runtime's static quantiser; no labels are needed."""
+    """Quantise weights and activations to 8 bits with ONNX Runtime's static quantiser; only --max-drop needs labels."""
     for option, value, known in (
         ("--format", format_, get_args(Format)),
         ("--activations", activations, get_args(Activations)),
@@ -133,6 +147,9 @@ def quantize(
                 samples=samples,
                 seed=seed,
                 max_error=max_error,
+                max_drop=max_drop,
+                labels=labels,
+                output=scores,
                 follow_links=follow_links,
                 runtime=runtime_of(threads, provider, custom_op_library),
                 progress=progress,

@@ -4,7 +4,7 @@ from collections import Counter
 
 from rich.console import Console
 
-from onnxsep.quantization.report import QuantizeReport
+from onnxsep.quantization.report import AccuracyDrop, QuantizeReport
 from onnxsep.render import header_line, make_table, print_table, ratio_text, safe
 
 
@@ -29,9 +29,18 @@ def print_quantize(console: Console, report: QuantizeReport) -> None:
         if output.agreement is not None:
             line += f", same class {output.agreement:.4f}"
         console.print(f"{line} on {report.measured_samples} {where}")
+    if report.accuracy is not None:
+        _print_accuracy(console, report.accuracy)
     console.print(f"calibrated with {report.calibration_samples} samples of {safe(report.data)}")
     console.print(f"file {ratio_text(report.bytes_before, report.bytes_after)} bytes")
     for note in report.notes:
         console.print(f"note: {safe(note)}")
     if report.output:
         console.print(f"wrote {safe(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
+
+
+def _print_accuracy(console: Console, found: AccuracyDrop) -> None:
+    line = f"top-1 on {found.samples} samples: source {found.source:.2f} %, result {found.result:.2f} %"
+    if found.spared:
+        line += f" (all layers quantised {found.all_quantized:.2f} %); in float: {safe(', '.join(found.spared))}"
+    console.print(line)

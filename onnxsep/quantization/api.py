@@ -3,24 +3,25 @@
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy.typing as npt
 import onnx
 
-from onnxsep.data import Preprocessing, Source, open_data
+from onnxsep.data import Dataset, Preprocessing, Source, open_data
 from onnxsep.ensure import ensure_valid
 from onnxsep.errors import OptionError, VerificationError
 from onnxsep.io import Model, load
+from onnxsep.quantization.building import Builder
 from onnxsep.quantization.calibrating import Progress, calibrate
-from onnxsep.quantization.finishing import finish
-from onnxsep.quantization.measuring import measure, split
-from onnxsep.quantization.nodes import excluded_by, not_for_quantizing, outcome, to_calibrate
+from onnxsep.quantization.measuring import Split, measure, split
+from onnxsep.quantization.nodes import excluded_by, not_for_quantizing, to_calibrate
 from onnxsep.quantization.preparing import prepare
-from onnxsep.quantization.report import QuantizedNode, QuantizeReport
+from onnxsep.quantization.report import AccuracyDrop, QuantizedNode, QuantizeReport
 from onnxsep.quantization.settings import Activations, Format, Method, Settings
-from onnxsep.quantization.toolkit import apply, quantizable_types
+from onnxsep.quantization.sparing import Accuracy, spare
+from onnxsep.quantization.toolkit import quantizable_types
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import SavedFiles, save
 from onnxsep.scopes import scopes
@@ -64,6 +65,8 @@ def quantize(
     samples: int | None = _SAMPLES,
     seed: int = 0,
     max_error: float | None = None,
+    max_drop: float | None = None,
+    output: str | None = None,
     follow_links: bool = False,
     runtime: RuntimeOptions | None = None,
     progress: Progress | None = None,
@@ -85,11 +88,15 @@ def quantize(
         exclude: Glob patterns; nodes whose name matches one stay in float.
         keep_names: Keep the long names that the quantiser makes; by default they are shortened.
         preprocessing: How images become values.
-        labels: Labels of the data; not used, but checked, so that one set of options fits every command.
+        labels: A CSV file of names and classes, or the classes, instead of those of the data; for ``max_drop``.
         samples: Calibrate with at most so many samples, drawn with ``seed``; None: all. A few others, where there are
             any, are held out for measuring the error.
         seed: Of the choice of samples.
         max_error: Fail where the relative error of an output, on the held-out samples, is larger.
+        max_drop: The largest loss of top-1 accuracy, in points (percent of the samples). The layers that hurt most stay
+            in float, as few as possible. It is measured on the samples that the calibration does not use, which need
+            labels; the accuracy of the result has to be measured on others.
+        output: For ``max_drop``: the output with the class scores, where there are several.
         follow_links: Follow links in the location of external data.
         runtime: Threads, provider, custom operators.
         progress: Told of every batch: (what, done, all).
@@ -99,6 +106,7 @@ def quantize(
         DataError: the data cannot be used, or does not fit the model.
         OptionError: an option cannot be used.
         QuantizationError: the model cannot be quantised.
+        EvaluationError: the accuracy cannot be measured.
         VerificationError: the result does not run, or is further from the source than allowed.
     """
     started = time.perf_counter()
@@ -107,36 +115,36 @@ def quantize(
     settings.check()
     if max_error is not None and not 0 <= max_error < math.inf:
         raise OptionError(f"--max-error {max_error} is no error that could be allowed; use one such as 0.1")
+    if max_drop is not None and not 0 <= max_drop < 100:
+        raise OptionError(f"--max-drop {max_drop} is no loss of accuracy in points; use one such as 0.5")
     options = runtime or RuntimeOptions()
     source = load(model, follow_links=follow_links)
-    dataset = open_data(data, source, preprocessing=preprocessing, labels=labels)
+    dataset = open_data(data, source, preprocessing=preprocessing, labels=labels, need_labels=max_drop is not None)
     parts = split(dataset, samples, seed)
 
     prepared = prepare(source, settings)
     op_types = quantizable_types(settings)
     excluded, folded = excluded_by(patterns, source.proto, prepared.proto)
     refused = not_for_quantizing(prepared.proto, op_types)
-    left = {*excluded, *refused}
+    left = {**refused, **excluded}
     tensors = to_calibrate(prepared.proto, op_types, left)
     notes = [*dataset.notes, *prepared.notes, *folded, *_nested(source)]
+    ranges = None
     if tensors:
         ranges = calibrate(prepared.proto, tensors, dataset, parts.calibration, settings, options, progress)
-        before = onnx.ModelProto()
-        before.CopyFrom(prepared.proto)
-        quantized = apply(prepared.proto, ranges, settings, op_types, left)
-        rows = outcome(before, quantized, op_types, excluded, refused, prepared.renamed)
-    else:
-        quantized = prepared.proto
-        rows = outcome(quantized, quantized, op_types, excluded, refused, prepared.renamed)
-    if not any(row.status == "quantized" for row in rows):
-        result = source
+    builder = Builder(source, prepared, ranges, settings, op_types, left)
+    result, rows = builder.build()
+    accuracy, failure = None, ""
+    if max_drop is not None and result is not source:
+        result, rows, accuracy = _within(max_drop, builder, result, rows, dataset, parts, output, options, progress)
+        if accuracy.drop > max_drop:
+            failure = (
+                f"the accuracy drops by {accuracy.drop:.2f} points even with every layer that has weights in float"
+            )
+    if result is source:
         notes.append("nothing was quantised: the result is the source")
-        rows = tuple(_unchanged(row) for row in rows)
-    else:
-        finish(quantized, source.proto, prepared.renamed, keep_names=keep_names)
-        result = Model(quantized)
-        if note := ensure_valid(source, skeleton(result)):
-            notes.append(note)
+    elif note := ensure_valid(source, skeleton(result)):
+        notes.append(note)
     if not parts.held_out:
         notes.append("too few samples to hold any out: the error is measured on those of the calibration")
     outputs = measure(source, result, dataset, parts.measured, options)
@@ -144,25 +152,62 @@ def quantize(
         source=model_info(source),
         bytes_before=size_bytes(source),
         bytes_after=size_bytes(result),
-        options={**asdict(settings), "samples": samples, "seed": seed, "max_error": max_error},
+        options={**asdict(settings), "samples": samples, "seed": seed, "max_error": max_error, "max_drop": max_drop},
         data=dataset.source,
         calibration_samples=len(parts.calibration),
         measured_samples=len(parts.measured),
         held_out=parts.held_out,
         nodes=rows,
         outputs=outputs,
+        accuracy=accuracy,
         notes=tuple(notes),
         seconds=time.perf_counter() - started,
     )
     if max_error is not None and report.relative > max_error:
-        raise VerificationError(
-            f"the relative error {report.relative:.3g} is above --max-error {max_error:g}; nothing was written", report
-        )
+        failure = failure or f"the relative error {report.relative:.3g} is above --max-error {max_error:g}"
+    if failure:
+        raise VerificationError(f"{failure}; nothing was written", report)
     return QuantizeResult(result, report)
 
 
-def _unchanged(row: QuantizedNode) -> QuantizedNode:
-    return row if row.status == "left" else row.model_copy(update={"status": "left", "reason": "nothing was quantised"})
+def _within(
+    limit: float,
+    builder: Builder,
+    result: Model,
+    rows: tuple[QuantizedNode, ...],
+    data: Dataset,
+    parts: Split,
+    output: str | None,
+    options: RuntimeOptions,
+    progress: Progress | None,
+) -> tuple[Model, tuple[QuantizedNode, ...], AccuracyDrop]:
+    """Leave as few layers in float as keep the accuracy within the limit."""
+    accuracy = Accuracy(data, parts.others, output, options)
+    before = accuracy(builder.source, "the source")
+
+    def drop(spared: Collection[str]) -> float:
+        return before - accuracy(builder.build(spared)[0], "the quantised model")
+
+    def error(spared: Collection[str]) -> float:
+        outputs = measure(builder.source, builder.build(spared)[0], data, parts.measured, options)
+        return max((found.relative for found in outputs), default=0.0)
+
+    found = spare(builder.layers(rows), drop, error, limit, progress)
+    if found.names:
+        result, rows = builder.build(found.names, "--max-drop: it costs too much accuracy")
+    return (
+        result,
+        rows,
+        AccuracyDrop(
+            limit=limit,
+            samples=len(parts.others),
+            source=before,
+            all_quantized=before - found.first,
+            result=before - found.drop,
+            spared=tuple(builder.shown(name) for name in found.names),
+            sensitivities={builder.shown(name): value for name, value in found.sensitivities.items()},
+        ),
+    )
 
 
 def _nested(source: Model) -> tuple[str, ...]:

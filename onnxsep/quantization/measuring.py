@@ -25,11 +25,13 @@ class Split:
         calibration: Numbers of samples.
         measured: Numbers of samples.
         held_out: Whether the two have none in common.
+        others: All samples that the calibration does not use; all samples where there are none.
     """
 
     calibration: list[int]
     measured: list[int]
     held_out: bool
+    others: list[int]
 
 
 def split(data: Dataset, samples: int | None, seed: int) -> Split:
@@ -44,10 +46,12 @@ def split(data: Dataset, samples: int | None, seed: int) -> Split:
     held = -(-held // whole) * whole  # a fixed batch must be full
     chosen = data.sample(count + held, seed)
     if len(chosen) < whole + held:
-        return Split(chosen, chosen, False)
+        return Split(chosen, chosen, False, list(range(len(data))))
     places = np.random.default_rng(seed).permutation(len(chosen))[:held].tolist()
     measured = {chosen[place] for place in places}
-    return Split([index for index in chosen if index not in measured], sorted(measured), True)
+    calibration = [index for index in chosen if index not in measured]
+    others = sorted(set(range(len(data))) - set(calibration))
+    return Split(calibration, sorted(measured), True, others)
 
 
 def measure(

@@ -28,7 +28,7 @@ def excluded_by(
         prepared: The model that is quantised.
 
     Returns:
-        The pattern by the name of the node; and a note for each pattern whose nodes were all folded away.
+        The reason by the name of the node; and a note for each pattern whose nodes were all folded away.
 
     Raises:
         OptionError: a pattern matches no node.
@@ -45,7 +45,7 @@ def excluded_by(
                 )
             notes.append(f"--exclude {pattern!r}: the nodes that it matches were folded into others")
         for name in hits:
-            found.setdefault(name, pattern)
+            found.setdefault(name, f"--exclude {pattern!r}")
     return found, tuple(notes)
 
 
@@ -81,8 +81,7 @@ def outcome(
     prepared: onnx.ModelProto,
     result: onnx.ModelProto,
     op_types: Collection[str],
-    excluded: Mapping[str, str],
-    refused: Mapping[str, str],
+    left: Mapping[str, str],
     renamed: Mapping[str, str],
 ) -> tuple[QuantizedNode, ...]:
     """What became of each node.
@@ -91,8 +90,7 @@ def outcome(
         prepared: The model before.
         result: As the quantiser gave it, with its own names.
         op_types: Operators that the quantiser knows.
-        excluded: Patterns of the user by the names of the nodes that they match.
-        refused: Reasons by the names of nodes that were kept from the quantiser.
+        left: Reasons by the names of nodes that were kept from the quantiser.
         renamed: Old names by the ones that nodes got for the time being.
     """
     after = {node.name: node for node in result.graph.node}
@@ -102,10 +100,8 @@ def outcome(
         if node.op_type == "Constant":
             continue
         name = renamed.get(node.name) or node.name
-        if node.name in excluded:
-            reason = f"--exclude {excluded[node.name]!r}"
-        elif node.name in refused:
-            reason = refused[node.name]
+        if node.name in left:
+            reason = left[node.name]
         elif node.op_type not in op_types or node.domain not in ("", "ai.onnx"):
             reason = "the runtime's quantiser does not know this operator"
         elif node.name in after and not any(source in integer for source in after[node.name].input):

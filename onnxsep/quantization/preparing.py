@@ -58,6 +58,7 @@ def prepare(source: Model, settings: Settings) -> Prepared:
     if source.proto.functions and not proto.functions:
         notes += ("functions of the model were inlined",)
     drop_unused_imports(proto, source.proto)
+    _flatten_biases(proto)
     proto, raised = _raise_opset(proto, settings.opset)
     return Prepared(proto, _name_nodes(proto), notes + raised)
 
@@ -128,6 +129,21 @@ def _raise_opset(proto: onnx.ModelProto, wanted: int) -> tuple[onnx.ModelProto, 
             f" export it with a newer opset{hint}"
         ) from error
     return converted, (f"opset raised from {version} to {wanted}",)
+
+
+def _flatten_biases(proto: onnx.ModelProto) -> None:
+    """Give a Gemm's bias of shape [1, n] the shape [n]: the quantiser fails on the first, which means the same."""
+    biases = {node.input[2] for node in proto.graph.node if node.op_type == "Gemm" and len(node.input) > 2}
+    for scope in scopes(proto):
+        for node in scope.body.node:
+            biases.difference_update(node.input[:2] if node.op_type == "Gemm" and not scope.where else node.input)
+    biases.difference_update(entry.name for entry in proto.graph.output)
+    for tensor in proto.graph.initializer:
+        if tensor.name in biases and len(tensor.dims) == 2 and tensor.dims[0] == 1:
+            del tensor.dims[0]
+    for entry in list(proto.graph.value_info):
+        if entry.name in biases:
+            proto.graph.value_info.remove(entry)
 
 
 def _name_nodes(proto: onnx.ModelProto) -> dict[str, str]:

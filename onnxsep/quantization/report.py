@@ -34,6 +34,25 @@ class OutputError(_Record):
     """Share of the samples whose largest value is at the same place; None where the output is not [samples, n]."""
 
 
+class AccuracyDrop(_Record):
+    """What ``--max-drop`` measured: top-1 accuracy, in percent of the samples, and the layers that it left."""
+
+    limit: float
+    samples: int
+    source: float
+    all_quantized: float
+    result: float
+    spared: tuple[str, ...]
+    """Layers that stay in float, the most harmful first."""
+    sensitivities: dict[str, float]
+    """Relative error of the outputs with only that layer quantised; empty where no layer had to be spared."""
+
+    @property
+    def drop(self) -> float:
+        """Points that the result loses."""
+        return self.source - self.result
+
+
 class QuantizeReport(_Record):
     """One run of ``onnxsep quantize``."""
 
@@ -51,6 +70,8 @@ class QuantizeReport(_Record):
     """Whether the samples that errors were measured on are others than those of the calibration."""
     nodes: tuple[QuantizedNode, ...]
     outputs: tuple[OutputError, ...]
+    accuracy: AccuracyDrop | None = None
+    """None without ``--max-drop``."""
     notes: tuple[str, ...] = ()
     seconds: float
 
