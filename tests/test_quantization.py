@@ -323,6 +323,21 @@ def test_bias_of_a_gemm_may_have_two_dimensions() -> None:
     assert result.report.relative < 0.02
 
 
+def test_shared_bias_is_quantized_for_each_node() -> None:
+    """Their inputs differ in scale. A tensor bears the name that the quantiser would give to its copy of the bias."""
+    source = network()
+    source.graph.node[0].input.append("b2")
+    for node in source.graph.node:
+        for field in (node.input, node.output):
+            for index, name in enumerate(field):
+                field[index] = {"r1": "b22"}.get(name, name)
+    del source.graph.node[1]  # a BatchNormalization would be folded into the bias
+    source.graph.node[1].input[0] = "c1"
+    result = quantize(source, data=samples(), runtime=ONE)
+    assert statuses(result)["first"] == statuses(result)["second"] == "quantized"
+    assert result.report.relative < 0.1
+
+
 # ---------------------------------------------------------------- calibration in bounded memory
 
 
@@ -426,6 +441,8 @@ def test_half_precision_keeps_its_inputs_and_outputs() -> None:
     assert list(result.proto.graph.input) == list(source.graph.input)
     assert list(result.proto.graph.output) == list(source.graph.output)
     assert statuses(result)["second"] == "quantized"
+    assert quantized_weight(result.proto, "second")[0].dtype == np.int8
+    assert not [tensor for tensor in result.proto.graph.initializer if tensor.data_type == TensorProto.FLOAT16]
     assert result.report.relative < 0.1
 
 

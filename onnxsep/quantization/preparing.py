@@ -1,10 +1,13 @@
 """What must be done to a model before the quantiser can take it: weights in memory, operators new enough, names."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import shape_inference, version_converter
 
@@ -58,7 +61,8 @@ def prepare(source: Model, settings: Settings) -> Prepared:
     if source.proto.functions and not proto.functions:
         notes += ("functions of the model were inlined",)
     drop_unused_imports(proto, source.proto)
-    _flatten_biases(proto)
+    _fold_casts(proto)
+    _own_biases(proto)
     proto, raised = _raise_opset(proto, settings.opset)
     return Prepared(proto, _name_nodes(proto), notes + raised)
 
@@ -108,11 +112,11 @@ def _in_memory(source: Model) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     inputs = [entry for entry in proto.graph.input if entry.name not in held]
     if len(inputs) == len(proto.graph.input):
         return proto, ()
-    count = len(proto.graph.input) - len(inputs)
+    gone = len(proto.graph.input) - len(inputs)
     del proto.graph.input[:]
     proto.graph.input.extend(inputs)
     proto.ir_version = max(proto.ir_version, 4)
-    return proto, (f"{count} graph inputs that only gave weights a default are inputs no longer",)
+    return proto, (f"{gone} graph inputs that only gave weights a default are inputs no longer",)
 
 
 def _raise_opset(proto: onnx.ModelProto, wanted: int) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -131,19 +135,58 @@ def _raise_opset(proto: onnx.ModelProto, wanted: int) -> tuple[onnx.ModelProto, 
     return converted, (f"opset raised from {version} to {wanted}",)
 
 
-def _flatten_biases(proto: onnx.ModelProto) -> None:
-    """Give a Gemm's bias of shape [1, n] the shape [n]: the quantiser fails on the first, which means the same."""
-    biases = {node.input[2] for node in proto.graph.node if node.op_type == "Gemm" and len(node.input) > 2}
+def _fold_casts(proto: onnx.ModelProto) -> None:
+    """Store as float32 the weights that the runtime would cast to it: it has no float16 kernels on the CPU.
+
+    The quantiser does not look for weights behind a Cast.
+    """
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    outputs = {entry.name for entry in proto.graph.output}
+    for node in list(proto.graph.node):
+        if node.op_type != "Cast" or node.input[0] not in weights or node.output[0] in outputs:
+            continue
+        weight = weights[node.input[0]]
+        to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+        if to == onnx.TensorProto.FLOAT and weight.data_type == onnx.TensorProto.FLOAT16:
+            values = onnx.numpy_helper.to_array(weight).astype(np.float32)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
+            proto.graph.node.remove(node)
+    used = {name for scope in scopes(proto) for node in scope.body.node for name in node.input} | outputs
+    for tensor in weights.values():
+        if tensor.data_type == onnx.TensorProto.FLOAT16 and tensor.name not in used:
+            proto.graph.initializer.remove(tensor)
+
+
+def _own_biases(proto: onnx.ModelProto) -> None:
+    """Give each node a bias of its own, of one dimension; the quantiser needs both.
+
+    A bias is quantised with the scale of its node's input. For a second node the quantiser copies it, under a name that
+    may be taken. On a Gemm's bias of shape [1, n], which means the same as [n], it fails.
+    """
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    uses = Counter(entry.name for entry in proto.graph.output)
     for scope in scopes(proto):
         for node in scope.body.node:
-            biases.difference_update(node.input[:2] if node.op_type == "Gemm" and not scope.where else node.input)
-    biases.difference_update(entry.name for entry in proto.graph.output)
-    for tensor in proto.graph.initializer:
-        if tensor.name in biases and len(tensor.dims) == 2 and tensor.dims[0] == 1:
-            del tensor.dims[0]
-    for entry in list(proto.graph.value_info):
-        if entry.name in biases:
-            proto.graph.value_info.remove(entry)
+            uses.update(node.input)
+    for node in proto.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3:
+            continue
+        name = node.input[2]
+        bias = weights.get(name)
+        if bias is None:
+            continue
+        if uses[name] > 1:
+            uses[name] -= 1
+            copy = proto.graph.initializer.add()
+            copy.CopyFrom(bias)
+            bias = copy
+            bias.name = next(other for number in count() if (other := f"{name}_own{number}") not in uses)
+            uses[bias.name] = 1
+            node.input[2] = bias.name
+        if node.op_type == "Gemm" and len(bias.dims) == 2 and bias.dims[0] == 1:
+            del bias.dims[0]
+            for entry in [entry for entry in proto.graph.value_info if entry.name == bias.name]:
+                proto.graph.value_info.remove(entry)
 
 
 def _name_nodes(proto: onnx.ModelProto) -> dict[str, str]:
