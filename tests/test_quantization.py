@@ -24,6 +24,7 @@ from onnxsep.evaluation import evaluate
 from onnxsep.io import Model, load
 from onnxsep.quantization import QuantizationError, QuantizeResult, quantize
 from onnxsep.quantization.calibrating import calibrate, float_tensors
+from onnxsep.quantization.equalizing import equalize
 from onnxsep.quantization.finishing import tensor_names
 from onnxsep.quantization.measuring import split
 from onnxsep.quantization.preparing import prepare
@@ -406,6 +407,65 @@ def test_fixed_batch_is_filled() -> None:
     assert (report.calibration_samples, report.measured_samples, report.held_out) == (16, 8, True)
 
 
+# ---------------------------------------------------------------- equalisation
+
+
+def test_equalising_brings_back_what_unbalanced_channels_lose(digits: dict[str, np.ndarray]) -> None:
+    source, _ = unbalanced(1000.0)
+    options: dict[str, Any] = {"data": {"x": digits["x"][:300]}, "per_channel": False, "runtime": ONE}
+    plain = quantize(source, equalize=False, **options).report
+    equalized = quantize(source, **options).report
+    balanced = quantize(DIGITS, **options).report
+    assert plain.relative > 0.3
+    assert equalized.relative < 0.05
+    assert equalized.relative == pytest.approx(balanced.relative, rel=0.2)  # whatever scales it came with
+
+
+@pytest.mark.parametrize("mode", ["depthwise", "spatial", "pointwise-depthwise"])
+def test_equalised_factors_compute_the_same_and_are_balanced(mode: str) -> None:
+    source = onnxsep.rewrite(DIGITS, mode=mode, verify="none").model
+    prepared = prepare(source, Settings(equalize=False)).proto
+    changed = onnx.ModelProto()
+    changed.CopyFrom(prepared)
+    assert equalize(changed) > 3
+    feed = {source.proto.graph.input[0].name: np.random.default_rng(0).random((4, 1, 8, 8), np.float32)}
+    (expected,), (actual,) = (Runner(Model(proto), ONE)(feed).values() for proto in (prepared, changed))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    before, after = constants(prepared), constants(changed)
+    moved = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert len(moved) > 6
+
+
+def test_ranges_on_both_sides_of_a_channel_become_equal() -> None:
+    proto, name = unbalanced(50.0)
+    equalize(proto)
+    values = constants(proto)
+    first = next(index for index, node in enumerate(proto.graph.node) if node.name == name)
+    second = next(node for node in proto.graph.node[first + 1 :] if node.op_type == "Conv")
+    left = np.abs(values[proto.graph.node[first].input[1]]).max(axis=(1, 2, 3))
+    right = np.abs(values[second.input[1]]).max(axis=(0, 2, 3))
+    np.testing.assert_allclose(left, right, rtol=0.01)
+
+
+def test_shared_weights_and_zeros_are_not_equalised() -> None:
+    proto, _ = unbalanced(50.0)
+    weights = [node.input[1] for node in proto.graph.node if node.op_type == "Conv"]
+    for number, name in enumerate(weights):
+        proto.graph.node.append(helper.make_node("Identity", [name], [f"seen{number}"]))
+    assert equalize(proto) == 0
+    source = network()
+    del source.graph.node[4], source.graph.node[1]
+    source.graph.node[1].input[0], source.graph.node[3].input[0] = "c1", "c2"
+    for tensor in source.graph.initializer:
+        if tensor.name == "w1":
+            weight = numpy_helper.to_array(tensor).copy()
+            weight[2] = 0
+            tensor.CopyFrom(numpy_helper.from_array(weight, "w1"))
+    assert equalize(source) == 1
+    assert np.isfinite(constants(source)["w1"]).all()
+    assert not constants(source)["w1"][2].any()
+
+
 # ---------------------------------------------------------------- what is left
 
 
@@ -494,7 +554,7 @@ def unbalanced(factor: float) -> tuple[onnx.ModelProto, str]:
 def test_layers_that_hurt_stay_in_float_until_the_drop_is_within_the_limit(digits: dict[str, np.ndarray]) -> None:
     source, name = unbalanced(1000.0)
     data = {"x": digits["x"][:600], "y": digits["y"][:600]}
-    options: dict[str, Any] = {"data": data, "samples": 100, "per_channel": False, "runtime": ONE}
+    options: dict[str, Any] = {"data": data, "samples": 100, "per_channel": False, "equalize": False, "runtime": ONE}
     result = quantize(source, max_drop=0.5, **options)
     found = result.report.accuracy
     assert found is not None

@@ -71,6 +71,12 @@ def quantize(
     keep_names: Annotated[
         bool, typer.Option("--keep-names", help="Do not shorten the names that the quantiser makes.")
     ] = False,
+    equalize: Annotated[
+        bool,
+        typer.Option(
+            "--equalize/--no-equalize", help="Scale the channels between two Convs in a row alike (computes the same)."
+        ),
+    ] = True,
     samples: Annotated[
         int, typer.Option("--samples", min=1, help="Calibrate with at most so many samples of the data.")
     ] = 200,
@@ -143,6 +149,7 @@ def quantize(
                 percentile=percentile,
                 exclude=exclude or (),
                 keep_names=keep_names,
+                equalize=equalize,
                 preprocessing=preprocessing_of(preprocess, scale, mean, std, layout, size, color),
                 samples=samples,
                 seed=seed,

@@ -60,6 +60,7 @@ def quantize(
     percentile: float | None = None,
     exclude: str | Sequence[str] = (),
     keep_names: bool = False,
+    equalize: bool = True,
     preprocessing: Preprocessing | None = None,
     labels: str | os.PathLike[str] | npt.ArrayLike | None = None,
     samples: int | None = _SAMPLES,
@@ -87,6 +88,7 @@ def quantize(
         percentile: For the last of these: the share of the values, in percent, that a range holds; 99.999 by default.
         exclude: Glob patterns; nodes whose name matches one stay in float.
         keep_names: Keep the long names that the quantiser makes; by default they are shortened.
+        equalize: Scale channels between two Convs in a row, which leaves what they compute, so that they are alike.
         preprocessing: How images become values.
         labels: A CSV file of names and classes, or the classes, instead of those of the data; for ``max_drop``.
         samples: Calibrate with at most so many samples, drawn with ``seed``; None: all. A few others, where there are
@@ -111,7 +113,9 @@ def quantize(
     """
     started = time.perf_counter()
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    settings = Settings(format, activations, per_channel, reduce_range, method, percentile, patterns, keep_names)
+    settings = Settings(
+        format, activations, per_channel, reduce_range, method, percentile, patterns, keep_names, equalize
+    )
     settings.check()
     if max_error is not None and not 0 <= max_error < math.inf:
         raise OptionError(f"--max-error {max_error} is no error that could be allowed; use one such as 0.1")

@@ -13,6 +13,7 @@ from onnx import shape_inference, version_converter
 
 from onnxsep.external import is_external
 from onnxsep.io import Model
+from onnxsep.quantization.equalizing import equalize
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.settings import Settings
 from onnxsep.quantization.toolkit import pre_process
@@ -64,6 +65,8 @@ def prepare(source: Model, settings: Settings) -> Prepared:
     _fold_casts(proto)
     _own_biases(proto)
     proto, raised = _raise_opset(proto, settings.opset)
+    if settings.equalize and (pairs := equalize(proto)):
+        raised += (f"{pairs} pairs of Convs equalised across the channels between them",)
     return Prepared(proto, _name_nodes(proto), notes + raised)
 
 

@@ -24,6 +24,7 @@ class Settings:
         method: How the range of an activation is chosen.
         percentile: For ``method="percentile"``: the share, in percent, of the values that the range holds.
         exclude: Glob patterns; nodes whose name matches one stay in float.
+        equalize: Make the channels between two Convs in a row alike, before all else.
         keep_names: Keep the long names that the quantiser makes.
     """
 
@@ -35,6 +36,7 @@ class Settings:
     percentile: float | None = None
     exclude: tuple[str, ...] = ()
     keep_names: bool = False
+    equalize: bool = True
 
     def check(self) -> None:
         """Refuse values that make no sense, alone or together.
