@@ -64,15 +64,19 @@ def pre_process(source: Path, target: Path) -> tuple[str, ...]:
     with _tools() as messages:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        # Symbolic shape inference needs sympy, which is no dependency of the runtime.
-        symbolic = importlib.util.find_spec("sympy") is not None
-        try:
-            quant_pre_process(str(source), str(target), skip_symbolic_shape=not symbolic)
-        except Exception:  # the symbolic inference gives up on some models; the other steps do without
-            if not symbolic:
-                raise
-            quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
-    if any("Optimization Failed" in message for message in messages):
+        # Symbolic shape inference needs sympy, which is no dependency of the runtime, and gives up on some models.
+        # Old versions of the tool also fail where the optimiser does; newer ones log that and go on.
+        attempts = [{"skip_symbolic_shape": True}, {"skip_symbolic_shape": True, "skip_optimization": True}]
+        if importlib.util.find_spec("sympy") is not None:
+            attempts.insert(0, {})
+        for number, options in enumerate(attempts, start=1):
+            try:
+                quant_pre_process(str(source), str(target), **options)
+                break
+            except Exception:
+                if number == len(attempts):
+                    raise
+    if "skip_optimization" in options or any("Optimization Failed" in message for message in messages):
         return ("the runtime could not optimise the model, so BatchNormalization and constants are not folded",)
     return ()
 
