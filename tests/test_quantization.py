@@ -136,7 +136,8 @@ def test_digits_model_keeps_its_accuracy(
         method=method,
         runtime=ONE,
     )
-    assert {node.status for node in result.report.nodes} <= {"quantized", "folded"}
+    # Old versions of the quantiser do not know Flatten.
+    assert {node.op_type for node in result.report.nodes if node.status == "left"} <= {"Flatten"}
     rest = {"x": digits["x"][-400:], "y": digits["y"][-400:]}
     before, after = evaluate([DIGITS, result.model], data=rest, runs=0, memory=False, runtime=ONE).models
     assert before.top1 is not None
