@@ -333,7 +333,7 @@ def test_shared_bias_is_quantized_for_each_node() -> None:
     for node in source.graph.node:
         for field in (node.input, node.output):
             for index, name in enumerate(field):
-                field[index] = {"r1": "b22"}.get(name, name)
+                field[index] = {"r1": "b20"}.get(name, name)
     del source.graph.node[1]  # a BatchNormalization would be folded into the bias
     source.graph.node[1].input[0] = "c1"
     result = quantize(source, data=samples(), runtime=ONE)
