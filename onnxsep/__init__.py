@@ -18,6 +18,7 @@ from onnxsep.io import Model, load
 from onnxsep.modes import Mode, available_modes
 from onnxsep.pipeline import Result, rewrite
 from onnxsep.pruning import PruneResult, prune
+from onnxsep.quantization import QuantizeResult, quantize
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import SavedFiles, save
 
@@ -28,6 +29,7 @@ __all__ = [
     "Model",
     "OnnxsepError",
     "PruneResult",
+    "QuantizeResult",
     "Result",
     "RuntimeOptions",
     "SavedFiles",
@@ -38,6 +40,7 @@ __all__ = [
     "inspect",
     "load",
     "prune",
+    "quantize",
     "rewrite",
     "save",
 ]

@@ -67,7 +67,7 @@ def test_no_module_imports_from_a_higher_layer(name: str, path: Path) -> None:
     ("library", "allowed"),
     [
         ("onnx_graphsurgeon", {"graph"}),
-        ("onnxruntime", {"runtime"}),
+        ("onnxruntime", {"runtime", "quantization"}),
         ("torch", {"training"}),
         ("onnx2torch", {"training"}),
     ],
@@ -75,6 +75,15 @@ def test_no_module_imports_from_a_higher_layer(name: str, path: Path) -> None:
 def test_only_one_module_imports(library: str, allowed: set[str]) -> None:
     users = {name for name, path in modules() if any(target.split(".")[0] == library for target in imported(path))}
     assert users == allowed
+
+
+def test_the_quantisation_tools_of_the_runtime_are_behind_one_module() -> None:
+    users = {
+        path.stem
+        for name, path in modules()
+        if name == "quantization" and any(target.split(".")[0] == "onnxruntime" for target in imported(path))
+    }
+    assert users == {"toolkit"}
 
 
 def test_linear_algebra_knows_no_onnx() -> None:

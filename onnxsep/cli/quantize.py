@@ -1,0 +1,172 @@
+"""onnxsep quantize."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+
+from onnxsep import quantization
+from onnxsep.cli.app import app
+from onnxsep.cli.options import (
+    Color,
+    CustomOps,
+    Debug,
+    FollowLinks,
+    Json,
+    Layout,
+    Mean,
+    Preprocess,
+    Provider,
+    Quiet,
+    Scale,
+    Size,
+    Std,
+    Threads,
+    check_targets,
+    preprocessing_of,
+    print_json,
+    printing,
+    progress_bar,
+    runtime_of,
+    same_file,
+)
+from onnxsep.cli.quantize_table import print_quantize
+from onnxsep.errors import OnnxsepError, OptionError, VerificationError
+from onnxsep.files import write_text
+from onnxsep.quantization.report import QuantizeReport
+from onnxsep.quantization.settings import Activations, Format, Method
+from onnxsep.render import make_console
+from onnxsep.tables import printable
+
+
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="The model to quantise.", metavar="IN.onnx", readable=False)],
+    output: Annotated[Path, typer.Argument(help="Where the result goes.", metavar="OUT.onnx")],
+    data: Annotated[
+        Path, typer.Option("--data", help="Folder of images, .npy or .npz: what ranges of activations come from.")
+    ],
+    format_: Annotated[
+        str,
+        typer.Option("--format", help="qdq: float operators between QuantizeLinear and DequantizeLinear; qoperator."),
+    ] = "qdq",
+    activations: Annotated[str, typer.Option("--activations", help="int8 or uint8.")] = "int8",
+    per_channel: Annotated[
+        bool, typer.Option("--per-channel/--per-tensor", help="One scale for each output channel of a weight, or one.")
+    ] = True,
+    reduce_range: Annotated[
+        bool,
+        typer.Option("--reduce-range", help="7-bit weights, for CPUs without VNNI when activations are uint8."),
+    ] = False,
+    method: Annotated[
+        str, typer.Option("--method", help="How ranges of activations are found: minmax, entropy, percentile.")
+    ] = "minmax",
+    percentile: Annotated[
+        float | None, typer.Option("--percentile", help="Percent of the values that a range holds; 99.999 by default.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Leave nodes whose name matches in float (glob).")
+    ] = None,
+    keep_names: Annotated[
+        bool, typer.Option("--keep-names", help="Do not shorten the names that the quantiser makes.")
+    ] = False,
+    equalize: Annotated[
+        bool,
+        typer.Option(
+            "--equalize/--no-equalize", help="Scale the channels between two Convs in a row alike (computes the same)."
+        ),
+    ] = True,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Calibrate with at most so many samples of the data.")
+    ] = 200,
+    max_error: Annotated[
+        float | None, typer.Option("--max-error", help="Fail (status 3) above this relative error.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            help="Points of top-1 accuracy that may be lost: layers that hurt stay in float, as few as possible. Needs "
+            "labels, and samples beyond those of the calibration.",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="CSV file of names and classes, instead of the data's own labels.")
+    ] = None,
+    scores: Annotated[
+        str | None, typer.Option("--output", help="The output with the class scores, where there are several.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")] = None,
+    preprocess: Preprocess = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    size: Size = None,
+    color: Color = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the choice of --samples.")] = 0,
+    follow_links: FollowLinks = False,
+    threads: Threads = 0,
+    provider: Provider = "CPUExecutionProvider",
+    custom_op_library: CustomOps = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Quantise weights and activations to 8 bits with ONNX Runtime's static quantiser; only --max-drop needs labels."""
+    for option, value, known in (
+        ("--format", format_, get_args(Format)),
+        ("--activations", activations, get_args(Activations)),
+        ("--method", method, get_args(Method)),
+    ):
+        if value not in known:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}", param_hint=option)
+    check_targets(output, report, model, None)
+    for option, target in (("OUT.onnx", output), ("--report", report)):
+        if target is not None and same_file(target, data):
+            raise OptionError(f"{option} {target} would overwrite the data; name another file")
+
+    def show(done: QuantizeReport) -> None:
+        if report is not None:
+            write_text(report, done.model_dump_json(indent=1) + "\n")
+        with printing():
+            if as_json:
+                print_json(done.model_dump_json())
+            elif not quiet:
+                print_quantize(make_console(sys.stdout), done)
+
+    try:
+        with progress_bar(quiet or as_json) as progress:
+            result = quantization.quantize(
+                model,
+                data=data,
+                format=cast(Format, format_),
+                activations=cast(Activations, activations),
+                per_channel=per_channel,
+                reduce_range=reduce_range,
+                method=cast(Method, method),
+                percentile=percentile,
+                exclude=exclude or (),
+                keep_names=keep_names,
+                equalize=equalize,
+                preprocessing=preprocessing_of(preprocess, scale, mean, std, layout, size, color),
+                samples=samples,
+                seed=seed,
+                max_error=max_error,
+                max_drop=max_drop,
+                labels=labels,
+                output=scores,
+                follow_links=follow_links,
+                runtime=runtime_of(threads, provider, custom_op_library),
+                progress=progress,
+            )
+    except VerificationError as error:
+        if error.report is not None:
+            try:
+                show(error.report)
+            except OnnxsepError as second:  # the failed verification is what counts
+                typer.echo(f"onnxsep: {second}", err=True)
+        raise
+    files = result.save(output)
+    show(result.report.model_copy(update={"output": printable(output), "output_bytes": files.size_bytes}))

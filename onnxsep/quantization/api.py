@@ -1,0 +1,221 @@
+"""``quantize``: load -> prepare -> calibrate -> quantise -> finish -> ensure -> measure."""
+
+import math
+import os
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy.typing as npt
+import onnx
+
+from onnxsep.data import Dataset, Preprocessing, Source, open_data
+from onnxsep.ensure import ensure_valid
+from onnxsep.errors import OptionError, VerificationError
+from onnxsep.io import Model, load
+from onnxsep.quantization.building import Builder
+from onnxsep.quantization.calibrating import Progress, calibrate
+from onnxsep.quantization.measuring import Split, measure, split
+from onnxsep.quantization.nodes import excluded_by, not_for_quantizing, to_calibrate
+from onnxsep.quantization.preparing import prepare
+from onnxsep.quantization.report import AccuracyDrop, QuantizedNode, QuantizeReport
+from onnxsep.quantization.settings import Activations, Format, Method, Settings
+from onnxsep.quantization.sparing import Accuracy, spare
+from onnxsep.quantization.toolkit import quantizable_types
+from onnxsep.runtime import RuntimeOptions
+from onnxsep.saving import SavedFiles, save
+from onnxsep.scopes import scopes
+from onnxsep.shapes import skeleton
+from onnxsep.tables import model_info, size_bytes
+
+_SAMPLES = 200
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """A quantised model and the report of what was done; ``model`` is the source where nothing could be quantised."""
+
+    model: Model
+    report: QuantizeReport
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """The quantised model."""
+        return self.model.proto
+
+    def save(self, path: str | os.PathLike[str]) -> SavedFiles:
+        """Write the model, atomically."""
+        return save(self.model, path)
+
+
+def quantize(
+    model: str | os.PathLike[str] | onnx.ModelProto | Model,
+    *,
+    data: Source,
+    format: Format = "qdq",  # noqa: A002 - the word that everybody uses for it
+    activations: Activations = "int8",
+    per_channel: bool = True,
+    reduce_range: bool = False,
+    method: Method = "minmax",
+    percentile: float | None = None,
+    exclude: str | Sequence[str] = (),
+    keep_names: bool = False,
+    equalize: bool = True,
+    preprocessing: Preprocessing | None = None,
+    labels: str | os.PathLike[str] | npt.ArrayLike | None = None,
+    samples: int | None = _SAMPLES,
+    seed: int = 0,
+    max_error: float | None = None,
+    max_drop: float | None = None,
+    output: str | None = None,
+    follow_links: bool = False,
+    runtime: RuntimeOptions | None = None,
+    progress: Progress | None = None,
+) -> QuantizeResult:
+    """Quantise a model to int8 with ONNX Runtime's static quantiser. Writes nothing: ``QuantizeResult.save`` does.
+
+    BatchNormalization and constants are folded first, and the opset is raised where the result needs it. Inputs,
+    outputs, names of the user's tensors and nodes, and metadata stay. Weights that are zero stay zero.
+
+    Args:
+        model: A file, a ModelProto (which is not changed), or what ``load`` or an earlier result gave.
+        data: Samples to choose the ranges of activations with, as for :func:`onnxsep.data.open_data`.
+        format: "qdq" or "qoperator".
+        activations: "int8" or "uint8".
+        per_channel: A scale for each output channel of a weight.
+        reduce_range: 7-bit weights, for old CPUs with uint8 activations.
+        method: "minmax", "entropy" or "percentile".
+        percentile: For the last of these: the share of the values, in percent, that a range holds; 99.999 by default.
+        exclude: Glob patterns; nodes whose name matches one stay in float.
+        keep_names: Keep the long names that the quantiser makes; by default they are shortened.
+        equalize: Scale channels between two Convs in a row, which leaves what they compute, so that they are alike.
+        preprocessing: How images become values.
+        labels: A CSV file of names and classes, or the classes, instead of those of the data; for ``max_drop``.
+        samples: Calibrate with at most so many samples, drawn with ``seed``; None: all. A few others, where there are
+            any, are held out for measuring the error.
+        seed: Of the choice of samples.
+        max_error: Fail where the relative error of an output, on the held-out samples, is larger.
+        max_drop: The largest loss of top-1 accuracy, in points (percent of the samples). The layers that hurt most stay
+            in float, as few as possible. It is measured on the samples that the calibration does not use, which need
+            labels; the accuracy of the result has to be measured on others.
+        output: For ``max_drop``: the output with the class scores, where there are several.
+        follow_links: Follow links in the location of external data.
+        runtime: Threads, provider, custom operators.
+        progress: Told of every batch: (what, done, all).
+
+    Raises:
+        ModelLoadError: the model cannot be read.
+        DataError: the data cannot be used, or does not fit the model.
+        OptionError: an option cannot be used.
+        QuantizationError: the model cannot be quantised.
+        EvaluationError: the accuracy cannot be measured.
+        VerificationError: the result does not run, or is further from the source than allowed.
+    """
+    started = time.perf_counter()
+    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    settings = Settings(
+        format, activations, per_channel, reduce_range, method, percentile, patterns, keep_names, equalize
+    )
+    settings.check()
+    if max_error is not None and not 0 <= max_error < math.inf:
+        raise OptionError(f"--max-error {max_error} is no error that could be allowed; use one such as 0.1")
+    if max_drop is not None and not 0 <= max_drop < 100:
+        raise OptionError(f"--max-drop {max_drop} is no loss of accuracy in points; use one such as 0.5")
+    options = runtime or RuntimeOptions()
+    source = load(model, follow_links=follow_links)
+    dataset = open_data(data, source, preprocessing=preprocessing, labels=labels, need_labels=max_drop is not None)
+    parts = split(dataset, samples, seed)
+
+    prepared = prepare(source, settings)
+    op_types = quantizable_types(settings)
+    excluded, folded = excluded_by(patterns, source.proto, prepared.proto)
+    refused = not_for_quantizing(prepared.proto, op_types)
+    left = {**refused, **excluded}
+    tensors = to_calibrate(prepared.proto, op_types, left)
+    notes = [*dataset.notes, *prepared.notes, *folded, *_nested(source)]
+    ranges = None
+    if tensors:
+        ranges = calibrate(prepared.proto, tensors, dataset, parts.calibration, settings, options, progress)
+    builder = Builder(source, prepared, ranges, settings, op_types, left)
+    result, rows = builder.build()
+    accuracy, failure = None, ""
+    if max_drop is not None and result is not source:
+        result, rows, accuracy = _within(max_drop, builder, result, rows, dataset, parts, output, options, progress)
+        if accuracy.drop > max_drop:
+            failure = (
+                f"the accuracy drops by {accuracy.drop:.2f} points even with every layer that has weights in float"
+            )
+    if result is source:
+        notes.append("nothing was quantised: the result is the source")
+    elif note := ensure_valid(source, skeleton(result)):
+        notes.append(note)
+    if not parts.held_out:
+        notes.append("too few samples to hold any out: the error is measured on those of the calibration")
+    outputs = measure(source, result, dataset, parts.measured, options)
+    report = QuantizeReport(
+        source=model_info(source),
+        bytes_before=size_bytes(source),
+        bytes_after=size_bytes(result),
+        options={**asdict(settings), "samples": samples, "seed": seed, "max_error": max_error, "max_drop": max_drop},
+        data=dataset.source,
+        calibration_samples=len(parts.calibration),
+        measured_samples=len(parts.measured),
+        held_out=parts.held_out,
+        nodes=rows,
+        outputs=outputs,
+        accuracy=accuracy,
+        notes=tuple(notes),
+        seconds=time.perf_counter() - started,
+    )
+    if max_error is not None and report.relative > max_error:
+        failure = failure or f"the relative error {report.relative:.3g} is above --max-error {max_error:g}"
+    if failure:
+        raise VerificationError(f"{failure}; nothing was written", report)
+    return QuantizeResult(result, report)
+
+
+def _within(
+    limit: float,
+    builder: Builder,
+    result: Model,
+    rows: tuple[QuantizedNode, ...],
+    data: Dataset,
+    parts: Split,
+    output: str | None,
+    options: RuntimeOptions,
+    progress: Progress | None,
+) -> tuple[Model, tuple[QuantizedNode, ...], AccuracyDrop]:
+    """Leave as few layers in float as keep the accuracy within the limit."""
+    accuracy = Accuracy(data, parts.others, output, options)
+    before = accuracy(builder.source, "the source")
+
+    def drop(spared: Collection[str]) -> float:
+        return before - accuracy(builder.build(spared)[0], "the quantised model")
+
+    def error(spared: Collection[str]) -> float:
+        outputs = measure(builder.source, builder.build(spared)[0], data, parts.measured, options)
+        return max((found.relative for found in outputs), default=0.0)
+
+    found = spare(builder.layers(rows), drop, error, limit, progress)
+    if found.names:
+        result, rows = builder.build(found.names, "--max-drop: it costs too much accuracy")
+    return (
+        result,
+        rows,
+        AccuracyDrop(
+            limit=limit,
+            samples=len(parts.others),
+            source=before,
+            all_quantized=before - found.first,
+            result=before - found.drop,
+            spared=tuple(builder.shown(name) for name in found.names),
+            sensitivities={builder.shown(name): value for name, value in found.sensitivities.items()},
+        ),
+    )
+
+
+def _nested(source: Model) -> tuple[str, ...]:
+    count = sum(len(scope.body.node) for scope in scopes(source.proto) if scope.kind == "subgraph")
+    if not count:
+        return ()
+    return (f"{count} nodes of nested graphs (If, Loop) stay in float: the runtime's quantiser does not enter them",)

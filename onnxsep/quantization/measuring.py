@@ -1,0 +1,129 @@
+"""The error of the quantised outputs, on samples that the calibration did not see."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxsep.data import Dataset
+from onnxsep.errors import VerificationError
+from onnxsep.io import Model
+from onnxsep.quantization.errors import QuantizationError
+from onnxsep.quantization.report import OutputError
+from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+
+_HELD_OUT = 5  # one sample of so many is kept for measuring
+_MOST_HELD_OUT = 64
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples to calibrate with, and samples to measure with.
+
+    Attributes:
+        calibration: Numbers of samples.
+        measured: Numbers of samples.
+        held_out: Whether the two have none in common.
+        others: All samples that the calibration does not use; all samples where there are none.
+    """
+
+    calibration: list[int]
+    measured: list[int]
+    held_out: bool
+    others: list[int]
+
+
+def split(data: Dataset, samples: int | None, seed: int) -> Split:
+    """Choose samples at random: at most ``samples`` to calibrate, and others to measure with if there are any.
+
+    Raises:
+        OptionError: the number of samples is less than 1, or the seed negative.
+    """
+    whole = data.batch or 1
+    count = len(data.sample(samples, seed))
+    held = min(_MOST_HELD_OUT, max(1, count // _HELD_OUT))
+    held = -(-held // whole) * whole  # a fixed batch must be full
+    chosen = data.sample(count + held, seed)
+    if len(chosen) < whole + held:
+        return Split(chosen, chosen, False, list(range(len(data))))
+    places = np.random.default_rng(seed).permutation(len(chosen))[:held].tolist()
+    measured = {chosen[place] for place in places}
+    calibration = [index for index in chosen if index not in measured]
+    others = sorted(set(range(len(data))) - set(calibration))
+    return Split(calibration, sorted(measured), True, others)
+
+
+def measure(
+    source: Model, result: Model, data: Dataset, indices: Sequence[int], options: RuntimeOptions
+) -> tuple[OutputError, ...]:
+    """Compare the outputs of both models; outputs that are no float tensors are left out.
+
+    Raises:
+        QuantizationError: the runtime cannot run the source.
+        VerificationError: it cannot run the result, or the result's outputs have other shapes or are not finite.
+    """
+    try:
+        expected_of = Runner(source, options)
+    except CannotRun as error:
+        raise QuantizationError(f"the runtime cannot load the model: {error}") from error
+    try:
+        actual_of = Runner(result, options)
+    except CannotRun as error:
+        raise VerificationError(f"the runtime cannot load the quantised model: {error}; nothing was written") from error
+    tallies: dict[str, _Tally] = {}
+    for feed in data.feeds(indices):
+        try:
+            expected = expected_of(feed)
+        except CannotRun as error:
+            raise QuantizationError(f"the runtime cannot run the model on the data: {error}") from error
+        try:
+            actual = actual_of(feed)
+        except CannotRun as error:
+            raise VerificationError(
+                f"the runtime runs the original but not the quantised model: {error}; nothing was written"
+            ) from error
+        for name, values in expected.items():
+            if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+                tallies.setdefault(name, _Tally()).add(name, values, np.asarray(actual[name]))
+    return tuple(tally.result(name) for name, tally in tallies.items())
+
+
+@dataclass
+class _Tally:
+    squared_error: float = 0.0
+    squared: float = 0.0
+    max_abs: float = 0.0
+    same: int = 0
+    rows: int | None = 0
+
+    def add(self, name: str, expected: np.ndarray, actual: np.ndarray) -> None:
+        if expected.shape != actual.shape:
+            raise VerificationError(
+                f"output {name!r} has shape {list(actual.shape)} after quantising, not {list(expected.shape)}; nothing"
+                " was written"
+            )
+        finite = np.isfinite(expected)
+        if not np.isfinite(actual[finite]).all():
+            raise VerificationError(
+                f"output {name!r} is NaN or infinite after quantising where it was a number; nothing was written"
+            )
+        wide = expected[finite].astype(np.float64)
+        difference = wide - actual[finite].astype(np.float64)
+        self.squared_error += float(np.square(difference).sum())
+        self.squared += float(np.square(wide).sum())
+        self.max_abs = max(self.max_abs, float(np.abs(difference).max(initial=0.0)))
+        if self.rows is None or expected.ndim != 2 or expected.shape[1] < 2:
+            self.rows = None
+            return
+        self.rows += len(expected)
+        self.same += int((expected.argmax(axis=1) == actual.argmax(axis=1)).sum())
+
+    def result(self, name: str) -> OutputError:
+        relative = math.sqrt(self.squared_error / self.squared) if self.squared else math.inf
+        return OutputError(
+            name=name,
+            relative=relative if self.squared_error else 0.0,
+            max_abs=self.max_abs,
+            agreement=self.same / self.rows if self.rows else None,
+        )

@@ -1,0 +1,132 @@
+"""Which nodes the quantiser is to take, what became of each, and why the others stay in float."""
+
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import onnx
+
+from onnxsep.errors import OptionError
+from onnxsep.quantization.calibrating import float_tensors
+from onnxsep.quantization.report import QuantizedNode
+
+_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+_TYPE_NAMES: dict[int, str] = {
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+    onnx.TensorProto.DOUBLE: "float64",
+}
+
+
+def excluded_by(
+    patterns: Sequence[str], source: onnx.ModelProto, prepared: onnx.ModelProto
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The nodes that the user wants in float.
+
+    Args:
+        patterns: Globs.
+        source: The user's model.
+        prepared: The model that is quantised.
+
+    Returns:
+        The reason by the name of the node; and a note for each pattern whose nodes were all folded away.
+
+    Raises:
+        OptionError: a pattern matches no node.
+    """
+    found: dict[str, str] = {}
+    notes = []
+    for pattern in patterns:
+        hits = [node.name for node in prepared.graph.node if fnmatchcase(node.name, pattern)]
+        if not hits:
+            if not any(fnmatchcase(node.name, pattern) for node in source.graph.node):
+                raise OptionError(
+                    f"--exclude {pattern!r} matches the name of no node; names and results are shown by onnxsep"
+                    " quantize --json"
+                )
+            notes.append(f"--exclude {pattern!r}: the nodes that it matches were folded into others")
+        for name in hits:
+            found.setdefault(name, f"--exclude {pattern!r}")
+    return found, tuple(notes)
+
+
+def not_for_quantizing(proto: onnx.ModelProto, op_types: Collection[str]) -> dict[str, str]:
+    """Nodes of quantisable operators that the quantiser cannot take, with the reason."""
+    types = float_tensors(proto)
+    types.update((tensor.name, tensor.data_type) for tensor in proto.graph.initializer)
+    found = {}
+    for node in proto.graph.node:
+        if node.op_type not in op_types or node.domain not in ("", "ai.onnx"):
+            continue
+        names = [name for name in (*node.input, *node.output) if name]
+        wide = next((types[name] for name in names if types.get(name) in _FLOATS), None)
+        if wide is not None:
+            found[node.name] = f"it computes in {_TYPE_NAMES[wide]}, and only float32 is quantised"
+        elif unknown := next((name for name in names if name not in types), None):
+            found[node.name] = f"the type of {unknown!r} is not known"
+    return found
+
+
+def to_calibrate(proto: onnx.ModelProto, op_types: Collection[str], left: Collection[str]) -> list[str]:
+    """The activations whose range the quantiser needs, in graph order."""
+    types = float_tensors(proto)
+    found: dict[str, None] = {}
+    for node in proto.graph.node:
+        if node.op_type in op_types and node.name not in left:
+            names = (*node.input, *node.output)
+            found.update((name, None) for name in names if types.get(name) == onnx.TensorProto.FLOAT)
+    return list(found)
+
+
+def outcome(
+    prepared: onnx.ModelProto,
+    result: onnx.ModelProto,
+    op_types: Collection[str],
+    left: Mapping[str, str],
+    renamed: Mapping[str, str],
+) -> tuple[QuantizedNode, ...]:
+    """What became of each node.
+
+    Args:
+        prepared: The model before.
+        result: As the quantiser gave it, with its own names.
+        op_types: Operators that the quantiser knows.
+        left: Reasons by the names of nodes that were kept from the quantiser.
+        renamed: Old names by the ones that nodes got for the time being.
+    """
+    after = {node.name: node for node in result.graph.node}
+    integer = _integer_tensors(result)
+    rows = []
+    for node in prepared.graph.node:
+        if node.op_type == "Constant":
+            continue
+        name = renamed.get(node.name) or node.name
+        if node.name in left:
+            reason = left[node.name]
+        elif node.op_type not in op_types or node.domain not in ("", "ai.onnx"):
+            reason = "the runtime's quantiser does not know this operator"
+        elif node.name in after and not any(source in integer for source in after[node.name].input):
+            reason = "its inputs are not quantised, or its weight is not constant"
+        else:
+            reason = ""
+        # The quantiser drops an activation whose effect the range of its output has already.
+        folded = not reason and node.name not in after and f"{node.name}_quant" not in after
+        rows.append(
+            QuantizedNode(
+                name=name,
+                op_type=node.op_type,
+                status="left" if reason else "folded" if folded else "quantized",
+                reason=reason,
+            )
+        )
+    return tuple(rows)
+
+
+def _integer_tensors(result: onnx.ModelProto) -> set[str]:
+    """Tensors that are quantised, or come straight from one that is."""
+    found: set[str] = set()
+    for node in result.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.op_type.startswith("QLinear"):
+            found.update(node.output)
+        elif any(name in found and name.endswith("_quantized") for name in node.input):
+            found.update(name for name in node.output if name.endswith("_quantized"))
+    return found

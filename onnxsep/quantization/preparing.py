@@ -1,0 +1,216 @@
+"""What must be done to a model before the quantiser can take it: weights in memory, operators new enough, names."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import shape_inference, version_converter
+
+from onnxsep.external import is_external
+from onnxsep.io import Model
+from onnxsep.quantization.equalizing import equalize
+from onnxsep.quantization.errors import QuantizationError
+from onnxsep.quantization.settings import Settings
+from onnxsep.quantization.toolkit import pre_process
+from onnxsep.scopes import scopes
+from onnxsep.tables import size_bytes
+from onnxsep.tensors import tensor_protos
+
+_LARGEST = 2**31 - 1
+_STANDARD = ("", "ai.onnx")
+_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that the quantiser can take.
+
+    Attributes:
+        proto: The model; every node of the main graph has a name of its own.
+        renamed: What a node was called, by the name that it got for the time being.
+        notes: What was changed that the user should know.
+    """
+
+    proto: onnx.ModelProto
+    renamed: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def prepare(source: Model, settings: Settings) -> Prepared:
+    """Fold what can be folded, raise the opset where needed, and name every node. The source is not changed.
+
+    Raises:
+        QuantizationError: the model is quantised already, has over 2 GB, or cannot be converted.
+        ModelLoadError: external data cannot be read.
+    """
+    _refuse_quantized(source.proto)
+    proto, notes = _in_memory(source)
+    with tempfile.TemporaryDirectory(prefix="onnxsep-") as folder:
+        first, second = Path(folder, "source.onnx"), Path(folder, "prepared.onnx")
+        try:
+            first.write_bytes(proto.SerializeToString())
+            del proto
+            notes += pre_process(first, second)
+            proto = onnx.load(second)
+        except OSError as error:
+            raise QuantizationError(f"a temporary copy of the model cannot be written: {error}") from error
+    if source.proto.functions and not proto.functions:
+        notes += ("functions of the model were inlined",)
+    drop_unused_imports(proto, source.proto)
+    _fold_casts(proto)
+    _own_biases(proto)
+    proto, raised = _raise_opset(proto, settings.opset)
+    if settings.equalize and (pairs := equalize(proto)):
+        raised += (f"{pairs} pairs of Convs equalised across the channels between them",)
+    return Prepared(proto, _name_nodes(proto), notes + raised)
+
+
+def drop_unused_imports(proto: onnx.ModelProto, source: onnx.ModelProto) -> None:
+    """Remove the operator sets that the tools import and nothing uses; those of the source stay."""
+    used = {_domain(node.domain) for scope in scopes(proto) for node in scope.body.node}
+    used |= {_domain(entry.domain) for entry in source.opset_import}
+    kept = [entry for entry in proto.opset_import if _domain(entry.domain) in used]
+    imports = [onnx.helper.make_opsetid(entry.domain, entry.version) for entry in kept]
+    del proto.opset_import[:]
+    proto.opset_import.extend(imports)
+
+
+def _domain(name: str) -> str:
+    return "" if name in _STANDARD else name
+
+
+def _refuse_quantized(proto: onnx.ModelProto) -> None:
+    for scope in scopes(proto):
+        for node in scope.body.node:
+            if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear"):
+                raise QuantizationError(
+                    f"the model is quantised already: node {node.name or node.output[0]!r} is a {node.op_type}; give"
+                    " the float model that it was made from"
+                )
+
+
+def _in_memory(source: Model) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """A copy that holds all its weights, none of which is a graph input."""
+    if (size := size_bytes(source)) > _LARGEST:
+        raise QuantizationError(
+            f"the model has {size:,} bytes with its external data, and the quantiser takes at most 2 GB"
+        )
+    proto = onnx.ModelProto()
+    proto.CopyFrom(source.proto)
+    external = [tensor for tensor in tensor_protos(proto) if is_external(tensor)]
+    folder = source.data_folder() if external else None
+    for tensor in external:
+        assert folder is not None
+        data = bytes(folder.read(tensor))
+        del tensor.external_data[:]
+        tensor.ClearField("data_location")
+        tensor.raw_data = data
+    # A weight that is also an input may be given at run time, so that neither optimiser nor quantiser would touch it.
+    held = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [entry for entry in proto.graph.input if entry.name not in held]
+    if len(inputs) == len(proto.graph.input):
+        return proto, ()
+    gone = len(proto.graph.input) - len(inputs)
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    proto.ir_version = max(proto.ir_version, 4)
+    return proto, (f"{gone} graph inputs that only gave weights a default are inputs no longer",)
+
+
+def _raise_opset(proto: onnx.ModelProto, wanted: int) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    version = next((entry.version for entry in proto.opset_import if _domain(entry.domain) == ""), None)
+    if version is None or version >= wanted:
+        return proto, ()
+    try:
+        converted = shape_inference.infer_shapes(version_converter.convert_version(proto, wanted))
+    except Exception as error:  # the converter raises several unrelated classes
+        reason = " ".join(str(error).split())[:300]
+        hint = "; --per-tensor needs only 11" if wanted == 13 else ""
+        raise QuantizationError(
+            f"the model uses opset {version}, quantising it needs {wanted}, and it cannot be converted: {reason};"
+            f" export it with a newer opset{hint}"
+        ) from error
+    return converted, (f"opset raised from {version} to {wanted}",)
+
+
+def _fold_casts(proto: onnx.ModelProto) -> None:
+    """Store as float32 the weights that the runtime would cast to it: it has no float16 kernels on the CPU.
+
+    The quantiser does not look for weights behind a Cast.
+    """
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    outputs = {entry.name for entry in proto.graph.output}
+    for node in list(proto.graph.node):
+        if node.op_type != "Cast" or node.input[0] not in weights or node.output[0] in outputs:
+            continue
+        weight = weights[node.input[0]]
+        to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+        if to == onnx.TensorProto.FLOAT and weight.data_type == onnx.TensorProto.FLOAT16:
+            values = onnx.numpy_helper.to_array(weight).astype(np.float32)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
+            proto.graph.node.remove(node)
+    used = {name for scope in scopes(proto) for node in scope.body.node for name in node.input} | outputs
+    for tensor in weights.values():
+        if tensor.data_type == onnx.TensorProto.FLOAT16 and tensor.name not in used:
+            proto.graph.initializer.remove(tensor)
+
+
+def _own_biases(proto: onnx.ModelProto) -> None:
+    """Give each node a bias of its own, of one dimension; the quantiser needs both.
+
+    A bias is quantised with the scale of its node's input. For a second node the quantiser copies it, under a name that
+    may be taken. On a Gemm's bias of shape [1, n], which means the same as [n], it fails.
+    """
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    uses = Counter(entry.name for entry in proto.graph.output)
+    for scope in scopes(proto):
+        for node in scope.body.node:
+            uses.update(node.input)
+    for node in proto.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3:
+            continue
+        name = node.input[2]
+        bias = weights.get(name)
+        if bias is None:
+            continue
+        if uses[name] > 1:
+            uses[name] -= 1
+            copy = proto.graph.initializer.add()
+            copy.CopyFrom(bias)
+            bias = copy
+            bias.name = next(other for number in count() if (other := f"{name}_own{number}") not in uses)
+            uses[bias.name] = 1
+            node.input[2] = bias.name
+        if node.op_type == "Gemm" and len(bias.dims) == 2 and bias.dims[0] == 1:
+            del bias.dims[0]
+            for entry in [entry for entry in proto.graph.value_info if entry.name == bias.name]:
+                proto.graph.value_info.remove(entry)
+
+
+def _name_nodes(proto: onnx.ModelProto) -> dict[str, str]:
+    """Give every node of the main graph a name of its own; returns the old names by the new ones."""
+    taken: set[str] = set()
+    renamed: dict[str, str] = {}
+    known = {node.name for node in proto.graph.node}
+    for node in proto.graph.node:
+        if not node.name or node.name in taken:
+            name = next(name for name in _candidates(node) if name not in known)
+            renamed[name] = node.name
+            node.name = name
+            known.add(name)
+        taken.add(node.name)
+    return renamed
+
+
+def _candidates(node: onnx.NodeProto) -> Iterator[str]:
+    base = next((name for name in node.output if name), node.op_type)
+    yield base
+    number = 1
+    while True:
+        number += 1
+        yield f"{base}_{number}"

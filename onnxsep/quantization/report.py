@@ -1,0 +1,81 @@
+"""What ``quantize`` did: the data behind its table, and what ``--json`` and ``--report`` write."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from onnxsep._version import __version__
+from onnxsep.report import ModelInfo
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QuantizedNode(_Record):
+    """What became of one node of the model, after BatchNormalization and constants were folded."""
+
+    name: str
+    op_type: str
+    status: Literal["quantized", "folded", "left"]
+    """folded: an activation that only limits a range, and became the range of the output before it."""
+    reason: str = ""
+    """Why it was left in float."""
+
+
+class OutputError(_Record):
+    """How far one output is from the source's, over all samples that it was measured on."""
+
+    name: str
+    relative: float
+    """||source - result|| / ||source||, Euclidean norms."""
+    max_abs: float
+    agreement: float | None = None
+    """Share of the samples whose largest value is at the same place; None where the output is not [samples, n]."""
+
+
+class AccuracyDrop(_Record):
+    """What ``--max-drop`` measured: top-1 accuracy, in percent of the samples, and the layers that it left."""
+
+    limit: float
+    samples: int
+    source: float
+    all_quantized: float
+    result: float
+    spared: tuple[str, ...]
+    """Layers that stay in float, the most harmful first."""
+    sensitivities: dict[str, float]
+    """Relative error of the outputs with only that layer quantised; empty where no layer had to be spared."""
+
+    @property
+    def drop(self) -> float:
+        """Points that the result loses."""
+        return self.source - self.result
+
+
+class QuantizeReport(_Record):
+    """One run of ``onnxsep quantize``."""
+
+    onnxsep: str = __version__
+    source: ModelInfo
+    output: str | None = None
+    output_bytes: int | None = None
+    bytes_before: int
+    bytes_after: int
+    options: dict[str, bool | int | float | str | tuple[str, ...] | None]
+    data: str
+    calibration_samples: int
+    measured_samples: int
+    held_out: bool
+    """Whether the samples that errors were measured on are others than those of the calibration."""
+    nodes: tuple[QuantizedNode, ...]
+    outputs: tuple[OutputError, ...]
+    accuracy: AccuracyDrop | None = None
+    """None without ``--max-drop``."""
+    notes: tuple[str, ...] = ()
+    seconds: float
+
+    @property
+    def relative(self) -> float:
+        """The largest relative error of all outputs."""
+        return max((output.relative for output in self.outputs), default=0.0)
