@@ -13,6 +13,7 @@ from onnxsep._version import __version__
 from onnxsep.checking import CheckResult, check
 from onnxsep.errors import OnnxsepError
 from onnxsep.evaluation import EvaluationReport, evaluate
+from onnxsep.finetuning import FinetuneReport, FinetuneResult, finetune
 from onnxsep.inspection import inspect
 from onnxsep.io import Model, load
 from onnxsep.modes import Mode, available_modes
@@ -25,6 +26,8 @@ from onnxsep.saving import SavedFiles, save
 __all__ = [
     "CheckResult",
     "EvaluationReport",
+    "FinetuneReport",
+    "FinetuneResult",
     "Mode",
     "Model",
     "OnnxsepError",
@@ -37,6 +40,7 @@ __all__ = [
     "available_modes",
     "check",
     "evaluate",
+    "finetune",
     "inspect",
     "load",
     "prune",

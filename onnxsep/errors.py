@@ -49,6 +49,10 @@ class DataError(OnnxsepError):
     """The calibration or evaluation data cannot be used."""
 
 
+class TrainingError(OnnxsepError):
+    """Training cannot go on, and there are no better weights than those at its start."""
+
+
 class PassError(OnnxsepError):
     """A pass broke one of its own promises; this is a bug in the pass."""
 

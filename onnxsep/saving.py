@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
+from pydantic import BaseModel
 
 from onnxsep.datafile import write_data
 from onnxsep.errors import ModelLoadError, ModelSaveError
@@ -42,14 +43,16 @@ class SavedFiles:
 
 
 class Savable:
-    """What results of a rewrite or a pruning have in common: a model, and which of its weights are new.
+    """What the results of all passes have in common.
 
     Attributes:
         model: The result.
+        report: What was done; it has the fields ``output`` and ``output_bytes``, None before the result is saved.
         new_initializers: Its weights that go into the data file, where the source has one.
     """
 
     model: Model
+    report: BaseModel
     new_initializers: tuple[str, ...]
 
     @property

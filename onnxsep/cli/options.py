@@ -19,10 +19,9 @@ from onnxsep.data import Preprocessing
 from onnxsep.errors import OnnxsepError, OptionError, VerificationError
 from onnxsep.feeds import parse_input_shape
 from onnxsep.files import check_target, write_text
-from onnxsep.pipeline import Result
-from onnxsep.pruning import PruneResult
 from onnxsep.render import make_console
 from onnxsep.runtime import RuntimeOptions
+from onnxsep.saving import Savable
 from onnxsep.tables import printable
 
 _debug = False
@@ -174,7 +173,7 @@ def shower(
     return show
 
 
-def saved(result: Result | PruneResult, target: Path | None) -> BaseModel:
+def saved(result: Savable, target: Path | None) -> BaseModel:
     """The report of a result, which is saved first where there is a target."""
     if target is None:
         return result.report

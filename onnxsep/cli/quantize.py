@@ -1,6 +1,5 @@
 """onnxsep quantize."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -24,20 +23,17 @@ from onnxsep.cli.options import (
     Std,
     Threads,
     check_targets,
+    failure_shown,
     preprocessing_of,
-    print_json,
-    printing,
     progress_bar,
     runtime_of,
     same_file,
+    saved,
+    shower,
 )
 from onnxsep.cli.quantize_table import print_quantize
-from onnxsep.errors import OnnxsepError, OptionError, VerificationError
-from onnxsep.files import write_text
-from onnxsep.quantization.report import QuantizeReport
+from onnxsep.errors import OptionError
 from onnxsep.quantization.settings import Activations, Format, Method
-from onnxsep.render import make_console
-from onnxsep.tables import printable
 
 
 @app.command()
@@ -126,47 +122,29 @@ def quantize(
     for option, target in (("OUT.onnx", output), ("--report", report)):
         if target is not None and same_file(target, data):
             raise OptionError(f"{option} {target} would overwrite the data; name another file")
-
-    def show(done: QuantizeReport) -> None:
-        if report is not None:
-            write_text(report, done.model_dump_json(indent=1) + "\n")
-        with printing():
-            if as_json:
-                print_json(done.model_dump_json())
-            elif not quiet:
-                print_quantize(make_console(sys.stdout), done)
-
-    try:
-        with progress_bar(quiet or as_json) as progress:
-            result = quantization.quantize(
-                model,
-                data=data,
-                format=cast(Format, format_),
-                activations=cast(Activations, activations),
-                per_channel=per_channel,
-                reduce_range=reduce_range,
-                method=cast(Method, method),
-                percentile=percentile,
-                exclude=exclude or (),
-                keep_names=keep_names,
-                equalize=equalize,
-                preprocessing=preprocessing_of(preprocess, scale, mean, std, layout, size, color),
-                samples=samples,
-                seed=seed,
-                max_error=max_error,
-                max_drop=max_drop,
-                labels=labels,
-                output=scores,
-                follow_links=follow_links,
-                runtime=runtime_of(threads, provider, custom_op_library),
-                progress=progress,
-            )
-    except VerificationError as error:
-        if error.report is not None:
-            try:
-                show(error.report)
-            except OnnxsepError as second:  # the failed verification is what counts
-                typer.echo(f"onnxsep: {second}", err=True)
-        raise
-    files = result.save(output)
-    show(result.report.model_copy(update={"output": printable(output), "output_bytes": files.size_bytes}))
+    show = shower(report, as_json, quiet, print_quantize)
+    with failure_shown(show), progress_bar(quiet or as_json) as progress:
+        result = quantization.quantize(
+            model,
+            data=data,
+            format=cast(Format, format_),
+            activations=cast(Activations, activations),
+            per_channel=per_channel,
+            reduce_range=reduce_range,
+            method=cast(Method, method),
+            percentile=percentile,
+            exclude=exclude or (),
+            keep_names=keep_names,
+            equalize=equalize,
+            preprocessing=preprocessing_of(preprocess, scale, mean, std, layout, size, color),
+            samples=samples,
+            seed=seed,
+            max_error=max_error,
+            max_drop=max_drop,
+            labels=labels,
+            output=scores,
+            follow_links=follow_links,
+            runtime=runtime_of(threads, provider, custom_op_library),
+            progress=progress,
+        )
+    show(saved(result, output))

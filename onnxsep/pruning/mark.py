@@ -31,6 +31,11 @@ def read_mark(proto: onnx.ModelProto) -> str | None:
     return next((entry.value for entry in proto.metadata_props if entry.key == SPARSITY_KEY), None)
 
 
+def counts_as_pruned(proto: onnx.ModelProto, zeros: int, weights: int) -> bool:
+    """Whether a model is a pruned one: it bears the mark, or many of its weights are zero."""
+    return read_mark(proto) is not None or zeros >= _MANY * weights
+
+
 def dense_factor_notes(model: Model, sites: Sites, replaced: Iterable[ConvSite]) -> list[str]:
     """What a rewrite must tell about a pruned source: the factors of its weights are dense.
 
@@ -47,7 +52,7 @@ def dense_factor_notes(model: Model, sites: Sites, replaced: Iterable[ConvSite])
         values = read_constant(model, sites.scopes, constant)
         weights += values.size
         zeros += values.size - int(np.count_nonzero(values))
-    if not zeros or (read_mark(model.proto) is None and zeros < _MANY * weights):
+    if not zeros or not counts_as_pruned(model.proto, zeros, weights):
         return []
     return [
         f"the source is pruned: {zeros:,} of the {weights:,} weights of the replaced layers are zero, and their "

@@ -13,6 +13,7 @@ from onnxsep.data import Dataset, Preprocessing, Source, open_data
 from onnxsep.ensure import ensure_valid
 from onnxsep.errors import OptionError, VerificationError
 from onnxsep.io import Model, load
+from onnxsep.patterns import as_patterns
 from onnxsep.quantization.building import Builder
 from onnxsep.quantization.calibrating import Progress, calibrate
 from onnxsep.quantization.measuring import Split, measure, split
@@ -23,7 +24,7 @@ from onnxsep.quantization.settings import Activations, Format, Method, Settings
 from onnxsep.quantization.sparing import Accuracy, spare
 from onnxsep.quantization.toolkit import quantizable_types
 from onnxsep.runtime import RuntimeOptions
-from onnxsep.saving import SavedFiles, save
+from onnxsep.saving import Savable
 from onnxsep.scopes import scopes
 from onnxsep.shapes import skeleton
 from onnxsep.tables import model_info, size_bytes
@@ -32,20 +33,12 @@ _SAMPLES = 200
 
 
 @dataclass(frozen=True)
-class QuantizeResult:
+class QuantizeResult(Savable):
     """A quantised model and the report of what was done; ``model`` is the source where nothing could be quantised."""
 
     model: Model
     report: QuantizeReport
-
-    @property
-    def proto(self) -> onnx.ModelProto:
-        """The quantised model."""
-        return self.model.proto
-
-    def save(self, path: str | os.PathLike[str]) -> SavedFiles:
-        """Write the model, atomically."""
-        return save(self.model, path)
+    new_initializers: tuple[str, ...] = ()
 
 
 def quantize(
@@ -112,7 +105,7 @@ def quantize(
         VerificationError: the result does not run, or is further from the source than allowed.
     """
     started = time.perf_counter()
-    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    patterns = as_patterns(exclude)
     settings = Settings(
         format, activations, per_channel, reduce_range, method, percentile, patterns, keep_names, equalize
     )

@@ -2,17 +2,11 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from onnxsep._version import __version__
-from onnxsep.report import ModelInfo
+from onnxsep.report import ModelInfo, Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class QuantizedNode(_Record):
+class QuantizedNode(Record):
     """What became of one node of the model, after BatchNormalization and constants were folded."""
 
     name: str
@@ -23,7 +17,7 @@ class QuantizedNode(_Record):
     """Why it was left in float."""
 
 
-class OutputError(_Record):
+class OutputError(Record):
     """How far one output is from the source's, over all samples that it was measured on."""
 
     name: str
@@ -34,7 +28,7 @@ class OutputError(_Record):
     """Share of the samples whose largest value is at the same place; None where the output is not [samples, n]."""
 
 
-class AccuracyDrop(_Record):
+class AccuracyDrop(Record):
     """What ``--max-drop`` measured: top-1 accuracy, in percent of the samples, and the layers that it left."""
 
     limit: float
@@ -53,7 +47,7 @@ class AccuracyDrop(_Record):
         return self.source - self.result
 
 
-class QuantizeReport(_Record):
+class QuantizeReport(Record):
     """One run of ``onnxsep quantize``."""
 
     onnxsep: str = __version__

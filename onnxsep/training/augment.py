@@ -29,8 +29,17 @@ class Augment:
     Borders are reflected because nobody knows which value stands for black after the preprocessing.
     """
 
-    def __init__(self, name: str, axes: tuple[int, int], random: np.random.Generator) -> None:
+    def __init__(
+        self,
+        name: str,
+        axes: tuple[int, int],
+        random: np.random.Generator,
+        *,
+        crop: bool = True,
+        flip: bool = True,
+    ) -> None:
         self._name, self._axes, self._random = name, axes, random
+        self._crop, self._flip = crop, flip
 
     def __call__(self, feeds: Feeds) -> Feeds:
         """Moved and mirrored copies of the images."""
@@ -39,7 +48,7 @@ class Augment:
         height, width = (images.shape[axis] for axis in self._axes)
         for index, image in enumerate(images):
             rows, columns = self._picked(height), self._picked(width)
-            if self._random.random() < 0.5:
+            if self._flip and self._random.random() < 0.5:
                 columns = columns[::-1]
             first, second = (axis - 1 for axis in self._axes)
             moved[index] = image.take(rows, first).take(columns, second)
@@ -47,6 +56,6 @@ class Augment:
 
     def _picked(self, size: int) -> NDArray[np.int64]:
         """Which rows (or columns) of the image the moved one has."""
-        margin = size // _MARGIN
+        margin = size // _MARGIN if self._crop else 0
         start = int(self._random.integers(0, 2 * margin + 1))
         return np.pad(np.arange(size), margin, "reflect")[start : start + size]

@@ -9,24 +9,26 @@ Why
     A rewrite fits each layer alone. A few hundred steps on a few hundred images let the layers correct one another.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.errors import FeedError, OptionError, UnsupportedModelError
+from onnxsep.errors import FeedError, OptionError
 from onnxsep.io import Model
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.training.augment import Augment, image_layout
 from onnxsep.training.bridge import TorchGraph, to_torch
 from onnxsep.training.converters import import_torch
 from onnxsep.training.objective import Objective
-from onnxsep.training.samples import Feeds, Samples
+from onnxsep.training.samples import Samples
+from onnxsep.training.schedule import one_cycle
+from onnxsep.training.session import arrays_of, check_conversion, check_outputs, torch_threads
 from onnxsep.training.teacher import Teacher
 
 TuneProgress = Callable[[int, int, float], None]
@@ -34,12 +36,8 @@ TuneProgress = Callable[[int, int, float], None]
 
 _EVALUATIONS = 15
 _MOST_EVALUATED = 256  # samples of the training part on which the loss before and after is measured
-_WARM_UP = 0.1  # share of the steps
 _SMALLEST_SCALE = 0.1  # share of the median scale: a tensor of zeros moves too
 _LARGEST_RATE = 1e30  # above, Adam's own arithmetic overflows
-# Largest relative difference (root mean square) between torch and ONNX Runtime that rounding explains.
-_SAME = {"float16": 0.05}
-_SAME_FLOAT32 = 1e-3
 
 
 @dataclass(frozen=True)
@@ -113,8 +111,7 @@ def tune(
     started = time.perf_counter()
     _check_options(steps, learning_rate, batch_size, held_out)
     options = runtime or RuntimeOptions()
-    torch = import_torch()
-    with _threads(torch, options.threads):
+    with torch_threads(options.threads):
         tuner = _Tuner(student, teacher, batches, names, options, seed, batch_size, augment, held_out)
         return tuner.run(steps, learning_rate, progress, started)
 
@@ -127,17 +124,6 @@ def _check_options(steps: int, learning_rate: float, batch_size: int, held_out: 
             f"tuning needs a learning rate above 0 (and up to {_LARGEST_RATE:g}) and a held-out share between 0 and 1,"
             f" not {learning_rate} and {held_out}"
         )
-
-
-@contextmanager
-def _threads(torch: Any, threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Tuner:
@@ -157,7 +143,7 @@ class _Tuner:
         self._graph = to_torch(student)
         self._tuned = _chosen(self._graph, names)
         self._teacher = Teacher(teacher, options)
-        self._samples = Samples(batches, self._teacher, self._student_arrays)
+        self._samples = Samples(batches, self._teacher, functools.partial(arrays_of, self._graph))
         self._random = np.random.default_rng(seed)
         order = self._random.permutation(len(self._samples))
         count = min(max(1, round(held_out * len(order))), len(order) - 1)
@@ -166,7 +152,9 @@ class _Tuner:
         first = self._samples.feeds(order[:1])[0]
         reference = [self._teacher(feeds) for feeds in self._samples.feeds(self._held_out)]
         self._objective = Objective(self._torch, reference)
-        self._check_conversion(Teacher(student, options), first)
+        ours = arrays_of(self._graph, first)
+        check_outputs(self._objective.outputs, ours, self._teacher(first))
+        check_conversion(Teacher(student, options), first, ours)
         layout = image_layout(first) if augment else None
         self._augment = Augment(*layout, self._random) if layout else None
 
@@ -182,7 +170,7 @@ class _Tuner:
         done, note = 0, ""
         for step, chosen in zip(range(1, steps + 1), self._endless(), strict=False):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * group["scale"] * _schedule(step, steps)
+                group["lr"] = learning_rate * group["scale"] * one_cycle(step, steps)
             loss = self._step(optimizer, chosen)
             if not math.isfinite(loss):
                 note = f"the loss was {loss} at step {step}: stopped with the weights of step {best_step}"
@@ -244,28 +232,6 @@ class _Tuner:
     def _copy(self) -> dict[str, Any]:
         return {name: parameter.detach().clone() for name, parameter in self._tuned.items()}
 
-    def _student_arrays(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        with self._torch.no_grad():
-            outputs = self._graph.module(self._graph.tensors(feeds))
-        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
-
-    def _check_conversion(self, runner: Teacher, feeds: Feeds) -> None:
-        """The torch copy computes what ONNX Runtime computes, or its gradients are those of another network."""
-        ours, wanted = self._student_arrays(feeds), self._teacher(feeds)
-        for name in self._objective.outputs:
-            if name not in ours or ours[name].shape != wanted[name].shape:
-                raise OptionError(f"the output {name!r} of the teacher is not one of the model, or has another shape")
-        for name, expected in runner(feeds).items():
-            if expected.dtype.kind != "f":
-                continue
-            wide, found = expected.astype(np.float64), ours[name].astype(np.float64)
-            error = float(np.linalg.norm(found - wide) / max(np.linalg.norm(wide), 1e-12))
-            if np.isfinite(wide).all() and not error <= _SAME.get(expected.dtype.name, _SAME_FLOAT32):
-                raise UnsupportedModelError(
-                    f"the torch copy of the model computes another {name!r} than ONNX Runtime (relative difference"
-                    f" {error:.2g}), so it cannot be tuned: torch has no exact counterpart of one of its operators"
-                )
-
 
 def _chosen(graph: TorchGraph, names: Collection[str] | None) -> dict[str, Any]:
     """The parameters to tune; the others get no gradients."""
@@ -285,11 +251,3 @@ def _scales(tensors: Mapping[str, Any]) -> dict[str, float]:
     sizes = {name: float(tensor.square().mean().sqrt()) for name, tensor in tensors.items()}
     least = _SMALLEST_SCALE * float(np.median(list(sizes.values()))) or 1e-3
     return {name: max(size, least) for name, size in sizes.items()}
-
-
-def _schedule(step: int, steps: int) -> float:
-    """The share of the largest learning rate at a step (1 to ``steps``): linear up, then along a cosine to zero."""
-    warm_up = max(1, round(_WARM_UP * steps))
-    if step <= warm_up:
-        return step / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))

@@ -41,7 +41,7 @@ class Objective:
             values = [np.asarray(outputs[name], np.float32) for outputs in reference]
             if not all(np.isfinite(array).all() for array in values):
                 raise FeedError(f"the teacher's output {name!r} is not finite on the tuning inputs")
-            if all(_are_probabilities(array) for array in values):
+            if all(are_probabilities(array) for array in values):
                 least = _LEAST_FLOAT16 if first.dtype == np.float16 else _LEAST
                 self._probabilities[name] = least
                 values = [_scores(torch.from_numpy(array), least).numpy() for array in values]
@@ -72,7 +72,7 @@ def _scores(probabilities: Any, least: float) -> Any:
     return logarithms - logarithms.mean(1, keepdim=True)
 
 
-def _are_probabilities(values: NDArray[np.float32]) -> bool:
+def are_probabilities(values: NDArray[np.float32]) -> bool:
     """Whether axis 1 holds the probabilities of classes: [samples, classes], perhaps with positions behind."""
     if values.ndim < 2 or values.shape[1] < 2:
         return False

@@ -1,0 +1,188 @@
+"""onnxsep finetune."""
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from onnxsep import finetuning
+from onnxsep.cli.app import app
+from onnxsep.cli.options import (
+    Color,
+    CustomOps,
+    Debug,
+    FollowLinks,
+    Json,
+    Layout,
+    Mean,
+    Preprocess,
+    Provider,
+    Quiet,
+    Scale,
+    Size,
+    Std,
+    Threads,
+    check_targets,
+    preprocessing_of,
+    progress_bar,
+    runtime_of,
+    same_file,
+    saved,
+    shower,
+)
+from onnxsep.errors import OptionError
+from onnxsep.finetuning.render import print_finetune
+from onnxsep.finetuning.setup import CHOICES, Augmentation
+from onnxsep.training.figures import BatchNorm, Optimizer
+from onnxsep.training.losses import TeacherTerm
+from onnxsep.training.schedule import Schedule
+
+
+@app.command()
+def finetune(
+    model: Annotated[Path, typer.Argument(help="The model to train.", metavar="IN.onnx", readable=False)],
+    target: Annotated[Path, typer.Argument(help="Where the result goes.", metavar="OUT.onnx")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of images (one folder per class), .npy or .npz.")],
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", metavar="ORIGINAL.onnx", help="A model whose outputs are learnt; needs no labels."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="CSV file of names and classes, instead of the data's own labels.")
+    ] = None,
+    loss: Annotated[
+        str,
+        typer.Option(
+            "--loss", help="With a teacher: outputs (as they are, any network) or soft (softened class probabilities)."
+        ),
+    ] = "outputs",
+    label_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--label-weight", help="Share of the labels' cross-entropy beside a teacher; 0.1 where there are labels."
+        ),
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of --loss soft.")] = 4.0,
+    output: Annotated[
+        str | None, typer.Option("--output", help="The output with the class scores, where there are several.")
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = 10,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples in a step.")] = 64,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="sgd (with momentum) or adam.")] = "sgd",
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Largest learning rate; 0.05 for sgd, 0.001 for adam.")
+    ] = None,
+    schedule: Annotated[str, typer.Option("--schedule", help="one-cycle or constant.")] = "one-cycle",
+    weight_decay: Annotated[float, typer.Option("--weight-decay", help="Of the weights of layers.")] = 1e-4,
+    batch_norm: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-norm",
+            help="Statistics of BatchNormalization: train (the default, from batches of 8 on) or frozen.",
+        ),
+    ] = None,
+    augment: Annotated[
+        str,
+        typer.Option(
+            "--augment", help="none, crop, flip or crop,flip of images; auto: both with a teacher, else crop."
+        ),
+    ] = "auto",
+    validation: Annotated[
+        float, typer.Option("--validation", help="Share of the samples held out; the weights best on it are kept.")
+    ] = 0.1,
+    patience: Annotated[
+        int, typer.Option("--patience", min=0, help="Stop after so many epochs that brought nothing; 0: never.")
+    ] = 0,
+    keep_zeros: Annotated[
+        bool | None,
+        typer.Option("--keep-zeros/--move-zeros", help="Zero weights stay zero; the default for pruned models."),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="Use at most so many samples of the data; all by default.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="State after each epoch, until OUT.onnx is written; OUT.onnx.checkpoint."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an unfinished run.")] = False,
+    report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")] = None,
+    preprocess: Preprocess = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: Layout = None,
+    size: Size = None,
+    color: Color = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order, the held-out share, crops, flips.")] = 0,
+    follow_links: FollowLinks = False,
+    threads: Threads = 0,
+    provider: Provider = "CPUExecutionProvider",
+    custom_op_library: CustomOps = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train the weights with labels, a teacher or both; graph and names stay (needs onnxsep[finetune]).
+
+    Ctrl-C keeps the best weights so far, if an epoch has made them better; --resume goes on from there.
+    """
+    for option, value in (
+        ("loss", loss),
+        ("optimizer", optimizer),
+        ("schedule", schedule),
+        ("batch_norm", batch_norm),
+        ("augment", augment),
+    ):
+        if value is not None and value not in CHOICES[option]:
+            hint = "--" + option.replace("_", "-")
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(CHOICES[option])}", param_hint=hint)
+    check_targets(target, report, model, None)
+    place = checkpoint or target.with_name(target.name + ".checkpoint")
+    _check_files(target, place, [model, data, *(path for path in (teacher, labels, report) if path is not None)])
+    with progress_bar(quiet or as_json) as progress:
+        result = finetuning.finetune(
+            model,
+            data=data,
+            teacher=teacher,
+            labels=labels,
+            loss=cast(TeacherTerm, loss),
+            label_weight=label_weight,
+            temperature=temperature,
+            output=output,
+            epochs=epochs,
+            batch=batch,
+            optimizer=cast(Optimizer, optimizer),
+            rate=rate,
+            schedule=cast(Schedule, schedule),
+            weight_decay=weight_decay,
+            batch_norm=cast(BatchNorm | None, batch_norm),
+            augment=cast(Augmentation, augment),
+            validation=validation,
+            patience=patience,
+            keep_zeros=keep_zeros,
+            samples=samples,
+            preprocessing=preprocessing_of(preprocess, scale, mean, std, layout, size, color),
+            checkpoint=place,
+            resume=resume,
+            seed=seed,
+            follow_links=follow_links,
+            runtime=runtime_of(threads, provider, custom_op_library),
+            progress=progress,
+        )
+    shower(report, as_json, quiet, print_finetune)(saved(result, target))
+    done = result.report
+    if done.stopped == "interrupted":
+        typer.echo(f"onnxsep: interrupted; {target} holds the best so far, --resume goes on", err=True)
+        raise typer.Exit(130)
+    if done.stopped == "diverged":
+        typer.echo(f"onnxsep: warning: {done.notes[-1]}", err=True)
+
+
+def _check_files(target: Path, checkpoint: Path, others: list[Path]) -> None:
+    """Refuse a checkpoint or a result that would overwrite what is read."""
+    for other in (target, *others):
+        if same_file(checkpoint, other):
+            raise OptionError(f"--checkpoint {checkpoint} would overwrite {other}; name another file")
+    for other in others[1:]:  # the model itself may be replaced by its trained self
+        if same_file(target, other):
+            raise OptionError(f"OUT.onnx {target} would overwrite {other}; name another file")

@@ -1,0 +1,36 @@
+"""What ``finetune`` did: the data behind its table, and what ``--json`` and ``--report`` write."""
+
+from typing import Literal
+
+from onnxsep._version import __version__
+from onnxsep.report import ModelInfo, Record
+from onnxsep.training.figures import EpochFigures, Figures, Stopped
+
+
+class FinetuneReport(Record):
+    """One run of ``onnxsep finetune``."""
+
+    onnxsep: str = __version__
+    source: ModelInfo
+    output: str | None = None
+    output_bytes: int | None = None
+    teacher: str | None
+    options: dict[str, bool | int | float | str | None]
+    """As they were used: defaults that depend on the model or the data are resolved."""
+    training_samples: int
+    held_out_samples: int
+    weights: int
+    """Elements that were trained."""
+    zeros_kept: int
+    """Weights that were zero and stayed so."""
+    accuracy_of: Literal["labels", "teacher", "nothing"]
+    """What the accuracy counts: right labels, or the same class as the teacher's."""
+    before: Figures | None
+    """On the held-out samples, with the weights at the start."""
+    epochs: tuple[EpochFigures, ...]
+    best_epoch: int
+    """The epoch whose weights were kept; 0: the weights are those at the start."""
+    stopped: Stopped
+    resumed_after: int | None
+    notes: tuple[str, ...]
+    seconds: float

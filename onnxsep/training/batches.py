@@ -1,0 +1,101 @@
+"""A dataset for training: what is held out, the steps of an epoch, and their feeds."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxsep.data import Dataset
+from onnxsep.errors import DataError
+from onnxsep.training.samples import Feeds
+
+Step = list[list[int]]
+"""Numbers of the samples of each feed of an optimiser step: several feeds where they do not fit into one."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is fed at once.
+
+    Attributes:
+        feeds: Arrays by input name.
+        labels: Classes, [samples], or None.
+        size: How many samples.
+    """
+
+    feeds: Feeds
+    labels: NDArray[np.int64] | None
+    size: int
+
+
+class Batches:
+    """The data of a run.
+
+    Args:
+        data: The samples; their ``batch`` is the only size that the models take, None where they take any.
+        chosen: Numbers of the samples to use.
+        size: Samples in a step.
+        validation: Share of the samples that is held out; 0 holds out none.
+        seed: Of the held-out share and of the order in each epoch.
+
+    Attributes:
+        held_out: Numbers of the samples that are not trained on.
+
+    Raises:
+        DataError: There are too few samples.
+    """
+
+    def __init__(self, data: Dataset, chosen: Sequence[int], size: int, validation: float, seed: int) -> None:
+        self._data, self._size, self._seed = data, size, seed
+        fixed = data.batch or 1
+        order = np.random.default_rng(seed).permutation(np.asarray(chosen, np.int64))
+        count = -(-max(1, round(validation * len(order))) // fixed) * fixed if validation else 0
+        if len(order) - count < fixed:
+            raise DataError(
+                f"{data.source}: {len(order)} samples are too few to train on and to hold some out"
+                + (f"; the model takes {fixed} at a time" if fixed > 1 else "")
+            )
+        self.held_out: list[int] = sorted(order[:count].tolist())
+        self._training: list[int] = sorted(order[count:].tolist())
+
+    @property
+    def count(self) -> int:
+        """How many samples are trained on."""
+        return len(self._training)
+
+    def steps(self, random: np.random.Generator) -> list[Step]:
+        """The steps of an epoch in a new order; what is left over for a smaller last step waits for the next epoch."""
+        order = random.permutation(np.asarray(self._training)).tolist()
+        steps: list[Step] = [[]]
+        full = 0
+        for part in self._data.batches(order, self._size):
+            if full >= self._size:
+                steps.append([])
+                full = 0
+            steps[-1].append(part)
+            full += len(part)
+        if len(steps) > 1 and full < self._size:
+            steps.pop()
+        return steps
+
+    def read(self, part: Sequence[int], change: Callable[[Feeds], Feeds] | None = None) -> Batch:
+        """One feed with its labels.
+
+        Args:
+            part: Numbers of the samples.
+            change: What is done to the feed: crops and flips.
+        """
+        feeds: Any = self._data.feed(part)
+        labels = None if self._data.labels is None else self._data.labels[list(part)]
+        return Batch(feeds if change is None else change(feeds), labels, len(part))
+
+    def validation(self) -> Iterator[Batch]:
+        """The samples that are held out, feed by feed."""
+        for part in self._data.batches(self.held_out, self._size):
+            yield self.read(part)
+
+    def first(self) -> Batch:
+        """Some samples that are trained on."""
+        return self.read(next(self._data.batches(self._training, self._size)))

@@ -1,0 +1,72 @@
+"""Around every training loop: threads, outputs as arrays, and proof that torch computes the model."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxsep.errors import OptionError, UnsupportedModelError
+from onnxsep.training.bridge import TorchGraph
+from onnxsep.training.converters import import_torch
+from onnxsep.training.samples import Feeds
+from onnxsep.training.teacher import Teacher
+
+# Largest relative difference (root mean square) between torch and ONNX Runtime that rounding explains.
+_SAME = {"float16": 0.05}
+_SAME_FLOAT32 = 1e-3
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let torch use so many threads in the context; 0 leaves the number as it is."""
+    torch = import_torch()
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def arrays_of(graph: TorchGraph, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    """The outputs of the torch module by name, without gradients."""
+    with import_torch().no_grad():
+        outputs = graph.module(graph.tensors(feeds))
+    return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+
+def check_conversion(runner: Teacher, feeds: Feeds, ours: Mapping[str, NDArray[Any]]) -> None:
+    """The torch copy computes what ONNX Runtime computes, or its gradients are those of another network.
+
+    Args:
+        runner: The same model in ONNX Runtime.
+        feeds: Some inputs.
+        ours: What the torch copy gives for them.
+
+    Raises:
+        UnsupportedModelError: An output differs by more than rounding explains.
+    """
+    for name, expected in runner(feeds).items():
+        if expected.dtype.kind != "f":
+            continue
+        wide, found = expected.astype(np.float64), ours[name].astype(np.float64)
+        error = float(np.linalg.norm(found - wide) / max(np.linalg.norm(wide), 1e-12))
+        if np.isfinite(wide).all() and not error <= _SAME.get(expected.dtype.name, _SAME_FLOAT32):
+            raise UnsupportedModelError(
+                f"the torch copy of the model computes another {name!r} than ONNX Runtime (relative difference"
+                f" {error:.2g}), so it cannot be tuned: torch has no exact counterpart of one of its operators"
+            )
+
+
+def check_outputs(names: Iterable[str], ours: Mapping[str, NDArray[Any]], wanted: Mapping[str, NDArray[Any]]) -> None:
+    """The teacher's outputs of these names are outputs of the model too, in the same shapes.
+
+    Raises:
+        OptionError: One is not.
+    """
+    for name in names:
+        if name not in ours or ours[name].shape != wanted[name].shape:
+            raise OptionError(f"the output {name!r} of the teacher is not one of the model, or has another shape")
