@@ -27,7 +27,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	rm -rf $(VENV)/typed build
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(VENV)/typed .
-	MYPYPATH=$(VENV)/typed:tests:models:models/digits:benchmarks $(BIN)/mypy --explicit-package-bases \
+	MYPYPATH=$(VENV)/typed:tests:models:models/digits:models/cifar:benchmarks $(BIN)/mypy --explicit-package-bases \
 		$(VENV)/typed/onnxsep tests models benchmarks
 	rm -rf build
 

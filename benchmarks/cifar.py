@@ -50,6 +50,7 @@ class Cifar:
     """Training images, of which some calibrate, and the 1,000 test images with their classes."""
 
     train: npt.NDArray[np.uint8]
+    train_labels: npt.NDArray[np.uint8]
     test: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
 
@@ -68,7 +69,7 @@ def load() -> Cifar:
         file = Path(folder, "cifar.npz")
         unpack.main(str(file))
         with np.load(file) as arrays:
-            return Cifar(arrays["x_train"], arrays["x_test"], arrays["y_test"])
+            return Cifar(arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"])
 
 
 def correct(model: onnxsep.Model, images: Floats, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

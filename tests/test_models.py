@@ -1,9 +1,6 @@
 """The networks of models/: ResNet50V2 as Keras defines it, and the digits network that the project trained."""
 
-import importlib.util
 import math
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,26 +11,13 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
+from scripts import load_script, run_script
 from sklearn.datasets import load_digits
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 DIGITS_MODEL = MODELS / "digits" / "digits_cnn.onnx"
 
 Array = npt.NDArray[Any]
-
-
-def load_script(path: Path) -> ModuleType:
-    """Load a script of models/, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"models_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run_script(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
 def run_model(model: onnx.ModelProto, feeds: dict[str, Array], *, optimize: bool = True) -> list[Array]:
