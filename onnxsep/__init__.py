@@ -11,6 +11,19 @@ Graph in, smaller and faster graph out, whatever framework exported it; nothing 
 
 from onnxsep._version import __version__
 from onnxsep.checking import CheckResult, check
+from onnxsep.compression import (
+    CompressReport,
+    CompressResult,
+    FineTune,
+    Pipeline,
+    Prune,
+    Quantize,
+    Recipe,
+    Rewrite,
+    compress,
+    read_recipe,
+    shipped_recipes,
+)
 from onnxsep.errors import OnnxsepError
 from onnxsep.evaluation import EvaluationReport, evaluate
 from onnxsep.finetuning import FinetuneReport, FinetuneResult, finetune
@@ -25,26 +38,37 @@ from onnxsep.saving import SavedFiles, save
 
 __all__ = [
     "CheckResult",
+    "CompressReport",
+    "CompressResult",
     "EvaluationReport",
+    "FineTune",
     "FinetuneReport",
     "FinetuneResult",
     "Mode",
     "Model",
     "OnnxsepError",
+    "Pipeline",
+    "Prune",
     "PruneResult",
+    "Quantize",
     "QuantizeResult",
+    "Recipe",
     "Result",
+    "Rewrite",
     "RuntimeOptions",
     "SavedFiles",
     "__version__",
     "available_modes",
     "check",
+    "compress",
     "evaluate",
     "finetune",
     "inspect",
     "load",
     "prune",
     "quantize",
+    "read_recipe",
     "rewrite",
     "save",
+    "shipped_recipes",
 ]

@@ -6,46 +6,46 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from finetuning_models import (
+    DIGITS,
+    ONE,
+    digits_in,
+    initializers,
+    needs_torch,
+    quick,
+    run,
+    small_data,
+    small_model,
+    write_data,
+)
 from onnx import helper, numpy_helper
 
 import onnxsep
 from onnxsep.data import open_data
 from onnxsep.errors import DataError, ModelSaveError, OptionError, TrainingError
 from onnxsep.io import Model, load
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.runtime import Runner
 from onnxsep.training import to_torch
 from onnxsep.training.augment import Augment
 from onnxsep.training.batches import Batches
 from onnxsep.training.checkpoint import Checkpoint, CheckpointFile
 from onnxsep.training.figures import Settings
+from onnxsep.training.learner import Learner
 from onnxsep.training.losses import Loss, LossSettings
 from onnxsep.training.schedule import one_cycle, share_of_rate
 from onnxsep.training.trainer import Trainer
-
-needs_torch = pytest.mark.skipif(
-    find_spec("torch") is None or find_spec("onnx2torch") is None,
-    reason="torch and onnx2torch are not installed (pip install onnxsep[finetune])",
-)
-ROOT = Path(__file__).resolve().parents[1]
-DIGITS = ROOT / "models" / "digits" / "digits_cnn.onnx"
-ONE = RuntimeOptions(threads=1)
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the digits as train.npz and test.npz."""
-    pytest.importorskip("sklearn")
-    folder = tmp_path_factory.mktemp("digits")
-    command = [sys.executable, "models/digits/data.py", str(folder / "train.npz"), str(folder / "test.npz")]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    return folder
+    return digits_in(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")
@@ -61,53 +61,6 @@ def correct(model: Model, digits: Path) -> int:
     name = model.proto.graph.input[0].name
     (scores,) = runner({name: arrays["x"]}).values()
     return int((scores.argmax(1) == arrays["y"]).sum())
-
-
-def initializers(model: Model) -> dict[str, bytes]:
-    return {t.name: numpy_helper.to_array(t).tobytes() for t in model.proto.graph.initializer}
-
-
-def small_model(*, norm: bool = True, end: str = "", batch: int | str = "n") -> Model:
-    """Conv, BatchNormalization, Relu, pool, Gemm: images [3, 16, 16] to scores for 4 classes."""
-    random = np.random.default_rng(5)
-
-    def values(name: str, *shape: int) -> onnx.TensorProto:
-        return numpy_helper.from_array((0.4 * random.standard_normal(shape)).astype(np.float32), name)
-
-    nodes = [helper.make_node("Conv", ["x", "stem", "bias"], ["a"], pads=[1, 1, 1, 1])]
-    weights = [values("stem", 6, 3, 3, 3), values("bias", 6), values("head", 6, 4)]
-    if norm:
-        nodes.append(helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "variance"], ["b"]))
-        weights += [values("scale", 6), values("shift", 6), values("mean", 6)]
-        weights.append(numpy_helper.from_array(random.uniform(0.5, 2, 6).astype(np.float32), "variance"))
-    nodes += [
-        helper.make_node("Relu", ["b" if norm else "a"], ["c"]),
-        helper.make_node("GlobalAveragePool", ["c"], ["d"]),
-        helper.make_node("Flatten", ["d"], ["e"]),
-        helper.make_node("MatMul", ["e", "head"], ["h"]),
-        helper.make_node(end or "Identity", ["h"], ["y"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [batch, 3, 16, 16])],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [batch, 4])],
-        weights,
-    )
-    return Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8))
-
-
-def small_data(count: int = 64) -> dict[str, np.ndarray]:
-    """Images whose class shifts their channels, so that they can be told apart."""
-    random = np.random.default_rng(7)
-    classes = random.integers(0, 4, count)
-    shift = random.standard_normal((4, 3, 1, 1))[classes]
-    return {"x": (random.standard_normal((count, 3, 16, 16)) + 2 * shift).astype(np.float32), "y": classes}
-
-
-def quick(model: Model, data: Any = None, **options: Any) -> onnxsep.FinetuneResult:
-    given: dict[str, Any] = {"epochs": 3, "batch": 16, "augment": "none", "runtime": ONE, **options}
-    return onnxsep.finetune(model, data=small_data() if data is None else data, **given)
 
 
 # ---------------------------------------------------------------- the digits model
@@ -315,8 +268,13 @@ class Interrupt:
 
 
 @needs_torch
-def test_an_interrupted_run_keeps_the_best_and_goes_on(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"epochs": 5, "augment": "crop,flip"}
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"batch_norm": "insert"}, {"optimizer": "adam", "rate": 0.01, "precision": "bfloat16"}],
+    ids=["plain", "norms put in", "adam in bfloat16"],
+)
+def test_an_interrupted_run_keeps_the_best_and_goes_on(tmp_path: Path, more: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"epochs": 5, "augment": "crop,flip", **more}
     whole = quick(small_model(), **options)
     file = tmp_path / "state"
     part = quick(small_model(), checkpoint=file, progress=Interrupt(3 * 3 + 2), **options)
@@ -345,8 +303,8 @@ def trainer(told: Any, graph: Any, model: Model, checkpoint: CheckpointFile | No
     data = open_data(small_data(), model)
     batches = Batches(data, range(len(data)), 16, 0.1, 0)
     loss = Loss(torch, LossSettings(None, 1.0, 1.0, "y"), {"y": np.zeros((2, 4), np.float32)}, [])
-    settings = Settings(4, "sgd", 0.05, "one-cycle", 0.0, 0, "train", False, 0)
-    return Trainer(graph, batches, loss, None, None, settings, checkpoint, told)
+    settings = Settings(4, "sgd", 0.05, "one-cycle", 0.0, 0, 0)
+    return Trainer(Learner(graph), batches, loss, None, None, settings, checkpoint, told)
 
 
 @needs_torch
@@ -562,6 +520,18 @@ def test_augmentation_of_what_is_no_image(damaged: Model) -> None:
         onnxsep.finetune(damaged, data=data, teacher=DIGITS, augment="crop", runtime=ONE)
 
 
+@needs_torch
+def test_an_operator_that_torch_lacks_is_named(tmp_path: Path) -> None:
+    model = small_model(end="Hardmax")
+    model.proto.graph.node[-1].name = "choice"
+    onnxsep.save(model, tmp_path / "in.onnx")
+    write_data(tmp_path / "data.npz", 32)
+    done = run("finetune", "in.onnx", "out.onnx", "--data", "data.npz", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Hardmax-13 'choice': onnx2torch has no converter for it" in done.stderr
+    assert not (tmp_path / "out.onnx").exists()
+
+
 def test_missing_torch_names_the_extra() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
@@ -575,11 +545,6 @@ def test_missing_torch_names_the_extra() -> None:
 
 
 # ---------------------------------------------------------------- the command
-
-
-def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "onnxsep", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
 @needs_torch

@@ -14,12 +14,12 @@ from typing import Annotated
 import typer
 
 import onnxsep
-from onnxsep.cli import evaluate, finetune, look, prune, quantize, rewrite
+from onnxsep.cli import compress, evaluate, finetune, look, prune, quantize, rewrite
 from onnxsep.cli.app import app
 from onnxsep.cli.options import Debug, debugging
 from onnxsep.errors import OnnxsepError
 
-__all__ = ["app", "evaluate", "finetune", "look", "main", "prune", "quantize", "rewrite"]
+__all__ = ["app", "compress", "evaluate", "finetune", "look", "main", "prune", "quantize", "rewrite"]
 
 
 def _print_version(value: bool) -> None:

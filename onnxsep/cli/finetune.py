@@ -1,5 +1,7 @@
 """onnxsep finetune."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -30,10 +32,11 @@ from onnxsep.cli.options import (
     saved,
     shower,
 )
-from onnxsep.errors import OptionError
+from onnxsep.errors import OnnxsepError, OptionError
+from onnxsep.finetuning.options import CHOICES, Augmentation
 from onnxsep.finetuning.render import print_finetune
-from onnxsep.finetuning.setup import CHOICES, Augmentation
-from onnxsep.training.figures import BatchNorm, Optimizer
+from onnxsep.training import parallel
+from onnxsep.training.figures import BatchNorm, Optimizer, Precision
 from onnxsep.training.losses import TeacherTerm
 from onnxsep.training.schedule import Schedule
 
@@ -78,9 +81,13 @@ def finetune(
         str | None,
         typer.Option(
             "--batch-norm",
-            help="Statistics of BatchNormalization: train (the default, from batches of 8 on) or frozen.",
+            help="Statistics of BatchNormalization: train (the default, from batches of 8 on), frozen, or insert: also"
+            " behind Convs that have none, in training only.",
         ),
     ] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of the layers in training: float32, or bfloat16 (faster on many CPUs).")
+    ] = "float32",
     augment: Annotated[
         str,
         typer.Option(
@@ -114,6 +121,9 @@ def finetune(
     size: Size = None,
     color: Color = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order, the held-out share, crops, flips.")] = 0,
+    device: Annotated[
+        str, typer.Option("--device", help="auto (a GPU where torch has one), cpu, cuda, cuda:N, mps.")
+    ] = ("auto"),
     follow_links: FollowLinks = False,
     threads: Threads = 0,
     provider: Provider = "CPUExecutionProvider",
@@ -125,6 +135,7 @@ def finetune(
     """Train the weights with labels, a teacher or both; graph and names stay (needs onnxsep[finetune]).
 
     Ctrl-C keeps the best weights so far, if an epoch has made them better; --resume goes on from there.
+    `torchrun --nproc-per-node 2 -m onnxsep finetune ...` shares every batch between processes, or GPUs.
     """
     for option, value in (
         ("loss", loss),
@@ -132,14 +143,17 @@ def finetune(
         ("schedule", schedule),
         ("batch_norm", batch_norm),
         ("augment", augment),
+        ("precision", precision),
     ):
         if value is not None and value not in CHOICES[option]:
             hint = "--" + option.replace("_", "-")
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(CHOICES[option])}", param_hint=hint)
-    check_targets(target, report, model, None)
+    leads = parallel.rank() == 0
     place = checkpoint or target.with_name(target.name + ".checkpoint")
-    _check_files(target, place, [model, data, *(path for path in (teacher, labels, report) if path is not None)])
-    with progress_bar(quiet or as_json) as progress:
+    if leads:
+        check_targets(target, report, model, None)
+        _check_files(target, place, [model, data, *(path for path in (teacher, labels, report) if path is not None)])
+    with _one_speaks(), progress_bar(quiet or as_json or not leads) as progress:
         result = finetuning.finetune(
             model,
             data=data,
@@ -156,6 +170,7 @@ def finetune(
             schedule=cast(Schedule, schedule),
             weight_decay=weight_decay,
             batch_norm=cast(BatchNorm | None, batch_norm),
+            precision=cast(Precision, precision),
             augment=cast(Augmentation, augment),
             validation=validation,
             patience=patience,
@@ -165,17 +180,39 @@ def finetune(
             checkpoint=place,
             resume=resume,
             seed=seed,
+            device=device,
             follow_links=follow_links,
             runtime=runtime_of(threads, provider, custom_op_library),
             progress=progress,
         )
-    shower(report, as_json, quiet, print_finetune)(saved(result, target))
     done = result.report
+    if leads:
+        shower(report, as_json, quiet, print_finetune)(saved(result, target))
+    elif done.stopped == "interrupted":
+        raise typer.Exit(130)
+    else:
+        return
     if done.stopped == "interrupted":
         typer.echo(f"onnxsep: interrupted; {target} holds the best so far, --resume goes on", err=True)
         raise typer.Exit(130)
     if done.stopped == "diverged":
         typer.echo(f"onnxsep: warning: {done.notes[-1]}", err=True)
+
+
+@contextmanager
+def _one_speaks() -> Iterator[None]:
+    """Of several processes that fail with the same error, the first one shows it."""
+    try:
+        yield
+    except OnnxsepError as error:
+        if parallel.rank() and (parallel.was_told(error) or isinstance(error, OptionError)):
+            parallel.wait_for_first()
+            raise typer.Exit(error.exit_status) from error
+        raise
+    except KeyboardInterrupt:
+        if parallel.rank():
+            raise typer.Exit(130) from None
+        raise
 
 
 def _check_files(target: Path, checkpoint: Path, others: list[Path]) -> None:

@@ -47,7 +47,10 @@ def quantize(
         str,
         typer.Option("--format", help="qdq: float operators between QuantizeLinear and DequantizeLinear; qoperator."),
     ] = "qdq",
-    activations: Annotated[str, typer.Option("--activations", help="int8 or uint8.")] = "int8",
+    activations: Annotated[
+        str | None,
+        typer.Option("--activations", help="int8 or uint8; by default int8, and uint8 with --int8-io."),
+    ] = None,
     per_channel: Annotated[
         bool, typer.Option("--per-channel/--per-tensor", help="One scale for each output channel of a weight, or one.")
     ] = True,
@@ -70,9 +73,24 @@ def quantize(
     equalize: Annotated[
         bool,
         typer.Option(
-            "--equalize/--no-equalize", help="Scale the channels between two Convs in a row alike (computes the same)."
+            "--equalize/--no-equalize", help="Scale the channels between two layers in a row alike (computes the same)."
         ),
     ] = True,
+    bias_correction: Annotated[
+        bool,
+        typer.Option(
+            "--bias-correction/--no-bias-correction",
+            help="Change biases so that each layer's output keeps its mean over the samples.",
+        ),
+    ] = True,
+    int8_io: Annotated[
+        bool,
+        typer.Option(
+            "--int8-io",
+            help="Float inputs and outputs become integers of the type of the activations (uint8 by default), as on a "
+            "microcontroller; metadata tell scale and zero point.",
+        ),
+    ] = False,
     samples: Annotated[
         int, typer.Option("--samples", min=1, help="Calibrate with at most so many samples of the data.")
     ] = 200,
@@ -116,7 +134,7 @@ def quantize(
         ("--activations", activations, get_args(Activations)),
         ("--method", method, get_args(Method)),
     ):
-        if value not in known:
+        if value is not None and value not in known:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}", param_hint=option)
     check_targets(output, report, model, None)
     for option, target in (("OUT.onnx", output), ("--report", report)):
@@ -128,7 +146,7 @@ def quantize(
             model,
             data=data,
             format=cast(Format, format_),
-            activations=cast(Activations, activations),
+            activations=cast(Activations | None, activations),
             per_channel=per_channel,
             reduce_range=reduce_range,
             method=cast(Method, method),
@@ -136,6 +154,8 @@ def quantize(
             exclude=exclude or (),
             keep_names=keep_names,
             equalize=equalize,
+            bias_correction=bias_correction,
+            int8_io=int8_io,
             preprocessing=preprocessing_of(preprocess, scale, mean, std, layout, size, color),
             samples=samples,
             seed=seed,

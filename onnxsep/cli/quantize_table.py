@@ -24,6 +24,13 @@ def print_quantize(console: Console, report: QuantizeReport) -> None:
         if node.status == "left":
             console.print(f"in float: {safe(node.op_type)} {safe(node.name)}: {safe(node.reason)}")
     where = "held-out samples" if report.held_out else "samples of the calibration"
+    if (found := report.bias_correction) is not None:
+        line = f"biases corrected: {found.corrected}"
+        line += f", of which new: {safe(', '.join(found.added))}" if found.added else ""
+        console.print(line + (f"; cannot be: {safe(', '.join(found.left))}" if found.left else ""))
+    for tensor in report.integers:
+        real = f"{tensor.scale:.6g} * (integer - {tensor.zero_point})"
+        console.print(f"{tensor.kind} {safe(tensor.name)}: {tensor.type}, real = {real}")
     for output in report.outputs:
         line = f"output {safe(output.name)}: relative error {output.relative:.3g}, max {output.max_abs:.3g}"
         if output.agreement is not None:

@@ -18,6 +18,7 @@ from onnxsep.evaluation.quality import Found, Quality, Task, run_over
 from onnxsep.evaluation.report import EvaluatedModel, EvaluationReport, Latency, Memory, Ratios
 from onnxsep.evaluation.sessions import Candidate, Session, check_same_interface, most_fixed, named
 from onnxsep.evaluation.work import count_work
+from onnxsep.integer_io import integer_io, quantized_feed
 from onnxsep.io import Model, load
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.tables import printable, size_bytes
@@ -101,8 +102,9 @@ def evaluate(
     if against is None and function is None and not task.accuracy:
         against = sessions[0]
     found = run_over(sessions, against, dataset, batches, task, progress)
-    latencies = measure_latency(sessions, feeds, runs, progress) if runs else None
-    del sessions, against
+    calls = [session.timed(feeds) for session in sessions] if runs else []
+    latencies = measure_latency(calls, feeds, runs, progress) if runs else None
+    del sessions, against, calls
     memories = _memories(candidates, feeds[0], runtime, progress) if memory else None
     shapes = _shapes(dataset, batches)
     rows: list[EvaluatedModel] = []
@@ -122,7 +124,7 @@ def evaluate(
         threads=runtime.threads,
         cores=_cores(),
         provider=runtime.provider,
-        notes=(*dataset.notes, *notes, *found.notes, *_memory_notes(rows)),
+        notes=(*dataset.notes, *_integer_notes(together), *notes, *found.notes, *_memory_notes(rows)),
         seconds=time.perf_counter() - begin,
     )
 
@@ -186,10 +188,19 @@ def _memories(
 ) -> list[Memory]:
     found = []
     for number, candidate in enumerate(candidates, start=1):
-        found.append(measure_memory(candidate.model, feed, runtime))
+        own = quantized_feed(feed, integer_io(candidate.model.proto))
+        found.append(measure_memory(candidate.model, own, runtime))
         if progress is not None:
             progress("memory", number, len(candidates))
     return found
+
+
+def _integer_notes(candidates: Sequence[Candidate]) -> list[str]:
+    return [
+        f"{candidate.name}: it exchanges integers; data and outputs are real numbers, by the scales in its metadata"
+        for candidate in candidates
+        if integer_io(candidate.model.proto)
+    ]
 
 
 def _memory_notes(rows: Sequence[EvaluatedModel]) -> list[str]:

@@ -1,15 +1,16 @@
 """The models of one evaluation: loaded, named, checked to take the same data, and ready to run."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from onnxsep.errors import FeedError
 from onnxsep.evaluation.errors import EvaluationError
 from onnxsep.inputs import Input, model_inputs
+from onnxsep.integer_io import RealRunner, as_real
 from onnxsep.io import Model
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.runtime import CannotRun, RuntimeOptions
 from onnxsep.tables import printable
 
 
@@ -22,7 +23,7 @@ class Candidate:
 
 
 class Session:
-    """A model that can be run; failures name it.
+    """A model that can be run on real numbers, also where its inputs and outputs hold integers; failures name it.
 
     Args:
         candidate: The model.
@@ -35,7 +36,7 @@ class Session:
     def __init__(self, candidate: Candidate, options: RuntimeOptions) -> None:
         self.name = candidate.name
         try:
-            self._runner = Runner(candidate.model, options)
+            self._runner = RealRunner(candidate.model, options)
         except CannotRun as error:
             raise EvaluationError(f"{self.name}: the runtime cannot load the model: {error}") from error
 
@@ -49,6 +50,11 @@ class Session:
             return self._runner(feed)
         except CannotRun as error:
             raise EvaluationError(f"{self.name}: the runtime cannot run the model: {error}") from error
+
+    def timed(self, feeds: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], Any]:
+        """A call that runs the model alone on any of these feeds: what integers it takes is computed before."""
+        own = {id(feed): self._runner.own(feed) for feed in feeds}
+        return lambda feed: self._runner.run(own[id(feed)])
 
 
 def named(models: Sequence[Model]) -> list[Candidate]:
@@ -82,17 +88,20 @@ def check_same_interface(candidates: Sequence[Candidate]) -> None:
 
 
 def most_fixed(candidates: Sequence[Candidate]) -> Model:
-    """The model with the most fixed dimensions in its inputs: data that fit it fit the others too."""
+    """The model with the most fixed dimensions in its inputs: data that fit it fit the others too.
+
+    It is given as it is seen from outside: data are real numbers also where the model takes integers for them.
+    """
 
     def fixed(candidate: Candidate) -> int:
         return sum(isinstance(dim, int) for entry in _inputs(candidate).values() for dim in entry.dims or ())
 
-    return max(candidates, key=fixed).model
+    return as_real(max(candidates, key=fixed).model)
 
 
 def _inputs(candidate: Candidate) -> dict[str, Input]:
     try:
-        return {entry.name: entry for entry in model_inputs(candidate.model.proto)}
+        return {entry.name: entry for entry in model_inputs(as_real(candidate.model).proto)}
     except FeedError as error:
         raise EvaluationError(f"{candidate.name}: {error}") from error
 
@@ -112,7 +121,7 @@ def _outputs(candidate: Candidate) -> dict[str, tuple[str | None, int]]:
     """Kind and element type of each output by name."""
     return {
         value.name: (value.type.WhichOneof("value"), value.type.tensor_type.elem_type)
-        for value in candidate.model.proto.graph.output
+        for value in as_real(candidate.model).proto.graph.output
     }
 
 

@@ -1,32 +1,27 @@
-"""``finetune``: load -> open the data -> turn into torch -> train -> write the weights back."""
+"""``finetune`` of the Python API."""
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy.typing as npt
-import onnx
 
-from onnxsep.data import Preprocessing, Source, open_data
+from onnxsep.data import Preprocessing, Source
 from onnxsep.errors import OptionError
-from onnxsep.finetuning import setup
+from onnxsep.finetuning.options import Augmentation, Options
 from onnxsep.finetuning.report import FinetuneReport
-from onnxsep.finetuning.setup import Augmentation
-from onnxsep.io import Model, load
+from onnxsep.finetuning.run import AnyModel, Given, run
+from onnxsep.io import Model
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import Savable, SavedFiles
-from onnxsep.tables import model_info
-from onnxsep.training import check_installed, to_torch, write_back
-from onnxsep.training.batches import Batches
-from onnxsep.training.checkpoint import CheckpointFile
+from onnxsep.training import check_installed
 from onnxsep.training.converters import import_torch
-from onnxsep.training.figures import BatchNorm, Optimizer, Settings
-from onnxsep.training.losses import Loss, LossSettings, TeacherTerm
+from onnxsep.training.figures import BatchNorm, Optimizer, Precision
+from onnxsep.training.losses import TeacherTerm
+from onnxsep.training.parallel import joined
 from onnxsep.training.schedule import Schedule
-from onnxsep.training.session import arrays_of, check_conversion, check_outputs, torch_threads
-from onnxsep.training.teacher import Teacher
-from onnxsep.training.trainer import Told, Trainer
+from onnxsep.training.session import torch_threads
+from onnxsep.training.trainer import Told
 
 
 @dataclass(frozen=True)
@@ -51,10 +46,10 @@ class FinetuneResult(Savable):
 
 
 def finetune(
-    model: str | os.PathLike[str] | onnx.ModelProto | Model,
+    model: AnyModel,
     *,
     data: Source,
-    teacher: str | os.PathLike[str] | onnx.ModelProto | Model | None = None,
+    teacher: AnyModel | None = None,
     labels: str | os.PathLike[str] | npt.ArrayLike | None = None,
     loss: TeacherTerm = "outputs",
     label_weight: float | None = None,
@@ -67,6 +62,7 @@ def finetune(
     schedule: Schedule = "one-cycle",
     weight_decay: float = 1e-4,
     batch_norm: BatchNorm | None = None,
+    precision: Precision = "float32",
     augment: Augmentation = "auto",
     validation: float = 0.1,
     patience: int = 0,
@@ -76,6 +72,7 @@ def finetune(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     seed: int = 0,
+    device: str = "auto",
     follow_links: bool = False,
     runtime: RuntimeOptions | None = None,
     progress: Told | None = None,
@@ -83,6 +80,9 @@ def finetune(
     """Train all weights of a model, which go back into the same graph. Writes nothing but the checkpoint.
 
     The same seed gives the same result, on the same machine with one thread.
+
+    Started by torchrun, each process computes its share of every batch. All get the same result; the one with rank 0
+    alone keeps the checkpoint and is told of steps, and should be the one that saves.
 
     Args:
         model: a file, a ModelProto (which is not changed), or what ``load`` or an earlier result gave.
@@ -102,8 +102,12 @@ def finetune(
         schedule: "one-cycle": up over a tenth of the steps and down along a cosine to zero; or "constant".
         weight_decay: of the weights of layers; biases and norms have none.
         batch_norm: "train" uses each batch's statistics and moves the running ones, and lets Dropout drop; "frozen"
-            leaves the statistics. By default "train", where there is BatchNormalization and the model takes 8 samples
-            at once.
+            leaves the statistics. "insert" is "train", and puts BatchNormalization behind the Convs that have none, for
+            training only: it is folded into their weights at the end. By default "insert" for classifiers with 8 Convs
+            or more and no BatchNormalization, "train" where there is some, and "frozen" where that cannot be done: the
+            model takes fewer than 8 samples at once.
+        precision: "float32", or "bfloat16" for the layers in training: faster where the processor has it. Weights, the
+            loss and what is measured stay in float32.
         augment: "crop", "flip", "crop,flip" or "none"; by default both beside a teacher, which sees the same image,
             and crops alone otherwise, as not every class looks the same in a mirror. Images of 16 pixels and more.
         validation: share of the samples that is held out; the weights that do best on it are kept. 0: the last ones.
@@ -114,6 +118,7 @@ def finetune(
         checkpoint: a file that holds the run's state after each epoch.
         resume: go on from ``checkpoint``, where it exists.
         seed: of what is held out, the order of samples, crops and flips.
+        device: "auto" (a GPU where torch has one, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
         follow_links: follow links in the location of external data.
         runtime: threads, provider and custom operators of the teacher; its threads are torch's too.
         progress: told of every step: (words, done, all).
@@ -128,97 +133,43 @@ def finetune(
         ModelSaveError: the checkpoint's file cannot be written.
         TrainingError: the loss is not finite, from the start or before anything was gained.
     """
-    started = time.perf_counter()
     check_installed()
-    options = runtime or RuntimeOptions()
-    rate = setup.default_rate(optimizer) if rate is None else rate
-    setup.check_choices(
-        loss=loss, optimizer=optimizer, schedule=schedule, batch_norm=batch_norm or "train", augment=augment
-    )
-    setup.check_numbers(
+    options = Options(
+        loss=loss,
         label_weight=label_weight,
         temperature=temperature,
+        output=output,
         epochs=epochs,
         batch=batch,
+        optimizer=optimizer,
         rate=rate,
+        schedule=schedule,
         weight_decay=weight_decay,
+        batch_norm=batch_norm,
+        precision=precision,
+        augment=augment,
         validation=validation,
         patience=patience,
+        keep_zeros=keep_zeros,
+        samples=samples,
+        seed=seed,
+        device=device,
     )
     if resume and checkpoint is None:
         raise OptionError("there is nothing to resume from; name the checkpoint")
-    source = load(model, follow_links=follow_links)
-    original = None if teacher is None else load(teacher, follow_links=follow_links)
-    dataset = open_data(
-        data, source, preprocessing=preprocessing, labels=labels, need_labels=original is None or bool(label_weight)
+    place = None if checkpoint is None else Path(checkpoint)
+    given = Given(
+        model,
+        teacher,
+        data,
+        labels,
+        preprocessing,
+        place,
+        resume,
+        follow_links,
+        runtime or RuntimeOptions(),
+        progress,
     )
-    weight = setup.label_weight(label_weight, original, dataset)
-    setup.fit_batch(dataset, original)
-    chosen = dataset.sample(samples, seed)
-    batches = Batches(dataset, chosen, batch, validation, seed)
-    with torch_threads(options.threads):
-        graph = to_torch(source)
-        if not graph.parameters:
-            raise OptionError("there are no weights to train in the model's main graph")
-        first = batches.first()
-        ours = arrays_of(graph, first.feeds)
-        check_conversion(Teacher(source, options), first.feeds, ours)
-        term = None if original is None or weight == 1 else loss
-        must = term is None or term == "soft" or bool(label_weight)
-        scores = setup.scores(ours, first.size, output, dataset, chosen, needed=must)
-        weight = weight if scores is not None else 0.0  # labels that no output answers to: the teacher alone
-        runner = None if original is None or term is None else Teacher(original, options)
-        reference = [] if runner is None else [runner(item.feeds) for item in setup.reference(batches)]
-        objective = Loss(import_torch(), LossSettings(term, weight, temperature, scores), ours, reference)
-        if runner is not None:
-            check_outputs(objective.outputs, ours, runner(first.feeds))
-        norm, notes = setup.batch_norm(graph, dataset, batch_norm)
-        augmenter, augmented = setup.augmenter(augment, first.feeds, has_teacher=term is not None)
-        zeros = setup.is_pruned(source, graph) if keep_zeros is None else keep_zeros
-        settings = Settings(epochs, optimizer, rate, schedule, weight_decay, patience, norm, zeros, seed)
-        used: dict[str, bool | int | float | str | None] = {
-            "loss": term,
-            "label_weight": weight,
-            "temperature": temperature if term == "soft" else None,
-            "output": scores,
-            "epochs": epochs,
-            "batch": batch,
-            "optimizer": optimizer,
-            "rate": rate,
-            "schedule": schedule,
-            "weight_decay": weight_decay,
-            "batch_norm": norm if graph.buffers else None,
-            "augment": augmented,
-            "validation": validation,
-            "patience": patience,
-            "keep_zeros": zeros,
-            "samples": samples,
-            "seed": seed,
-        }
-        place = None if checkpoint is None else Path(checkpoint)
-        file = None
-        if place is not None:
-            file = CheckpointFile(place, setup.identity(source, original, dataset, chosen, used))
-            if not resume and place.exists():
-                raise OptionError(f"{place} is there already; add --resume to go on from it, or remove it")
-        trainer = Trainer(graph, batches, objective, runner, augmenter, settings, file, progress)
-        trained = trainer.run(resume=resume)
-    result = write_back(source, trained.arrays) if trained.arrays else source
-    report = FinetuneReport(
-        source=model_info(source),
-        teacher=None if original is None else str(original.path or "a model in memory"),
-        options=used,
-        training_samples=batches.count,
-        held_out_samples=len(batches.held_out),
-        weights=sum(value.numel() for value in graph.parameters.values()),
-        zeros_kept=trainer.zeros,
-        accuracy_of=setup.accuracy_of(dataset, scores, reference),
-        before=trained.before,
-        epochs=trained.history,
-        best_epoch=trained.best_epoch,
-        stopped=trained.stopped,
-        resumed_after=trained.resumed_after,
-        notes=(*dataset.notes, *notes, *trained.notes),
-        seconds=time.perf_counter() - started,
-    )
-    return FinetuneResult(result, report, tuple(trained.arrays), place)
+    with torch_threads(given.runtime.threads), joined(import_torch(), device) as group:
+        result, new_initializers, report = run(given, options, group)
+    return FinetuneResult(result, report, new_initializers, place)

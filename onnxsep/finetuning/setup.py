@@ -2,83 +2,34 @@
 
 import functools
 import hashlib
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.data import Dataset, check_labels
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, UnsupportedModelError
 from onnxsep.evaluation.scores import find_scores
+from onnxsep.finetuning.options import Augmentation, Options
 from onnxsep.inputs import model_inputs
 from onnxsep.io import Model, read_tensor
 from onnxsep.pruning.mark import counts_as_pruned
 from onnxsep.training import TorchGraph
 from onnxsep.training.augment import Augment, image_layout
 from onnxsep.training.batches import Batch, Batches
-from onnxsep.training.figures import BatchNorm, Optimizer
-from onnxsep.training.losses import TeacherTerm
+from onnxsep.training.figures import BatchNorm, Precision
+from onnxsep.training.learner import Learner
+from onnxsep.training.norms import Norms, norm_places
 from onnxsep.training.samples import Feeds
-from onnxsep.training.schedule import Schedule
 from onnxsep.training.trainer import Augmenter
 
-Augmentation = Literal["auto", "none", "crop", "flip", "crop,flip"]
-CHOICES: dict[str, tuple[str, ...]] = {
-    "loss": get_args(TeacherTerm),
-    "optimizer": get_args(Optimizer),
-    "schedule": get_args(Schedule),
-    "batch_norm": get_args(BatchNorm),
-    "augment": get_args(Augmentation),
-}
+AccuracyOf = Literal["labels", "teacher", "nothing"]
 _LABEL_WEIGHT = 0.1  # of the cross-entropy beside a teacher
 _SMALLEST_BATCH = 8  # below, the statistics of a batch say little
+_MANY_CONVS = 8  # from so many on, norms help; see the table in the README
+_MOST_CALIBRATED = 512  # samples that give inserted norms their first statistics
 _MOST_REFERENCE = 256  # samples on which the teacher's outputs say what is what
-
-
-def default_rate(optimizer: str) -> float:
-    """The largest learning rate where none is given."""
-    return 1e-3 if optimizer == "adam" else 0.05
-
-
-def check_choices(**given: str) -> None:
-    """Refuse words that are none of an option's.
-
-    Raises:
-        OptionError: names the option.
-    """
-    for name, value in given.items():
-        if value not in CHOICES[name]:
-            raise OptionError(f"{_option(name)} {value!r} is not one of {', '.join(CHOICES[name])}")
-
-
-def check_numbers(**given: float | None) -> None:
-    """Refuse numbers out of range.
-
-    Raises:
-        OptionError: names the option and its range.
-    """
-    ranges: dict[str, tuple[Callable[[float], bool], str]] = {
-        "label_weight": (lambda x: 0 <= x <= 1, "from 0 to 1"),
-        "temperature": (lambda x: 0 < x < math.inf, "above 0"),
-        "epochs": (lambda x: x >= 1, "1 or more"),
-        "batch": (lambda x: x >= 1, "1 or more"),
-        "rate": (lambda x: 0 < x < math.inf, "above 0"),
-        "weight_decay": (lambda x: 0 <= x < math.inf, "0 or more"),
-        "validation": (lambda x: 0 <= x < 1, "0 or more and below 1"),
-        "patience": (lambda x: x >= 0, "0 or more"),
-    }
-    for name, value in given.items():
-        fits, words = ranges[name]
-        if value is not None and not fits(value):
-            raise OptionError(f"{_option(name)} must be {words}, not {value}")
-    if given["patience"] and not given["validation"]:
-        raise OptionError("--patience needs samples that are held out; leave out --validation 0")
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def label_weight(given: float | None, teacher: Model | None, data: Dataset) -> float:
@@ -160,19 +111,69 @@ def reference(batches: Batches) -> list[Batch]:
     return found or [batches.first()]
 
 
-def batch_norm(graph: TorchGraph, data: Dataset, given: BatchNorm | None) -> tuple[BatchNorm, tuple[str, ...]]:
-    """Whether statistics are trained, and what the user should know about it."""
-    if given is not None:
-        return given, ()
-    if not graph.buffers:
-        return "train", ()
-    if data.batch is not None and data.batch < _SMALLEST_BATCH:
+def batch_norm(
+    graph: TorchGraph, batches: Batches, options: Options, processes: int, *, has_scores: bool
+) -> tuple[BatchNorm, Norms | None, tuple[str, ...]]:
+    """Whether statistics are trained, the norms that are put in, and what the user should know about it.
+
+    Args:
+        graph: The model; norms are put into it.
+        batches: The data.
+        options: What was asked for.
+        processes: How many share a batch.
+        has_scores: The model is a classifier.
+
+    Raises:
+        OptionError: Norms are to be put in and there are too few samples for their statistics.
+    """
+    size, given = batches.feed_size // processes, options.batch_norm
+    if given == "insert" and size < _SMALLEST_BATCH:
+        each = " in each process" if processes > 1 else ""
+        raise OptionError(
+            f"--batch-norm insert needs {_SMALLEST_BATCH} or more samples at once for its statistics, not {size}{each}"
+        )
+    if given is None and graph.buffers and batches.feed_size < _SMALLEST_BATCH and batches.is_fixed:
         note = (
-            f"the models take {data.batch} samples at a time, too few for statistics: those of BatchNormalization stay"
+            f"the models take {size} samples at a time, too few for statistics: those of BatchNormalization stay"
             " as they are (--batch-norm train trains them)"
         )
-        return "frozen", (note,)
-    return "train", ()
+        return "frozen", None, (note,)
+    norms = None
+    notes: tuple[str, ...] = ()
+    asked = given == "insert"
+    helps = has_scores and not graph.buffers and norm_places(graph) >= _MANY_CONVS and size >= _SMALLEST_BATCH
+    if asked or (given is None and helps):
+        norms = Norms(graph, (graph.tensors(batch.feeds) for batch in batches.some(_MOST_CALIBRATED)))
+        given, notes = "insert", (_about(norms),)
+    if processes > 1 and given != "frozen" and (graph.buffers or norms):
+        notes += (
+            f"BatchNormalization saw the {size} samples of a process at a time, not the whole batch: the result is not"
+            " exactly that of one process (--batch-norm frozen makes it so)",
+        )
+    return given or "train", norms if norms else None, notes
+
+
+def _about(norms: Norms) -> str:
+    words = f"BatchNormalization stood behind {len(norms)} Convs in training; it is folded into them"
+    left = norms.without_bias
+    if left:
+        words += f"; {len(left)} more have no bias that it could be folded into: {', '.join(left[:3])}"
+        words += ", ..." if len(left) > 3 else ""
+    return words
+
+
+def check_precision(learner: Learner, feeds: Feeds, precision: Precision) -> None:
+    """Find out now that torch can compute the model in a reduced precision.
+
+    Raises:
+        UnsupportedModelError: It cannot.
+    """
+    if precision == "float32":
+        return
+    try:
+        learner.rehearse(feeds)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{error}; --precision float32 may do") from error
 
 
 def augmenter(given: Augmentation, feeds: Feeds, *, has_teacher: bool) -> tuple[Augmenter | None, str]:
@@ -204,9 +205,7 @@ def is_pruned(model: Model, graph: TorchGraph) -> bool:
     return counts_as_pruned(model.proto, zeros, sum(array.size for array in weights))
 
 
-def accuracy_of(
-    data: Dataset, output: str | None, wanted: Sequence[Mapping[str, Any]]
-) -> Literal["labels", "teacher", "nothing"]:
+def accuracy_of(data: Dataset, output: str | None, wanted: Sequence[Mapping[str, Any]]) -> AccuracyOf:
     """What accuracy counts."""
     if output is None:
         return "nothing"

@@ -14,12 +14,14 @@ from onnxsep.ensure import ensure_valid
 from onnxsep.errors import OptionError, VerificationError
 from onnxsep.io import Model, load
 from onnxsep.patterns import as_patterns
-from onnxsep.quantization.building import Builder
+from onnxsep.quantization.building import Builder, Built, Correct
 from onnxsep.quantization.calibrating import Progress, calibrate
+from onnxsep.quantization.correcting import Corrections, find_corrections
+from onnxsep.quantization.interface import exchange_integers
 from onnxsep.quantization.measuring import Split, measure, split
 from onnxsep.quantization.nodes import excluded_by, not_for_quantizing, to_calibrate
 from onnxsep.quantization.preparing import prepare
-from onnxsep.quantization.report import AccuracyDrop, QuantizedNode, QuantizeReport
+from onnxsep.quantization.report import AccuracyDrop, BiasCorrection, IntegerTensor, QuantizeReport
 from onnxsep.quantization.settings import Activations, Format, Method, Settings
 from onnxsep.quantization.sparing import Accuracy, spare
 from onnxsep.quantization.toolkit import quantizable_types
@@ -30,6 +32,10 @@ from onnxsep.shapes import skeleton
 from onnxsep.tables import model_info, size_bytes
 
 _SAMPLES = 200
+_INT8_ON_X86 = (  # measured in benchmarks/quantized_latency.py
+    "int8 activations suit ARM and microcontrollers; on x86 processors with VNNI, --activations uint8 runs two to three"
+    " times as fast in ONNX Runtime"
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def quantize(
     *,
     data: Source,
     format: Format = "qdq",  # noqa: A002 - the word that everybody uses for it
-    activations: Activations = "int8",
+    activations: Activations | None = None,
     per_channel: bool = True,
     reduce_range: bool = False,
     method: Method = "minmax",
@@ -54,6 +60,8 @@ def quantize(
     exclude: str | Sequence[str] = (),
     keep_names: bool = False,
     equalize: bool = True,
+    bias_correction: bool = True,
+    int8_io: bool = False,
     preprocessing: Preprocessing | None = None,
     labels: str | os.PathLike[str] | npt.ArrayLike | None = None,
     samples: int | None = _SAMPLES,
@@ -67,21 +75,27 @@ def quantize(
 ) -> QuantizeResult:
     """Quantise a model to int8 with ONNX Runtime's static quantiser. Writes nothing: ``QuantizeResult.save`` does.
 
-    BatchNormalization and constants are folded first, and the opset is raised where the result needs it. Inputs,
-    outputs, names of the user's tensors and nodes, and metadata stay. Weights that are zero stay zero.
+    BatchNormalization and constants are folded first, and the opset is raised where the result needs it. Inputs and
+    outputs (but for ``int8_io``), names of the user's tensors and nodes, and metadata stay. Weights that are zero stay
+    zero.
 
     Args:
         model: A file, a ModelProto (which is not changed), or what ``load`` or an earlier result gave.
         data: Samples to choose the ranges of activations with, as for :func:`onnxsep.data.open_data`.
         format: "qdq" or "qoperator".
-        activations: "int8" or "uint8".
+        activations: "int8" or "uint8"; by default int8, and uint8 with ``int8_io``.
         per_channel: A scale for each output channel of a weight.
         reduce_range: 7-bit weights, for old CPUs with uint8 activations.
         method: "minmax", "entropy" or "percentile".
         percentile: For the last of these: the share of the values, in percent, that a range holds; 99.999 by default.
         exclude: Glob patterns; nodes whose name matches one stay in float.
         keep_names: Keep the long names that the quantiser makes; by default they are shortened.
-        equalize: Scale channels between two Convs in a row, which leaves what they compute, so that they are alike.
+        equalize: Scale channels between two layers in a row, which leaves what they compute, so that they are alike.
+        bias_correction: Change biases so that the mean of each quantised layer's output, over the calibration samples,
+            is that of the float model.
+        int8_io: Float inputs and outputs become the integers that they are quantised to, of the type of the
+            activations. The metadata tell their scales and zero points (:mod:`onnxsep.integer_io`), by which
+            :func:`evaluate` feeds such a model with real numbers.
         preprocessing: How images become values.
         labels: A CSV file of names and classes, or the classes, instead of those of the data; for ``max_drop``.
         samples: Calibrate with at most so many samples, drawn with ``seed``; None: all. A few others, where there are
@@ -107,7 +121,17 @@ def quantize(
     started = time.perf_counter()
     patterns = as_patterns(exclude)
     settings = Settings(
-        format, activations, per_channel, reduce_range, method, percentile, patterns, keep_names, equalize
+        format,
+        activations or ("uint8" if int8_io else "int8"),
+        per_channel,
+        reduce_range,
+        method,
+        percentile,
+        patterns,
+        keep_names,
+        equalize,
+        bias_correction,
+        int8_io,
     )
     settings.check()
     if max_error is not None and not 0 <= max_error < math.inf:
@@ -129,19 +153,30 @@ def quantize(
     ranges = None
     if tensors:
         ranges = calibrate(prepared.proto, tensors, dataset, parts.calibration, settings, options, progress)
-    builder = Builder(source, prepared, ranges, settings, op_types, left)
-    result, rows = builder.build()
+    correct = _corrector(dataset, parts, options, progress) if bias_correction else None
+    builder = Builder(source, prepared, ranges, settings, op_types, left, correct)
+    built = builder.build()
     accuracy, failure = None, ""
-    if max_drop is not None and result is not source:
-        result, rows, accuracy = _within(max_drop, builder, result, rows, dataset, parts, output, options, progress)
+    if max_drop is not None and built.model is not source:
+        built, accuracy = _within(max_drop, builder, built, dataset, parts, output, options, progress)
         if accuracy.drop > max_drop:
             failure = (
                 f"the accuracy drops by {accuracy.drop:.2f} points even with every layer that has weights in float"
             )
+    if built.corrections is not None and built.corrections.failed:
+        notes.append(f"biases are not corrected: {built.corrections.failed}")
+    result = built.model
+    integers: tuple[IntegerTensor, ...] = ()
+    if int8_io:
+        integers, stay = exchange_integers(result.proto)
+        notes += [f"--int8-io: {len(integers)} inputs and outputs hold integers now, and not floats", *stay]
     if result is source:
         notes.append("nothing was quantised: the result is the source")
-    elif note := ensure_valid(source, skeleton(result)):
-        notes.append(note)
+    else:
+        if note := ensure_valid(source, skeleton(result)):
+            notes.append(note)
+        if settings.activations == "int8":
+            notes.append(_INT8_ON_X86)
     if not parts.held_out:
         notes.append("too few samples to hold any out: the error is measured on those of the calibration")
     outputs = measure(source, result, dataset, parts.measured, options)
@@ -154,8 +189,10 @@ def quantize(
         calibration_samples=len(parts.calibration),
         measured_samples=len(parts.measured),
         held_out=parts.held_out,
-        nodes=rows,
+        nodes=built.rows,
         outputs=outputs,
+        bias_correction=_correction(builder, built),
+        integers=integers,
         accuracy=accuracy,
         notes=tuple(notes),
         seconds=time.perf_counter() - started,
@@ -167,43 +204,57 @@ def quantize(
     return QuantizeResult(result, report)
 
 
+def _corrector(data: Dataset, parts: Split, options: RuntimeOptions, progress: Progress | None) -> Correct:
+    def correct(prepared: onnx.ModelProto, simulated: onnx.ModelProto, quantized: Collection[str]) -> Corrections:
+        return find_corrections(prepared, simulated, quantized, data, parts.calibration, options, progress)
+
+    return correct
+
+
+def _correction(builder: Builder, built: Built) -> BiasCorrection | None:
+    found = built.corrections
+    if found is None or found.failed:
+        return None
+    return BiasCorrection(
+        corrected=len(found.biases),
+        added=tuple(map(builder.shown, found.added)),
+        left=tuple(map(builder.shown, found.left)),
+    )
+
+
 def _within(
     limit: float,
     builder: Builder,
-    result: Model,
-    rows: tuple[QuantizedNode, ...],
+    built: Built,
     data: Dataset,
     parts: Split,
     output: str | None,
     options: RuntimeOptions,
     progress: Progress | None,
-) -> tuple[Model, tuple[QuantizedNode, ...], AccuracyDrop]:
+) -> tuple[Built, AccuracyDrop]:
     """Leave as few layers in float as keep the accuracy within the limit."""
     accuracy = Accuracy(data, parts.others, output, options)
     before = accuracy(builder.source, "the source")
 
     def drop(spared: Collection[str]) -> float:
-        return before - accuracy(builder.build(spared)[0], "the quantised model")
+        return before - accuracy(builder.build(spared).model if spared else built.model, "the quantised model")
 
     def error(spared: Collection[str]) -> float:
-        outputs = measure(builder.source, builder.build(spared)[0], data, parts.measured, options)
+        # Compared with each other only, so that nothing is lost by leaving the biases.
+        outputs = measure(builder.source, builder.build(spared, quick=True).model, data, parts.measured, options)
         return max((found.relative for found in outputs), default=0.0)
 
-    found = spare(builder.layers(rows), drop, error, limit, progress)
+    found = spare(builder.layers(built.rows), drop, error, limit, progress)
     if found.names:
-        result, rows = builder.build(found.names, "--max-drop: it costs too much accuracy")
-    return (
-        result,
-        rows,
-        AccuracyDrop(
-            limit=limit,
-            samples=len(parts.others),
-            source=before,
-            all_quantized=before - found.first,
-            result=before - found.drop,
-            spared=tuple(builder.shown(name) for name in found.names),
-            sensitivities={builder.shown(name): value for name, value in found.sensitivities.items()},
-        ),
+        built = builder.build(found.names, "--max-drop: it costs too much accuracy")
+    return built, AccuracyDrop(
+        limit=limit,
+        samples=len(parts.others),
+        source=before,
+        all_quantized=before - found.first,
+        result=before - found.drop,
+        spared=tuple(builder.shown(name) for name in found.names),
+        sensitivities={builder.shown(name): value for name, value in found.sensitivities.items()},
     )
 
 

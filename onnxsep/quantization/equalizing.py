@@ -1,10 +1,10 @@
-"""Cross-layer equalisation: two Convs in a row share a free scale for each channel between them.
+"""Cross-layer equalisation: two layers in a row share a free scale for each channel between them.
 
 With x the input, A and B the weights and s > 0: B relu(A x) = (B s) relu((A / s) x), where s scales output channels
 of A (and its bias) and input channels of B. So channels can be made alike, which one scale for a whole activation or
-weight needs, and the network computes the same. The factors that ``rewrite`` puts in place of one Conv are such a pair,
-without a Relu. With s = sqrt(max |A_c| / max |B_c|) both ranges become their geometric mean (M. Nagel et al., Data-Free
-Quantization Through Weight Equalization and Bias Correction, 2019).
+weight needs, and the network computes the same. The factors that ``rewrite`` puts in place of one Conv, Gemm or MatMul
+are such pairs, without a Relu, in a chain of two to four. With s = sqrt(max |A_c| / max |B_c|) both ranges become their
+geometric mean (M. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019).
 """
 
 from collections import defaultdict
@@ -16,14 +16,17 @@ from onnx import numpy_helper
 
 from onnxsep.scopes import scopes
 
-_ROUNDS = 20  # over all pairs: a Conv can be in two of them
+_LAYERS = ("Conv", "Gemm", "MatMul")
+_ROUNDS = 20  # over all pairs: a layer can be in two of them
 _SETTLED = 1e-3
 
 Array = npt.NDArray[np.float64]
 
 
 def equalize(proto: onnx.ModelProto) -> int:
-    """Equalise all pairs of Convs of the main graph, in place; the weights of both must be float32 and theirs alone.
+    """Equalise all pairs of Convs, Gemms and MatMuls of the main graph, in place.
+
+    The weights and biases of both must be float32 initialisers and theirs alone.
 
     Returns:
         How many pairs there are.
@@ -46,7 +49,18 @@ def equalize(proto: onnx.ModelProto) -> int:
         )
 
     def usable(node: onnx.NodeProto) -> bool:
-        return node.op_type == "Conv" and node.domain in ("", "ai.onnx") and all(own(x) for x in node.input[1:] if x)
+        if node.op_type not in _LAYERS or node.domain not in ("", "ai.onnx"):
+            return False
+        if not all(own(name) for name in node.input[1:] if name):
+            return False
+        weight = tensors[node.input[1]]
+        if node.op_type == "Conv":
+            return True
+        channels = weight.dims[-1] if _turned(node) else weight.dims[0]
+        bias = tensors[node.input[2]] if len(node.input) > 2 and node.input[2] else None
+        return (
+            len(weight.dims) == 2 and not _attribute(node, "transA") and (bias is None or list(bias.dims) == [channels])
+        )
 
     pairs = []
     for first in proto.graph.node:
@@ -67,19 +81,33 @@ def equalize(proto: onnx.ModelProto) -> int:
         for name in node.input[1:]
         if name
     }
+    turned = [node.input[1] for node in {id(node): node for pair in pairs for node in pair}.values() if _turned(node)]
+    for name in turned:
+        values[name] = values[name].T
     for _ in range(_ROUNDS):
         if all([_balance(first, second, values) < _SETTLED for first, second in pairs]):  # noqa: C419 - all pairs
             break
+    for name in turned:
+        values[name] = values[name].T
     for name, value in values.items():
         tensors[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
     return len(pairs)
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: int = 0) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+
+
+def _turned(node: onnx.NodeProto) -> bool:
+    """Whether the weight is stored as [in_channels, out_channels], and not the other way round as that of a Conv."""
+    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB"))
 
 
 def _balance(first: onnx.NodeProto, second: onnx.NodeProto, values: dict[str, Array]) -> float:
     """Balance one pair; returns the largest change of a scale, as a logarithm."""
     before, after = values[first.input[1]], values[second.input[1]]
     channels = len(before)
-    group = next((attribute.i for attribute in second.attribute if attribute.name == "group"), 1)
+    group = _attribute(second, "group", 1)
     # [group, outputs of a group, inputs of a group, positions]
     blocks = after.reshape(group, len(after) // group, channels // group, -1)
     left = np.abs(before).reshape(channels, -1).max(axis=1)

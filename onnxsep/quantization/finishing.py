@@ -3,6 +3,9 @@
 Of a small network's int8 file the names that the quantiser makes are the larger part, so they are shortened.
 """
 
+from collections.abc import Collection, Iterator
+from itertools import count
+
 import onnx
 
 from onnxsep.quantization.preparing import drop_unused_imports
@@ -121,7 +124,7 @@ def _share_constants(result: onnx.ModelProto, known: set[str]) -> None:
     copies.initializer.extend(kept)
     del result.graph.initializer[:]
     result.graph.initializer.extend(copies.initializer)
-    _rename(result, merged)
+    rename(result, merged)
 
 
 def _shorten(result: onnx.ModelProto, known: set[str]) -> None:
@@ -132,17 +135,19 @@ def _shorten(result: onnx.ModelProto, known: set[str]) -> None:
         made[tensor.name] = None
     for node in result.graph.node:
         made.update(dict.fromkeys(node.output))
-    taken = known | tensor_names(result)
-    number = 0
+    free = short_names(known | tensor_names(result))
     for name in made:
         if not name or name in known:
             continue
-        while (short := _base36(number)) in taken:
-            number += 1
-        number += 1
+        short = next(free)
         if len(short) < len(name):
             names[name] = short
-    _rename(result, names)
+    rename(result, names)
+
+
+def short_names(taken: Collection[str]) -> Iterator[str]:
+    """The shortest names for tensors that nothing else has."""
+    return (name for name in map(_base36, count()) if name not in taken)
 
 
 def _base36(number: int) -> str:
@@ -154,7 +159,7 @@ def _base36(number: int) -> str:
             return f"q{digits}"
 
 
-def _rename(proto: onnx.ModelProto, names: dict[str, str]) -> None:
+def rename(proto: onnx.ModelProto, names: dict[str, str]) -> None:
     """Rename tensors of the main graph everywhere; no nested graph has a tensor of its own with such a name."""
     for scope in scopes(proto):
         if scope.namespace:

@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxsep.data import Dataset
 from onnxsep.errors import VerificationError
+from onnxsep.integer_io import RealRunner
 from onnxsep.io import Model
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.report import OutputError
@@ -68,7 +69,7 @@ def measure(
     except CannotRun as error:
         raise QuantizationError(f"the runtime cannot load the model: {error}") from error
     try:
-        actual_of = Runner(result, options)
+        actual_of = RealRunner(result, options)
     except CannotRun as error:
         raise VerificationError(f"the runtime cannot load the quantised model: {error}; nothing was written") from error
     tallies: dict[str, _Tally] = {}

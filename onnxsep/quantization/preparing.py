@@ -64,9 +64,9 @@ def prepare(source: Model, settings: Settings) -> Prepared:
     drop_unused_imports(proto, source.proto)
     _fold_casts(proto)
     _own_biases(proto)
-    proto, raised = _raise_opset(proto, settings.opset)
+    proto, raised = raise_opset(proto, settings.opset)
     if settings.equalize and (pairs := equalize(proto)):
-        raised += (f"{pairs} pairs of Convs equalised across the channels between them",)
+        raised += (f"{pairs} pairs of layers equalised across the channels between them",)
     return Prepared(proto, _name_nodes(proto), notes + raised)
 
 
@@ -122,7 +122,12 @@ def _in_memory(source: Model) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     return proto, (f"{gone} graph inputs that only gave weights a default are inputs no longer",)
 
 
-def _raise_opset(proto: onnx.ModelProto, wanted: int) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def raise_opset(proto: onnx.ModelProto, wanted: int) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The model with a version of the standard operators that is at least the wanted one, and a note if it was not.
+
+    Raises:
+        QuantizationError: it cannot be converted.
+    """
     version = next((entry.version for entry in proto.opset_import if _domain(entry.domain) == ""), None)
     if version is None or version >= wanted:
         return proto, ()

@@ -28,6 +28,27 @@ class OutputError(Record):
     """Share of the samples whose largest value is at the same place; None where the output is not [samples, n]."""
 
 
+class BiasCorrection(Record):
+    """What was done about the shifted means of the quantised layers' outputs."""
+
+    corrected: int
+    """Layers whose bias was changed; those that feed them, or are added to them, are corrected with them."""
+    added: tuple[str, ...]
+    """Those of them that had no bias, and got one."""
+    left: tuple[str, ...]
+    """Layers that cannot be corrected: their bias is no constant of their own."""
+
+
+class IntegerTensor(Record):
+    """An input or output that holds integers: real = scale * (integer - zero_point)."""
+
+    kind: Literal["input", "output"]
+    name: str
+    type: str
+    scale: float
+    zero_point: int
+
+
 class AccuracyDrop(Record):
     """What ``--max-drop`` measured: top-1 accuracy, in percent of the samples, and the layers that it left."""
 
@@ -64,6 +85,10 @@ class QuantizeReport(Record):
     """Whether the samples that errors were measured on are others than those of the calibration."""
     nodes: tuple[QuantizedNode, ...]
     outputs: tuple[OutputError, ...]
+    bias_correction: BiasCorrection | None = None
+    """None where it was not wanted, or nothing was quantised."""
+    integers: tuple[IntegerTensor, ...] = ()
+    """With ``--int8-io``."""
     accuracy: AccuracyDrop | None = None
     """None without ``--max-drop``."""
     notes: tuple[str, ...] = ()

@@ -24,8 +24,10 @@ class Settings:
         method: How the range of an activation is chosen.
         percentile: For ``method="percentile"``: the share, in percent, of the values that the range holds.
         exclude: Glob patterns; nodes whose name matches one stay in float.
-        equalize: Make the channels between two Convs in a row alike, before all else.
         keep_names: Keep the long names that the quantiser makes.
+        equalize: Make the channels between two layers in a row alike, before all else.
+        bias_correction: Give each layer's output the mean back that quantising shifts.
+        int8_io: Inputs and outputs hold the integers that they are quantised to.
     """
 
     format: Format = "qdq"
@@ -37,6 +39,8 @@ class Settings:
     exclude: tuple[str, ...] = ()
     keep_names: bool = False
     equalize: bool = True
+    bias_correction: bool = True
+    int8_io: bool = False
 
     def check(self) -> None:
         """Refuse values that make no sense, alone or together.

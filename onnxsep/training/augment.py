@@ -41,21 +41,32 @@ class Augment:
         self._name, self._axes, self._random = name, axes, random
         self._crop, self._flip = crop, flip
 
-    def __call__(self, feeds: Feeds) -> Feeds:
-        """Moved and mirrored copies of the images."""
+    def draw(self, count: int) -> NDArray[np.float64]:
+        """What decides about the crops and flips of so many images: numbers from 0 to 1, [count, 3]."""
+        return self._random.random((count, 3))
+
+    def __call__(self, feeds: Feeds, drawn: NDArray[np.float64] | None = None) -> Feeds:
+        """Moved and mirrored copies of the images.
+
+        Args:
+            feeds: The images.
+            drawn: What :meth:`draw` gave; by default it is drawn now.
+        """
         images = feeds[self._name]
+        if drawn is None:
+            drawn = self.draw(len(images))
         moved = np.empty_like(images)
         height, width = (images.shape[axis] for axis in self._axes)
         for index, image in enumerate(images):
-            rows, columns = self._picked(height), self._picked(width)
-            if self._flip and self._random.random() < 0.5:
+            rows, columns = self._picked(height, drawn[index, 0]), self._picked(width, drawn[index, 1])
+            if self._flip and drawn[index, 2] < 0.5:
                 columns = columns[::-1]
             first, second = (axis - 1 for axis in self._axes)
             moved[index] = image.take(rows, first).take(columns, second)
         return {self._name: moved}
 
-    def _picked(self, size: int) -> NDArray[np.int64]:
+    def _picked(self, size: int, drawn: float) -> NDArray[np.int64]:
         """Which rows (or columns) of the image the moved one has."""
         margin = size // _MARGIN if self._crop else 0
-        start = int(self._random.integers(0, 2 * margin + 1))
+        start = int(drawn * (2 * margin + 1))
         return np.pad(np.arange(size), margin, "reflect")[start : start + size]

@@ -16,6 +16,21 @@ Step = list[list[int]]
 
 
 @dataclass(frozen=True)
+class Share:
+    """A feed of a step that one process computes.
+
+    Attributes:
+        samples: Their numbers.
+        start: The place of the first one in the step.
+        weight: Share of the step's loss.
+    """
+
+    samples: list[int]
+    start: int
+    weight: float
+
+
+@dataclass(frozen=True)
 class Batch:
     """What is fed at once.
 
@@ -65,6 +80,16 @@ class Batches:
         """How many samples are trained on."""
         return len(self._training)
 
+    @property
+    def feed_size(self) -> int:
+        """The most samples that are fed at once."""
+        return self._data.batch or self._size
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the models take no other number of samples at once."""
+        return self._data.batch is not None
+
     def steps(self, random: np.random.Generator) -> list[Step]:
         """The steps of an epoch in a new order; what is left over for a smaller last step waits for the next epoch."""
         order = random.permutation(np.asarray(self._training)).tolist()
@@ -91,11 +116,38 @@ class Batches:
         labels = None if self._data.labels is None else self._data.labels[list(part)]
         return Batch(feeds if change is None else change(feeds), labels, len(part))
 
-    def validation(self) -> Iterator[Batch]:
-        """The samples that are held out, feed by feed."""
-        for part in self._data.batches(self.held_out, self._size):
-            yield self.read(part)
+    def shares(self, step: Step, process: int = 0, processes: int = 1) -> list[Share]:
+        """The part of a step that a process computes; together they are the whole step.
+
+        A process for which nothing is left computes something that does not count, because all compute together.
+        """
+        size = sum(map(len, step))
+        units = step if self._data.batch is not None else [[sample] for part in step for sample in part]
+        first, last = (len(units) * number // processes for number in (process, process + 1))
+        if first == last:
+            return [Share(units[0], 0, 0.0)]
+        start = sum(map(len, units[:first]))
+        found = []
+        for part in self._data.batches([sample for unit in units[first:last] for sample in unit], self._size):
+            found.append(Share(part, start, len(part) / size))
+            start += len(part)
+        return found
+
+    def validation(self, process: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """The samples that are held out, feed by feed; those of one process, where several share them."""
+        for index, part in enumerate(self._data.batches(self.held_out, self._size)):
+            if index % processes == process:
+                yield self.read(part)
 
     def first(self) -> Batch:
         """Some samples that are trained on."""
         return self.read(next(self._data.batches(self._training, self._size)))
+
+    def some(self, count: int) -> Iterator[Batch]:
+        """About so many samples that are trained on, feed by feed."""
+        done = 0
+        for part in self._data.batches(self._training, self._size):
+            yield self.read(part)
+            done += len(part)
+            if done >= count:
+                return

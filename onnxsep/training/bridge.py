@@ -4,8 +4,7 @@ The graph stays the user's: nothing is exported from torch. Weights are torch pa
 tensors, one for each tensor however many nodes read it, so that they go back as they are.
 """
 
-import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +13,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxsep.errors import OptionError, UnsupportedModelError
+from onnxsep.errors import OptionError
 from onnxsep.external import is_external
 from onnxsep.io import Model, read_tensor
-from onnxsep.scopes import constant_value, display_name
+from onnxsep.scopes import constant_value
 from onnxsep.tensors import DATA_FIELDS
-from onnxsep.training.converters import Operation, convert, import_onnx2torch, import_torch
+from onnxsep.training.converters import convert, import_onnx2torch, import_torch
+from onnxsep.training.module import Step, module_class
 from onnxsep.training.normalize import Normalized, normalized_copy
 
 # Inputs of a node that are weights. Elementwise operators are listed apart: most of their constants are no weights.
@@ -33,16 +33,9 @@ _WEIGHTS = {
     "LayerNormalization": (1, 2),
     "PRelu": (1,),
 }
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Sum")
 _STATISTICS = (3, 4)  # running mean and variance of a BatchNormalization
-
-
-@dataclass(frozen=True)
-class _Step:
-    node: onnx.NodeProto
-    operation: Operation
-    gone: tuple[str, ...]  # tensors that no later step reads
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ def to_torch(model: Model) -> TorchGraph:
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in normalized.graph.initializer}
     weights, statistics = _weights(normalized, arrays), _statistics(normalized)
     weights -= statistics
-    module = _module_class()(normalized, steps, arrays, weights, statistics)
+    module = module_class()(normalized, steps, arrays, weights, statistics)
     module.eval()
     stored = {name: normalized.stored[name] for name in (*weights, *statistics)}
     return TorchGraph(module, module.weights(), stored)
@@ -171,7 +164,7 @@ def _onnx2torch_graph(graph: onnx.GraphProto) -> Any:
     return OnnxGraph(graph)
 
 
-def _steps(normalized: Normalized, graph: Any) -> Iterator[_Step]:
+def _steps(normalized: Normalized, graph: Any) -> Iterator[Step]:
     """The nodes with their operations, and after which one each tensor is needed no more."""
     nodes = list(normalized.graph.node)
     operations = [convert(node, normalized.opset, graph) for node in nodes]
@@ -184,7 +177,7 @@ def _steps(normalized: Normalized, graph: Any) -> Iterator[_Step]:
         if name and name not in kept:
             ends.setdefault(index, []).append(name)
     for index, (node, operation) in enumerate(zip(nodes, operations, strict=True)):
-        yield _Step(node, operation, tuple(ends.get(index, ())))
+        yield Step(node, operation, tuple(ends.get(index, ())))
 
 
 def _weights(normalized: Normalized, arrays: Mapping[str, NDArray[Any]]) -> set[str]:
@@ -204,7 +197,7 @@ def _weights(normalized: Normalized, arrays: Mapping[str, NDArray[Any]]) -> set[
             positions = [index for index, name in enumerate(given) if _is_per_channel(arrays.get(name))]
         for index in positions:
             found |= sources.get(node.input[index], set()) if index < len(node.input) else set()
-        if behind or node.op_type in _LAYERS:
+        if behind or node.op_type in LAYERS:
             behind_layer.update(node.output)
     return found
 
@@ -217,79 +210,3 @@ def _is_per_channel(values: NDArray[Any] | None) -> bool:
 def _statistics(normalized: Normalized) -> set[str]:
     norms = [node for node in normalized.graph.node if node.op_type == "BatchNormalization"]
     return {node.input[index] for node in norms for index in _STATISTICS} & set(normalized.stored)
-
-
-@functools.cache
-def _module_class() -> Callable[..., Any]:
-    """The class of ``TorchGraph.module``; made here because its base can only be imported when it is needed."""
-    import_torch()
-    import torch
-
-    class OnnxModule(torch.nn.Module):
-        def __init__(
-            self,
-            normalized: Normalized,
-            steps: Sequence[_Step],
-            arrays: Mapping[str, NDArray[Any]],
-            weights: Collection[str],
-            statistics: Collection[str],
-        ) -> None:
-            super().__init__()
-            self._steps = steps
-            self._inputs = [value.name for value in normalized.graph.input]
-            self._outputs = normalized.outputs
-            self._keys: dict[str, str] = {}  # torch does not allow every name, so tensors are numbered
-            self._statistics = sorted(statistics)
-            for index, (name, array) in enumerate(arrays.items()):
-                self._keys[name] = f"tensor_{index}"
-                tensor = torch.from_numpy(np.array(array))
-                if name in weights:
-                    self.register_parameter(self._keys[name], torch.nn.Parameter(tensor))
-                else:
-                    self.register_buffer(self._keys[name], tensor, persistent=name in statistics)
-            modules = [step.operation.module or torch.nn.Identity() for step in steps]
-            self._modules_of_steps = torch.nn.ModuleList(modules)
-            self.register_buffer("_device_marker", torch.empty(0), persistent=False)
-
-        def weights(self) -> dict[str, Any]:
-            keys = self._keys.items()
-            return {name: self._parameters[key] for name, key in keys if key in self._parameters}
-
-        def statistics(self) -> dict[str, Any]:
-            return {name: self._buffers[self._keys[name]] for name in self._statistics}
-
-        def device(self) -> Any:
-            return self._device_marker.device
-
-        def forward(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-            tensors = {name: getattr(self, key) for name, key in self._keys.items()}
-            missing = [name for name in self._inputs if name not in feeds]
-            if missing:
-                raise OptionError(f"the input {missing[0]!r} is missing; the model has: {', '.join(self._inputs)}")
-            tensors.update((name, feeds[name]) for name in self._inputs)
-            for step, module in zip(self._steps, self._modules_of_steps, strict=True):
-                arguments = [tensors[name] if name else None for name in step.operation.inputs]
-                result = _run(step, module, arguments, self.training)
-                several = isinstance(result, (tuple, list))
-                tensors.update(zip(step.node.output, result if several else [result], strict=False))
-                for name in step.gone:
-                    tensors.pop(name, None)
-            return {name: tensors[source] for name, source in self._outputs.items()}
-
-    return OnnxModule
-
-
-def _run(step: _Step, module: Any, arguments: Sequence[Any], training: bool) -> Any:
-    """Compute one node; what torch says about a failure names no node, so that is added."""
-    operation = step.operation
-    try:
-        if operation.module is not None:
-            return module(*arguments)
-        if getattr(operation.call, "trains", False):
-            return operation.call(*arguments, training=training)
-        return operation.call(*arguments)
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, UnsupportedModelError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UnsupportedModelError(
-            f"the model cannot be run with torch: {step.node.op_type} {display_name(step.node)!r}: {reason}"
-        ) from error

@@ -26,6 +26,15 @@ from onnxsep.training import operators
 
 _INSTALL = "install it with: pip install onnxsep[finetune]"
 _NEEDS_TORCHVISION = ("NonMaxSuppression", "RoiAlign")
+_QUANTISED = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+}
 # Attributes that old exporters write and that say nothing about what is computed.
 _MEANINGLESS = {"consumed_inputs", "is_test"}
 
@@ -176,6 +185,8 @@ def _of_onnx2torch(node: onnx.NodeProto, attributes: dict[str, Any], opset: int,
         except Exception as error:  # it raises NotImplementedError, and KeyError where it expects a constant
             raise unsupported(node, opset, f"onnx2torch: {_one_line(error)}") from error
         return Operation(tuple(mapping.inputs), module, module)
+    if node.op_type in _QUANTISED:
+        raise unsupported(node, opset, "quantised weights are integers; fine-tune first, and quantise the result")
     raise unsupported(node, opset, "onnx2torch has no converter for it")
 
 

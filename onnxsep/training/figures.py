@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from onnxsep.training.schedule import Schedule
 
 Optimizer = Literal["sgd", "adam"]
-BatchNorm = Literal["train", "frozen"]
+BatchNorm = Literal["train", "frozen", "insert"]
+Precision = Literal["float32", "bfloat16"]
 Stopped = Literal["complete", "early", "interrupted", "diverged"]
 
 
@@ -23,8 +24,6 @@ class Settings:
     schedule: Schedule
     weight_decay: float
     patience: int
-    batch_norm: BatchNorm
-    keep_zeros: bool
     seed: int
 
 

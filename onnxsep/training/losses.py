@@ -87,6 +87,12 @@ class Loss:
             return self._objective.outputs
         return (self._settings.output,) if self._settings.teacher_term and self._settings.output else ()
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The outputs of the model that it reads."""
+        own = () if self._settings.output is None else (self._settings.output,)
+        return tuple(dict.fromkeys((*self.outputs, *own)))
+
     def __call__(self, found: Mapping[str, Any], wanted: Arrays | None, labels: NDArray[np.int64] | None) -> Outcome:
         """The loss for one batch.
 

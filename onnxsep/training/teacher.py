@@ -1,5 +1,6 @@
 """A model in ONNX Runtime, which says what a torch module is to give."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from onnxsep.float32 import as_float32, float32_copy, held_types
 from onnxsep.io import Model
 from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
 from onnxsep.training.samples import Feeds
+
+Outputs = Mapping[str, NDArray[Any]]
+TeacherCall = Callable[[Feeds], Outputs]
 
 
 class Teacher:

@@ -5,30 +5,30 @@ random is drawn anew for each epoch from the seed and the epoch's number, so a r
 have ended.
 """
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from onnxsep.errors import ModelSaveError, TrainingError
 from onnxsep.training.augment import Augment
-from onnxsep.training.batches import Batch, Batches
-from onnxsep.training.bridge import TorchGraph
+from onnxsep.training.batches import Batch, Batches, Share, Step
 from onnxsep.training.checkpoint import Checkpoint, CheckpointFile
 from onnxsep.training.converters import import_torch
 from onnxsep.training.figures import EpochFigures, Figures, Settings, Stopped, Trained, figures_from
-from onnxsep.training.losses import Loss, Outcome
-from onnxsep.training.schedule import share_of_rate
-from onnxsep.training.teacher import Teacher
+from onnxsep.training.learner import Learner
+from onnxsep.training.losses import Loss
+from onnxsep.training.measuring import HeldOut, Tally
+from onnxsep.training.optimizers import Steps
+from onnxsep.training.parallel import told
+from onnxsep.training.teacher import Outputs, TeacherCall
 
 Told = Callable[[str, int, int], None]
 Augmenter = Callable[[np.random.Generator], Augment]
-_MOMENTUM = 0.9
-_LARGEST_GRADIENT = 1.0  # norm over all weights; without it, SGD leaves the basin of a network without norms
 
 
 class _DivergedError(Exception):
@@ -39,7 +39,7 @@ class Trainer:
     """A run of fine-tuning.
 
     Args:
-        graph: The model as a torch module.
+        learner: The model as a torch module.
         batches: The data.
         loss: What is lowered.
         teacher: Gives the outputs that the loss compares with, where it does.
@@ -47,37 +47,31 @@ class Trainer:
         settings: How it goes.
         checkpoint: Where its state is kept after each epoch.
         told: Told of every step.
+        reference: The teacher for what is held out, where ``teacher`` computes with less precision.
     """
 
     def __init__(
         self,
-        graph: TorchGraph,
+        learner: Learner,
         batches: Batches,
         loss: Loss,
-        teacher: Teacher | None,
+        teacher: TeacherCall | None,
         augment: Augmenter | None,
         settings: Settings,
         checkpoint: CheckpointFile | None = None,
         told: Told | None = None,
+        reference: TeacherCall | None = None,
     ) -> None:
         self._torch = import_torch()
-        self._graph, self._batches, self._loss, self._teacher = graph, batches, loss, teacher
+        self._learner, self._batches, self._loss, self._teacher = learner, batches, loss, teacher
         self._augment, self._settings, self._file, self._told = augment, settings, checkpoint, told
-        self._weights = graph.parameters
-        self._zeros = {}
-        if settings.keep_zeros:
-            zeros = {name: (value.detach() == 0) for name, value in self._weights.items() if value.dim() > 1}
-            self._zeros = {name: where for name, where in zeros.items() if bool(where.any())}
-        self._optimizer = self._make_optimizer()
+        self._steps = Steps(self._torch, learner.parameters.values(), settings)
+        self._group = learner.group
+        self._held_out = HeldOut(batches, loss, teacher if reference is None else reference, self._group)
         self._history: list[EpochFigures] = []
         self._notes: list[str] = []
-        self._best_epoch, self._best = 0, self._values()
+        self._best_epoch, self._best = 0, learner.kept()
         self._least = math.inf  # the loss on what is held out that the best weights have
-
-    @property
-    def zeros(self) -> int:
-        """Weights that stay zero."""
-        return sum(int(where.sum()) for where in self._zeros.values())
 
     def run(self, *, resume: bool = False) -> Trained:
         """Train until the epochs are done, nothing has become better for long, the loss is not finite, or Ctrl-C.
@@ -88,10 +82,11 @@ class Trainer:
             OptionError: There is nothing to resume in the checkpoint's file.
         """
         stopped: Stopped = "complete"
-        with self._torch.random.fork_rng(devices=[]):
-            before = self._measure()
+        devices = [self._group.device] if self._group.device.type == "cuda" else []
+        with self._torch.random.fork_rng(devices=devices):
+            before = self._held_out.figures(self._learner) if self._batches.held_out else None
             if before is not None and not math.isfinite(before.loss):
-                raise TrainingError("the loss is not finite before training; check the inputs and the teacher")
+                raise told(TrainingError("the loss is not finite before training; check the inputs and the teacher"))
             if before is not None:
                 self._least = before.loss
             resumed = self._resume() if resume else None
@@ -107,15 +102,16 @@ class Trainer:
                 stopped = "interrupted"
             except _DivergedError as error:
                 if not self._best_epoch:
-                    raise TrainingError(f"{error}; lower the learning rate (--rate). Nothing was written") from None
+                    words = f"{error}; lower the learning rate (--rate). Nothing was written"
+                    raise told(TrainingError(words)) from None
                 stopped = "diverged"
                 self._notes.append(f"{error}: training stopped, with the weights of epoch {self._best_epoch}")
-        self._load(self._best)
+        self._learner.finish(self._best)
         if self._settings.epochs and not self._best_epoch:
             self._notes.append("training did not lower the loss on the held-out samples: the weights stay as they were")
         names = list(self._best) if self._best_epoch else []
         return Trained(
-            self._graph.arrays(names),
+            self._learner.graph.arrays(names),
             before,
             tuple(self._history),
             self._best_epoch,
@@ -127,57 +123,64 @@ class Trainer:
     def _epoch(self, number: int) -> None:
         started, settings = time.perf_counter(), self._settings
         random = np.random.default_rng([settings.seed, number])
-        self._torch.manual_seed(int(random.integers(2**62)))
+        self._torch.manual_seed(int(random.integers(2**62)) + self._group.rank)
         augment = self._augment(random) if self._augment else None
         steps = self._batches.steps(random)
-        losses, right, count = 0.0, 0, 0
-        knows_classes = True
-        with self._training():
+        tally = Tally()
+        with self._learner.training():
             for index, step in enumerate(steps):
                 at = (number - 1) * len(steps) + index + 1
-                for group in self._optimizer.param_groups:
-                    group["lr"] = settings.rate * share_of_rate(settings.schedule, at, settings.epochs * len(steps))
-                self._optimizer.zero_grad(set_to_none=True)
-                size, loss = sum(map(len, step)), 0.0
-                for part in step:
-                    batch = self._batches.read(part, augment)
-                    outcome = self._outcome(batch)
-                    share = outcome.loss * (batch.size / size)
-                    share.backward()
-                    loss += float(share.detach())
-                    knows_classes = knows_classes and outcome.correct is not None
-                    right += outcome.correct or 0
+                self._steps.begin(at, settings.epochs * len(steps))
+                done = self._step(step, augment)
+                loss = done.figures().loss
                 if not math.isfinite(loss):
                     raise _DivergedError(f"the loss was {loss} at step {index + 1} of epoch {number}")
-                self._step()
-                losses, count = losses + loss * size, count + size
-                if self._told is not None:
-                    figures = Figures(losses / count, right / count if knows_classes else None)
-                    self._told(f"epoch {number}: {figures}", at, settings.epochs * len(steps))
-        training = Figures(losses / count, right / count if knows_classes else None)
-        self._finish(EpochFigures(number, training, self._measure(), time.perf_counter() - started))
+                tally = tally.join([done])
+                self._steps.end()
+                self._learner.clear_zeros()
+                if self._told is not None and self._group.leads:
+                    self._told(f"epoch {number}: {tally.figures()}", at, settings.epochs * len(steps))
+        validation = self._held_out.figures(self._learner) if self._batches.held_out else None
+        self._finish(EpochFigures(number, tally.figures(), validation, time.perf_counter() - started))
 
-    def _step(self) -> None:
-        """One step of the optimiser, after which pruned weights are zero still."""
-        self._torch.nn.utils.clip_grad_norm_(self._weights.values(), _LARGEST_GRADIENT)
-        self._optimizer.step()
-        with self._torch.no_grad():
-            for name, where in self._zeros.items():
-                self._weights[name].masked_fill_(where, 0.0)
+    def _step(self, step: Step, augment: Augment | None) -> Tally:
+        """The gradients of a step, and how the model did in all processes."""
+        given = self._group.alike(lambda: list(self._given(step, augment)))
+        tally = Tally()
+        with self._group.stepping():
+            for index, (share, batch, wanted) in enumerate(given, start=1):
+                with nullcontext() if index == len(given) else self._learner.alone():
+                    outcome = self._loss(self._learner.outputs(batch.feeds), wanted, batch.labels)
+                    # Gradients are averaged over the processes, and the loss is a sum over them.
+                    (outcome.loss * (share.weight * self._group.count)).backward()
+                if share.weight:
+                    tally.add(float(outcome.loss.detach()), outcome.correct, batch.size)
+        first, *others = self._group.together(lambda: tally)
+        return first.join(others)
+
+    def _given(self, step: Step, augment: Augment | None) -> Iterator[tuple[Share, Batch, Outputs | None]]:
+        """This process's share of a step: feeds, labels and the teacher's outputs."""
+        drawn = augment.draw(sum(map(len, step))) if augment else None
+        for share in self._batches.shares(step, self._group.rank, self._group.count):
+            change = None
+            if augment is not None and drawn is not None:
+                change = functools.partial(augment, drawn=drawn[share.start : share.start + len(share.samples)])
+            batch = self._batches.read(share.samples, change)
+            yield share, batch, None if self._teacher is None else self._teacher(batch.feeds)
 
     def _finish(self, figures: EpochFigures) -> None:
         """Keep the weights if they are the best, and the state on the disk."""
-        values = self._values()
+        values = self._learner.values()
         if not all(bool(value.isfinite().all()) for value in values.values()):
             raise _DivergedError(f"weights were not finite after epoch {figures.epoch}")
         self._history.append(figures)  # first: the best epoch is one of them whenever Ctrl-C comes
         if figures.validation is None or self._is_best(figures.validation):
-            self._best_epoch, self._best = figures.epoch, values
-        if self._file is None:
+            self._best_epoch, self._best = figures.epoch, self._learner.kept()
+        if self._file is None or not self._group.leads:
             return
         history = [asdict(done) for done in self._history]
         progress = {"history": history, "best_epoch": self._best_epoch, "least": self._least}
-        state = Checkpoint(values, self._best, self._optimizer.state_dict(), progress)
+        state = Checkpoint(values, self._best, self._steps.optimizer.state_dict(), progress)
         try:
             self._file.write(state)
         except ModelSaveError as error:  # the training itself is not lost by that
@@ -194,69 +197,14 @@ class Trainer:
         return bool(patience) and len(self._history) - self._best_epoch >= patience
 
     def _resume(self) -> int | None:
-        state = self._file.read() if self._file is not None else None
+        file = self._file
+        state = self._group.from_first(lambda: file.read() if file else None)
         if state is None:
             self._notes.append("there was no checkpoint to resume from: training began at the start")
             return None
-        self._load(state.values)
+        self._learner.load(state.values)
         self._best = dict(state.best)
-        self._optimizer.load_state_dict(state.optimizer)
+        self._steps.optimizer.load_state_dict(state.optimizer)
         self._history = [figures_from(entry) for entry in state.progress["history"]]
         self._best_epoch, self._least = state.progress["best_epoch"], state.progress["least"]
         return len(self._history)
-
-    # ------------------------------------------------------------ the module
-
-    def _outcome(self, batch: Batch) -> Outcome:
-        wanted = None if self._teacher is None else self._teacher(batch.feeds)
-        return self._loss(self._graph.module(self._graph.tensors(batch.feeds)), wanted, batch.labels)
-
-    def _measure(self) -> Figures | None:
-        """Figures on what is held out, in evaluation mode."""
-        losses, right, count = 0.0, 0, 0
-        knows_classes = True
-        with self._torch.no_grad():
-            for batch in self._batches.validation():
-                outcome = self._outcome(batch)
-                losses, count = losses + float(outcome.loss) * batch.size, count + batch.size
-                knows_classes = knows_classes and outcome.correct is not None
-                right += outcome.correct or 0
-        if not count:
-            return None
-        return Figures(losses / count, right / count if knows_classes else None)
-
-    @contextmanager
-    def _training(self) -> Iterator[None]:
-        self._graph.module.train(self._settings.batch_norm == "train")
-        try:
-            yield
-        finally:
-            self._graph.module.eval()
-
-    def _values(self) -> dict[str, Any]:
-        """Copies of what training changes."""
-        buffers = self._graph.buffers if self._settings.batch_norm == "train" else {}
-        return {name: value.detach().clone() for name, value in {**self._weights, **buffers}.items()}
-
-    def _load(self, values: Mapping[str, Any]) -> None:
-        present = {**self._weights, **self._graph.buffers}
-        with self._torch.no_grad():
-            for name, value in values.items():
-                present[name].copy_(value)
-
-    def _make_optimizer(self) -> Any:
-        """Weight decay holds for the weights of layers, not for biases and norms."""
-        decay, values = self._settings.weight_decay, list(self._weights.values())
-        groups = [
-            {"params": [value for value in values if _is_layer_weight(value)], "weight_decay": decay},
-            {"params": [value for value in values if not _is_layer_weight(value)], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        if self._settings.optimizer == "adam":
-            return self._torch.optim.AdamW(groups, lr=self._settings.rate)
-        return self._torch.optim.SGD(groups, lr=self._settings.rate, momentum=_MOMENTUM, nesterov=True)
-
-
-def _is_layer_weight(value: Any) -> bool:
-    """Whether it has values along several axes; a bias or a scale has them along one."""
-    return sum(int(size > 1) for size in tuple(value.shape)) > 1

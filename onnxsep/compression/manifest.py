@@ -1,0 +1,194 @@
+"""The manifest of a run: what it was made from and with, so that it can be repeated and checked."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from pydantic import Field, ValidationError
+
+from onnxsep._version import __version__
+from onnxsep.data import Preprocessing
+from onnxsep.errors import OptionError
+from onnxsep.external import is_external
+from onnxsep.io import Model, read_file, read_tensor
+from onnxsep.report import Record
+from onnxsep.runtime import RuntimeOptions
+from onnxsep.tables import printable
+from onnxsep.tensors import tensor_protos
+
+_PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy", "torch", "onnx2torch")
+_VALUES = (
+    *("external_data", "data_location", "raw_data", "float_data", "double_data", "int32_data", "int64_data"),
+    "uint64_data",
+)
+
+
+class Content(Record):
+    """A model or data that a run read or made."""
+
+    path: str | None
+    """As it was named; None for what came from memory."""
+    sha256: str
+    """Of a model: of the file, or of the model and all its weights where these lie in other files. Of data: of samples,
+    labels and preprocessing, in their order, without names."""
+
+
+class DoneStep(Record):
+    """A finished step."""
+
+    number: int
+    command: str
+    options: dict[str, Any]
+    """All of them, defaults too."""
+    file: str | None = None
+    """The result in the work folder."""
+    sha256: str
+    seconds: float
+
+
+class Manifest(Record):
+    """What a run was made from and with."""
+
+    onnxsep: str = __version__
+    kind: Literal["onnxsep compress 1"] = "onnxsep compress 1"
+    packages: dict[str, str]
+    """Versions of those that are installed."""
+    python: str = Field(default_factory=platform.python_version)
+    platform: str = Field(default_factory=platform.platform)
+    recipe: str
+    description: str = ""
+    recipe_text: str | None = None
+    """As it was written; None for steps from Python."""
+    source: Content
+    data: Content | None = None
+    test: Content | None = None
+    other_models: dict[str, Content] = Field(default_factory=dict)
+    preprocessing: dict[str, Any] | None = None
+    output: str | None = None
+    inputs: str | None = None
+    input_shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    seed: int = 0
+    """Of the steps that name none."""
+    device: str = "auto"
+    threads: int = 0
+    provider: str
+    custom_op_libraries: tuple[str, ...] = ()
+    planned: tuple[str, ...]
+    """The steps of the recipe."""
+    steps: tuple[DoneStep, ...] = ()
+    result: Content | None = None
+
+    def runtime(self) -> RuntimeOptions:
+        """How models were run."""
+        return RuntimeOptions(
+            self.threads, self.provider, custom_op_libraries=tuple(map(Path, self.custom_op_libraries))
+        )
+
+    def image_preprocessing(self) -> Preprocessing | None:
+        """How images were read."""
+        return None if self.preprocessing is None else Preprocessing.from_values(self.preprocessing)
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages that results depend on; none of them is imported."""
+    found = {name: _version(name) for name in _PACKAGES}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def preprocessing_fields(preprocessing: Preprocessing | None) -> dict[str, Any] | None:
+    """Preprocessing as :meth:`Manifest.image_preprocessing` reads it."""
+    if preprocessing is None:
+        return None
+    fields = dataclasses.asdict(preprocessing)
+    found: dict[str, Any] = json.loads(json.dumps({key: value for key, value in fields.items() if value is not None}))
+    return found
+
+
+def model_hash(model: Model) -> str:
+    """SHA-256 of a model, in hexadecimal.
+
+    That of its bytes, where all weights are in them; of a model that is as it was loaded, those of the file. Where some
+    are in other files: that of the model without weights, and of each weight; which of them lie where does not count.
+
+    Raises:
+        ModelLoadError: Weights cannot be read.
+    """
+    external = [tensor for tensor in tensor_protos(model.proto) if is_external(tensor)]
+    if not external:
+        if model.pristine and model.path is not None and model.base_dir is not None:
+            return hashlib.sha256(read_file(model.base_dir / model.path.name)).hexdigest()
+        return hashlib.sha256(model.proto.SerializeToString()).hexdigest()
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model.proto)
+    for tensor in tensor_protos(bare):
+        if tensor.data_type != onnx.TensorProto.STRING:
+            for field in _VALUES:
+                tensor.ClearField(field)
+    hasher = hashlib.sha256(bare.SerializeToString(deterministic=True))
+    for tensor in tensor_protos(model.proto):
+        if tensor.data_type != onnx.TensorProto.STRING:
+            hasher.update(read_tensor(model, tensor).tobytes())
+    return hasher.hexdigest()
+
+
+def model_content(model: Model) -> Content:
+    """A model for the manifest."""
+    return Content(path=None if model.path is None else printable(model.path), sha256=model_hash(model))
+
+
+def path_of(source: object) -> str | None:
+    """The path of data, where they have one."""
+    return printable(source) if isinstance(source, str | os.PathLike) else None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """A manifest from its file.
+
+    Raises:
+        OptionError: It cannot be read, or is no manifest of this version of onnxsep.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise OptionError(
+            f"{str(path)!r} is no manifest that this version of onnxsep reads: {where + ': ' if where else ''}"
+            f"{first['msg']}"
+        ) from error
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is the manifest of a run, of any version of onnxsep."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and str(content.get("kind", "")).startswith("onnxsep compress ")
+
+
+def difference(one: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """How the versions of packages differ, in words; empty where they do not."""
+    return ", ".join(
+        f"{name} {one.get(name, 'missing')} -> {other.get(name, 'missing')}"
+        for name in sorted({*one, *other})
+        if one.get(name) != other.get(name)
+    )

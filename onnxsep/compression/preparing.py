@@ -1,0 +1,150 @@
+"""Before the first step: everything that can be wrong is found, and the manifest says what the run is made from."""
+
+from collections.abc import Iterator
+from itertools import zip_longest
+
+import numpy as np
+
+from onnxsep.compression.given import Given
+from onnxsep.compression.manifest import (
+    Content,
+    Manifest,
+    difference,
+    model_content,
+    packages,
+    path_of,
+    preprocessing_fields,
+)
+from onnxsep.compression.measuring import Measuring
+from onnxsep.compression.recipe import Recipe
+from onnxsep.data import Dataset, Source, open_data
+from onnxsep.errors import DataError, OnnxsepError, OptionError
+from onnxsep.io import Model, load
+from onnxsep.tables import printable
+
+
+def lasting(data: Source | None) -> Source | None:
+    """Data that can be read once for each step: the feeds of an iterator are kept."""
+    if not isinstance(data, Iterator):
+        return data
+    return [
+        np.array(feed) if isinstance(feed, np.ndarray) else {k: np.array(v) for k, v in feed.items()} for feed in data
+    ]
+
+
+def check_steps(recipe: Recipe, given: Given, seed: int) -> None:
+    """Refuse, before anything is read, steps that could not be done.
+
+    Raises:
+        DataError: A step needs data, and there is none.
+        OnnxsepError: As the function of a step raises it for its options, or where a package is missing.
+    """
+    for number, step in enumerate(recipe.steps, start=1):
+        where = f"{recipe.name}, step {number} ({step.name})"
+        if step.needs_data() and given.data is None:
+            raise DataError(f"{where} needs data: give --data (in Python: data=), a folder of images, .npz or .npy")
+        try:
+            step.check(given, seed)
+        except OnnxsepError as error:
+            error.args = (f"{where}: {error}",)
+            raise
+
+
+def make_manifest(recipe: Recipe, original: Model, given: Given, measuring: Measuring, seed: int) -> Manifest:
+    """What the run is made from; the data is read once.
+
+    Raises:
+        DataError: The data does not fit the model, or has no labels where a step needs them.
+        ModelLoadError: A teacher cannot be read.
+    """
+    data = None
+    if given.data is not None:
+        opened = open_data(given.data, original, preprocessing=given.preprocessing, labels=given.labels)
+        _check_labels(recipe, opened)
+        data = Content(path=path_of(given.data), sha256=opened.fingerprint())
+    test = None
+    if measuring.kind == "test":
+        tested = open_data(measuring.source, original, preprocessing=measuring.preprocessing, labels=measuring.labels)
+        test = Content(path=path_of(measuring.source), sha256=tested.fingerprint())
+    others = {
+        f"step {number}, {option}": model_content(load(model, follow_links=given.follow_links))
+        for number, step in enumerate(recipe.steps, start=1)
+        for option, model in step.other_models().items()
+    }
+    runtime = given.runtime
+    return Manifest(
+        packages=packages(),
+        recipe=recipe.name,
+        description=recipe.description,
+        recipe_text=recipe.text,
+        source=model_content(original),
+        data=data,
+        test=test,
+        other_models=others,
+        preprocessing=preprocessing_fields(measuring.preprocessing),
+        output=given.output,
+        inputs=None if given.inputs is None else printable(given.inputs),
+        input_shapes=dict(given.input_shapes),
+        seed=seed,
+        device=given.device,
+        threads=runtime.threads,
+        provider=runtime.provider,
+        custom_op_libraries=tuple(map(printable, runtime.custom_op_libraries)),
+        planned=tuple(step.name for step in recipe.steps),
+    )
+
+
+def _check_labels(recipe: Recipe, data: Dataset) -> None:
+    for number, step in enumerate(recipe.steps, start=1):
+        if step.needs_labels() and data.labels is None:
+            raise DataError(
+                f"{recipe.name}, step {number} ({step.name}) needs labels, and {data.source} has none: put the images"
+                " into one folder for each class, or integers into the array 'y' of an .npz file, or give a CSV file of"
+                " names and classes (--labels)"
+            )
+
+
+def check_repeats(recipe: Recipe, manifest: Manifest) -> list[str]:
+    """Refuse to repeat a manifest with another model or other data; its steps alone can be used through its recipe.
+
+    Returns:
+        A note, where the versions of packages or the machine's settings are others.
+
+    Raises:
+        OptionError: The model, the data or a teacher are not those of the manifest.
+    """
+    old = recipe.repeats
+    if old is None:
+        return []
+    for words, was, now in (
+        ("the model", old.source, manifest.source),
+        ("the data (with labels and preprocessing)", old.data, manifest.data),
+        *(("a teacher", old.other_models.get(k), v) for k, v in manifest.other_models.items()),
+    ):
+        if (was and was.sha256) != (now and now.sha256):
+            named = "none" if was is None else f"{was.path or 'one in memory'}, SHA-256 {was.sha256}"
+            raise OptionError(
+                f"{recipe.name} cannot be repeated: {words} of that run was {named}, and this one differs. To do the"
+                f" same steps with others, give its recipe ({old.recipe}) instead of the manifest"
+            )
+    notes = []
+    versions = difference(
+        old.packages | {"onnxsep": old.onnxsep, "python": old.python},
+        manifest.packages | {"onnxsep": manifest.onnxsep, "python": manifest.python},
+    )
+    if versions:
+        notes.append(f"{recipe.name} was made with other versions: {versions}")
+    if (old.threads, old.provider) != (manifest.threads, manifest.provider):
+        notes.append(f"{recipe.name} was made with {old.threads} threads on {old.provider}")
+    return notes
+
+
+def compare_results(recipe: Recipe, manifest: Manifest) -> list[str]:
+    """Whether the steps gave what the manifest that was repeated lists."""
+    if recipe.repeats is None:
+        return []
+    for was, now in zip_longest(recipe.repeats.steps, manifest.steps):
+        if was is None or now is None or was.sha256 != now.sha256:
+            number, step = (was or now).number, (was or now).command
+            return [f"from step {number} ({step}) on the results are not those of {recipe.name}, bit for bit"]
+    return [f"the results of all steps are those of {recipe.name}, bit for bit"]

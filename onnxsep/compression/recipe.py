@@ -1,0 +1,131 @@
+"""Recipes: lists of steps in TOML files, those of the user and those that come with onnxsep.
+
+    description = "Depthwise Convs, fine-tuned, int8."
+
+    [[steps]]
+    command = "rewrite"
+    mode = "depthwise"
+
+    [[steps]]
+    command = "quantize"
+
+Everything else in a step is an option of that command. (``prune`` has one that is called "step", so the key is not.)
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxsep.compression.manifest import DoneStep, Manifest, read_manifest
+from onnxsep.compression.options import as_json
+from onnxsep.compression.steps import STEPS, Step
+from onnxsep.errors import OptionError
+from onnxsep.tables import printable
+from onnxsep.tomlfile import check_keys, nearest, read_toml
+
+FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is to be done with a model.
+
+    Attributes:
+        name: The name of a recipe that comes with onnxsep, or the path of the file.
+        steps: In their order.
+        description: What it is for.
+        text: The file's text; None for steps from Python.
+        repeats: The manifest that it was read from.
+    """
+
+    name: str
+    steps: tuple[Step, ...]
+    description: str = ""
+    text: str | None = None
+    repeats: Manifest | None = None
+
+
+def shipped_recipes() -> dict[str, Recipe]:
+    """The recipes that come with onnxsep, by name."""
+    return {path.stem: _read(path, path.stem) for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def read_recipe(name: str | os.PathLike[str]) -> Recipe:
+    """A recipe by the name of one that comes with onnxsep, or from a file: TOML, or the manifest of a run.
+
+    Raises:
+        OptionError: There is no such recipe; the file cannot be read or parsed; it has a key or a step that is not
+            known, or a value of the wrong type.
+    """
+    path = Path(name)
+    known = [recipe.stem for recipe in sorted(FOLDER.glob("*.toml"))]
+    if str(name) in known:
+        return _read(FOLDER / f"{name}.toml", str(name))
+    if path.suffix == ".json":
+        return _from_manifest(read_manifest(path), printable(path))
+    if not path.exists() and path.suffix != ".toml" and len(path.parts) == 1:
+        raise OptionError(
+            f"there is no recipe {str(name)!r}{nearest(str(name), known)}; give one of {', '.join(known)}, or the path"
+            " of a TOML file"
+        )
+    return _read(path, printable(path))
+
+
+def _read(path: Path, name: str) -> Recipe:
+    content = read_toml(path)
+    check_keys(content, ("description", "steps"), name)
+    description = content.get("description", "")
+    if not isinstance(description, str):
+        raise OptionError(f"{name}: 'description' must be a text, not {description!r}")
+    steps = parse_steps(content.get("steps"), name, path.absolute().parent)
+    return Recipe(name, steps, description, path.read_text(encoding="utf-8"))
+
+
+def parse_steps(tables: object, name: str, folder: Path | None) -> tuple[Step, ...]:
+    """The steps of a recipe.
+
+    Args:
+        tables: What the file has under ``steps``.
+        name: Names the file in messages.
+        folder: What paths in it are relative to.
+
+    Raises:
+        OptionError: There are none, or one of them cannot be used.
+    """
+    if not isinstance(tables, Sequence) or isinstance(tables, str) or not all(isinstance(t, Mapping) for t in tables):
+        raise OptionError(f'{name}: there are no steps; write each as [[steps]], and below it command = "rewrite"')
+    if not tables:
+        raise OptionError(f"{name}: the list of steps is empty")
+    return tuple(_step(table, f"{name}, step {number}", folder) for number, table in enumerate(tables, start=1))
+
+
+def _step(table: Mapping[str, Any], where: str, folder: Path | None) -> Step:
+    kind = table.get("command")
+    if kind is None:
+        raise OptionError(f"{where} has no key 'command'; it names one of: {', '.join(STEPS)}")
+    if not isinstance(kind, str) or kind not in STEPS:
+        raise OptionError(
+            f"{where}: there is no command {kind!r} for a step{nearest(str(kind), STEPS)}; known commands:"
+            f" {', '.join(STEPS)}"
+        )
+    options = {key: value for key, value in table.items() if key != "command"}
+    return STEPS[kind].parse(options, f"{where} ({kind})", folder)
+
+
+def _from_manifest(manifest: Manifest, name: str) -> Recipe:
+    if len(manifest.steps) < len(manifest.planned):
+        raise OptionError(
+            f"{name!r} is the manifest of a run that is not finished ({len(manifest.steps)} of {len(manifest.planned)}"
+            " steps); give the same command again to go on with it"
+        )
+    tables = [{"command": done.command, **_not_default(done)} for done in manifest.steps]
+    return Recipe(name, parse_steps(tables, name, None), manifest.description, manifest.recipe_text, manifest)
+
+
+def _not_default(done: DoneStep) -> dict[str, Any]:
+    """The options of a step that are to be given again; the seed always is, for the run's own stands behind it."""
+    known = STEPS[done.command].defaults() if done.command in STEPS else {}
+    same = {name for name, value in known.items() if as_json(value) == done.options.get(name) and name != "seed"}
+    return {name: value for name, value in done.options.items() if name not in same}

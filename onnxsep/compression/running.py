@@ -1,0 +1,159 @@
+"""Running the steps one after another, each on the result of the one before it."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxsep.compression.given import Given
+from onnxsep.compression.manifest import DoneStep, Manifest, model_hash
+from onnxsep.compression.options import as_json
+from onnxsep.compression.report import StepReport
+from onnxsep.compression.steps import Step
+from onnxsep.compression.work_folder import WorkFolder
+from onnxsep.errors import OnnxsepError
+from onnxsep.factors import Progress
+from onnxsep.io import Model
+from onnxsep.report import Record
+
+Told = Callable[[StepReport], None]
+
+
+@dataclass
+class Done:
+    """What a run has so far.
+
+    Attributes:
+        manifest: Lists the finished steps.
+        models: The result of each.
+        reports: What each did.
+        new_initializers: Weights that may go into a data file, where the model has one.
+    """
+
+    manifest: Manifest
+    models: list[Model] = field(default_factory=list)
+    reports: list[StepReport] = field(default_factory=list)
+    new_initializers: dict[str, None] = field(default_factory=dict)
+
+
+class Run:
+    """The steps of a run.
+
+    Args:
+        steps: In their order.
+        given: What they all get.
+        original: What the first of them gets.
+        seed: Of steps that name none.
+        folder: Where finished steps are kept; None: in memory.
+        progress: Told of the progress.
+        told: Told of each step that is finished.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        given: Given,
+        original: Model,
+        *,
+        seed: int,
+        folder: WorkFolder | None = None,
+        progress: Progress | None = None,
+        told: Told | None = None,
+    ) -> None:
+        self._steps, self._given, self._original, self._seed = steps, given, original, seed
+        self._folder, self._progress, self._told = folder, progress, told
+
+    def __call__(self, manifest: Manifest, *, fresh: bool = False) -> Done:
+        """Do all steps that an earlier run has not finished.
+
+        Args:
+            manifest: Of the run, without any steps.
+            fresh: Do not go on with what an earlier run has left.
+
+        Raises:
+            OnnxsepError: A step failed: of the class that its function raises, with the step in its message; or the
+                work folder cannot be used.
+            KeyboardInterrupt: Ctrl-C. What is finished stays in the work folder.
+        """
+        done = Done(manifest)
+        if self._folder is not None:
+            planned = [(step.name, self._options(step)) for step in self._steps]
+            for found in self._folder.begin(manifest, planned, fresh=fresh):
+                self._add(done, found.done, found.model, found.report, resumed=True)
+        for number in range(len(done.models) + 1, len(self._steps) + 1):
+            with self._named(number):
+                self._do(done, number)
+        return done
+
+    def _do(self, done: Done, number: int) -> None:
+        step, folder, started = self._steps[number - 1], self._folder, time.perf_counter()
+        result = step.run(
+            done.models[-1] if done.models else self._original,
+            self._given,
+            original=self._original,
+            seed=self._seed,
+            checkpoint=None if folder is None else folder.checkpoint(number, step.name),
+            progress=self._told_of(number),
+        )
+        report: Any = result.report
+        if getattr(report, "stopped", None) == "interrupted":  # the best so far is no finished step
+            raise KeyboardInterrupt
+        seconds = time.perf_counter() - started
+        model, file = result.model, None
+        if folder is not None:
+            model, file = folder.keep(number, step.name, result)
+        finished = DoneStep(
+            number=number,
+            command=step.name,
+            options=self._options(step),
+            file=file,
+            sha256=model_hash(model),
+            seconds=seconds,
+        )
+        done.new_initializers |= dict.fromkeys(result.new_initializers)
+        self._add(done, finished, model, report, resumed=False)
+        if folder is not None:
+            folder.finish(done.manifest, number, step.name)
+
+    def _add(self, done: Done, finished: DoneStep, model: Model, report: Record, *, resumed: bool) -> None:
+        done.manifest = done.manifest.model_copy(update={"steps": (*done.manifest.steps, finished)})
+        done.models.append(model)
+        done.reports.append(
+            StepReport(
+                number=finished.number,
+                command=finished.command,
+                given=str(self._steps[finished.number - 1]),
+                options=finished.options,
+                sha256=finished.sha256,
+                seconds=finished.seconds,
+                resumed=resumed,
+                report=report,
+            )
+        )
+        if self._told is not None:
+            self._told(done.reports[-1])
+
+    def _options(self, step: Step) -> dict[str, Any]:
+        return {name: as_json(value) for name, value in step.resolved(self._seed).items()}
+
+    def _told_of(self, number: int) -> Progress | None:
+        if self._progress is None:
+            return None
+        told, where = self._progress, f"step {number} of {len(self._steps)}, {self._steps[number - 1].name}"
+        return lambda words, at, total: told(f"{where}: {words}", at, total)
+
+    @contextmanager
+    def _named(self, number: int) -> Iterator[None]:
+        """Name the step in the message of an error, and say what is left of the run."""
+        try:
+            yield
+        except OnnxsepError as error:
+            name, words = self._steps[number - 1].name, str(error)
+            if self._folder is not None:
+                words = words.rstrip(".") + self._folder.failed(number, name, getattr(error, "report", None))
+                if number > 1:
+                    words += f". What the steps before it gave is in {self._folder.path}, and is not done again"
+            words = f"step {number} ({name}): {words}"
+            error.args = (words,)
+            raise

@@ -1,0 +1,287 @@
+"""The steps that a pipeline is made of: each the name of a command and its options.
+
+A step of another kind is one more class here, and its name is then known to recipes too.
+"""
+
+import inspect
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar, get_type_hints
+
+from onnxsep.compression.given import Given
+from onnxsep.compression.options import Function, as_json, checked, defaults
+from onnxsep.factors import Progress
+from onnxsep.finetuning import finetune
+from onnxsep.io import Model, load
+from onnxsep.pipeline import rewrite
+from onnxsep.pruning import prune
+from onnxsep.quantization import quantize
+from onnxsep.report import Record
+from onnxsep.saving import Savable
+
+ORIGINAL, NONE = "original", "none"  # words for a teacher; a file of this name is "./original"
+_Own = TypeVar("_Own", bound="Step")
+
+
+class _OpenedError(Exception):
+    """A function has found its options to be in order, and opens the model."""
+
+
+class _Unopened(os.PathLike[str]):
+    """The path of a model that nothing can open: functions check their options before they open the model."""
+
+    def __fspath__(self) -> str:
+        raise _OpenedError
+
+
+class Step(ABC):
+    """One step of a pipeline: a command and its options, which are those of the function of that name.
+
+    Attributes:
+        name: The command.
+        options: The options that were given, by the function's names; the others have the function's defaults.
+    """
+
+    name: ClassVar[str]
+    aliases: ClassVar[Mapping[str, str]] = {}
+    changed_defaults: ClassVar[Mapping[str, Any]] = {}
+    options: Mapping[str, Any]
+    __signature__: ClassVar[inspect.Signature]  # what help() and editors show
+
+    def __init__(self, **options: Any) -> None:
+        self._set(options, type(self).__name__)
+
+    def __init_subclass__(cls) -> None:
+        parameters = inspect.signature(cls.function()).parameters
+        shown = [parameters[name].replace(default=value) for name, value in cls.defaults().items()]
+        cls.__signature__ = inspect.Signature(shown)
+
+    @classmethod
+    @abstractmethod
+    def function(cls) -> Function:
+        """What does the step."""
+
+    @classmethod
+    def parse(cls: type[_Own], options: Mapping[str, Any], where: str, folder: Path | None = None) -> _Own:
+        """A step from what is written in a recipe.
+
+        Args:
+            options: By name; "-" and "_" are the same.
+            where: The file and the number of the step, for messages.
+            folder: Paths are relative to it; None: to the working folder.
+
+        Raises:
+            OptionError: An option is not known, or its value has the wrong type.
+        """
+        step = cls.__new__(cls)
+        step._set(options if folder is None else cls._placed(options, folder), where)
+        return step
+
+    def _set(self, options: Mapping[str, Any], where: str) -> None:
+        found = checked(self.function(), options, self.aliases, where)
+        object.__setattr__(self, "options", MappingProxyType(found))
+
+    @classmethod
+    def _placed(cls, options: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+        """The options, with paths among them starting from a folder."""
+        return options
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """All options and their defaults; ``inspect.Parameter.empty`` for those that must be given."""
+        return {**defaults(cls.function()), **cls.changed_defaults}
+
+    @classmethod
+    def report_type(cls) -> type[Record]:
+        """The class of the report that the step's function gives."""
+        result = get_type_hints(cls.function())["return"]
+        found: type[Record] = get_type_hints(result)["report"]
+        return found
+
+    def resolved(self, seed: int = 0) -> dict[str, Any]:
+        """Every option with its value; ``seed`` is the run's, for steps that name none."""
+        found = {**self.defaults(), **self.options}
+        if "seed" in found and "seed" not in self.options:
+            found["seed"] = seed
+        return found
+
+    def needs_data(self) -> bool:
+        """Whether it cannot be done without data."""
+        parameter = inspect.signature(self.function()).parameters.get("data")
+        return parameter is not None and parameter.default is inspect.Parameter.empty
+
+    def needs_labels(self) -> bool:
+        """Whether the data must have labels."""
+        return False
+
+    def check(self, given: Given, seed: int = 0) -> None:
+        """Let the function check its options, and that what it needs is installed; nothing is read.
+
+        Raises:
+            OptionError: They are out of range or contradict each other.
+            ModeNotFoundError: There is no such mode.
+            MissingDependencyError: A package is missing.
+        """
+        try:
+            self._call(_Unopened(), {**self.resolved(seed), **self._shared(given)})
+        except _OpenedError:
+            return
+
+    def run(
+        self,
+        model: Model,
+        given: Given,
+        *,
+        original: Model,
+        seed: int,
+        checkpoint: Path | None,
+        progress: Progress | None,
+    ) -> Savable:
+        """Do it.
+
+        Args:
+            model: What the step before gave.
+            given: What the run gives to all steps.
+            original: The model that the run began with.
+            seed: For a step that names none.
+            checkpoint: Where a step that can go on later may keep its state.
+            progress: Told of the progress within the step.
+        """
+        options = {**self.resolved(seed), **self._shared(given), **self._extra(given, original, checkpoint)}
+        return self._call(model, {**options, "progress": progress})
+
+    def _call(self, model: Any, options: Mapping[str, Any]) -> Savable:
+        return self.function()(model, **options)
+
+    def _shared(self, given: Given) -> dict[str, Any]:
+        """What the function takes of what the run gives."""
+        takes = inspect.signature(self.function()).parameters
+        return {one.name: getattr(given, one.name) for one in fields(given) if one.name in takes}
+
+    def _extra(self, given: Given, original: Model, checkpoint: Path | None) -> dict[str, Any]:
+        """Arguments that depend on the run."""
+        return {}
+
+    def other_models(self) -> dict[str, Any]:
+        """Models that the step reads beside the one that it changes, by the name of the option."""
+        return {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a step is not changed; make another {type(self).__name__}")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and isinstance(other, Step) and dict(other.options) == dict(self.options)
+
+    def __hash__(self) -> int:
+        return hash((self.name, str(self)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.options.items())})"
+
+    def __str__(self) -> str:
+        """The options that were given, in one line."""
+        shown = {key.replace("_", "-"): as_json(value) for key, value in self.options.items()}
+        return ", ".join(f"{key} {_word(value)}" for key, value in shown.items())
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+class Rewrite(Step):
+    """Replace Convs by separable ones: :func:`onnxsep.rewrite`.
+
+    Where the run has data, the factors are fitted to them, unless ``init="svd"`` asks for the weights alone.
+    """
+
+    name = "rewrite"
+
+    @classmethod
+    def function(cls) -> Function:  # noqa: D102 - the base class says it
+        return rewrite
+
+    def _shared(self, given: Given) -> dict[str, Any]:
+        found = super()._shared(given)
+        if given.data is None or (self.options.get("init") == "svd" and not self.options.get("tune")):
+            found |= {"data": None, "preprocessing": None}
+        return found
+
+
+class Prune(Step):
+    """Set weights to zero, or take channels out: :func:`onnxsep.prune`."""
+
+    name = "prune"
+    aliases = MappingProxyType({"round": "multiple"})  # the command's name for it
+
+    @classmethod
+    def function(cls) -> Function:  # noqa: D102
+        return prune
+
+
+class FineTune(Step):
+    """Train the weights: :func:`onnxsep.finetune`.
+
+    ``teacher`` is "original" by default: the model that the run began with. "none" (or None) trains with labels alone.
+    """
+
+    name = "finetune"
+    changed_defaults = MappingProxyType({"teacher": ORIGINAL})
+
+    @classmethod
+    def function(cls) -> Function:  # noqa: D102
+        return finetune
+
+    @classmethod
+    def _placed(cls, options: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+        teacher = options.get("teacher")
+        if not isinstance(teacher, str) or teacher in (ORIGINAL, NONE):
+            return options
+        return {**options, "teacher": str((folder / teacher).absolute())}
+
+    def _teacher(self) -> Any:
+        """ORIGINAL, None, or a model."""
+        teacher = self.options.get("teacher", ORIGINAL)
+        return None if isinstance(teacher, str) and teacher == NONE else teacher
+
+    def _is_original(self) -> bool:
+        return isinstance(self._teacher(), str) and self._teacher() == ORIGINAL
+
+    def needs_labels(self) -> bool:
+        """Without a teacher, or where labels have a share of the loss."""
+        return self._teacher() is None or bool(self.options.get("label_weight"))
+
+    def other_models(self) -> dict[str, Any]:
+        """The teacher, where it is not the original."""
+        return {} if self._teacher() is None or self._is_original() else {"teacher": self._teacher()}
+
+    def _extra(self, given: Given, original: Model, checkpoint: Path | None) -> dict[str, Any]:
+        teacher = original if self._is_original() else self._teacher()
+        return {
+            "teacher": teacher if teacher is None else load(teacher, follow_links=given.follow_links),
+            "checkpoint": checkpoint,
+            "resume": checkpoint is not None and checkpoint.exists(),
+        }
+
+
+class Quantize(Step):
+    """Quantise to int8: :func:`onnxsep.quantize`."""
+
+    name = "quantize"
+
+    @classmethod
+    def function(cls) -> Function:  # noqa: D102
+        return quantize
+
+    def needs_labels(self) -> bool:
+        """For a limit on the lost accuracy."""
+        return self.options.get("max_drop") is not None
+
+
+STEPS: dict[str, type[Step]] = {kind.name: kind for kind in (Rewrite, Prune, FineTune, Quantize)}
+"""The kinds of steps by the name that recipes have for them."""

@@ -1,0 +1,187 @@
+"""A run of fine-tuning: load -> open the data -> turn into torch -> train -> write the weights back."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy.typing as npt
+import onnx
+
+from onnxsep.data import Dataset, Preprocessing, Source, open_data
+from onnxsep.errors import OptionError
+from onnxsep.finetuning import setup
+from onnxsep.finetuning.options import Options
+from onnxsep.finetuning.report import FinetuneReport
+from onnxsep.io import Model, load
+from onnxsep.runtime import RuntimeOptions
+from onnxsep.tables import model_info
+from onnxsep.training import TorchGraph, to_torch, write_back
+from onnxsep.training.batches import Batches
+from onnxsep.training.checkpoint import CheckpointFile
+from onnxsep.training.converters import import_torch
+from onnxsep.training.figures import Settings, Trained
+from onnxsep.training.learner import Learner
+from onnxsep.training.losses import Loss, LossSettings
+from onnxsep.training.parallel import Group
+from onnxsep.training.session import arrays_of, check_conversion, check_outputs
+from onnxsep.training.teacher import Teacher
+from onnxsep.training.torch_teacher import fastest_teacher
+from onnxsep.training.trainer import Told, Trainer
+
+AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
+Used = dict[str, bool | int | float | str | None]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user named: models, data and files."""
+
+    model: AnyModel
+    teacher: AnyModel | None
+    data: Source
+    labels: str | os.PathLike[str] | npt.ArrayLike | None
+    preprocessing: Preprocessing | None
+    checkpoint: Path | None
+    resume: bool
+    follow_links: bool
+    runtime: RuntimeOptions
+    progress: Told | None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """All that is known before the first step."""
+
+    source: Model
+    original: Model | None
+    dataset: Dataset
+    graph: TorchGraph
+    learner: Learner
+    batches: Batches
+    trainer: Trainer
+    used: Used
+    accuracy_of: setup.AccuracyOf
+    notes: tuple[str, ...]
+
+
+def run(given: Given, options: Options, group: Group) -> tuple[Model, tuple[str, ...], FinetuneReport]:
+    """Train; the errors are those of ``onnxsep.finetune``.
+
+    Returns:
+        The model, the names of the weights that are new in it, and the report; the same in every process.
+    """
+    started = time.perf_counter()
+    ready = group.alike(lambda: _prepare(given, options, group))
+    trained = ready.trainer.run(resume=given.resume)
+    result = write_back(ready.source, trained.arrays) if trained.arrays else ready.source
+    return result, tuple(trained.arrays), _report(ready, trained, time.perf_counter() - started)
+
+
+def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
+    source = load(given.model, follow_links=given.follow_links)
+    original = None if given.teacher is None else load(given.teacher, follow_links=given.follow_links)
+    dataset = open_data(
+        given.data,
+        source,
+        preprocessing=given.preprocessing,
+        labels=given.labels,
+        need_labels=original is None or bool(options.label_weight),
+    )
+    weight = setup.label_weight(options.label_weight, original, dataset)
+    setup.fit_batch(dataset, original)
+    chosen = dataset.sample(options.samples, options.seed)
+    batches = Batches(dataset, chosen, options.batch, options.validation, options.seed)
+    graph = to_torch(source)
+    if not graph.parameters:
+        raise OptionError("there are no weights to train in the model's main graph")
+    graph.module.to(group.device)
+    first = batches.first()
+    ours = arrays_of(graph, first.feeds)
+    check_conversion(Teacher(source, given.runtime), first.feeds, ours)
+    term = None if original is None or weight == 1 else options.loss
+    must = term is None or term == "soft" or bool(options.label_weight)
+    scores = setup.scores(ours, first.size, options.output, dataset, chosen, needed=must)
+    weight = weight if scores is not None else 0.0  # labels that no output answers to: the teacher alone
+    runner = None if original is None or term is None else Teacher(original, given.runtime)
+    reference = [] if runner is None else [runner(item.feeds) for item in setup.reference(batches)]
+    objective = Loss(import_torch(), LossSettings(term, weight, options.temperature, scores), ours, reference)
+    teacher, notes = None, dataset.notes
+    if original is not None and runner is not None:
+        check_outputs(objective.outputs, ours, runner(first.feeds))
+        teacher, slower = fastest_teacher(original, runner, first.feeds, group.device, options.precision)
+        notes += slower
+    augmenter, augmented = setup.augmenter(options.augment, first.feeds, has_teacher=term is not None)
+    norm, norms, found = setup.batch_norm(graph, batches, options, group.count, has_scores=scores is not None)
+    zeros = setup.is_pruned(source, graph) if options.keep_zeros is None else options.keep_zeros
+    learner = Learner(
+        graph,
+        batch_norm=norm,
+        precision=options.precision,
+        keep_zeros=zeros,
+        norms=norms,
+        group=group,
+        outputs=objective.reads,
+    )
+    setup.check_precision(learner, first.feeds, options.precision)
+    used: Used = {
+        "loss": term,
+        "label_weight": weight,
+        "temperature": options.temperature if term == "soft" else None,
+        "output": scores,
+        "epochs": options.epochs,
+        "batch": options.batch,
+        "optimizer": options.optimizer,
+        "rate": options.largest_rate,
+        "schedule": options.schedule,
+        "weight_decay": options.weight_decay,
+        "batch_norm": norm if graph.buffers or norms else None,
+        "precision": options.precision,
+        "augment": augmented,
+        "validation": options.validation,
+        "patience": options.patience,
+        "keep_zeros": zeros,
+        "samples": options.samples,
+        "seed": options.seed,
+    }
+    file = None
+    if given.checkpoint is not None and group.leads:
+        file = CheckpointFile(given.checkpoint, setup.identity(source, original, dataset, chosen, used))
+        if not given.resume and given.checkpoint.exists():
+            raise OptionError(f"{given.checkpoint} is there already; add --resume to go on from it, or remove it")
+    settings = Settings(
+        options.epochs,
+        options.optimizer,
+        options.largest_rate,
+        options.schedule,
+        options.weight_decay,
+        options.patience,
+        options.seed,
+    )
+    trainer = Trainer(learner, batches, objective, teacher, augmenter, settings, file, given.progress, runner)
+    counted = setup.accuracy_of(dataset, scores, reference)
+    where: Mapping[str, str | int] = {"device": str(group.device), "processes": group.count}
+    return _Prepared(
+        source, original, dataset, graph, learner, batches, trainer, {**used, **where}, counted, (*notes, *found)
+    )
+
+
+def _report(ready: _Prepared, trained: Trained, seconds: float) -> FinetuneReport:
+    return FinetuneReport(
+        source=model_info(ready.source),
+        teacher=None if ready.original is None else str(ready.original.path or "a model in memory"),
+        options=ready.used,
+        training_samples=ready.batches.count,
+        held_out_samples=len(ready.batches.held_out),
+        weights=sum(value.numel() for value in ready.graph.parameters.values()),
+        zeros_kept=ready.learner.zeros,
+        accuracy_of=ready.accuracy_of,
+        before=trained.before,
+        epochs=trained.history,
+        best_epoch=trained.best_epoch,
+        stopped=trained.stopped,
+        resumed_after=trained.resumed_after,
+        notes=(*ready.notes, *trained.notes),
+        seconds=seconds,
+    )

@@ -1,0 +1,59 @@
+"""Where training runs: the CPU, or a GPU that torch has."""
+
+import re
+from typing import Any
+
+from onnxsep.errors import OptionError
+
+_NAMES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+def check_device(name: str) -> None:
+    """Refuse a name that is none of a device.
+
+    Raises:
+        OptionError: It is not one of auto, cpu, cuda, cuda:N, mps.
+    """
+    if not _NAMES.fullmatch(name):
+        raise OptionError(f"--device {name!r} is not one of auto, cpu, cuda, cuda:0 (or another number), mps")
+
+
+def find_device(torch: Any, name: str, process: int = 0, processes: int = 1) -> Any:
+    """The torch device of a name.
+
+    Args:
+        torch: The package.
+        name: "auto" is a GPU where torch has one, else the CPU.
+        process: The number of this process on this machine: without a number in the name it takes that GPU.
+        processes: How many processes train together. Apple's GPU can be used by one only.
+
+    Raises:
+        OptionError: torch has no such device, or it cannot be used by several processes.
+    """
+    check_device(name)
+    if name == "auto":
+        if torch.cuda.is_available() and process < torch.cuda.device_count():
+            name = "cuda"
+        else:
+            name = "mps" if _has_mps(torch) and processes == 1 else "cpu"
+    if name == "mps" and processes > 1:
+        raise OptionError("--device mps cannot be used by several processes; use one process, or --device cpu")
+    if name == "mps" and not _has_mps(torch):
+        raise OptionError("--device mps: this torch has no Apple GPU; use --device cpu")
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(name[5:]) if ":" in name else process
+        if processes > 1 and ":" in name:
+            raise OptionError(
+                f"--device {name} would be used by {processes} processes; --device cuda gives each its own"
+            )
+        if index >= count:
+            has = f"{count} NVIDIA GPU(s)" if count else "no NVIDIA GPU"
+            raise OptionError(f"--device {name}: torch sees {has} and number {index} is asked for; use --device cpu")
+        name = f"cuda:{index}"
+    return torch.device(name)
+
+
+def _has_mps(torch: Any) -> bool:
+    backend = getattr(torch.backends, "mps", None)
+    return backend is not None and bool(backend.is_available())

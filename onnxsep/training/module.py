@@ -1,0 +1,120 @@
+"""The torch module that computes a graph node by node; :mod:`onnxsep.training.bridge` makes it."""
+
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxsep.errors import OptionError, UnsupportedModelError
+from onnxsep.scopes import display_name
+from onnxsep.training.converters import Operation, import_torch
+from onnxsep.training.normalize import Normalized
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node.
+
+    Attributes:
+        node: The node of the normalised graph.
+        operation: What computes it.
+        gone: Tensors that no later step reads.
+    """
+
+    node: onnx.NodeProto
+    operation: Operation
+    gone: tuple[str, ...]
+
+
+@functools.cache
+def module_class() -> Callable[..., Any]:
+    """The class of ``TorchGraph.module``; made here because its base can only be imported when it is needed."""
+    import_torch()
+    import torch
+
+    class OnnxModule(torch.nn.Module):
+        def __init__(
+            self,
+            normalized: Normalized,
+            steps: Sequence[Step],
+            arrays: Mapping[str, NDArray[Any]],
+            weights: Collection[str],
+            statistics: Collection[str],
+        ) -> None:
+            super().__init__()
+            self._steps = list(steps)
+            self._own: dict[int, Step] = {}  # steps as they were, where a module stands in for one
+            self._inputs = [value.name for value in normalized.graph.input]
+            self._outputs = normalized.outputs
+            self._keys: dict[str, str] = {}  # torch does not allow every name, so tensors are numbered
+            self._statistics = sorted(statistics)
+            for index, (name, array) in enumerate(arrays.items()):
+                self._keys[name] = f"tensor_{index}"
+                tensor = torch.from_numpy(np.array(array))
+                if name in weights:
+                    self.register_parameter(self._keys[name], torch.nn.Parameter(tensor))
+                else:
+                    self.register_buffer(self._keys[name], tensor, persistent=name in statistics)
+            modules = [step.operation.module or torch.nn.Identity() for step in steps]
+            self._modules_of_steps = torch.nn.ModuleList(modules)
+            self.register_buffer("_device_marker", torch.empty(0), persistent=False)
+
+        def weights(self) -> dict[str, Any]:
+            keys = self._keys.items()
+            return {name: self._parameters[key] for name, key in keys if key in self._parameters}
+
+        def statistics(self) -> dict[str, Any]:
+            return {name: self._buffers[self._keys[name]] for name in self._statistics}
+
+        def device(self) -> Any:
+            return self._device_marker.device
+
+        def steps(self) -> list[Step]:
+            return list(self._steps)
+
+        def put(self, index: int, module: Any) -> None:
+            """Let a torch module compute a step, from the same tensors; None gives it back to its operation."""
+            step = self._steps[index]
+            self._own.setdefault(index, step)
+            operation = self._own[index].operation
+            if module is not None:
+                operation = replace(operation, call=module, module=module)
+            self._steps[index] = replace(step, operation=operation)
+            self._modules_of_steps[index] = operation.module or torch.nn.Identity()
+
+        def forward(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+            tensors = {name: getattr(self, key) for name, key in self._keys.items()}
+            missing = [name for name in self._inputs if name not in feeds]
+            if missing:
+                raise OptionError(f"the input {missing[0]!r} is missing; the model has: {', '.join(self._inputs)}")
+            tensors.update((name, feeds[name]) for name in self._inputs)
+            for step, module in zip(self._steps, self._modules_of_steps, strict=True):
+                arguments = [tensors[name] if name else None for name in step.operation.inputs]
+                result = _run(step, module, arguments, self.training)
+                several = isinstance(result, (tuple, list))
+                tensors.update(zip(step.node.output, result if several else [result], strict=False))
+                for name in step.gone:
+                    tensors.pop(name, None)
+            return {name: tensors[source] for name, source in self._outputs.items()}
+
+    return OnnxModule
+
+
+def _run(step: Step, module: Any, arguments: Sequence[Any], training: bool) -> Any:
+    """Compute one node; what torch says about a failure names no node, so that is added."""
+    operation = step.operation
+    try:
+        if operation.module is not None:
+            return module(*arguments)
+        if getattr(operation.call, "trains", False):
+            return operation.call(*arguments, training=training)
+        return operation.call(*arguments)
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, UnsupportedModelError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UnsupportedModelError(
+            f"the model cannot be run with torch: {step.node.op_type} {display_name(step.node)!r}: {reason}"
+        ) from error

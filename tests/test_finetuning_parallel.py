@@ -1,0 +1,284 @@
+"""Several processes that train one model, started by torchrun."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from finetuning_models import (
+    DIGITS,
+    chain,
+    digits_in,
+    initializers,
+    needs_torch,
+    run,
+    small_data,
+    small_model,
+    write_data,
+)
+from onnx import numpy_helper
+
+import onnxsep
+from onnxsep.data import open_data
+from onnxsep.errors import OptionError
+from onnxsep.io import Model, load
+from onnxsep.training.batches import Batches
+from onnxsep.training.devices import check_device, find_device
+
+pytestmark = [
+    needs_torch,
+    pytest.mark.skipif(sys.platform == "win32", reason="torch for Windows has no libuv, which torchrun wants"),
+]
+# One thread in each process; and no network: the processes meet on this machine.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "onnxsep"]
+
+
+def both(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in two processes."""
+    command = [*TORCHRUN, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=ENVIRONMENT, timeout=300)
+
+
+def weights(path: Path) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+
+
+def same(one: Path, other: Path, start: Path) -> None:
+    """The weights of two runs agree far better than they differ from those at the start."""
+    first, second, before = weights(one), weights(other), weights(start)
+    moved = 0.0
+    for name, values in first.items():
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(values, second[name], rtol=1e-4, atol=1e-5)
+            moved = max(moved, float(np.abs(values - before[name]).max()))
+    assert moved > 1e-2
+
+
+# ---------------------------------------------------------------- two equal one
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    """The digits model, with crops and flips on its own inputs left out: they are too small to be moved."""
+    digits_in(tmp_path)
+    rewritten = onnxsep.rewrite(DIGITS, mode="depthwise", rank=1, verify="none")
+    rewritten.save(tmp_path / "in.onnx")
+    # 285 samples are trained on: nine steps of 31, and batches of 15 and 16 samples.
+    options = ["--data", "train.npz", "--samples", 317, "--batch", 31, "--epochs", 2, "--threads", 1]
+    options += ["--teacher", DIGITS, "--batch-norm", "frozen", "--json"]
+    one = run("finetune", "in.onnx", "one.onnx", *options, cwd=tmp_path)
+    two = both("finetune", "in.onnx", "two.onnx", *options, cwd=tmp_path)
+    assert one.returncode == two.returncode == 0, two.stderr
+    same(tmp_path / "one.onnx", tmp_path / "two.onnx", tmp_path / "in.onnx")
+    first, second = json.loads(one.stdout), json.loads(two.stdout)  # one report, not two
+    assert (first["options"]["processes"], second["options"]["processes"]) == (1, 2)
+    for done, other in zip(first["epochs"], second["epochs"], strict=True):
+        assert done["training"]["loss"] == pytest.approx(other["training"]["loss"], rel=1e-3)
+        assert done["training"]["accuracy"] == other["training"]["accuracy"]
+        assert done["validation"]["loss"] == pytest.approx(other["validation"]["loss"], rel=1e-3)
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+def test_crops_flips_and_one_batch_size(tmp_path: Path) -> None:
+    """Each image is moved as it is in one process, and feeds of four samples are shared out whole."""
+    write_data(tmp_path / "data.npz", 60)
+    onnxsep.save(small_model(norm=False, batch=4), tmp_path / "in.onnx")
+    options = ["--data", "data.npz", "--batch", 12, "--epochs", 2, "--threads", 1, "--validation", 0.2]
+    options += ["--augment", "crop,flip", "--optimizer", "adam", "--rate", 0.01, "--quiet"]
+    one = run("finetune", "in.onnx", "one.onnx", *options, cwd=tmp_path)
+    two = both("finetune", "in.onnx", "two.onnx", *options, cwd=tmp_path)
+    assert one.returncode == two.returncode == 0, two.stderr
+    same(tmp_path / "one.onnx", tmp_path / "two.onnx", tmp_path / "in.onnx")
+
+
+def test_weights_that_the_loss_does_not_reach(tmp_path: Path) -> None:
+    """An output that labels say nothing about: its weight stays, in one process and in two."""
+    model = small_model(norm=False)
+    graph = model.proto.graph
+    graph.node.append(onnx.helper.make_node("Conv", ["c", "beside"], ["picture"]))
+    graph.initializer.append(numpy_helper.from_array(np.ones((2, 6, 1, 1), np.float32), "beside"))
+    shape: list[str | int | None] = ["n", 2, 16, 16]
+    graph.output.append(onnx.helper.make_tensor_value_info("picture", onnx.TensorProto.FLOAT, shape))
+    onnxsep.save(model, tmp_path / "in.onnx")
+    write_data(tmp_path / "data.npz", 60)
+    options = ["--data", "data.npz", "--batch", 16, "--epochs", 2, "--threads", 1, "--augment", "none", "--quiet"]
+    one = run("finetune", "in.onnx", "one.onnx", *options, cwd=tmp_path)
+    two = both("finetune", "in.onnx", "two.onnx", *options, cwd=tmp_path)
+    assert one.returncode == two.returncode == 0, two.stderr
+    same(tmp_path / "one.onnx", tmp_path / "two.onnx", tmp_path / "in.onnx")
+    for path in ("one.onnx", "two.onnx"):
+        assert (weights(tmp_path / path)["beside"] == 1).all()
+    assert "Warning" not in two.stderr
+
+
+def test_norms_see_the_share_of_a_process(tmp_path: Path) -> None:
+    write_data(tmp_path / "data.npz", 64)
+    onnxsep.save(chain(8), tmp_path / "in.onnx")
+    options = ["--data", "data.npz", "--epochs", 2, "--threads", 1, "--quiet", "--report", "report.json"]
+    done = both("finetune", "in.onnx", "out.onnx", *options, "--batch", 16, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["options"]["batch_norm"] == "insert"
+    assert any("saw the 8 samples of a process at a time" in note for note in report["notes"])
+    refused = both("finetune", "in.onnx", "other.onnx", *options, "--batch-norm", "insert", "--batch", 12, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.count("onnxsep: error:") == 1
+    assert "not 6 in each process" in refused.stderr
+    assert not (tmp_path / "other.onnx").exists()
+
+
+def test_a_resumed_run_of_two(tmp_path: Path) -> None:
+    """The first process alone reads the checkpoint, and both go on from it."""
+    write_data(tmp_path / "data.npz", 64)
+    onnxsep.save(small_model(norm=False), tmp_path / "in.onnx")
+    options = ["--data", "data.npz", "--batch", 16, "--epochs", 60, "--threads", 1, "--augment", "crop"]
+    with subprocess.Popen(
+        [*TORCHRUN, "finetune", "in.onnx", "out.onnx", *map(str, options), "--quiet"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while process.poll() is None and not (tmp_path / "out.onnx.checkpoint").exists():
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        errors = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
+    assert errors.count("holds the best so far") == 1, errors
+    assert initializers(load(tmp_path / "out.onnx")) != initializers(small_model(norm=False))
+    rest = both("finetune", "in.onnx", "out.onnx", *options, "--resume", "--json", cwd=tmp_path)
+    assert rest.returncode == 0, rest.stderr
+    report = json.loads(rest.stdout)
+    assert 0 < report["resumed_after"] < 60
+    assert [done["epoch"] for done in report["epochs"]] == list(range(1, 61))
+    whole = run("finetune", "in.onnx", "whole.onnx", *options, "--quiet", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    same(tmp_path / "whole.onnx", tmp_path / "out.onnx", tmp_path / "in.onnx")
+
+
+# ---------------------------------------------------------------- one error, and nobody waits
+
+
+def test_an_error_of_one_process_ends_all(tmp_path: Path) -> None:
+    """Only the process whose share holds the broken image meets it; both stop, and one says so."""
+    pytest.importorskip("PIL")
+    from PIL import Image
+
+    data = small_data(40)
+    for place, (pixels, label) in enumerate(zip(data["x"], data["y"], strict=True)):
+        folder = tmp_path / "images" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        values = np.clip(128 + 30 * pixels.transpose(1, 2, 0), 0, 255).astype(np.uint8)
+        Image.fromarray(values).save(folder / f"{place:02}.png")
+    model = small_model(norm=False)
+    onnxsep.save(model, tmp_path / "in.onnx")
+    # The first step's second half is that of the second process.
+    batches = Batches(open_data(tmp_path / "images", model), range(40), 16, 0.1, 0)
+    step = batches.steps(np.random.default_rng([0, 1]))[0]
+    (second,) = batches.shares(step, 1, 2)
+    names = open_data(tmp_path / "images", model).names
+    assert names is not None
+    broken = tmp_path / "images" / names[second.samples[0]]
+    broken.write_bytes(broken.read_bytes()[:100])
+    options = ["--data", "images", "--batch", 16, "--epochs", 2, "--threads", 1, "--quiet", "--augment", "none"]
+    done = both("finetune", "in.onnx", "out.onnx", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("onnxsep: error:") == 1
+    assert f"{broken.name}" in done.stderr
+    assert "internal error" not in done.stderr
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_all(tmp_path: Path) -> None:
+    write_data(tmp_path / "data.npz", 64)
+    onnxsep.save(small_model(norm=False), tmp_path / "in.onnx")
+    options = ["--data", "data.npz", "--batch", 16, "--rate", 1e38, "--schedule", "constant", "--threads", 1, "--quiet"]
+    done = both("finetune", "in.onnx", "out.onnx", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("onnxsep: error:") == 1
+    assert "of epoch 1; lower the learning rate" in done.stderr
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_process_that_is_killed_ends_the_others(tmp_path: Path) -> None:
+    write_data(tmp_path / "data.npz", 64)
+    onnxsep.save(small_model(norm=False), tmp_path / "in.onnx")
+    code = (
+        "import os, signal, sys\n"
+        "from onnxsep.training import trainer\n"
+        "own = trainer.Trainer._step\n"
+        "def step(self, *given):\n"
+        "    if os.environ['RANK'] == '1' and len(self._history) == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return own(self, *given)\n"
+        "trainer.Trainer._step = step\n"
+        "from onnxsep.cli import main\n"
+        "main()\n"
+    )
+    (tmp_path / "dies.py").write_text(code)
+    command = [*TORCHRUN[:-2], "dies.py", "finetune", "in.onnx", "out.onnx", "--data", "data.npz", "--batch", "16"]
+    options = ["--threads", "1", "--quiet"]
+    done = subprocess.run(
+        [*command, *options], capture_output=True, text=True, check=False, cwd=tmp_path, env=ENVIRONMENT, timeout=120
+    )
+    assert done.returncode == 1
+    assert "exitcode  : -9" in done.stderr
+    assert not (tmp_path / "out.onnx").exists()
+    assert (tmp_path / "out.onnx.checkpoint").exists()  # it can be resumed
+
+
+# ---------------------------------------------------------------- shares and devices
+
+
+@pytest.mark.parametrize(("fixed", "size"), [(None, 16), (None, 3), (4, 12), (4, 4)])
+def test_shares_are_the_step(fixed: int | None, size: int) -> None:
+    model: Model = small_model(batch=fixed or "n")
+    batches = Batches(open_data(small_data(60), model), range(60), size, 0, 0)
+    for step in batches.steps(np.random.default_rng(0)):
+        flat = [sample for part in step for sample in part]
+        shares = [share for process in range(5) for share in batches.shares(step, process, 5)]
+        counted = [share for share in shares if share.weight]
+        assert [sample for share in counted for sample in share.samples] == flat
+        assert sum(share.weight for share in counted) == pytest.approx(1)
+        for share in shares:
+            assert flat[share.start : share.start + len(share.samples)] == share.samples
+            assert fixed is None or len(share.samples) == fixed
+        assert all(batches.shares(step, process, 5) for process in range(5))
+
+
+def test_devices() -> None:
+    import torch
+
+    assert find_device(torch, "cpu") == torch.device("cpu")
+    for name in ("gpu", "cuda:", "cuda:x", "CPU", ""):
+        with pytest.raises(OptionError, match="is not one of auto, cpu"):
+            check_device(name)
+    if torch.cuda.is_available():
+        assert find_device(torch, "auto").type == "cuda"
+        with pytest.raises(OptionError, match="torch sees"):
+            find_device(torch, f"cuda:{torch.cuda.device_count()}")
+        with pytest.raises(OptionError, match="gives each its own"):
+            find_device(torch, "cuda:0", 0, 2)
+    else:
+        with pytest.raises(OptionError, match="torch sees no NVIDIA GPU"):
+            find_device(torch, "cuda")
+    with pytest.raises(OptionError, match="cannot be used by several processes"):
+        find_device(torch, "mps", 0, 2)
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    import torch
+
+    write_data(tmp_path / "data.npz", 64)
+    onnxsep.save(small_model(), tmp_path / "in.onnx")
+    count: Any = torch.cuda.device_count()
+    done = run("finetune", "in.onnx", "out.onnx", "--data", "data.npz", "--device", f"cuda:{count}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "--device cpu" in done.stderr
