@@ -11,6 +11,7 @@ network, measured in turn in one run, with one thread and with two.
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=None, help="train on so many of the images; all by default")
     parser.add_argument("--precision", default="float32", help="of the training: float32, bfloat16")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, default=None, metavar="DIR", help="save the models here")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="keep the models before int8 here, and use those that are there",
+    )
     options = parser.parse_args()
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
@@ -47,54 +54,62 @@ def main() -> None:
         print(f"{name}: {network.file}", flush=True)
         models = {"original": onnxsep.load(network.path)}
         for mode in options.modes.split(","):
-            models |= chain(mode, models["original"], network, data, options)
-        if options.keep is not None:
-            for label, model in models.items():
-                onnxsep.save(model, options.keep / f"{name}-{label.replace(' ', '-')}.onnx")
+            models |= chain(mode, name, models["original"], network, data, options)
         table(models, network, data)
 
 
 def chain(
-    mode: str, source: Model, network: cifar.Network, data: cifar.Cifar, options: argparse.Namespace
+    mode: str, name: str, source: Model, network: cifar.Network, data: cifar.Cifar, options: argparse.Namespace
 ) -> dict[str, Model]:
     """Every stage of one mode by name."""
-    name = source.proto.graph.input[0].name
+    image = source.proto.graph.input[0].name
     picked = np.random.default_rng(options.seed).permutation(len(data.train))
-    few = {name: network.images(data.train[picked[:CALIBRATION]])}
+    few = {image: network.images(data.train[picked[:CALIBRATION]])}
     whole = picked[: options.images]
-    many = {name: network.images(data.train[whole])}
-    labels = data.train_labels[whole]
-    done: dict[str, Model] = {}
 
-    def stage(label: str, result: Any, began: float) -> Model:
-        done[f"{mode} {label}"] = result.model
+    def stage(label: str, make: Callable[[], Any]) -> Model:
+        file = None if options.keep is None else options.keep / f"{name}-{mode}-{label}.onnx"
+        if file is not None and file.exists():
+            print(f"  {mode}, {label}: {file}", flush=True)
+            return onnxsep.load(file)
+        began = time.perf_counter()
+        result = make()
         print(f"  {mode}, {label}: {time.perf_counter() - began:.0f} s", flush=True)
+        for epoch in getattr(result.report, "epochs", ()):
+            print(f"    epoch {epoch.epoch}: {epoch.training}; held out: {epoch.validation}; {epoch.seconds:.0f} s")
+        if file is not None:
+            result.save(file)
         model: Model = result.model
         return model
 
-    began = time.perf_counter()
-    model = stage(
+    def quantized(model: Model) -> Model:
+        return onnxsep.quantize(model, data=few, samples=None, activations="uint8").model
+
+    rewritten = stage(
         "rewritten",
-        onnxsep.rewrite(source, mode=mode, data=few, force=True, verify="none", seed=options.seed, **RANKS[mode]),
-        began,
+        lambda: onnxsep.rewrite(
+            source, mode=mode, data=few, force=True, verify="none", seed=options.seed, **RANKS[mode]
+        ),
     )
-    stage("int8 not tuned", onnxsep.quantize(model, data=few, samples=None, activations="uint8"), time.perf_counter())
-    began = time.perf_counter()
-    tuned = onnxsep.finetune(
-        model,
-        data=many,
-        labels=labels,
-        teacher=source,
-        epochs=max(1, options.epochs // SHORTER[mode]),
-        precision=options.precision,
-        seed=options.seed,
-        **TRAINING,
+    tuned = stage(
+        "tuned",
+        lambda: onnxsep.finetune(
+            rewritten,
+            data={image: network.images(data.train[whole])},
+            labels=data.train_labels[whole],
+            teacher=source,
+            epochs=max(1, options.epochs // SHORTER[mode]),
+            precision=options.precision,
+            seed=options.seed,
+            **TRAINING,
+        ),
     )
-    model = stage("tuned", tuned, began)
-    for epoch in tuned.report.epochs:
-        print(f"    epoch {epoch.epoch}: {epoch.training}; held out: {epoch.validation}; {epoch.seconds:.0f} s")
-    stage("int8", onnxsep.quantize(model, data=few, samples=None, activations="uint8"), time.perf_counter())
-    return done
+    return {
+        f"{mode} rewritten": rewritten,
+        f"{mode} rewritten, int8": quantized(rewritten),
+        f"{mode} tuned": tuned,
+        f"{mode} tuned, int8": quantized(tuned),
+    }
 
 
 def table(models: dict[str, Model], network: cifar.Network, data: cifar.Cifar) -> None:
