@@ -89,3 +89,33 @@ def test_data_script_prepares_what_the_model_reads(tmp_path: Path) -> None:
     np.savez(tmp_path / "bad.npz", x_train=pixels / 255, y_train=np.arange(5), x_test=pixels, y_test=np.arange(5))
     with pytest.raises(ValueError, match=r"uint8 \[n, 32, 32, 3\]"):
         module.load(tmp_path / "bad.npz")
+
+
+def shape_of(model: onnx.ModelProto) -> tuple[list[Any], list[Any]]:
+    """Nodes and weights in their order; scales that are equal by chance share a tensor, so these are left out."""
+    nodes = [
+        (node.op_type, [(entry.name, entry.SerializeToString()) for entry in node.attribute])
+        for node in model.graph.node
+    ]
+    weights = [(tensor.data_type, list(tensor.dims)) for tensor in model.graph.initializer if len(tensor.dims) > 1]
+    return nodes, weights
+
+
+@pytest.mark.parametrize("name", ["spatial", "depthwise"])
+def test_compressed_models_are_what_their_recipes_make(name: str, model: onnx.ModelProto) -> None:
+    """Without the images: fitting, training and calibration give other numbers, and the same graph."""
+    steps = onnxsep.read_recipe(FOLDER / f"{name}_int8.toml").steps
+    options = {step.name: dict(step.options) for step in steps}
+    given = {key: options["rewrite"][key] for key in ("mode", "rank")}
+    rewritten = onnxsep.rewrite(model, **given, verify="none").model
+    random = np.random.default_rng(0).normal(size=(64, 3, 32, 32)).astype(np.float32)
+    made = onnxsep.quantize(rewritten, data={"image": random}, **{**options["quantize"], "samples": 64}).model
+    reference = onnx.load(FOLDER / f"cifar10_resnet20_{name}_int8.onnx")
+    assert shape_of(made.proto) == shape_of(reference)
+
+
+@pytest.mark.parametrize(("name", "least", "share"), [("spatial", 0.89, 0.2), ("depthwise", 0.86, 0.07)])
+def test_compressed_models_are_small_and_right(name: str, least: float, share: float, images: Images) -> None:
+    path = FOLDER / f"cifar10_resnet20_{name}_int8.onnx"
+    assert path.stat().st_size < share * MODEL.stat().st_size
+    assert right(onnx.load(path), images).mean() >= least
