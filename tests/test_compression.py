@@ -332,6 +332,20 @@ def test_recipes_are_listed_and_printed(tmp_path: Path) -> None:
     refused(run("recipes", "sobolevski-prune", cwd=tmp_path), "did you mean 'sobolewski-prune'")
 
 
+@pytest.mark.parametrize("last", ["rewrite", "prune", "quantize"])
+def test_nothing_stands_behind_quantize(digits: Path, last: str) -> None:
+    behind = {"rewrite": Rewrite(mode="spatial"), "prune": Prune(sparsity=0.5), "quantize": Quantize()}[last]
+    with pytest.raises(OptionError, match=rf"step 2 \({last}\) works on float weights, and step 1 \(quantize\)"):
+        Pipeline([Quantize(), behind])(DIGITS, data=digits / "train.npz")
+
+
+def test_the_model_itself_is_no_target(place: Path, digits: Path) -> None:
+    before = (place / "in.onnx").read_bytes()
+    done = run("compress", "in.onnx", "in.onnx", "--recipe", "fitted-int8", "--data", digits / "train.npz", cwd=place)
+    refused(done, "would overwrite the model that the run begins with")
+    assert (place / "in.onnx").read_bytes() == before
+
+
 # ---------------------------------------------------------------- pipelines in Python
 
 
@@ -609,8 +623,8 @@ def test_a_run_of_something_else_is_not_gone_on_with(place: Path, again: Again) 
     refuses("--threads", runtime=RuntimeOptions(threads=2))
     toml(place, WITHOUT_TORCH.replace("0.5", "0.6"))
     refuses("step 2 (prune) was done with sparsity 0.5, now 0.6")
-    toml(place, WITHOUT_TORCH.replace('"prune"\nsparsity = 0.5', '"quantize"'))
-    refuses("step 2 was prune and is quantize")
+    toml(place, WITHOUT_TORCH.replace('"prune"\nsparsity = 0.5', '"rewrite"\nmode = "channel"'))
+    refuses("step 2 was prune and is rewrite")
     toml(place, WITHOUT_TORCH)
     onnxsep.rewrite(DIGITS, mode="channel", rank=0.5).save(place / "other.onnx")
     refuses("the model (", model="other.onnx")

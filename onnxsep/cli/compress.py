@@ -190,6 +190,8 @@ def recipes(
 def _check_files(model: Path, target: Path, report: Path | None, read: list[Path], recipe: str) -> None:
     """Refuse targets that cannot be written or that hold something else."""
     check_targets(target, report, model, None)
+    if same_file(target, model):
+        raise OptionError(f"OUT.onnx {target} would overwrite the model that the run begins with; name another file")
     manifest = manifest_path(target)
     if manifest.exists() and not is_manifest(manifest):
         raise OptionError(f"{manifest} would be overwritten, and is no manifest; remove it, or name another OUT.onnx")

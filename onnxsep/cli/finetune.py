@@ -81,8 +81,9 @@ def finetune(
         str | None,
         typer.Option(
             "--batch-norm",
-            help="Statistics of BatchNormalization: train (the default, from batches of 8 on), frozen, or insert: also"
-            " behind Convs that have none, in training only.",
+            help="train or frozen: statistics of BatchNormalization; insert: also put it behind Convs that have none,"
+            " in training only. By default insert for classifiers of 8 such Convs or more, else train; frozen where"
+            " fewer than 8 samples go through the model at once.",
         ),
     ] = None,
     precision: Annotated[

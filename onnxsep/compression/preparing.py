@@ -37,10 +37,18 @@ def check_steps(recipe: Recipe, given: Given, seed: int) -> None:
 
     Raises:
         DataError: A step needs data, and there is none.
+        OptionError: A step that works on float weights stands behind one that makes integers of them.
         OnnxsepError: As the function of a step raises it for its options, or where a package is missing.
     """
+    integers = ""
     for number, step in enumerate(recipe.steps, start=1):
         where = f"{recipe.name}, step {number} ({step.name})"
+        if integers and not step.takes_integers:
+            raise OptionError(
+                f"{where} works on float weights, and {integers} makes integers of them; put that one last"
+            )
+        if step.gives_integers:
+            integers = f"step {number} ({step.name})"
         if step.needs_data() and given.data is None:
             raise DataError(f"{where} needs data: give --data (in Python: data=), a folder of images, .npz or .npy")
         try:

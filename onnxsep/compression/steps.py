@@ -44,11 +44,15 @@ class Step(ABC):
     Attributes:
         name: The command.
         options: The options that were given, by the function's names; the others have the function's defaults.
+        takes_integers: Whether it can work on a model with integer weights.
+        gives_integers: Whether its result has such weights.
     """
 
     name: ClassVar[str]
     aliases: ClassVar[Mapping[str, str]] = {}
     changed_defaults: ClassVar[Mapping[str, Any]] = {}
+    takes_integers: ClassVar[bool] = False
+    gives_integers: ClassVar[bool] = False
     options: Mapping[str, Any]
     __signature__: ClassVar[inspect.Signature]  # what help() and editors show
 
@@ -273,6 +277,7 @@ class Quantize(Step):
     """Quantise to int8: :func:`onnxsep.quantize`."""
 
     name = "quantize"
+    gives_integers = True
 
     @classmethod
     def function(cls) -> Function:  # noqa: D102

@@ -30,6 +30,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "validation": (lambda x: 0 <= x < 1, "0 or more and below 1"),
     "patience": (lambda x: x >= 0, "0 or more"),
 }
+TEMPERATURE = 4.0
 _RATES = {"adam": 1e-3, "sgd": 0.05}
 
 
@@ -74,6 +75,8 @@ class Options:
                 raise OptionError(f"{_option(name)} must be {words}, not {value}")
         if self.patience and not self.validation:
             raise OptionError("--patience needs samples that are held out; leave out --validation 0")
+        if self.temperature != TEMPERATURE and self.loss != "soft":
+            raise OptionError("--temperature is for --loss soft; add it, or leave out --temperature")
         check_device(self.device)
         object.__setattr__(self, "largest_rate", _RATES[self.optimizer] if self.rate is None else self.rate)
 

@@ -87,8 +87,8 @@ def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
         source,
         preprocessing=given.preprocessing,
         labels=given.labels,
-        need_labels=original is None or bool(options.label_weight),
     )
+    setup.check_labels_there(options, original, dataset)
     weight = setup.label_weight(options.label_weight, original, dataset)
     setup.fit_batch(dataset, original)
     chosen = dataset.sample(options.samples, options.seed)

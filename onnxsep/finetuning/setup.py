@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.data import Dataset, check_labels
-from onnxsep.errors import OptionError, UnsupportedModelError
+from onnxsep.errors import DataError, OptionError, UnsupportedModelError
 from onnxsep.evaluation.scores import find_scores
 from onnxsep.finetuning.options import Augmentation, Options
 from onnxsep.inputs import model_inputs
@@ -27,9 +27,30 @@ from onnxsep.training.trainer import Augmenter
 AccuracyOf = Literal["labels", "teacher", "nothing"]
 _LABEL_WEIGHT = 0.1  # of the cross-entropy beside a teacher
 _SMALLEST_BATCH = 8  # below, the statistics of a batch say little
-_MANY_CONVS = 8  # from so many on, norms help; see the table in the README
+_MANY_CONVS = 8  # networks of fewer train well without norms
 _MOST_CALIBRATED = 512  # samples that give inserted norms their first statistics
 _MOST_REFERENCE = 256  # samples on which the teacher's outputs say what is what
+
+
+def check_labels_there(options: Options, teacher: Model | None, data: Dataset) -> None:
+    """Labels are needed without a teacher, or where they are to have a share of the loss.
+
+    Raises:
+        DataError: There are none.
+        OptionError: An option is for a teacher, and there is none.
+    """
+    if teacher is None and options.loss == "soft":
+        raise OptionError("--loss soft compares with a teacher; add --teacher, or leave it out")
+    if data.labels is not None or (teacher is not None and not options.label_weight):
+        return
+    without = (
+        "leave out --label-weight" if teacher is not None else "learn a model's outputs (--teacher), without labels"
+    )
+    raise DataError(
+        f"{data.source} has no labels, which are needed here: put the images into one folder for each class, or"
+        " integers into the array 'y' of an .npz file, or give a CSV file of names and classes (--labels); or"
+        f" {without}"
+    )
 
 
 def label_weight(given: float | None, teacher: Model | None, data: Dataset) -> float:

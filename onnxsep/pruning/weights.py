@@ -72,7 +72,11 @@ def prune_weights(
         result, moved = with_values(source, choice.values)
         method = "magnitude" if goal.pattern is None else "{}:{}".format(*goal.pattern)
         set_mark(result.proto, f"{zeros[1] / weights:.6f} {method}")
-    notes = [NO_GAIN] if choice.values else [f"nothing changes: {zeros[0]:,} of {weights:,} weights are zero already"]
+    notes = [NO_GAIN]
+    if not weights:
+        notes = ["nothing was pruned: no layer has float weights that it may change; the table gives the reasons"]
+    elif not choice.values:
+        notes = [f"nothing changes: {zeros[0]:,} of {weights:,} weights are zero already"]
     if choice.values and goal.step is not None and zeros[0]:
         notes.append(f"{zeros[0]:,} weights were zero already: the steps count from the other {weights - zeros[0]:,}")
     rows = _rows(sites, targets, choice)

@@ -142,6 +142,11 @@ def quantize(
     source = load(model, follow_links=follow_links)
     dataset = open_data(data, source, preprocessing=preprocessing, labels=labels, need_labels=max_drop is not None)
     parts = split(dataset, samples, seed)
+    if max_drop is not None and not parts.held_out:
+        raise OptionError(
+            f"--max-drop measures on samples that the calibration does not use, and {dataset.source} has"
+            f" {len(dataset)} in all; give more, or a smaller --samples"
+        )
 
     prepared = prepare(source, settings)
     op_types = quantizable_types(settings)
@@ -163,6 +168,8 @@ def quantize(
             failure = (
                 f"the accuracy drops by {accuracy.drop:.2f} points even with every layer that has weights in float"
             )
+    if accuracy is not None and 100 / accuracy.samples > accuracy.limit > 0:
+        notes.append(f"one of {accuracy.samples} samples is {100 / accuracy.samples:.2g} points, more than --max-drop")
     if built.corrections is not None and built.corrections.failed:
         notes.append(f"biases are not corrected: {built.corrections.failed}")
     result = built.model

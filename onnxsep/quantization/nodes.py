@@ -1,6 +1,7 @@
 """Which nodes the quantiser is to take, what became of each, and why the others stay in float."""
 
 from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import onnx
@@ -39,10 +40,9 @@ def excluded_by(
         hits = [node.name for node in prepared.graph.node if fnmatchcase(node.name, pattern)]
         if not hits:
             if not any(fnmatchcase(node.name, pattern) for node in source.graph.node):
-                raise OptionError(
-                    f"--exclude {pattern!r} matches the name of no node; names and results are shown by onnxsep"
-                    " quantize --json"
-                )
+                names = [node.name for node in source.graph.node if node.name]
+                some = ", ".join(map(repr, get_close_matches(pattern, names, 3, 0.3) or names[:3]))
+                raise OptionError(f"--exclude {pattern!r} matches the name of no node; names here: {some}, ...")
             notes.append(f"--exclude {pattern!r}: the nodes that it matches were folded into others")
         for name in hits:
             found.setdefault(name, f"--exclude {pattern!r}")

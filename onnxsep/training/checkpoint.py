@@ -86,7 +86,9 @@ class CheckpointFile:
             run, progress = json.loads(content["run"]), json.loads(content["progress"])
             state = Checkpoint(content["values"], content["best"], content["optimizer"], progress)
         except Exception as error:  # torch raises whatever the bytes lead to
-            raise OptionError(f"{self.path} is no checkpoint of this version of onnxsep; name another file") from error
+            raise OptionError(
+                f"{self.path} is no checkpoint of this version of onnxsep; remove it, or name another file"
+            ) from error
         other = [key for key in self._run if run.get(key) != self._run[key]]
         if other:
             raise OptionError(

@@ -40,7 +40,7 @@ class Objective:
                 continue
             values = [np.asarray(outputs[name], np.float32) for outputs in reference]
             if not all(np.isfinite(array).all() for array in values):
-                raise FeedError(f"the teacher's output {name!r} is not finite on the tuning inputs")
+                raise FeedError(f"the teacher's output {name!r} is not finite on these samples")
             if all(are_probabilities(array) for array in values):
                 least = _LEAST_FLOAT16 if first.dtype == np.float16 else _LEAST
                 self._probabilities[name] = least

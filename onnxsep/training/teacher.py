@@ -27,6 +27,7 @@ class Teacher:
 
     def __init__(self, model: Model, options: RuntimeOptions) -> None:
         self._converted = bool(held_types(model))
+        self._name = "the model" if model.path is None else repr(str(model.path))
         try:
             self._runner = Runner(float32_copy(model) if self._converted else model, options)
         except CannotRun as error:
@@ -43,5 +44,8 @@ class Teacher:
         try:
             outputs = self._runner(feeds)
         except CannotRun as error:
-            raise FeedError(f"the model cannot be run on the tuning inputs: {error}") from error
+            raise FeedError(
+                f"{self._name} cannot be run on these samples: {error}. A teacher takes the same inputs as the model:"
+                " give the original of this one"
+            ) from error
         return {name: values for name, values in outputs.items() if isinstance(values, np.ndarray)}
