@@ -321,15 +321,16 @@ def test_class_folders(tmp_path: Path) -> None:
     assert found.labels is not None
     assert found.labels.tolist() == [0, 1, 2, 2]
     assert found.classes == ["Zebra", "cat", "dog"]
-    assert len(found.notes) == 1
-    assert "cat/readme.txt" in found.notes[0]
+    assert found.notes[0] == "3 class folders: 'Zebra' is class 0, 'dog' is class 2"
+    assert len(found.notes) == 2
+    assert "cat/readme.txt" in found.notes[1]
 
 
 def test_what_a_user_may_not_expect_of_class_folders(tmp_path: Path) -> None:
     fill(tmp_path / "numbers", "0/a.png", "2/a.png", "10/a.png")
     assert any("'10' is class 1" in note for note in find_images(tmp_path / "numbers").notes)
     fill(tmp_path / "padded", "00/a.png", "01/a.png", "10/a.png")
-    assert find_images(tmp_path / "padded").notes == ()
+    assert find_images(tmp_path / "padded").notes == ("3 class folders: '00' is class 0, '10' is class 2",)
     fill(tmp_path / "one", "images/a.png")
     assert any("every label is 0" in note for note in find_images(tmp_path / "one").notes)
     fill(tmp_path / "gap", "a/1.png", "c/1.png")
@@ -337,7 +338,7 @@ def test_what_a_user_may_not_expect_of_class_folders(tmp_path: Path) -> None:
     gap = find_images(tmp_path / "gap")
     assert gap.labels is not None
     assert gap.labels.tolist() == [0, 2]
-    assert gap.notes == ("the class folder 'b' holds no images",)
+    assert gap.notes == ("the class folder 'b' holds no images", "3 class folders: 'a' is class 0, 'c' is class 2")
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ def _class_notes(classes: list[str]) -> Iterator[str]:
             "class folders are numbered in the sorted order of their names as text:"
             f" {classes[place]!r} is class {place}; pad the numbers with zeros, or give labels, for another order"
         )
+    else:
+        yield f"{len(classes):,} class folders: {classes[0]!r} is class 0, {classes[-1]!r} is class {len(classes) - 1}"
 
 
 @dataclass(frozen=True)
