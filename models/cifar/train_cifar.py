@@ -36,8 +36,9 @@ def make_layers() -> nn.ModuleDict:
     for conv in CONVS:
         padding = conv.kernel // 2
         size = (conv.in_channels, conv.out_channels, conv.kernel, conv.stride, padding)
-        layers[conv.name] = nn.Conv2d(*size, bias=False)
-        nn.init.kaiming_normal_(layers[conv.name].weight, mode="fan_out", nonlinearity="relu")
+        layer = nn.Conv2d(*size, bias=False)
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        layers[conv.name] = layer
         layers[f"{conv.name}_bn"] = nn.BatchNorm2d(conv.out_channels, eps=EPSILON)
     layers["classifier"] = nn.Linear(FEATURES, CLASSES)
     return layers
@@ -87,7 +88,9 @@ def train(data: Images, seed: int, *, reduced: bool) -> nn.ModuleDict:
     generator = torch.Generator().manual_seed(seed)
     images, labels = torch.from_numpy(normalised(data.pixels)), torch.from_numpy(data.labels)
     layers = make_layers()
-    layers.to(memory_format=torch.channels_last)
+    for weight in layers.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     decayed = [weight for weight in layers.parameters() if weight.ndim > 1]
     others = [weight for weight in layers.parameters() if weight.ndim == 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]

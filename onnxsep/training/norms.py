@@ -153,6 +153,10 @@ def _norm_class() -> Callable[..., Any]:
     class NormedConv(torch.nn.Module):
         """The Conv with its norm; before :meth:`begin` it computes the Conv and adds up sums for m and v."""
 
+        mean: Any
+        variance: Any
+        scale: Any
+
         def __init__(self, conv: Callable[..., Any]) -> None:
             super().__init__()
             self._conv = conv
