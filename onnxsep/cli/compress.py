@@ -12,16 +12,20 @@ from onnxsep.cli.options import (
     Color,
     CustomOps,
     Debug,
+    Device,
     FollowLinks,
     Inputs,
     InputShapes,
     Json,
+    Labels,
     Layout,
     Mean,
     Preprocess,
     Provider,
     Quiet,
+    ReportFile,
     Scale,
+    Scores,
     Size,
     Std,
     Threads,
@@ -59,9 +63,7 @@ def compress(
         Path | None,
         typer.Option("--data", help="Folder of images, .npy or .npz: what steps fit, train and calibrate with."),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option("--labels", help="CSV file of names and classes, instead of the data's own labels.")
-    ] = None,
+    labels: Labels = None,
     test: Annotated[
         Path | None,
         typer.Option("--test", help="Samples that each step's result is measured on, and that no step sees."),
@@ -73,9 +75,7 @@ def compress(
         str | None,
         typer.Option("--metric", metavar="MODULE:FUNCTION", help="Your own metric, as for evaluate."),
     ] = None,
-    scores: Annotated[
-        str | None, typer.Option("--output", help="The output with the class scores, where there are several.")
-    ] = None,
+    scores: Scores = None,
     test_samples: Annotated[
         int | None, typer.Option("--test-samples", min=1, help="Measure on at most so many samples.")
     ] = None,
@@ -90,7 +90,7 @@ def compress(
     keep_steps: Annotated[
         bool, typer.Option("--keep-steps", help="Keep the work folder with the result and report of each step.")
     ] = False,
-    report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")] = None,
+    report: ReportFile = None,
     inputs: Inputs = None,
     input_shape: InputShapes = None,
     preprocess: Preprocess = None,
@@ -102,9 +102,7 @@ def compress(
     color: Color = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of every step whose recipe names none.")] = 0,
     follow_links: FollowLinks = False,
-    device: Annotated[
-        str, typer.Option("--device", help="Where steps train: auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
+    device: Device = "auto",
     threads: Threads = 0,
     provider: Provider = "CPUExecutionProvider",
     custom_op_library: CustomOps = None,

@@ -14,11 +14,13 @@ from onnxsep.cli.options import (
     Debug,
     FollowLinks,
     Json,
+    Labels,
     Layout,
     Mean,
     Preprocess,
     Provider,
     Scale,
+    Scores,
     Size,
     Std,
     Threads,
@@ -39,9 +41,7 @@ def evaluate(
         typer.Argument(help="The models; the first is what the others are compared with.", metavar="MODEL.onnx"),
     ],
     data: Annotated[Path, typer.Option("--data", help="Folder of images (one folder per class), .npy or .npz.")],
-    labels: Annotated[
-        Path | None, typer.Option("--labels", help="CSV file of names and classes, instead of the data's own labels.")
-    ] = None,
+    labels: Labels = None,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -55,9 +55,7 @@ def evaluate(
         Path | None,
         typer.Option("--reference", help="A model to compare outputs with; needs no labels.", metavar="REF.onnx"),
     ] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", help="The output with the class scores, where there are several.")
-    ] = None,
+    output: Scores = None,
     samples: Annotated[
         int | None, typer.Option("--samples", min=1, help="Use at most so many samples of the data; all by default.")
     ] = None,

@@ -13,14 +13,18 @@ from onnxsep.cli.options import (
     Color,
     CustomOps,
     Debug,
+    Device,
     FollowLinks,
     Json,
+    Labels,
     Layout,
     Mean,
     Preprocess,
     Provider,
     Quiet,
+    ReportFile,
     Scale,
+    Scores,
     Size,
     Std,
     Threads,
@@ -33,7 +37,7 @@ from onnxsep.cli.options import (
     shower,
 )
 from onnxsep.errors import OnnxsepError, OptionError
-from onnxsep.finetuning.options import CHOICES, Augmentation
+from onnxsep.finetuning.options import CHOICES, TEMPERATURE, Augmentation
 from onnxsep.finetuning.render import print_finetune
 from onnxsep.training import parallel
 from onnxsep.training.figures import BatchNorm, Optimizer, Precision
@@ -50,9 +54,7 @@ def finetune(
         Path | None,
         typer.Option("--teacher", metavar="ORIGINAL.onnx", help="A model whose outputs are learnt; needs no labels."),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option("--labels", help="CSV file of names and classes, instead of the data's own labels.")
-    ] = None,
+    labels: Labels = None,
     loss: Annotated[
         str,
         typer.Option(
@@ -65,10 +67,8 @@ def finetune(
             "--label-weight", help="Share of the labels' cross-entropy beside a teacher; 0.1 where there are labels."
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", help="Of --loss soft.")] = 4.0,
-    output: Annotated[
-        str | None, typer.Option("--output", help="The output with the class scores, where there are several.")
-    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of --loss soft.")] = TEMPERATURE,
+    output: Scores = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = 10,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Samples in a step.")] = 64,
     optimizer: Annotated[str, typer.Option("--optimizer", help="sgd (with momentum) or adam.")] = "sgd",
@@ -113,7 +113,7 @@ def finetune(
         typer.Option("--checkpoint", help="State after each epoch, until OUT.onnx is written; OUT.onnx.checkpoint."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an unfinished run.")] = False,
-    report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")] = None,
+    report: ReportFile = None,
     preprocess: Preprocess = None,
     scale: Scale = None,
     mean: Mean = None,
@@ -122,9 +122,7 @@ def finetune(
     size: Size = None,
     color: Color = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order, the held-out share, crops, flips.")] = 0,
-    device: Annotated[
-        str, typer.Option("--device", help="auto (a GPU where torch has one), cpu, cuda, cuda:N, mps.")
-    ] = ("auto"),
+    device: Device = "auto",
     follow_links: FollowLinks = False,
     threads: Threads = 0,
     provider: Provider = "CPUExecutionProvider",

@@ -61,6 +61,16 @@ Std = Annotated[str | None, typer.Option("--std", help="Images: what is then div
 Layout = Annotated[str | None, typer.Option("--layout", help="Images: NCHW or NHWC; else as the model's input says.")]
 Size = Annotated[str | None, typer.Option("--size", help="Images: HEIGHTxWIDTH; else as the model's input says.")]
 Color = Annotated[str | None, typer.Option("--color", help="Images: RGB, BGR or GRAY.")]
+Labels = Annotated[
+    Path | None, typer.Option("--labels", help="CSV file of names and classes, instead of the data's own labels.")
+]
+Scores = Annotated[
+    str | None, typer.Option("--output", help="The output with the class scores, where there are several.")
+]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")]
+Device = Annotated[
+    str, typer.Option("--device", help="What trains: auto (a GPU where torch has one), cpu, cuda, cuda:N or mps.")
+]
 FollowLinks = Annotated[
     bool, typer.Option("--follow-links", help="Follow links to external data (model hubs' caches).")
 ]

@@ -16,6 +16,7 @@ from onnxsep.cli.options import (
     Json,
     Provider,
     Quiet,
+    ReportFile,
     Seed,
     Threads,
     check_targets,
@@ -72,7 +73,7 @@ def prune(
     only: Annotated[list[str] | None, typer.Option("--only", help="Only layers whose name matches (glob).")] = None,
     skip: Annotated[list[str] | None, typer.Option("--skip", help="Not the layers whose name matches (glob).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would go and write nothing.")] = False,
-    report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")] = None,
+    report: ReportFile = None,
     verify: Annotated[
         str, typer.Option("--verify", help="full: run both models; auto: full below 1 GB; none.")
     ] = "auto",

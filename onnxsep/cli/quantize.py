@@ -13,12 +13,15 @@ from onnxsep.cli.options import (
     Debug,
     FollowLinks,
     Json,
+    Labels,
     Layout,
     Mean,
     Preprocess,
     Provider,
     Quiet,
+    ReportFile,
     Scale,
+    Scores,
     Size,
     Std,
     Threads,
@@ -105,13 +108,9 @@ def quantize(
             "labels, and samples beyond those of the calibration.",
         ),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option("--labels", help="CSV file of names and classes, instead of the data's own labels.")
-    ] = None,
-    scores: Annotated[
-        str | None, typer.Option("--output", help="The output with the class scores, where there are several.")
-    ] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")] = None,
+    labels: Labels = None,
+    scores: Scores = None,
+    report: ReportFile = None,
     preprocess: Preprocess = None,
     scale: Scale = None,
     mean: Mean = None,

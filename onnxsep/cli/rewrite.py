@@ -22,6 +22,7 @@ from onnxsep.cli.options import (
     Preprocess,
     Provider,
     Quiet,
+    ReportFile,
     Scale,
     Seed,
     Size,
@@ -69,7 +70,7 @@ def rewrite(
         int, typer.Option("--round-ranks", min=0, help="Make channels in between multiples of this, 8 or 16.")
     ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
-    report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")] = None,
+    report: ReportFile = None,
     verify: Annotated[
         str,
         typer.Option(

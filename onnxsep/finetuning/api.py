@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from onnxsep.data import Preprocessing, Source
 from onnxsep.errors import OptionError
-from onnxsep.finetuning.options import Augmentation, Options
+from onnxsep.finetuning.options import TEMPERATURE, Augmentation, Options
 from onnxsep.finetuning.report import FinetuneReport
 from onnxsep.finetuning.run import AnyModel, Given, run
 from onnxsep.io import Model
@@ -53,7 +53,7 @@ def finetune(
     labels: str | os.PathLike[str] | npt.ArrayLike | None = None,
     loss: TeacherTerm = "outputs",
     label_weight: float | None = None,
-    temperature: float = 4.0,
+    temperature: float = TEMPERATURE,
     output: str | None = None,
     epochs: int = 10,
     batch: int = 64,
