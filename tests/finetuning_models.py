@@ -1,7 +1,5 @@
 """Small networks, data and runs for the tests of fine-tuning."""
 
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,6 @@ needs_torch = pytest.mark.skipif(
     find_spec("torch") is None or find_spec("onnx2torch") is None,
     reason="torch and onnx2torch are not installed (pip install onnxsep[finetune])",
 )
-
-
-def digits_in(folder: Path) -> Path:
-    """Write the digits as train.npz and test.npz into a folder."""
-    pytest.importorskip("sklearn")
-    command = [sys.executable, "models/digits/data.py", str(folder / "train.npz"), str(folder / "test.npz")]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    return folder
 
 
 def initializers(model: Model) -> dict[str, bytes]:
@@ -83,11 +73,6 @@ def write_data(path: Path, count: int) -> None:
 def quick(model: Model, data: Any = None, **options: Any) -> onnxsep.FinetuneResult:
     given: dict[str, Any] = {"epochs": 3, "batch": 16, "augment": "none", "runtime": ONE, **options}
     return onnxsep.finetune(model, data=small_data() if data is None else data, **given)
-
-
-def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "onnxsep", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def chain(convs: int, *, bias: bool = True, scores: bool = True) -> Model:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command_line import run
+from digits import digits_in
 from onnx import numpy_helper
 
 import onnxsep
@@ -58,11 +60,7 @@ samples = 100
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the digits as train.npz and test.npz."""
-    pytest.importorskip("sklearn")
-    folder = tmp_path_factory.mktemp("digits")
-    command = [sys.executable, "models/digits/data.py", str(folder / "train.npz"), str(folder / "test.npz")]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    return folder
+    return digits_in(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture
@@ -75,10 +73,6 @@ def place(tmp_path: Path) -> Path:
 
 def command_line(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "onnxsep", *map(str, arguments)]
-
-
-def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command_line(*arguments), capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:

@@ -1,13 +1,13 @@
 """``evaluate``: figures that can be worked out by hand or with another library, and every way to go wrong."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import command_line
 import numpy as np
 import onnx
 import onnxruntime
@@ -758,9 +758,7 @@ def test_progress_reaches_the_end_of_each_part() -> None:
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("onnxsep")), "evaluate", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    return command_line.run("evaluate", *arguments, cwd=cwd)
 
 
 def test_command_prints_the_table(digits: Path, spatial: Path) -> None:

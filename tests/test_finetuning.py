@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command_line import run
+from digits import digits_in
 from finetuning_models import (
     DIGITS,
     ONE,
-    digits_in,
     initializers,
     needs_torch,
     quick,
-    run,
     small_data,
     small_model,
     write_data,

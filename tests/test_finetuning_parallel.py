@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command_line import run
+from digits import digits_in
 from finetuning_models import (
     DIGITS,
     chain,
-    digits_in,
     initializers,
     needs_torch,
-    run,
     small_data,
     small_model,
     write_data,

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from command_line import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -473,14 +474,9 @@ def test_a_goal_counts_what_is_zero_already() -> None:
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("onnxsep")), "prune", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_command(tmp_path: Path) -> None:
     out, report = tmp_path / "out.onnx", tmp_path / "report.json"
-    done = run(DIGITS, out, "--step", "0.2", "--steps", "4", "--report", report)
+    done = run("prune", DIGITS, out, "--step", "0.2", "--steps", "4", "--report", report)
     assert done.returncode == 0, done.stderr
     assert "147,686 -> 118,149 -> 94,519 -> 75,615" in done.stdout
     assert "no speed" in done.stdout
@@ -490,7 +486,10 @@ def test_command(tmp_path: Path) -> None:
     assert data["output_bytes"] == out.stat().st_size
     values = [decode(tensor) for tensor in onnx.load(out).graph.initializer if len(tensor.dims) == 4]
     assert sum(int(np.count_nonzero(array)) for array in values) == 75_615
-    assert json.loads(run(DIGITS, "--pattern", "2:4", "--dry-run", "--json").stdout)["totals"]["zeros_after"] == 92_160
+    assert (
+        json.loads(run("prune", DIGITS, "--pattern", "2:4", "--dry-run", "--json").stdout)["totals"]["zeros_after"]
+        == 92_160
+    )
 
 
 def test_exit_statuses(tmp_path: Path) -> None:
@@ -502,7 +501,7 @@ def test_exit_statuses(tmp_path: Path) -> None:
         ((DIGITS, out, "--sparsity", "0.5", "--scope", "here"), 2, "--scope"),
         ((DIGITS, out, "--sparsity", "0.9", "--max-error", "1e-9"), 3, "above --max-error"),
     ):
-        done = run(*arguments)
+        done = run("prune", *arguments)
         assert done.returncode == status, done.stderr
         assert words in done.stderr
         assert "Traceback" not in done.stderr

@@ -3,9 +3,7 @@
 import contextlib
 import io
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from command_line import run
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.quantization.calibrate import create_calibrator
@@ -676,17 +675,10 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     onnx.save(network(), tmp_path / "in.onnx")
     np.savez(tmp_path / "data.npz", x=samples())
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "onnxsep", "quantize", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
-            check=False,
-        )
+    def quantize_there(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return run("quantize", *arguments, cwd=tmp_path, columns=100)
 
-    return run
+    return quantize_there
 
 
 def test_command_writes_model_and_report(

@@ -1,15 +1,13 @@
 """``--int8-io``, and what makes int8 files small."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from command_line import run
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
@@ -268,17 +266,9 @@ def test_command_shows_and_writes_integer_ends(tmp_path: Path) -> None:
     onnx.save(around([conv("x", "out")]), tmp_path / "in.onnx")
     np.savez(tmp_path / "data.npz", x=samples())
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "onnxsep", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
-            check=False,
-        )
-
-    done = run("quantize", "in.onnx", "out.onnx", "--data", "data.npz", "--int8-io", "--report", "r.json")
+    quantize = ("quantize", "in.onnx")
+    options = ("--data", "data.npz", "--int8-io")
+    done = run(*quantize, "out.onnx", *options, "--report", "r.json", cwd=tmp_path, columns=100)
     assert done.returncode == 0, done.stderr
     assert "input x: uint8, real = " in done.stdout
     assert "biases corrected: 1" in done.stdout
@@ -286,7 +276,7 @@ def test_command_shows_and_writes_integer_ends(tmp_path: Path) -> None:
     assert [entry["type"] for entry in report["integers"]] == ["uint8", "uint8"]
     assert report["options"]["activations"] == "uint8"
     assert ends(onnx.load(tmp_path / "out.onnx")) == [("x", 2), ("out", 2)]
-    failed = run("quantize", "in.onnx", "no.onnx", "--data", "data.npz", "--int8-io", "--exclude", "*")
+    failed = run(*quantize, "no.onnx", *options, "--exclude", "*", cwd=tmp_path, columns=100)
     assert failed.returncode == 1
     assert "--int8-io" in failed.stderr
     assert "Traceback" not in failed.stderr

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_line
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +38,8 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def run(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    if arguments[0] == "onnxsep":
+        return command_line.run(*arguments[1:], cwd=folder, columns=80)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(arguments, capture_output=True, text=True, cwd=folder, env=environment, check=False)
 

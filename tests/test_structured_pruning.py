@@ -1,11 +1,10 @@
 """Whole channels taken out of a graph: what goes with them, what stays, and what the result computes."""
 
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import command_line
 import ml_dtypes
 import numpy as np
 import onnx
@@ -466,10 +465,7 @@ def test_external_data(tmp_path: Path) -> None:
 
 def test_command(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    command = [str(Path(sys.executable).with_name("onnxsep")), "prune", str(DIGITS), str(out)]
-    done = subprocess.run(
-        [*command, "--sparsity", "0.5", "--channels", "--round", "8"], capture_output=True, text=True, check=False
-    )
+    done = command_line.run("prune", DIGITS, out, "--sparsity", "0.5", "--channels", "--round", "8")
     assert done.returncode == 0, done.stderr
     assert "equals the original whose removed channels nobody reads" in done.stdout
     assert "no speed" not in done.stdout  # that is said of zeros

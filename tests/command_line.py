@@ -1,0 +1,54 @@
+"""The command line without a process of its own: ``main`` with these arguments, its streams caught.
+
+A process costs over a second before it does anything, so tests start one only where that is what they are about:
+signals, terminals, closed or full streams, limits of the system.
+"""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from onnxsep.cli import main, options
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def run(*arguments: object, cwd: Path | None = None, columns: int = 200) -> subprocess.CompletedProcess[str]:
+    """What ``onnxsep`` with these arguments prints, and its exit status."""
+    given = [str(argument) for argument in arguments]
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
+    status: object = 0
+    with _as_found(["onnxsep", *given], cwd, columns):
+        try:
+            with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+                main()
+        except SystemExit as ended:
+            status = ended.code
+    texts = [stream.buffer.getvalue().decode() for stream in streams]  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(given, status if isinstance(status, int) else 0, *texts)
+
+
+@contextlib.contextmanager
+def _as_found(argv: list[str], cwd: Path | None, columns: int) -> Iterator[None]:
+    """What a process of its own would have to itself: arguments, folder, environment, handlers, --debug."""
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    before, folder, width = sys.argv, Path.cwd(), os.environ.get("COLUMNS")
+    sys.argv, os.environ["COLUMNS"] = argv, str(columns)
+    try:
+        if cwd is not None:
+            os.chdir(cwd)
+        yield
+    finally:
+        os.chdir(folder)
+        sys.argv = before
+        os.environ.pop("COLUMNS")
+        if width is not None:
+            os.environ["COLUMNS"] = width
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        options._debug = False
