@@ -590,18 +590,32 @@ def test_a_failed_verification_names_the_step_and_keeps_those_before_it(place: P
 Again = Callable[..., onnxsep.CompressResult]
 
 
+@pytest.fixture(scope="module")
+def two_steps(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with two finished steps of three."""
+    folder = tmp_path_factory.mktemp("two_steps")
+    shutil.copy(DIGITS, folder / "in.onnx")
+    with pytest.raises(VerificationError):
+        onnxsep.compress(
+            folder / "in.onnx",
+            toml(folder, FAILS),
+            data=digits / "train.npz",
+            work=folder / "work",
+            runs=0,
+            runtime=ONE,
+        )
+    return folder / "work"
+
+
 @pytest.fixture
-def again(place: Path, digits: Path) -> Again:
-    """A work folder with two finished steps of three; this gives the call again, with other arguments."""
+def again(place: Path, digits: Path, two_steps: Path) -> Again:
+    """The call that made that work folder, again, with other arguments and in a copy of it."""
+    shutil.copytree(two_steps, place / "work")
 
     def call(data: str = "train.npz", model: str = "in.onnx", **more: Any) -> onnxsep.CompressResult:
         options: dict[str, Any] = {"work": place / "work", "runs": 0, "runtime": ONE, **more}
         return onnxsep.compress(place / model, place / "recipe.toml", data=digits / data, **options)
 
-    toml(place, FAILS)
-    with pytest.raises(VerificationError):
-        call()
-    toml(place, WITHOUT_TORCH)
     return call
 
 
