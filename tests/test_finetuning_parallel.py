@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,73 +66,158 @@ def same(one: Path, other: Path, start: Path) -> None:
 # ---------------------------------------------------------------- two equal one
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+Options = list[object]
+ONE_THREAD: Options = ["--threads", 1]
+
+
+def digits(folder: Path) -> Options:
     """The digits model, with crops and flips on its own inputs left out: they are too small to be moved."""
-    digits_in(tmp_path)
-    rewritten = onnxsep.rewrite(DIGITS, mode="depthwise", rank=1, verify="none")
-    rewritten.save(tmp_path / "in.onnx")
+    digits_in(folder)
+    onnxsep.rewrite(DIGITS, mode="depthwise", rank=1, verify="none").save(folder / "in.onnx")
     # 285 samples are trained on: nine steps of 31, and batches of 15 and 16 samples.
-    options = ["--data", "train.npz", "--samples", 317, "--batch", 31, "--epochs", 2, "--threads", 1]
-    options += ["--teacher", DIGITS, "--batch-norm", "frozen", "--json"]
-    one = run("finetune", "in.onnx", "one.onnx", *options, cwd=tmp_path)
-    two = both("finetune", "in.onnx", "two.onnx", *options, cwd=tmp_path)
-    assert one.returncode == two.returncode == 0, two.stderr
-    same(tmp_path / "one.onnx", tmp_path / "two.onnx", tmp_path / "in.onnx")
-    first, second = json.loads(one.stdout), json.loads(two.stdout)  # one report, not two
-    assert (first["options"]["processes"], second["options"]["processes"]) == (1, 2)
-    for done, other in zip(first["epochs"], second["epochs"], strict=True):
-        assert done["training"]["loss"] == pytest.approx(other["training"]["loss"], rel=1e-3)
-        assert done["training"]["accuracy"] == other["training"]["accuracy"]
-        assert done["validation"]["loss"] == pytest.approx(other["validation"]["loss"], rel=1e-3)
-    assert not list(tmp_path.glob("*.checkpoint"))
+    options = ["--data", "train.npz", "--samples", 317, "--batch", 31, "--epochs", 2]
+    return [*options, "--teacher", DIGITS, "--batch-norm", "frozen", "--json"]
 
 
-def test_crops_flips_and_one_batch_size(tmp_path: Path) -> None:
-    """Each image is moved as it is in one process, and feeds of four samples are shared out whole."""
-    write_data(tmp_path / "data.npz", 60)
-    onnxsep.save(small_model(norm=False, batch=4), tmp_path / "in.onnx")
-    options = ["--data", "data.npz", "--batch", 12, "--epochs", 2, "--threads", 1, "--validation", 0.2]
-    options += ["--augment", "crop,flip", "--optimizer", "adam", "--rate", 0.01, "--quiet"]
-    one = run("finetune", "in.onnx", "one.onnx", *options, cwd=tmp_path)
-    two = both("finetune", "in.onnx", "two.onnx", *options, cwd=tmp_path)
-    assert one.returncode == two.returncode == 0, two.stderr
-    same(tmp_path / "one.onnx", tmp_path / "two.onnx", tmp_path / "in.onnx")
+def moved(folder: Path) -> Options:
+    write_data(folder / "data.npz", 60)
+    onnxsep.save(small_model(norm=False, batch=4), folder / "in.onnx")
+    options = ["--data", "data.npz", "--batch", 12, "--epochs", 2, "--validation", 0.2]
+    return [*options, "--augment", "crop,flip", "--optimizer", "adam", "--rate", 0.01, "--quiet"]
 
 
-def test_weights_that_the_loss_does_not_reach(tmp_path: Path) -> None:
-    """An output that labels say nothing about: its weight stays, in one process and in two."""
+def beside(folder: Path) -> Options:
+    """A second output, of which labels say nothing."""
     model = small_model(norm=False)
     graph = model.proto.graph
     graph.node.append(onnx.helper.make_node("Conv", ["c", "beside"], ["picture"]))
     graph.initializer.append(numpy_helper.from_array(np.ones((2, 6, 1, 1), np.float32), "beside"))
     shape: list[str | int | None] = ["n", 2, 16, 16]
     graph.output.append(onnx.helper.make_tensor_value_info("picture", onnx.TensorProto.FLOAT, shape))
-    onnxsep.save(model, tmp_path / "in.onnx")
-    write_data(tmp_path / "data.npz", 60)
-    options = ["--data", "data.npz", "--batch", 16, "--epochs", 2, "--threads", 1, "--augment", "none", "--quiet"]
-    one = run("finetune", "in.onnx", "one.onnx", *options, cwd=tmp_path)
-    two = both("finetune", "in.onnx", "two.onnx", *options, cwd=tmp_path)
-    assert one.returncode == two.returncode == 0, two.stderr
-    same(tmp_path / "one.onnx", tmp_path / "two.onnx", tmp_path / "in.onnx")
-    for path in ("one.onnx", "two.onnx"):
-        assert (weights(tmp_path / path)["beside"] == 1).all()
-    assert "Warning" not in two.stderr
+    onnxsep.save(model, folder / "in.onnx")
+    write_data(folder / "data.npz", 60)
+    return ["--data", "data.npz", "--batch", 16, "--epochs", 2, "--augment", "none", "--quiet"]
 
 
-def test_norms_see_the_share_of_a_process(tmp_path: Path) -> None:
-    write_data(tmp_path / "data.npz", 64)
-    onnxsep.save(chain(8), tmp_path / "in.onnx")
-    options = ["--data", "data.npz", "--epochs", 2, "--threads", 1, "--quiet", "--report", "report.json"]
-    done = both("finetune", "in.onnx", "out.onnx", *options, "--batch", 16, cwd=tmp_path)
+def norms(folder: Path) -> Options:
+    write_data(folder / "data.npz", 64)
+    onnxsep.save(chain(8), folder / "in.onnx")
+    return ["--data", "data.npz", "--epochs", 2, "--quiet", "--report", "report.json", "--batch", 16]
+
+
+def shares_too_small(folder: Path) -> Options:
+    return [*norms(folder)[:-1], 12, "--batch-norm", "insert"]
+
+
+def diverges(folder: Path) -> Options:
+    write_data(folder / "data.npz", 64)
+    onnxsep.save(small_model(norm=False), folder / "in.onnx")
+    return ["--data", "data.npz", "--batch", 16, "--rate", 1e38, "--schedule", "constant", "--quiet"]
+
+
+CASES = (digits, moved, beside, norms, shares_too_small, diverges)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that two processes ran together: its folder, its options, what each process printed."""
+
+    folder: Path
+    options: Options
+    processes: list[dict[str, Any]]
+
+    def alone(self) -> subprocess.CompletedProcess[str]:
+        """The same in one process."""
+        return run("finetune", "in.onnx", "one.onnx", *self.options, *ONE_THREAD, cwd=self.folder)
+
+    def agrees(self) -> None:
+        """Both processes got through, and gave what one gives."""
+        assert [done["status"] for done in self.processes] == [0, 0], self.processes
+        same(self.folder / "one.onnx", self.folder / "two.onnx", self.folder / "in.onnx")
+
+    def refused(self, words: str) -> None:
+        """Both processes stopped; one of them says why."""
+        assert [done["status"] for done in self.processes] == [1, 1], self.processes
+        errors = "".join(done["stderr"] for done in self.processes)
+        assert errors.count("onnxsep: error:") == 1
+        assert words in errors
+        assert not (self.folder / "two.onnx").exists()
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """All cases, run by the same two processes: to start them costs more than what they do."""
+    place = tmp_path_factory.mktemp("together")
+    folders = {case.__name__: place / case.__name__ for case in CASES}
+    for folder in folders.values():
+        folder.mkdir()
+    options = {case.__name__: case(folders[case.__name__]) for case in CASES}
+    commands = [
+        {
+            "folder": str(folders[name]),
+            "arguments": ["finetune", "in.onnx", "two.onnx", *map(str, given), "--threads", "1"],
+        }
+        for name, given in options.items()
+    ]
+    (place / "commands.json").write_text(json.dumps(commands))
+    script = Path(__file__).with_name("several_commands.py")
+    started = [*TORCHRUN[:-2], script, place / "commands.json", place / "out"]
+    done = subprocess.run(
+        list(map(str, started)), capture_output=True, text=True, check=False, cwd=place, env=ENVIRONMENT, timeout=300
+    )
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
+    printed = [json.loads((place / f"out.{number}").read_text()) for number in range(2)]
+    return {
+        name: Case(folders[name], given, [process[place_] for process in printed])
+        for place_, (name, given) in enumerate(options.items())
+    }
+
+
+def test_two_processes_give_what_one_gives(together: dict[str, Case]) -> None:
+    case = together["digits"]
+    one = case.alone()
+    assert one.returncode == 0, one.stderr
+    case.agrees()
+    assert case.processes[1]["stdout"] == ""  # one report, not two
+    first, second = json.loads(one.stdout), json.loads(case.processes[0]["stdout"])
+    assert (first["options"]["processes"], second["options"]["processes"]) == (1, 2)
+    for done, other in zip(first["epochs"], second["epochs"], strict=True):
+        assert done["training"]["loss"] == pytest.approx(other["training"]["loss"], rel=1e-3)
+        assert done["training"]["accuracy"] == other["training"]["accuracy"]
+        assert done["validation"]["loss"] == pytest.approx(other["validation"]["loss"], rel=1e-3)
+    assert not list(case.folder.glob("*.checkpoint"))
+
+
+def test_crops_flips_and_one_batch_size(together: dict[str, Case]) -> None:
+    """Each image is moved as it is in one process, and feeds of four samples are shared out whole."""
+    case = together["moved"]
+    one = case.alone()
+    assert one.returncode == 0, one.stderr
+    case.agrees()
+
+
+def test_weights_that_the_loss_does_not_reach(together: dict[str, Case]) -> None:
+    """An output that labels say nothing about: its weight stays, in one process and in two."""
+    case = together["beside"]
+    one = case.alone()
+    assert one.returncode == 0, one.stderr
+    case.agrees()
+    for path in ("one.onnx", "two.onnx"):
+        assert (weights(case.folder / path)["beside"] == 1).all()
+    assert not any("Warning" in done["stderr"] for done in case.processes)
+
+
+def test_norms_see_the_share_of_a_process(together: dict[str, Case]) -> None:
+    case = together["norms"]
+    assert [done["status"] for done in case.processes] == [0, 0], case.processes
+    report = json.loads((case.folder / "report.json").read_text())
     assert report["options"]["batch_norm"] == "insert"
     assert any("saw the 8 samples of a process at a time" in note for note in report["notes"])
-    refused = both("finetune", "in.onnx", "other.onnx", *options, "--batch-norm", "insert", "--batch", 12, cwd=tmp_path)
-    assert refused.returncode == 1
-    assert refused.stderr.count("onnxsep: error:") == 1
-    assert "not 6 in each process" in refused.stderr
-    assert not (tmp_path / "other.onnx").exists()
+    together["shares_too_small"].refused("not 6 in each process")
+
+
+def test_a_loss_that_is_not_finite_ends_all(together: dict[str, Case]) -> None:
+    together["diverges"].refused("of epoch 1; lower the learning rate")
 
 
 def test_a_resumed_run_of_two(tmp_path: Path) -> None:
@@ -194,17 +280,6 @@ def test_an_error_of_one_process_ends_all(tmp_path: Path) -> None:
     assert done.stderr.count("onnxsep: error:") == 1
     assert f"{broken.name}" in done.stderr
     assert "internal error" not in done.stderr
-    assert not (tmp_path / "out.onnx").exists()
-
-
-def test_a_loss_that_is_not_finite_ends_all(tmp_path: Path) -> None:
-    write_data(tmp_path / "data.npz", 64)
-    onnxsep.save(small_model(norm=False), tmp_path / "in.onnx")
-    options = ["--data", "data.npz", "--batch", 16, "--rate", 1e38, "--schedule", "constant", "--threads", 1, "--quiet"]
-    done = both("finetune", "in.onnx", "out.onnx", *options, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.count("onnxsep: error:") == 1
-    assert "of epoch 1; lower the learning rate" in done.stderr
     assert not (tmp_path / "out.onnx").exists()
 
 
