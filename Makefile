@@ -9,8 +9,11 @@ STAMP  := $(VENV)/.installed
 EXTRAS ?= dev,finetune
 ALL    := $(VENV)/.installed-$(EXTRAS)
 OUT    ?= demo-out
+DIST   ?= dist
+# Tests of the documentation and of the scripts of models/, which do not depend on versions.
+NOT_ENGINE := test_readme.py test_models.py test_cifar_model.py test_architecture.py test_packaging.py
 
-.PHONY: demo test lint types bench golden lowest clean
+.PHONY: demo test lint types bench golden lowest sdist clean
 
 demo: $(STAMP)
 	mkdir -p $(OUT)
@@ -48,11 +51,16 @@ $(ALL): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
-# The oldest versions that pyproject.toml allows, in an environment of their own.
+# The engine's tests with the oldest versions that pyproject.toml allows, in an environment of their own.
 lowest:
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[dev]"
-	$(LOWEST)/bin/pytest -n auto
+	$(LOWEST)/bin/pytest -n auto $(addprefix --ignore=tests/,$(NOT_ENGINE))
+
+# The source distribution, which its own tests can be run from.
+sdist: $(STAMP)
+	rm -rf $(DIST)
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('$(DIST)')"
 
 clean:
 	rm -rf .venv .venv-lowest demo-out build dist *.egg-info
