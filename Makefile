@@ -10,10 +10,11 @@ EXTRAS ?= dev,finetune
 ALL    := $(VENV)/.installed-$(EXTRAS)
 OUT    ?= demo-out
 DIST   ?= dist
+FUZZ   ?= 600
 # Tests of the documentation and of the scripts of models/, which do not depend on versions.
 NOT_ENGINE := test_readme.py test_models.py test_cifar_model.py test_architecture.py test_packaging.py
 
-.PHONY: demo test lint types bench golden lowest sdist clean
+.PHONY: demo test lint types bench golden lowest fuzz sdist clean
 
 demo: $(STAMP)
 	mkdir -p $(OUT)
@@ -56,6 +57,10 @@ lowest:
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[dev]"
 	$(LOWEST)/bin/pytest -n auto $(addprefix --ignore=tests/,$(NOT_ENGINE))
+
+# New random examples for FUZZ seconds; what is found becomes a test.
+fuzz: $(ALL)
+	$(BIN)/python tests/fuzzing/run.py --seconds $(FUZZ)
 
 # The source distribution, which its own tests can be run from.
 sdist: $(STAMP)

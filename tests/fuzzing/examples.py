@@ -1,0 +1,270 @@
+"""Kinds of examples: each makes its input from a seed, runs onnxsep on it, and raises where the outcome is wrong.
+
+What is right is said without onnxsep: by sessions of ONNX Runtime, by the weights in the files, by the exit status.
+"""
+
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from command_line import run
+from damage import damaged, mutated
+from graphs import random_model
+from onnx import numpy_helper
+
+import onnxsep
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "models" / "digits" / "digits_cnn.onnx"
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")
+EXACT = 5e-3  # relative; rounding of float32 through a chain of layers
+QUANTIZED = 0.25  # relative; int8 of random networks, which amplify errors
+NUMBERS = (
+    "0",
+    "-1",
+    "1",
+    "2",
+    "0.5",
+    "1.5",
+    "nan",
+    "inf",
+    "-inf",
+    "1e300",
+    "99999999999999999999",
+    "",
+    "x",
+    "energy=0.9",
+)
+TEXTS = ("", "x", "*", "[", "conv[0]", "none.npz", "data.npz", "in.onnx", ".", "/dev/null", "\x1b[31m", "a" * 3000)
+
+
+def outputs(model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray]) -> dict[str, Any]:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.log_severity_level = 1, 4
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+    return dict(zip((value.name for value in session.get_outputs()), session.run(None, feeds), strict=True))
+
+
+def farthest(expected: dict[str, Any], found: dict[str, Any]) -> float:
+    """The largest relative error of an output with floats."""
+    assert list(expected) == list(found), (list(expected), list(found))
+    worst = 0.0
+    for name, array in expected.items():
+        one, other = np.asarray(array, np.float64), np.asarray(found[name], np.float64)
+        assert one.shape == other.shape, (name, one.shape, other.shape)
+        assert np.isfinite(other).all() or not np.isfinite(one).all(), f"{name} is not finite"
+        worst = max(worst, float(np.linalg.norm(one - other) / (np.linalg.norm(one) + 1e-9)))
+    return worst
+
+
+# ---------------------------------------------------------------- random graphs
+
+
+def graphs(seed: int, command: str = "") -> None:
+    """A random graph through one command, with data; the result is run beside the source."""
+    rng = np.random.default_rng(seed)
+    model, feeds = random_model(rng)
+    onnx.save(model, "in.onnx")
+    np.savez("data.npz", **feeds)  # type: ignore[arg-type]
+    few = {name: array[:6] for name, array in feeds.items()}
+    expected = outputs(model, few)
+    chosen = command or str(rng.choice(["full", "fitted", "prune", "channels", "qdq", "qoperator", "finetune"]))
+    (Path("command.txt")).write_text(chosen)
+    _GRAPHS[chosen](rng, model, few, expected)
+
+
+def _through(*arguments: object) -> Path:
+    done = run(*arguments)
+    assert done.returncode == 0, f"status {done.returncode}: {done.stderr.strip()[-400:]}"
+    return Path("out.onnx")
+
+
+def _full(rng: np.random.Generator, model: onnx.ModelProto, feeds: Any, expected: Any) -> None:
+    mode = str(rng.choice(["spatial", "depthwise", "channel", "tucker", "pointwise", "pointwise-depthwise"]))
+    options = ["--rank", "full", "--force", "--include-first", "--quiet"]
+    error = farthest(expected, outputs(_through("rewrite", "in.onnx", "out.onnx", "--mode", mode, *options), feeds))
+    exact = mode in ("spatial", "depthwise", "channel", "tucker", "pointwise")
+    assert error < EXACT or not exact, f"{mode} at full rank: relative error {error:.3g}"
+
+
+def _fitted(rng: np.random.Generator, model: onnx.ModelProto, feeds: Any, expected: Any) -> None:
+    mode = str(rng.choice(sorted(onnxsep.available_modes())))
+    options = ["--rank", "0.5", "--data", "data.npz", "--positions", 4, "--threads", 1, "--quiet"]
+    error = farthest(expected, outputs(_through("rewrite", "in.onnx", "out.onnx", "--mode", mode, *options), feeds))
+    assert error < 1.5, f"{mode} fitted: relative error {error:.3g}"
+
+
+def _prune(rng: np.random.Generator, model: onnx.ModelProto, feeds: Any, expected: Any) -> None:
+    """Only weights change, and only to zero."""
+    outputs(out := _through("prune", "in.onnx", "out.onnx", "--sparsity", "0.3", "--quiet"), feeds)
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(out).graph.initializer}
+    for tensor in model.graph.initializer:
+        before, after = numpy_helper.to_array(tensor), found[tensor.name]
+        assert ((after == before) | (after == 0)).all(), tensor.name
+
+
+def _channels(rng: np.random.Generator, model: onnx.ModelProto, feeds: Any, expected: Any) -> None:
+    """Removing nothing but channels: the result runs, in the shapes of the source."""
+    farthest(
+        expected, outputs(_through("prune", "in.onnx", "out.onnx", "--sparsity", "0.3", "--channels", "-q"), feeds)
+    )
+
+
+def _quantize(style: str) -> Any:
+    def example(rng: np.random.Generator, model: onnx.ModelProto, feeds: Any, expected: Any) -> None:
+        options: list[object] = ["--data", "data.npz", "--format", style, "--threads", 1, "--report", "report.json"]
+        if rng.random() < 0.5:
+            options += ["--activations", "uint8"]
+        if rng.random() < 0.2:
+            options += ["--method", str(rng.choice(["entropy", "percentile"]))]
+        error = farthest(expected, outputs(_through("quantize", "in.onnx", "out.onnx", *options, "--quiet"), feeds))
+        assert error < QUANTIZED, f"{style}: relative error {error:.3g}"
+
+    return example
+
+
+def _finetune(rng: np.random.Generator, model: onnx.ModelProto, feeds: Any, expected: Any) -> None:
+    options = ["--data", "data.npz", "--teacher", "in.onnx", "--epochs", 1, "--batch", 8, "--rate", "1e-4", "--quiet"]
+    found = outputs(_through("finetune", "in.onnx", "out.onnx", *options, "--threads", 1), feeds)
+    assert farthest(expected, found) < 0.5, "trained far away from its teacher, which is itself"
+
+
+_GRAPHS = {
+    "full": _full,
+    "fitted": _fitted,
+    "prune": _prune,
+    "channels": _channels,
+    "qdq": _quantize("qdq"),
+    "qoperator": _quantize("qoperator"),
+    "finetune": _finetune,
+}
+
+
+# ---------------------------------------------------------------- damaged files and odd options
+
+
+def _commands(torch: bool) -> dict[str, list[object]]:
+    data = ["--data", "data.npz", "--threads", 1]
+    found: dict[str, list[object]] = {
+        "inspect": ["inspect", "in.onnx"],
+        "rewrite": ["rewrite", "in.onnx", "out.onnx", "--mode", "spatial"],
+        "fit": ["rewrite", "in.onnx", "out.onnx", "--mode", "depthwise", "--positions", 4, *data],
+        "prune": ["prune", "in.onnx", "out.onnx", "--sparsity", "0.5"],
+        "channels": ["prune", "in.onnx", "out.onnx", "--sparsity", "0.5", "--channels"],
+        "quantize": ["quantize", "in.onnx", "out.onnx", *data],
+        "qoperator": ["quantize", "in.onnx", "out.onnx", "--format", "qoperator", *data],
+        "check": ["check", "in.onnx", "sound.onnx"],
+        "evaluate": ["evaluate", "in.onnx", "--runs", 0, "--no-memory", *data],
+    }
+    if torch:
+        found["finetune"] = ["finetune", "in.onnx", "out.onnx", "--epochs", 1, "--teacher", "sound.onnx", *data]
+    return found
+
+
+def _outcome(arguments: list[object], before: bytes) -> None:
+    """One message or a result: no traceback, no internal error, no control characters, nothing half-written."""
+    Path("command.txt").write_text(" ".join(map(str, arguments)))
+    done = run(*arguments)
+    printed = done.stdout + done.stderr
+    assert done.returncode in (0, 1, 2, 3), f"status {done.returncode}: {printed[-400:]}"
+    assert "internal error" not in printed, printed[-600:]
+    assert "Traceback" not in printed, printed[-600:]
+    if "--json" not in arguments:
+        assert not (odd := CONTROL.search(printed)), f"{odd!r} is printed: {printed[-300:]!r}"
+    if done.returncode == 1:
+        assert "onnxsep: error: " in done.stderr, done.stderr[-300:]
+    for name, content in (("data.npz", Path("data.npz").read_bytes()), ("in.onnx", before)):
+        assert Path(name).read_bytes() == content, f"{name} has changed"
+    if Path("out.onnx").exists():
+        assert done.returncode == 0, f"out.onnx is there, with status {done.returncode}"
+        onnx.load("out.onnx")
+    left = [path.name for path in Path().iterdir() if ".tmp" in path.name]
+    assert not left, left
+
+
+def _sound(rng: random.Random) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    if rng.random() < 0.2:
+        return onnx.load(DIGITS), {"image": np.random.default_rng(0).random((24, 1, 8, 8), np.float32)}
+    return random_model(np.random.default_rng(rng.randrange(2**32)))
+
+
+def damage(seed: int, command: str = "", *, torch: bool = False) -> None:
+    """A damaged model, or damaged data, through one command."""
+    rng = random.Random(seed)
+    model, feeds = _sound(rng)
+    onnx.save(model, "sound.onnx")
+    np.savez("data.npz", **feeds)  # type: ignore[arg-type]
+    kind = rng.random()
+    if kind < 0.45:
+        Path("in.onnx").write_bytes(damaged(rng, model.SerializeToString()))
+    elif kind < 0.9:
+        Path("in.onnx").write_bytes(mutated(rng, model).SerializeToString())
+    else:
+        shutil.copy("sound.onnx", "in.onnx")
+        Path("data.npz").write_bytes(damaged(rng, Path("data.npz").read_bytes()))
+    found = _commands(torch)
+    _outcome(found[command or rng.choice(list(found))], Path("in.onnx").read_bytes())
+
+
+def options(seed: int, command: str = "", *, torch: bool = False) -> None:
+    """A sound model with options that make little sense."""
+    rng = random.Random(seed)
+    model, feeds = _sound(rng)
+    onnx.save(model, "sound.onnx")
+    shutil.copy("sound.onnx", "in.onnx")
+    np.savez("data.npz", **feeds)  # type: ignore[arg-type]
+    found = _commands(torch)
+    arguments = list(found[command or rng.choice(list(found))])
+    known = sorted(set(re.findall(r"--[a-z][-a-z0-9]+", run(arguments[0], "--help").stdout)) - {"--help", "--tune"})
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        name = rng.choice(known)
+        value = rng.choice(NUMBERS + TEXTS + ("spatial", "uint8", "entropy", "full", "local", "layer"))
+        if name in ("--epochs", "--runs", "--refine", "--steps", "--samples") and len(value) > 4:
+            continue  # it would be done, for as long as was asked for
+        arguments += [name] if rng.random() < 0.3 else [f"{name}={value}"]
+    _outcome(arguments, Path("in.onnx").read_bytes())
+
+
+# ---------------------------------------------------------------- kills
+
+
+def kills(seed: int, command: str = "", *, torch: bool = False) -> None:
+    """A process that is killed at any moment: the target is what it was, or complete."""
+    rng = random.Random(seed)
+    model, feeds = _sound(rng)
+    external: dict[str, Any] = {"save_as_external_data": True, "location": "in.data", "size_threshold": 512}
+    onnx.save(model, "in.onnx", **(external if rng.random() < 0.5 else {}))
+    np.savez("data.npz", **feeds)  # type: ignore[arg-type]
+    target = rng.choice(["in.onnx", "out.onnx"])
+    arguments = [["rewrite", "in.onnx", target, "--mode", "spatial"], ["prune", "in.onnx", target, "--sparsity", "0.5"]]
+    arguments.append(["quantize", "in.onnx", target, "--data", "data.npz"])
+    chosen = rng.choice(arguments)
+    stop = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    Path("command.txt").write_text(f"{' '.join(chosen)}, signal {stop}")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onnxsep", *chosen], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    time.sleep(rng.uniform(0.6, 3.0))
+    process.send_signal(stop)
+    _, said = process.communicate(timeout=30)
+    importing = b"<frozen importlib" in said  # before main: Python itself tells
+    assert b"Traceback" not in said or importing or stop == signal.SIGKILL, said[-400:]
+    feeds = {name: array[:2] for name, array in feeds.items()}
+    outputs(Path("in.onnx"), feeds)
+    if Path("out.onnx").exists():
+        outputs(Path("out.onnx"), feeds)
+    if stop != signal.SIGKILL:
+        assert not [path.name for path in Path().iterdir() if ".tmp" in path.name]
+
+
+KINDS = {"graphs": graphs, "damage": damage, "options": options, "kills": kills}

@@ -1,0 +1,80 @@
+"""New random examples for as long as is allowed; what goes wrong is kept in a folder, with the line that repeats it.
+
+    python tests/fuzzing/run.py --seconds 600
+
+Kinds of examples, in turn: graphs (random CNNs through every command, run beside their source), damage (broken files),
+options (values that make no sense), kills (a process that is ended at any moment). Status 1 where something is found.
+"""
+
+import argparse
+import functools
+import inspect
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before numpy is imported
+    os.environ.setdefault(threads, "1")
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+from examples import KINDS  # noqa: E402
+from isolated import isolated  # noqa: E402
+
+LONGEST = 120.0  # seconds for an example
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600, help="stop after so long; 600 by default")
+    parser.add_argument("--count", type=int, default=10**9, help="stop after so many examples")
+    parser.add_argument("--seed", type=int, help="of the first example; from the clock by default")
+    parser.add_argument("--kind", action="append", choices=list(KINDS), help="only these kinds")
+    parser.add_argument("--command", default="", help="only this command, as examples.py names them")
+    parser.add_argument("--found", type=Path, default=Path("fuzz-found"), help="where findings are kept")
+    given = parser.parse_args()
+    first = time.time_ns() % 10**12 if given.seed is None else given.seed
+    kinds = given.kind or list(KINDS)
+    torch = find_spec("torch") is not None and find_spec("onnx2torch") is not None
+    if torch:
+        import torch
+
+        import onnxsep.training  # noqa: F401
+    print(f"seed {first}", flush=True)
+    end, tried, found = time.monotonic() + given.seconds, Counter[str](), Counter[str]()
+    for number in itertools.takewhile(lambda number: number < given.count, itertools.count()):
+        if time.monotonic() > end:
+            break
+        kind, seed = kinds[number % len(kinds)], first + number // len(kinds)
+        tried[kind] += 1
+        if wrong := _tried(kind, seed, given.command, given.found, torch=bool(torch)):
+            found[kind] += 1
+            print(f"{kind} {seed}: {wrong.splitlines()[0][:300]}", flush=True)
+    for kind in kinds:
+        print(f"{kind}: {tried[kind]:,} tried, {found[kind]} wrong")
+    sys.exit(1 if found else 0)
+
+
+def _tried(kind: str, seed: int, command: str, kept: Path, *, torch: bool) -> str:
+    """What is wrong with an example; its files are kept then."""
+    function = KINDS[kind]
+    takes_torch = "torch" in inspect.signature(function).parameters
+    example = functools.partial(function, seed, command, **({"torch": torch} if takes_torch else {}))
+    with tempfile.TemporaryDirectory(prefix="onnxsep-fuzz-") as folder:
+        wrong = isolated(example, Path(folder), LONGEST)
+        if wrong:
+            place = kept / f"{kind}-{seed}"
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(folder, place, symlinks=True)
+            line = f"python tests/fuzzing/run.py --kind {kind} --seed {seed} --count 1"
+            (place / "again.txt").write_text(f"{line}{f' --command {command}' if command else ''}\n\n{wrong}\n")
+    return wrong
+
+
+if __name__ == "__main__":
+    main()
