@@ -23,6 +23,11 @@ def identity(file: Path | BinaryIO) -> Identity:
     return status.st_dev, status.st_ino
 
 
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path as text; bytes in it that are no UTF-8 are written as escapes, for no report could hold them."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def check_target(target: Path) -> int | None:
     """Refuse what cannot be a target; return the permissions of the file that is there, or None.
 

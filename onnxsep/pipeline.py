@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from onnxsep.calibration import Fitting, fit_plan, tune_result
+from onnxsep.calibration import STATISTICS, Fitting, fit_plan, tune_result
 from onnxsep.data import Dataset, Preprocessing, Source
 from onnxsep.ensure import ensure_valid
 from onnxsep.errors import OptionError, VerificationError
@@ -16,6 +16,7 @@ from onnxsep.factors import Factorized, Progress, factorize_all
 from onnxsep.feeds import check_input_shapes
 from onnxsep.io import Model, load
 from onnxsep.modes import Mode, get_mode
+from onnxsep.paths import NOTHING, Reads, check_paths
 from onnxsep.patterns import as_patterns
 from onnxsep.planning import SIZES_UNKNOWN, Options, Plan, make_plan
 from onnxsep.pruning import dense_factor_notes
@@ -41,6 +42,7 @@ class Result(Savable):
     model: Model
     report: RewriteReport
     new_initializers: tuple[str, ...] = ()
+    reads: Reads = NOTHING
 
 
 def rewrite(
@@ -107,7 +109,7 @@ def rewrite(
 
     Raises:
         ModelLoadError: the model cannot be read.
-        OptionError: a rank, pattern or other option cannot be used.
+        OptionError: a rank, pattern or other option cannot be used; the statistics would overwrite another file.
         ModeNotFoundError: no such mode.
         UnsupportedModelError: the graph cannot be read.
         FeedError: the inputs or input shapes do not fit the model.
@@ -141,6 +143,15 @@ def rewrite(
         runtime or RuntimeOptions(),
         progress,
     )
+    reads = Reads.of(
+        model=model,
+        data=data,
+        preprocessing=preprocessing,
+        statistics=statistics if data is None else None,
+        inputs=inputs,
+        libraries=settings.runtime.custom_op_libraries,
+    )
+    check_paths(reads, {STATISTICS: None if data is None or dry_run else statistics})
     source = load(model, follow_links=follow_links)
     check_input_shapes(source, settings.input_shapes)
     settings = decide(settings, source, dry_run=dry_run)
@@ -201,7 +212,7 @@ def rewrite(
     )
     if failure:
         raise VerificationError(f"{failure}; nothing was written", report)
-    return Result(result, report, tuple(edit.new_initializers))
+    return Result(result, report, tuple(edit.new_initializers), reads)
 
 
 def _size_notes(plan: Plan) -> list[str]:

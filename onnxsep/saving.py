@@ -6,8 +6,8 @@ The data files come first, then a temporary .onnx beside the target, which is ch
 import contextlib
 import mmap
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 import onnx
@@ -15,11 +15,16 @@ from google.protobuf.message import DecodeError, EncodeError
 from pydantic import BaseModel
 
 from onnxsep.datafile import write_data
-from onnxsep.errors import ModelLoadError, ModelSaveError
+from onnxsep.errors import ModelLoadError
 from onnxsep.external import DataFolder, is_external, slot_of
-from onnxsep.files import Identity, NewFiles, copy_bytes, finish, identity, same_content
+from onnxsep.files import Identity, NewFiles, copy_bytes, finish, identity, printable, same_content
 from onnxsep.io import Model, parse_file, read_file
+from onnxsep.paths import RESULT, Kind, Reads, check_paths
 from onnxsep.tensors import tensor_protos
+
+_SEARCHED_BYTES = 100_000_000  # larger files are searched for a name only where they begin as a model does
+# The keys of a model's fields: ir_version, producer, domain, model_version, doc_string, graph, opset_import, metadata.
+_BEGINNINGS = {bytes([key]) for key in (0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72)}
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,13 @@ class SavedFiles:
         path: The .onnx file.
         data_paths: The files of external data that it uses.
         size_bytes: The size of all of them, in bytes.
+        notes: Old data files of the target that stay, and why.
     """
 
     path: Path
     data_paths: tuple[Path, ...]
     size_bytes: int
+    notes: tuple[str, ...] = ()
 
     @property
     def data_path(self) -> Path | None:
@@ -49,11 +56,13 @@ class Savable:
         model: The result.
         report: What was done; it has the fields ``output`` and ``output_bytes``, None before the result is saved.
         new_initializers: Its weights that go into the data file, where the source has one.
+        reads: The files that it was made from: but for the model itself, they are not overwritten.
     """
 
     model: Model
     report: BaseModel
     new_initializers: tuple[str, ...]
+    reads: Reads
 
     @property
     def proto(self) -> onnx.ModelProto:
@@ -61,8 +70,14 @@ class Savable:
         return self.model.proto
 
     def save(self, path: str | os.PathLike[str]) -> SavedFiles:
-        """Write the model, atomically; its external weights are streamed into one new data file beside it."""
-        return save(self.model, path, externalize=self.new_initializers)
+        """Write the model, atomically; its external weights are streamed into one new data file beside it.
+
+        Raises:
+            ModelSaveError: The target cannot be written.
+            OptionError: It would overwrite a file that the result was made from, or one that is no model.
+            ModelLoadError: External data of the model cannot be read.
+        """
+        return write_model(self.model, path, externalize=self.new_initializers, reads=self.reads)
 
 
 def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str], externalize: Collection[str] = ()) -> SavedFiles:
@@ -74,9 +89,12 @@ def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str], externali
     - Otherwise external data is copied, in constant memory, into one new file ``<target>.<8 hex digits>.data``.
     - Inline data stays inline, unless the .onnx would be over 2 GB: then its initialisers and Constants of 1024 bytes
       or more go to the data file.
-    - An old data file of the target is removed if nothing but the old target needed it. When a model is saved over
-      its own file, tensors can no longer be read through the old ``Model``: load it again.
-    - A target that is a link is replaced by a file; the file that it pointed to stays as it is.
+    - An old data file of the target is removed if nothing but the old target needed it. It stays where any other file
+      of its folder contains its name (a copy of the model, a script); files over 100 MB are searched for it only where
+      they begin as a model does. When a model is saved over its own file, tensors can no longer be read through the old
+      ``Model``: load it again.
+    - A file that is there is replaced only if it is a model, or empty. A target that is a link is replaced by a file;
+      the file that it pointed to stays as it is.
 
     Args:
         model: The model; it is not changed.
@@ -86,14 +104,34 @@ def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str], externali
 
     Raises:
         ModelSaveError: The target cannot be written.
+        OptionError: It holds weights of the model that is being saved, or something that is no model.
         ModelLoadError: The external data of the model cannot be read.
+    """
+    return write_model(model, path, externalize)
+
+
+def write_model(
+    model: Model | onnx.ModelProto,
+    path: str | os.PathLike[str],
+    externalize: Collection[str] = (),
+    *,
+    reads: Reads | None = None,
+    kind: Kind = RESULT,
+) -> SavedFiles:
+    """As :func:`save`, where it is known what the model was made from.
+
+    Args:
+        model: The model.
+        path: The .onnx file to write.
+        externalize: Names of initialisers that go to the data file.
+        reads: The files that must not be overwritten; None: those of the model.
+        kind: What the target is called, and whether it may take the model's place.
     """
     source = model if isinstance(model, Model) else Model(model)
     target = Path(path)
+    check_paths(Reads.of(model=source) if reads is None else reads, {kind: target})
     with NewFiles(target) as new:
         used = _files_used(source)
-        if target.exists() and identity(target) in used.values():
-            raise ModelSaveError(f"{target} holds weights of the model that is being saved. Choose another name.")
         in_place = _is_own_file(target, source)
         old = _old_data(target)
         kept = _keep(source, used, new)
@@ -102,9 +140,7 @@ def save(model: Model | onnx.ModelProto, path: str | os.PathLike[str], externali
         needed = {identity(path) for path in data_paths} | (set() if in_place else set(used.values()))
         if kept is None or not in_place:
             new.commit(content)
-    with contextlib.suppress(OSError):  # the save is complete; a file that is left over harms nobody
-        _remove_old_data(old, needed, target)
-    return saved
+    return replace(saved, notes=tuple(_remove_old_data(old, needed, target)))
 
 
 def _files_used(model: Model) -> dict[str, Identity]:
@@ -220,22 +256,30 @@ def _old_data(target: Path) -> list[Path]:
     return [path for path in found if path.name in locations and path.stat().st_nlink == 1]
 
 
-def _remove_old_data(old: list[Path], needed: set[Identity], target: Path) -> None:
-    """Remove old data files that neither the new model nor another model in the folder uses."""
+def _remove_old_data(old: list[Path], needed: set[Identity], target: Path) -> Iterator[str]:
+    """Remove old data files that neither the new model nor another file in the folder needs; say which ones stay."""
     for path in old:
-        others = (other for other in target.parent.iterdir() if other.name != target.name)
-        if identity(path) not in needed and not any(_mentions(other, path.name) for other in others):
-            path.unlink()
+        with contextlib.suppress(OSError):  # the save is complete; a file that is left over harms nobody
+            if identity(path) in needed:
+                continue
+            others = (other for other in sorted(target.parent.iterdir()) if other.name not in (target.name, path.name))
+            needing = next((other for other in others if _may_need(other, path.name, needed)), None)
+            if needing is None:
+                path.unlink()
+            else:
+                yield f"the old data file {printable(path)} stays, for {printable(needing.name)} contains its name"
 
 
-def _mentions(file: Path, name: str) -> bool:
-    """Whether an .onnx file has a name in it; one that cannot be read may have."""
-    if file.suffix.lower() != ".onnx":
-        return False
+def _may_need(file: Path, name: str, needed: set[Identity]) -> bool:
+    """Whether a file has a name in it; one that cannot be read may have."""
     try:
-        if not file.is_file() or not file.stat().st_size:
+        size = file.stat().st_size if file.is_file() else 0
+        if not size or identity(file) in needed:
             return False
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return data.find(os.fsencode(name)) >= 0
-    except OSError:
+        with file.open("rb") as opened:
+            if size > _SEARCHED_BYTES and opened.read(1) not in _BEGINNINGS:
+                return False
+            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return data.find(os.fsencode(name)) >= 0
+    except (OSError, ValueError):
         return True

@@ -1,6 +1,5 @@
 """Turning a plan and what was measured into report records."""
 
-import os
 from collections.abc import Mapping
 
 import onnx
@@ -8,6 +7,7 @@ import onnx
 from onnxsep.counting import count_macs, count_parameters
 from onnxsep.external import is_external, slot_of
 from onnxsep.factors import Factorized
+from onnxsep.files import printable
 from onnxsep.io import Model
 from onnxsep.planning import Plan, Replacement, site_macs
 from onnxsep.report import ConvReport, ModelInfo, Totals
@@ -28,11 +28,6 @@ def model_info(model: Model) -> ModelInfo:
         opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
         size_bytes=size_bytes(model),
     )
-
-
-def printable(path: str | os.PathLike[str]) -> str:
-    """A path as text; bytes in it that are no UTF-8 are written as escapes, for no report could hold them."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def size_bytes(model: Model) -> int:

@@ -297,10 +297,10 @@ def test_model_that_cannot_be_loaded(case: str, tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(bytes(100_000))  # what a path that leads outside would find
     source = make(folder)
     target = tmp_path / "out.onnx"
-    target.write_bytes(b"precious")
+    target.write_bytes(DIGITS.read_bytes())
     for command in (("rewrite", source, target, *MODE), ("inspect", source), ("check", source, DIGITS)):
         assert_one_error(run(*command), *words)
-    assert target.read_bytes() == b"precious"
+    assert target.read_bytes() == DIGITS.read_bytes()
 
 
 def test_output_folder_that_is_missing_or_a_file(model: Path, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_output_folder_that_is_missing_or_a_file(model: Path, tmp_path: Path) ->
 
 def test_disk_full_while_saving(model: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.onnx"
-    target.write_bytes(b"precious")
+    target.write_bytes(DIGITS.read_bytes())
     files = sorted(tmp_path.iterdir())
 
     def limit() -> None:
@@ -324,7 +324,7 @@ def test_disk_full_while_saving(model: Path, tmp_path: Path) -> None:
 
     done = run_process("rewrite", model, target, *MODE, before=limit)
     assert_one_error(done, "out.onnx was not written")
-    assert target.read_bytes() == b"precious"
+    assert target.read_bytes() == DIGITS.read_bytes()
     assert sorted(tmp_path.iterdir()) == files
 
 

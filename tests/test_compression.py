@@ -336,7 +336,7 @@ def test_nothing_stands_behind_quantize(digits: Path, last: str) -> None:
 def test_the_model_itself_is_no_target(place: Path, digits: Path) -> None:
     before = (place / "in.onnx").read_bytes()
     done = run("compress", "in.onnx", "in.onnx", "--recipe", "fitted-int8", "--data", digits / "train.npz", cwd=place)
-    refused(done, "would overwrite the model that the run begins with")
+    refused(done, "would overwrite in.onnx, which is read as the model")
     assert (place / "in.onnx").read_bytes() == before
 
 
@@ -545,7 +545,10 @@ def test_commands_that_are_refused(place: Path, digits: Path) -> None:
     refused(run(*common, "recipe.toml", *data, "--report", "in.onnx", cwd=place), "would overwrite in.onnx")
     refused(run(*common[:2], "recipe.toml", "-r", "recipe.toml", *data, cwd=place), "would overwrite recipe.toml")
     (place / "out.onnx.manifest.json").write_text("[1]")
-    refused(run(*common, "recipe.toml", *data, cwd=place), "out.onnx.manifest.json would be overwritten")
+    refused(
+        run(*common, "recipe.toml", *data, cwd=place),
+        "out.onnx.manifest.json would overwrite a file that holds no manifest of onnxsep",
+    )
     (place / "out.onnx.manifest.json").unlink()
     assert run("compress", "in.onnx", "out.onnx", cwd=place).returncode == 2
     assert sorted(path.name for path in place.iterdir()) == ["bad.toml", "in.onnx", "recipe.toml"]
@@ -566,12 +569,13 @@ FAILS = WITHOUT_TORCH + "max-error = 1e-9\n"
 def test_a_failed_verification_names_the_step_and_keeps_those_before_it(place: Path, digits: Path) -> None:
     common = ("compress", "in.onnx", "out.onnx", "--recipe", "recipe.toml", "--runs", 0, "--threads", 1)
     data = ("--data", digits / "train.npz")
-    (place / "out.onnx").write_bytes(b"an older result")
+    older = (place / "in.onnx").read_bytes()
+    (place / "out.onnx").write_bytes(older)
     toml(place, FAILS)
     failed = run(*common, *data, cwd=place)
     work = place / "out.onnx.steps"
     refused(failed, "step 3 (quantize): the relative error", "is in out.onnx.steps, and is not done again", status=3)
-    assert (place / "out.onnx").read_bytes() == b"an older result"
+    assert (place / "out.onnx").read_bytes() == older
     assert json.loads((work / "03-quantize.failed.json").read_text())["options"]["max_error"] == 1e-9
     assert [step.command for step in read_manifest(work / "manifest.json").steps] == ["rewrite", "prune"]
     written = {name: (work / name).stat().st_mtime_ns for name in ("01-rewrite.onnx", "02-prune.onnx")}
@@ -649,7 +653,7 @@ def test_a_damaged_work_folder_is_refused(place: Path, again: Again) -> None:
         ("02-prune.onnx", kept["02-prune.onnx"][:1000], "a finished step cannot be read"),
         ("02-prune.onnx", None, "02-prune.onnx does not exist"),
         ("02-prune.json", b"{}", "02-prune.json is damaged or missing"),
-        ("manifest.json", b"{", "manifest.json' is no manifest"),
+        ("manifest.json", b"{", "is no work folder of onnxsep"),
         ("manifest.json", None, "is no work folder of onnxsep"),
     ):
         if content is None:

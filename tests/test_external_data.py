@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxsep import datafile
-from onnxsep.errors import ModelLoadError, ModelSaveError
+from onnxsep.errors import ModelLoadError, ModelSaveError, OptionError
 from onnxsep.external import DataFolder
 from onnxsep.io import Model, load, read_tensor
 from onnxsep.saving import save
@@ -747,15 +747,17 @@ def test_old_target_that_is_not_a_model(tmp_path: Path) -> None:
     write(tmp_path / "m.onnx")
     (tmp_path / "n.onnx").write_bytes(b"n.onnx.data is mentioned here")
     (tmp_path / "n.onnx.data").write_bytes(b"mine")
-    save(changed(tmp_path / "m.onnx"), tmp_path / "n.onnx")
-    assert (tmp_path / "n.onnx.data").read_bytes() == b"mine"
+    before = listing(tmp_path)
+    with pytest.raises(OptionError, match=r"n\.onnx would overwrite a file that holds no ONNX model"):
+        save(changed(tmp_path / "m.onnx"), tmp_path / "n.onnx")
+    assert listing(tmp_path) == before
 
 
 def test_data_file_as_target(tmp_path: Path) -> None:
     path = write(tmp_path / "m.onnx")
     before = listing(tmp_path)
     for model in (load(path), changed(path)):
-        with pytest.raises(ModelSaveError, match="holds weights of the model that is being saved"):
+        with pytest.raises(OptionError, match=r"would overwrite .*m\.onnx\.data, which is read as external data"):
             save(model, tmp_path / "m.onnx.data")
     assert listing(tmp_path) == before
 

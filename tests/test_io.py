@@ -608,7 +608,8 @@ def test_permissions(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
 def test_a_link_is_replaced_and_its_file_stays(tmp_path: Path) -> None:
-    (tmp_path / "real.onnx").write_bytes(b"somebody else's")
+    others = make_model(floats("v", 5)).SerializeToString()
+    (tmp_path / "real.onnx").write_bytes(others)
     (tmp_path / "real.onnx").chmod(0o600)
     proto = make_model(floats("w", 3))
     for name, leads_to in (("m.onnx", "real.onnx"), ("n.onnx", "nowhere")):
@@ -616,7 +617,7 @@ def test_a_link_is_replaced_and_its_file_stays(tmp_path: Path) -> None:
         save(proto, tmp_path / name)
         assert not (tmp_path / name).is_symlink()
         assert (tmp_path / name).read_bytes() == proto.SerializeToString()
-    assert (tmp_path / "real.onnx").read_bytes() == b"somebody else's"
+    assert (tmp_path / "real.onnx").read_bytes() == others
     assert stat.S_IMODE((tmp_path / "m.onnx").stat().st_mode) == 0o600
     assert sorted(listing(tmp_path)) == ["m.onnx", "n.onnx", "real.onnx"]
 

@@ -705,7 +705,7 @@ def test_command_prints_json_alone(command: Callable[..., subprocess.CompletedPr
         (("in.onnx", "out.onnx", "--data", "data.npz", "--method", "mean"), 2, "mean"),
         (("in.onnx", "out.onnx", "--data", "none.npz"), 1, "does not exist"),
         (("in.onnx", "out.onnx", "--data", "data.npz", "--scale", "1/255"), 1, "for images"),
-        (("in.onnx", "data.npz", "--data", "data.npz"), 1, "overwrite the data"),
+        (("in.onnx", "data.npz", "--data", "data.npz"), 1, "would overwrite data.npz"),
         (("in.onnx", "out.onnx", "--data", "data.npz", "--max-error", "1e-9"), 3, "--max-error"),
     ],
 )

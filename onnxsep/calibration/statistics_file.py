@@ -23,6 +23,7 @@ from onnxsep.errors import CalibrationError
 from onnxsep.files import NewFiles
 from onnxsep.io import Model, read_tensor
 from onnxsep.linalg import Array
+from onnxsep.paths import Kind
 from onnxsep.statistics import Moments, SiteMoments
 from onnxsep.types import Place
 
@@ -135,6 +136,9 @@ def is_statistics(path: Path) -> bool:
     """Whether a file is one of these, and may be replaced by another."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return bool(json.loads(str(arrays["header"]))["format"] == _FORMAT)
+            return str(json.loads(str(arrays["header"]))["format"]).startswith("onnxsep statistics ")
     except _UNREADABLE:
         return False
+
+
+STATISTICS = Kind("--statistics", "statistics of onnxsep", is_statistics)

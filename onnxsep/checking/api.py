@@ -24,6 +24,7 @@ from onnxsep.checking.structure import HEADER, describe
 from onnxsep.checking.weights import compare_weights, tensor_pairs
 from onnxsep.errors import ModelLoadError, OptionError
 from onnxsep.files import write_text
+from onnxsep.paths import Kind, Reads, check_paths, is_model
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import save
 
@@ -81,17 +82,19 @@ def check(
     Raises:
         ModelLoadError: the model or the reference cannot be read, or is no reference.
         ModelSaveError: the reference cannot be written.
-        OptionError: an option cannot be used, or nothing is left to compare.
+        OptionError: an option cannot be used, or nothing is left to compare; the new reference would overwrite the
+            model, or something that is no reference.
         FeedError: the given inputs do not fit the reference.
     """
     for name, value in {"rtol": rtol, "atol": atol, "output_rtol": output_rtol, "output_atol": output_atol}.items():
         if not 0 <= value < math.inf:
             raise OptionError(f"{name} must be a number of 0 or more, not {value}")
     asked = {"structure": structure, "weights": weights, "outputs": outputs}
+    target = _target(reference, Reads.of(model=model)) if update else None
     checked = io.load(model, follow_links=follow_links)
     parts: list[PartResult]
-    if update:
-        parts = [_update(checked, reference)]
+    if target is not None:
+        parts = [_update(checked, target)]
     elif isinstance(reference, (str, os.PathLike)) and _is_text(Path(reference)):
         parts = _against_text(checked, _existing(reference), asked, ignore_names)
     else:
@@ -155,24 +158,41 @@ def _title(source: Source) -> str:
     return os.fsdecode(source).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _update(model: io.Model, reference: Source) -> PartResult:
+def _target(reference: Source, reads: Reads) -> Path:
+    """Where a new reference goes."""
     if isinstance(reference, (onnx.ModelProto, io.Model)):
         raise OptionError("a reference can only be updated in a file: give its path")
     path = Path(reference)
-    existed = path.exists()
     if path.suffix.lower() not in (_TEXT_SUFFIX, ".onnx"):
         raise OptionError(f"the reference {str(path)!r} is neither .txt nor .onnx: nothing was written")
-    old = path.read_bytes() if _is_text(path) and path.is_file() else b""
-    if old and not old.removeprefix(codecs.BOM_UTF8).startswith(HEADER.rstrip("0123456789").encode()):
-        raise OptionError(f"{str(path)!r} is no reference of onnxsep, so it is not overwritten; remove it first")
+    check_paths(reads, {_TEXT if _is_text(path) else _MODEL: path})
+    return path
+
+
+def _update(model: io.Model, path: Path) -> PartResult:
+    existed = path.exists()
     if not _is_text(path):
         save(model, path)
         return PartResult(name="reference", status="updated", reason="rewritten" if existed else "created")
     text = describe(model).text
-    if old == text.encode():
+    if existed and path.read_bytes() == text.encode():
         return PartResult(name="reference", status="updated", reason="was up to date")
     write_text(Path(os.path.realpath(path)), text)
     return PartResult(name="reference", status="updated", reason="rewritten" if existed else "created")
+
+
+def _is_reference(path: Path) -> bool:
+    """Whether a text is one of these, of any version of onnxsep."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(codecs.BOM_UTF8) + len(HEADER))
+    except OSError:
+        return False
+    return start.removeprefix(codecs.BOM_UTF8).startswith(HEADER.rstrip("0123456789").encode())
+
+
+_TEXT = Kind("the reference", "reference of onnxsep", _is_reference)
+_MODEL = Kind("the reference", "ONNX model", is_model)
 
 
 def _read_text(path: Path) -> list[Statement]:

@@ -29,21 +29,20 @@ from onnxsep.cli.options import (
     Size,
     Std,
     Threads,
-    check_targets,
     preprocessing_of,
     printing,
     progress_bar,
     runtime_of,
-    same_file,
     saved,
     shapes_of,
     shower,
 )
 from onnxsep.compression.api import manifest_path
-from onnxsep.compression.manifest import is_manifest
+from onnxsep.compression.folder_files import WORK
+from onnxsep.compression.manifest import MANIFEST
 from onnxsep.compression.render import print_compress
 from onnxsep.compression.report import StepReport
-from onnxsep.errors import OptionError
+from onnxsep.paths import OTHER_RESULT, REPORT, Reads, check_paths
 from onnxsep.runtime import RuntimeOptions
 
 
@@ -116,7 +115,20 @@ def compress(
     says what OUT.onnx was made from; as --recipe, it repeats the run.
     """
     place = work or target.with_name(target.name + ".steps")
-    _check_files(model, target, report, [path for path in (data, labels, test, test_labels, inputs) if path], recipe)
+    chosen = compression.read_recipe(recipe)
+    reads = Reads.of(
+        model=model,
+        data=data,
+        labels=labels,
+        test=test,
+        test_labels=test_labels,
+        preprocessing=preprocess,
+        inputs=inputs,
+        recipe=chosen.path,
+        teachers=chosen.teachers(),
+        libraries=custom_op_library or (),
+    )
+    check_paths(reads, {OTHER_RESULT: target, MANIFEST: manifest_path(target), REPORT: report, WORK: place})
     runtime = runtime_of(threads, provider, custom_op_library)
 
     def told(step: StepReport) -> None:
@@ -128,7 +140,7 @@ def compress(
         try:
             result = compression.compress(
                 model,
-                recipe,
+                chosen,
                 data=data,
                 labels=labels,
                 test=test,
@@ -183,17 +195,3 @@ def recipes(
             typer.echo(f"{key}: {one.description}")
             for step in one.steps:
                 typer.echo(f"  {step.name}: {step}" if step.options else f"  {step.name}")
-
-
-def _check_files(model: Path, target: Path, report: Path | None, read: list[Path], recipe: str) -> None:
-    """Refuse targets that cannot be written or that hold something else."""
-    check_targets(target, report, model, None)
-    if same_file(target, model):
-        raise OptionError(f"OUT.onnx {target} would overwrite the model that the run begins with; name another file")
-    manifest = manifest_path(target)
-    if manifest.exists() and not is_manifest(manifest):
-        raise OptionError(f"{manifest} would be overwritten, and is no manifest; remove it, or name another OUT.onnx")
-    for words, path in (("OUT.onnx", target), ("--report", report), ("its manifest", manifest)):
-        for other in [*read, *([Path(recipe)] if words != "its manifest" else [])]:
-            if path is not None and same_file(path, other):
-                raise OptionError(f"{words} {path} would overwrite {other}; name another file")

@@ -28,18 +28,18 @@ from onnxsep.cli.options import (
     Size,
     Std,
     Threads,
-    check_targets,
     preprocessing_of,
     progress_bar,
     runtime_of,
-    same_file,
     saved,
     shower,
 )
 from onnxsep.errors import OnnxsepError, OptionError
 from onnxsep.finetuning.options import CHOICES, TEMPERATURE, Augmentation
 from onnxsep.finetuning.render import print_finetune
+from onnxsep.paths import REPORT, RESULT, Reads, check_paths
 from onnxsep.training import parallel
+from onnxsep.training.checkpoint import CHECKPOINT
 from onnxsep.training.figures import BatchNorm, Optimizer, Precision
 from onnxsep.training.losses import TeacherTerm
 from onnxsep.training.schedule import Schedule
@@ -150,8 +150,15 @@ def finetune(
     leads = parallel.rank() == 0
     place = checkpoint or target.with_name(target.name + ".checkpoint")
     if leads:
-        check_targets(target, report, model, None)
-        _check_files(target, place, [model, data, *(path for path in (teacher, labels, report) if path is not None)])
+        reads = Reads.of(
+            model=model,
+            data=data,
+            labels=labels,
+            preprocessing=preprocess,
+            teachers=(teacher,),
+            libraries=custom_op_library or (),
+        )
+        check_paths(reads, {RESULT: target, REPORT: report, CHECKPOINT: place})
     with _one_speaks(), progress_bar(quiet or as_json or not leads) as progress:
         result = finetuning.finetune(
             model,
@@ -212,13 +219,3 @@ def _one_speaks() -> Iterator[None]:
         if parallel.rank():
             raise typer.Exit(130) from None
         raise
-
-
-def _check_files(target: Path, checkpoint: Path, others: list[Path]) -> None:
-    """Refuse a checkpoint or a result that would overwrite what is read."""
-    for other in (target, *others):
-        if same_file(checkpoint, other):
-            raise OptionError(f"--checkpoint {checkpoint} would overwrite {other}; name another file")
-    for other in others[1:]:  # the model itself may be replaced by its trained self
-        if same_file(target, other):
-            raise OptionError(f"OUT.onnx {target} would overwrite {other}; name another file")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from onnxsep.data import Preprocessing
-from onnxsep.errors import OnnxsepError, OptionError, VerificationError
+from onnxsep.errors import OnnxsepError, VerificationError
 from onnxsep.feeds import parse_input_shape
-from onnxsep.files import check_target, write_text
+from onnxsep.files import printable, write_text
 from onnxsep.render import make_console
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import Savable
-from onnxsep.tables import printable
 
 _debug = False
 
@@ -96,11 +94,6 @@ def printing() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must find an open file
     except OSError as error:
         raise OnnxsepError(f"cannot print: {error.strerror or error}") from error
-
-
-def same_file(one: Path, other: Path) -> bool:
-    """Whether two paths lead, or would lead, to one file."""
-    return os.path.realpath(one) == os.path.realpath(other) or (one.exists() and other.exists() and one.samefile(other))
 
 
 def shapes_of(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
@@ -187,21 +180,6 @@ def saved(result: Savable, target: Path | None) -> BaseModel:
     """The report of a result, which is saved first where there is a target."""
     if target is None:
         return result.report
-    files = result.save(target)
-    return result.report.model_copy(update={"output": printable(target), "output_bytes": files.size_bytes})
-
-
-def check_targets(output: Path | None, report: Path | None, model: Path, inputs: Path | None) -> None:
-    """Refuse, now and not after minutes of work, targets that cannot be written or that hold something else."""
-    for target in (output, report):
-        if target is not None:
-            check_target(target)
-    for option, target, others in (("OUT.onnx", output, (inputs,)), ("--report", report, (model, output, inputs))):
-        for other in others:
-            if target is not None and other is not None and same_file(target, other):
-                raise OptionError(f"{option} {target} would overwrite {other}; name another file")
-    if report is not None and report.exists():
-        with report.open("rb") as file:
-            start = file.read(64)
-        if start and not re.match(rb'\{\s*"onnxsep"', start):
-            raise OptionError(f"--report {report} would overwrite a file that is no report; name another file")
+    files, report = result.save(target), result.report
+    notes = (*getattr(report, "notes", ()), *files.notes)
+    return report.model_copy(update={"output": printable(target), "output_bytes": files.size_bytes, "notes": notes})

@@ -19,7 +19,6 @@ from onnxsep.cli.options import (
     ReportFile,
     Seed,
     Threads,
-    check_targets,
     check_verify,
     failure_shown,
     progress_bar,
@@ -29,6 +28,7 @@ from onnxsep.cli.options import (
     shower,
 )
 from onnxsep.cli.prune_table import print_prune
+from onnxsep.paths import REPORT, RESULT, Reads, check_paths
 from onnxsep.pruning.selecting import Norm, Scope
 from onnxsep.pruning.verifying import Verify
 
@@ -106,7 +106,8 @@ def prune(
         if value is not None and value not in known:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}", param_hint=option)
     target = None if dry_run else output
-    check_targets(target, report, model, inputs)
+    reads = Reads.of(model=model, inputs=inputs, libraries=custom_op_library or ())
+    check_paths(reads, {RESULT: target, REPORT: report})
     show = shower(report, as_json, quiet, print_prune)
     with failure_shown(show), progress_bar(quiet or as_json) as progress:
         result = pruning.prune(

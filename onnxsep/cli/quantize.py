@@ -25,17 +25,15 @@ from onnxsep.cli.options import (
     Size,
     Std,
     Threads,
-    check_targets,
     failure_shown,
     preprocessing_of,
     progress_bar,
     runtime_of,
-    same_file,
     saved,
     shower,
 )
 from onnxsep.cli.quantize_table import print_quantize
-from onnxsep.errors import OptionError
+from onnxsep.paths import REPORT, RESULT, Reads, check_paths
 from onnxsep.quantization.settings import Activations, Format, Method
 
 
@@ -135,10 +133,9 @@ def quantize(
     ):
         if value is not None and value not in known:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}", param_hint=option)
-    check_targets(output, report, model, None)
-    for option, target in (("OUT.onnx", output), ("--report", report)):
-        if target is not None and same_file(target, data):
-            raise OptionError(f"{option} {target} would overwrite the data; name another file")
+    libraries = custom_op_library or ()
+    reads = Reads.of(model=model, data=data, labels=labels, preprocessing=preprocess, libraries=libraries)
+    check_paths(reads, {RESULT: output, REPORT: report})
     show = shower(report, as_json, quiet, print_quantize)
     with failure_shown(show), progress_bar(quiet or as_json) as progress:
         result = quantization.quantize(

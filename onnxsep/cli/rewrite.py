@@ -6,7 +6,7 @@ from typing import Annotated, cast, get_args
 import typer
 
 import onnxsep
-from onnxsep.calibration import is_statistics
+from onnxsep.calibration import STATISTICS
 from onnxsep.cli.app import app
 from onnxsep.cli.options import (
     Color,
@@ -28,19 +28,16 @@ from onnxsep.cli.options import (
     Size,
     Std,
     Threads,
-    check_targets,
     check_verify,
     failure_shown,
     preprocessing_of,
     progress_bar,
     runtime_of,
-    same_file,
     saved,
     shapes_of,
     shower,
 )
-from onnxsep.errors import OptionError
-from onnxsep.files import check_target
+from onnxsep.paths import REPORT, RESULT, Reads, check_paths
 from onnxsep.render import print_rewrite
 from onnxsep.verification import Verify
 
@@ -134,8 +131,16 @@ def rewrite(
     if round_ranks not in (0, 8, 16):
         raise typer.BadParameter(f"{round_ranks} is not 8 or 16 (0: no rounding)", param_hint="--round-ranks")
     target = None if dry_run else output
-    check_targets(target, report, model, inputs)
-    _check_statistics(statistics, data, (model, target, report, inputs))
+    records = data is not None and not dry_run
+    reads = Reads.of(
+        model=model,
+        data=data,
+        preprocessing=preprocess,
+        statistics=statistics if data is None else None,
+        inputs=inputs,
+        libraries=custom_op_library or (),
+    )
+    check_paths(reads, {RESULT: target, REPORT: report, STATISTICS: statistics if records else None})
     show = shower(report, as_json, quiet, print_rewrite)
     with failure_shown(show), progress_bar(quiet or as_json) as progress:
         result = onnxsep.rewrite(
@@ -167,17 +172,3 @@ def rewrite(
             progress=progress,
         )
     show(saved(result, target))
-
-
-def _check_statistics(statistics: Path | None, data: Path | None, others: tuple[Path | None, ...]) -> None:
-    """Refuse to record statistics over a file that holds something else."""
-    if statistics is None or data is None:
-        return
-    check_target(statistics)
-    for other in others:
-        if other is not None and same_file(statistics, other):
-            raise OptionError(f"--statistics {statistics} would overwrite {other}; name another file")
-    if statistics.exists() and not is_statistics(statistics):
-        raise OptionError(
-            f"--statistics {statistics} would overwrite a file that holds no statistics; name another one"
-        )

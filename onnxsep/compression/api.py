@@ -9,8 +9,9 @@ from typing import Any
 
 import onnx
 
+from onnxsep.compression.folder_files import WORK
 from onnxsep.compression.given import Given, Labels
-from onnxsep.compression.manifest import Content, Manifest, model_hash
+from onnxsep.compression.manifest import MANIFEST, Content, Manifest, model_hash
 from onnxsep.compression.measuring import choose_samples
 from onnxsep.compression.preparing import check_repeats, check_steps, compare_results, lasting, make_manifest
 from onnxsep.compression.recipe import Recipe, read_recipe
@@ -24,11 +25,12 @@ from onnxsep.evaluation.metrics import Metric
 from onnxsep.external import is_external
 from onnxsep.factors import Progress
 from onnxsep.feeds import check_input_shapes
-from onnxsep.files import check_target, write_text
+from onnxsep.files import printable, write_text
 from onnxsep.io import Model, load
+from onnxsep.paths import NOTHING, OTHER_RESULT, Reads, check_paths
 from onnxsep.runtime import RuntimeOptions
-from onnxsep.saving import Savable, SavedFiles, save
-from onnxsep.tables import model_info, printable
+from onnxsep.saving import Savable, SavedFiles, write_model
+from onnxsep.tables import model_info
 from onnxsep.tensors import tensor_protos
 
 AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
@@ -44,22 +46,27 @@ class CompressResult(Savable):
     new_initializers: tuple[str, ...] = ()
     work: WorkFolder | None = None
     keep_steps: bool = False
+    reads: Reads = NOTHING
 
     def save(self, path: str | os.PathLike[str]) -> SavedFiles:
         """Write ``PATH.manifest.json`` and then the model, each atomically; the work folder then goes.
 
         A model with external data can then only be read from its file: load it again.
+
+        Raises:
+            ModelSaveError: One of them cannot be written.
+            OptionError: One of them would overwrite a file that the run has read, or one of another kind.
         """
         target = Path(path)
+        check_paths(self.reads, {OTHER_RESULT: target, MANIFEST: manifest_path(target)})
         content = Content(path=printable(target), sha256=model_hash(self.model))
-        check_target(target)
         write_text(
             manifest_path(target), self.manifest.model_copy(update={"result": content}).model_dump_json(indent=1) + "\n"
         )
         external = any(map(is_external, tensor_protos(self.model.proto)))
         # "Not as it was loaded": the data file is then named after the target, and not after the step.
         model = replace(self.model, pristine=False) if external and self.work is not None else self.model
-        files = save(model, target, externalize=self.new_initializers)
+        files = write_model(model, target, externalize=self.new_initializers, reads=self.reads, kind=OTHER_RESULT)
         if self.work is not None and not self.keep_steps:
             self.work.remove()
         return files
@@ -153,7 +160,7 @@ class Pipeline:
             told: Given the report of each finished step.
 
         Raises:
-            OptionError: An option of a step cannot be used; the work folder holds something else.
+            OptionError: An option of a step cannot be used; the work folder holds something else, or what is read.
             DataError: Data is needed and not there, or does not fit the model.
             MissingDependencyError: A step needs a package that is not installed.
             VerificationError: The result of a step does not compute what it should.
@@ -179,6 +186,19 @@ class Pipeline:
             device,
             runtime or RuntimeOptions(),
         )
+        reads = Reads.of(
+            model=model,
+            data=data,
+            labels=labels,
+            test=test,
+            test_labels=test_labels,
+            preprocessing=preprocessing,
+            inputs=inputs,
+            recipe=recipe.path,
+            teachers=recipe.teachers(),
+            libraries=given.runtime.custom_op_libraries,
+        )
+        check_paths(reads, {WORK: work})
         check_steps(recipe, given, seed)
         original = load(model, follow_links=follow_links)
         check_input_shapes(original, given.input_shapes)
@@ -216,7 +236,7 @@ class Pipeline:
             seconds=time.perf_counter() - started,
         )
         new = tuple(done.new_initializers)
-        return CompressResult(done.models[-1], report, done.manifest, new, folder, keep_steps)
+        return CompressResult(done.models[-1], report, done.manifest, new, folder, keep_steps, reads)
 
 
 def compress(model: AnyModel, recipe: str | os.PathLike[str] | Recipe | Pipeline, **options: Any) -> CompressResult:

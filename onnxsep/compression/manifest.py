@@ -17,10 +17,11 @@ from onnxsep._version import __version__
 from onnxsep.data import Preprocessing
 from onnxsep.errors import OptionError
 from onnxsep.external import is_external
+from onnxsep.files import printable
 from onnxsep.io import Model, read_file, read_tensor
+from onnxsep.paths import RECIPE, Kind, read_record
 from onnxsep.report import Record
 from onnxsep.runtime import RuntimeOptions
-from onnxsep.tables import printable
 from onnxsep.tensors import tensor_protos
 
 _PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy", "torch", "onnx2torch")
@@ -178,11 +179,10 @@ def read_manifest(path: Path) -> Manifest:
 
 def is_manifest(path: Path) -> bool:
     """Whether a file is the manifest of a run, of any version of onnxsep."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and str(content.get("kind", "")).startswith("onnxsep compress ")
+    return str(read_record(path).get("kind")).startswith("onnxsep compress ")
+
+
+MANIFEST = Kind("the manifest of the result", "manifest of onnxsep", is_manifest, replaces=frozenset({RECIPE}))
 
 
 def difference(one: Mapping[str, str], other: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ Everything else in a step is an option of that command. (``prune`` has one that 
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from onnxsep.compression.manifest import DoneStep, Manifest, read_manifest
 from onnxsep.compression.options import as_json
 from onnxsep.compression.steps import STEPS, Step
 from onnxsep.errors import OptionError
-from onnxsep.tables import printable
+from onnxsep.files import printable
 from onnxsep.tomlfile import check_keys, nearest, read_toml
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
@@ -38,6 +38,7 @@ class Recipe:
         description: What it is for.
         text: The file's text; None for steps from Python.
         repeats: The manifest that it was read from.
+        path: The user's file, if it was read from one.
     """
 
     name: str
@@ -45,6 +46,11 @@ class Recipe:
     description: str = ""
     text: str | None = None
     repeats: Manifest | None = None
+    path: Path | None = None
+
+    def teachers(self) -> tuple[object, ...]:
+        """The models that its steps read beside the one that they change."""
+        return tuple(model for step in self.steps for model in step.other_models().values())
 
 
 def shipped_recipes() -> dict[str, Recipe]:
@@ -64,13 +70,13 @@ def read_recipe(name: str | os.PathLike[str]) -> Recipe:
     if str(name) in known:
         return _read(FOLDER / f"{name}.toml", str(name))
     if path.suffix == ".json":
-        return _from_manifest(read_manifest(path), printable(path))
+        return replace(_from_manifest(read_manifest(path), printable(path)), path=path)
     if not path.exists() and path.suffix != ".toml" and len(path.parts) == 1:
         raise OptionError(
             f"there is no recipe {str(name)!r}{nearest(str(name), known)}; give one of {', '.join(known)}, or the path"
             " of a TOML file"
         )
-    return _read(path, printable(path))
+    return replace(_read(path, printable(path)), path=path)
 
 
 def _read(path: Path, name: str) -> Recipe:

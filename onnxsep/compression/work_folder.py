@@ -1,7 +1,6 @@
 """The work folder of a run: each finished step's result and report, so that an interrupted run can go on."""
 
 import contextlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ValidationError
 
+from onnxsep.compression.folder_files import LOCK, MANIFEST, is_own, is_work_folder, names_step, planned_in, stem
 from onnxsep.compression.manifest import DoneStep, Manifest, difference, model_hash, read_manifest
 from onnxsep.compression.steps import STEPS
 from onnxsep.errors import ModelLoadError, ModelSaveError, OptionError
@@ -21,12 +21,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-_MANIFEST, _LOCK = "manifest.json", "lock"
-_OURS = re.compile(
-    r"manifest\.json|\.onnxsep-[0-9a-f]{16}\.tmp"  # the latter where a process was killed while it wrote
-    r"|\d\d+-[a-z_]+(\.onnx(\.[0-9a-f]{8}\.data)?|(\.failed)?\.json|\.checkpoint)"
-)
 
 
 @dataclass(frozen=True)
@@ -50,6 +44,7 @@ class WorkFolder:
         self.path = path
         self._follow_links = follow_links
         self._held: BinaryIO | None = None
+        self._planned: tuple[tuple[str, ...], ...] = ()  # the steps of the runs whose files are here
 
     def begin(
         self, manifest: Manifest, planned: Sequence[tuple[str, Mapping[str, Any]]], *, fresh: bool
@@ -59,13 +54,13 @@ class WorkFolder:
         Args:
             manifest: Of this run, without finished steps.
             planned: The kind and all options of each step.
-            fresh: Remove what an earlier run has left.
+            fresh: Remove what an earlier run has left: the files that its manifest names.
 
         Raises:
             OptionError: Something else is in the folder; or what is there belongs to another run, or is damaged.
             ModelSaveError: The folder cannot be made or written.
         """
-        self._check_ours()
+        self._check_ours(manifest.planned)
         try:
             self.path.mkdir(exist_ok=True)
             self._lock()
@@ -76,12 +71,13 @@ class WorkFolder:
         if fresh:
             self._clear(lambda name: True)
         found: list[Found] = []
-        if (self.path / _MANIFEST).exists():
+        if (self.path / MANIFEST).exists():
             old = self._read()
             self._refuse(_other_run(old, manifest, planned))
             found = [self._load(done) for done in old.steps]
-        kept = {_stem(one.done.number, one.done.command) for one in found}
-        self._clear(lambda name: name != _MANIFEST and name.split(".")[0] not in kept and ".checkpoint" not in name)
+        self._planned = (*self._planned, manifest.planned)
+        kept = {stem(one.done.number, one.done.command) for one in found}
+        self._clear(lambda name: name != MANIFEST and name.split(".")[0] not in kept and ".checkpoint" not in name)
         self.write(manifest.model_copy(update={"steps": tuple(one.done for one in found)}))
         return found
 
@@ -91,22 +87,28 @@ class WorkFolder:
             self._held.close()
             self._held = None
 
-    def _check_ours(self) -> None:
-        """Refuse what is there and was not made by a run."""
+    def _check_ours(self, planned: Sequence[str]) -> None:
+        """Refuse what is there and was not made by a run; find out which files were."""
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise OptionError(f"{self.path} is not a folder; name another work folder with --work")
-        names = sorted(path.name for path in self.path.iterdir() if path.name != _LOCK)
-        if names and _MANIFEST not in names:
+        if not is_work_folder(self.path):
             raise OptionError(
-                f"{self.path} is no work folder of onnxsep: there is {names[0]!r} in it and no {_MANIFEST}; name"
+                f"{self.path} is no work folder of onnxsep: there are files in it, and no {MANIFEST} of a run; name"
                 " another with --work, or remove it"
             )
+        self._planned = (planned_in(self.path) or (),)
+        for path in self.path.iterdir():
+            if names_step(path.name, planned) and not self._is_own(path):
+                raise OptionError(
+                    f"{path} would be overwritten, and no run has written it; name another folder with --work, or"
+                    " remove it"
+                )
 
     def _lock(self) -> None:
         """Keep the folder from other processes, until this one ends or is killed."""
-        self._held = (self.path / _LOCK).open("ab")
+        self._held = (self.path / LOCK).open("ab")
         if fcntl is None:  # Windows
             return
         try:
@@ -121,7 +123,7 @@ class WorkFolder:
 
     def _read(self) -> Manifest:
         try:
-            return read_manifest(self.path / _MANIFEST)
+            return read_manifest(self.path / MANIFEST)
         except OptionError as error:
             raise OptionError(f"{error}; --fresh starts again, --work names another work folder") from error
 
@@ -134,7 +136,7 @@ class WorkFolder:
 
     def _load(self, done: DoneStep) -> Found:
         """A finished step, if its files are as they were written."""
-        path = self.path / f"{_stem(done.number, done.command)}.onnx"
+        path = self.path / f"{stem(done.number, done.command)}.onnx"
         try:
             model = load(path, follow_links=self._follow_links)
             same = model_hash(model) == done.sha256
@@ -160,7 +162,7 @@ class WorkFolder:
         Raises:
             ModelSaveError: The disk is full, or the folder is gone.
         """
-        path = self.path / f"{_stem(number, step)}.onnx"
+        path = self.path / f"{stem(number, step)}.onnx"
         self._clear(lambda name: name.startswith(f"{path.name}."))  # weights of an attempt that did not finish
         save(result.model, path, externalize=result.new_initializers)
         write_text(self._report_path(number, step), result.report.model_dump_json(indent=1) + "\n")
@@ -179,7 +181,7 @@ class WorkFolder:
         """Keep the report of a step that failed, and say so."""
         if report is None:
             return ""
-        path = self.path / f"{_stem(number, step)}.failed.json"
+        path = self.path / f"{stem(number, step)}.failed.json"
         try:
             write_text(path, report.model_dump_json(indent=1) + "\n")
         except ModelSaveError:  # the failure itself is what counts
@@ -192,34 +194,33 @@ class WorkFolder:
         Raises:
             ModelSaveError: It cannot be written.
         """
-        write_text(self.path / _MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
 
     def checkpoint(self, number: int, step: str) -> Path:
         """Where a step may keep its state."""
-        return self.path / f"{_stem(number, step)}.checkpoint"
+        return self.path / f"{stem(number, step)}.checkpoint"
 
     def remove(self) -> None:
         """Remove what the run has put there, and the folder if nothing else is in it."""
         self.release()
         self._clear(lambda name: True)
         with contextlib.suppress(OSError):
-            (self.path / _LOCK).unlink()
+            (self.path / LOCK).unlink()
             self.path.rmdir()
 
     def _clear(self, wanted: Callable[[str], bool]) -> None:
-        """Remove files that a run makes; others stay."""
+        """Remove files of the runs; others stay. The manifest goes last: it says whose files these are."""
         if not self.path.is_dir():
             return
-        for path in self.path.iterdir():
-            if _OURS.fullmatch(path.name) and wanted(path.name):
-                path.unlink(missing_ok=True)
+        own = [path for path in self.path.iterdir() if self._is_own(path) and wanted(path.name)]
+        for path in sorted(own, key=lambda path: path.name == MANIFEST):
+            path.unlink(missing_ok=True)
+
+    def _is_own(self, path: Path) -> bool:
+        return any(is_own(path, planned) for planned in self._planned)
 
     def _report_path(self, number: int, step: str) -> Path:
-        return self.path / f"{_stem(number, step)}.json"
-
-
-def _stem(number: int, step: str) -> str:
-    return f"{number:02}-{step}"
+        return self.path / f"{stem(number, step)}.json"
 
 
 def _other_run(old: Manifest, new: Manifest, planned: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:

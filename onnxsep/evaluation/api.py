@@ -18,10 +18,11 @@ from onnxsep.evaluation.quality import Found, Quality, Task, run_over
 from onnxsep.evaluation.report import EvaluatedModel, EvaluationReport, Latency, Memory, Ratios
 from onnxsep.evaluation.sessions import Candidate, Session, check_same_interface, most_fixed, named
 from onnxsep.evaluation.work import count_work
+from onnxsep.files import printable
 from onnxsep.integer_io import integer_io, quantized_feed
 from onnxsep.io import Model, load
 from onnxsep.runtime import RuntimeOptions
-from onnxsep.tables import printable, size_bytes
+from onnxsep.tables import size_bytes
 
 AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
 

@@ -12,9 +12,11 @@ from onnxsep.finetuning.options import TEMPERATURE, Augmentation, Options
 from onnxsep.finetuning.report import FinetuneReport
 from onnxsep.finetuning.run import AnyModel, Given, run
 from onnxsep.io import Model
+from onnxsep.paths import NOTHING, Reads
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import Savable, SavedFiles
 from onnxsep.training import check_installed
+from onnxsep.training.checkpoint import is_checkpoint
 from onnxsep.training.converters import import_torch
 from onnxsep.training.figures import BatchNorm, Optimizer, Precision
 from onnxsep.training.losses import TeacherTerm
@@ -36,11 +38,12 @@ class FinetuneResult(Savable):
     report: FinetuneReport
     new_initializers: tuple[str, ...] = ()
     checkpoint: Path | None = None
+    reads: Reads = NOTHING
 
     def save(self, path: str | os.PathLike[str]) -> SavedFiles:
         """Write the model, atomically; the checkpoint then goes, unless the run was interrupted and can be resumed."""
         files = super().save(path)
-        if self.checkpoint is not None and self.report.stopped != "interrupted":
+        if self.checkpoint is not None and self.report.stopped != "interrupted" and is_checkpoint(self.checkpoint):
             self.checkpoint.unlink(missing_ok=True)
         return files
 
@@ -127,7 +130,7 @@ def finetune(
         MissingDependencyError: torch or onnx2torch is not installed.
         ModelLoadError: a model cannot be read.
         UnsupportedModelError: the model has an operator that torch cannot train.
-        OptionError: an option cannot be used, or the checkpoint is that of another run.
+        OptionError: an option cannot be used, the checkpoint is that of another run, or would overwrite another file.
         DataError: the data or labels do not fit the model.
         FeedError: the data does not fit the teacher.
         ModelSaveError: the checkpoint's file cannot be written.
@@ -172,4 +175,4 @@ def finetune(
     )
     with torch_threads(given.runtime.threads), joined(import_torch(), device) as group:
         result, new_initializers, report = run(given, options, group)
-    return FinetuneResult(result, report, new_initializers, place)
+    return FinetuneResult(result, report, new_initializers, place, given.reads())

@@ -15,11 +15,12 @@ from onnxsep.finetuning import setup
 from onnxsep.finetuning.options import Options
 from onnxsep.finetuning.report import FinetuneReport
 from onnxsep.io import Model, load
+from onnxsep.paths import Reads, check_paths
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.tables import model_info
 from onnxsep.training import TorchGraph, to_torch, write_back
 from onnxsep.training.batches import Batches
-from onnxsep.training.checkpoint import CheckpointFile
+from onnxsep.training.checkpoint import CHECKPOINT, CheckpointFile, check_new
 from onnxsep.training.converters import import_torch
 from onnxsep.training.figures import Settings, Trained
 from onnxsep.training.learner import Learner
@@ -48,6 +49,17 @@ class Given:
     follow_links: bool
     runtime: RuntimeOptions
     progress: Told | None
+
+    def reads(self) -> Reads:
+        """The files among them that are read."""
+        return Reads.of(
+            model=self.model,
+            data=self.data,
+            labels=self.labels,
+            preprocessing=self.preprocessing,
+            teachers=(self.teacher,),
+            libraries=self.runtime.custom_op_libraries,
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,9 @@ def run(given: Given, options: Options, group: Group) -> tuple[Model, tuple[str,
 
 
 def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
+    if group.leads:
+        check_paths(given.reads(), {CHECKPOINT: given.checkpoint})
+        check_new(given.checkpoint, resume=given.resume)
     source = load(given.model, follow_links=given.follow_links)
     original = None if given.teacher is None else load(given.teacher, follow_links=given.follow_links)
     dataset = open_data(
@@ -148,8 +163,6 @@ def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
     file = None
     if given.checkpoint is not None and group.leads:
         file = CheckpointFile(given.checkpoint, setup.identity(source, original, dataset, chosen, used))
-        if not given.resume and given.checkpoint.exists():
-            raise OptionError(f"{given.checkpoint} is there already; add --resume to go on from it, or remove it")
     settings = Settings(
         options.epochs,
         options.optimizer,

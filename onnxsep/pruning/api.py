@@ -13,6 +13,7 @@ from onnxsep.errors import OptionError, VerificationError
 from onnxsep.factors import Progress
 from onnxsep.feeds import check_input_shapes
 from onnxsep.io import Model, load
+from onnxsep.paths import NOTHING, Reads
 from onnxsep.patterns import as_patterns
 from onnxsep.pruning.outcome import Outcome
 from onnxsep.pruning.report import FileSizes, PruneReport
@@ -41,6 +42,7 @@ class PruneResult(Savable):
     model: Model
     report: PruneReport
     new_initializers: tuple[str, ...] = ()
+    reads: Reads = NOTHING
 
 
 def prune(
@@ -117,6 +119,7 @@ def prune(
         runtime or RuntimeOptions(),
     )
     wanted, unwanted = as_patterns(only), as_patterns(skip)
+    reads = Reads.of(model=model, inputs=inputs, libraries=settings.runtime.custom_op_libraries)
     source = load(model, follow_links=follow_links)
     check_settings(settings, get_args(Verify), dry_run=dry_run)
     check_input_shapes(source, settings.input_shapes)
@@ -156,7 +159,7 @@ def prune(
     )
     if failure:
         raise VerificationError(f"{failure}; nothing was written", report)
-    return PruneResult(done.model, report, done.new_initializers)
+    return PruneResult(done.model, report, done.new_initializers, reads)
 
 
 class _Common(TypedDict):

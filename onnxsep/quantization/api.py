@@ -13,6 +13,7 @@ from onnxsep.data import Dataset, Preprocessing, Source, open_data
 from onnxsep.ensure import ensure_valid
 from onnxsep.errors import OptionError, VerificationError
 from onnxsep.io import Model, load
+from onnxsep.paths import NOTHING, Reads
 from onnxsep.patterns import as_patterns
 from onnxsep.quantization.building import Builder, Built, Correct
 from onnxsep.quantization.calibrating import Progress, calibrate
@@ -45,6 +46,7 @@ class QuantizeResult(Savable):
     model: Model
     report: QuantizeReport
     new_initializers: tuple[str, ...] = ()
+    reads: Reads = NOTHING
 
 
 def quantize(
@@ -139,6 +141,8 @@ def quantize(
     if max_drop is not None and not 0 <= max_drop < 100:
         raise OptionError(f"--max-drop {max_drop} is no loss of accuracy in points; use one such as 0.5")
     options = runtime or RuntimeOptions()
+    libraries = options.custom_op_libraries
+    reads = Reads.of(model=model, data=data, labels=labels, preprocessing=preprocessing, libraries=libraries)
     source = load(model, follow_links=follow_links)
     dataset = open_data(data, source, preprocessing=preprocessing, labels=labels, need_labels=max_drop is not None)
     parts = split(dataset, samples, seed)
@@ -208,7 +212,7 @@ def quantize(
         failure = failure or f"the relative error {report.relative:.3g} is above --max-error {max_error:g}"
     if failure:
         raise VerificationError(f"{failure}; nothing was written", report)
-    return QuantizeResult(result, report)
+    return QuantizeResult(result, report, reads=reads)
 
 
 def _corrector(data: Dataset, parts: Split, options: RuntimeOptions, progress: Progress | None) -> Correct:

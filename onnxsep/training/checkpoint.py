@@ -7,13 +7,16 @@ beside the old one, which it then replaces: a full disk leaves the old one.
 import hashlib
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxsep.errors import OptionError
-from onnxsep.files import NewFiles, check_target
+from onnxsep.files import NewFiles
+from onnxsep.paths import Kind
 from onnxsep.training.converters import import_torch
 
 _FORMAT = "onnxsep finetune 1"
@@ -42,13 +45,9 @@ class CheckpointFile:
     Args:
         path: The file.
         run: What the run is made of (model, data, options), by words for the user: only the same run can go on.
-
-    Raises:
-        ModelSaveError: The file cannot be written.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
-        check_target(path)
         self.path, self._run = path, {key: _digest(value) for key, value in run.items()}
 
     def write(self, state: Checkpoint) -> None:
@@ -71,12 +70,12 @@ class CheckpointFile:
             new.commit(buffer.getvalue())
 
     def read(self) -> Checkpoint | None:
-        """The state that the file holds; None where there is no file.
+        """The state that the file holds; None where there is no file, or nothing in it.
 
         Raises:
             OptionError: It holds no checkpoint, or that of another run; the message names what differs.
         """
-        if not self.path.exists():
+        if not _is_used(self.path):
             return None
         torch = import_torch()
         try:
@@ -96,6 +95,34 @@ class CheckpointFile:
                 " remove the file to start anew"
             )
         return state
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is one of these, of any version of onnxsep; torch is not needed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return any(b"onnxsep finetune " in archive.read(name) for name in names)
+    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
+CHECKPOINT = Kind("--checkpoint", "checkpoint of onnxsep", is_checkpoint)
+
+
+def check_new(path: Path | None, *, resume: bool) -> None:
+    """Refuse to begin anew over the checkpoint of an unfinished run.
+
+    Raises:
+        OptionError: There is one.
+    """
+    if path is not None and not resume and _is_used(path):
+        raise OptionError(f"{path} is there already; add --resume to go on from it, or remove it")
+
+
+def _is_used(path: Path) -> bool:
+    """Whether there is anything in a file."""
+    return path.exists() and path.stat().st_size > 0
 
 
 def _digest(value: Any) -> str:
