@@ -668,7 +668,7 @@ def test_a_damaged_work_folder_is_refused(place: Path, again: Again) -> None:
     (work / "01-rewrite.onnx").write_bytes(b"")
     again(fresh=True).save(place / "out.onnx")
     assert [path.name for path in work.iterdir()] == ["notes.txt"]
-    with pytest.raises(OptionError, match=r"is no work folder of onnxsep: there is 'notes.txt' in it"):
+    with pytest.raises(OptionError, match="is no work folder of onnxsep"):
         again(fresh=True)
 
 

@@ -8,12 +8,13 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ValidationError
 
-from onnxsep.compression.folder_files import LOCK, MANIFEST, is_own, is_work_folder, names_step, planned_in, stem
+from onnxsep.compression.folder_files import LOCK, MANIFEST, WORK, is_own, names_step, planned_in, stem
 from onnxsep.compression.manifest import DoneStep, Manifest, difference, model_hash, read_manifest
 from onnxsep.compression.steps import STEPS
 from onnxsep.errors import ModelLoadError, ModelSaveError, OptionError
 from onnxsep.files import write_text
 from onnxsep.io import Model, load
+from onnxsep.paths import NOTHING, check_paths
 from onnxsep.report import Record
 from onnxsep.saving import Savable, save
 
@@ -89,15 +90,9 @@ class WorkFolder:
 
     def _check_ours(self, planned: Sequence[str]) -> None:
         """Refuse what is there and was not made by a run; find out which files were."""
+        check_paths(NOTHING, {WORK: self.path})
         if not self.path.exists():
             return
-        if not self.path.is_dir():
-            raise OptionError(f"{self.path} is not a folder; name another work folder with --work")
-        if not is_work_folder(self.path):
-            raise OptionError(
-                f"{self.path} is no work folder of onnxsep: there are files in it, and no {MANIFEST} of a run; name"
-                " another with --work, or remove it"
-            )
         self._planned = (planned_in(self.path) or (),)
         for path in self.path.iterdir():
             if names_step(path.name, planned) and not self._is_own(path):
