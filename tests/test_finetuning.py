@@ -355,7 +355,7 @@ def test_a_checkpoint_of_another_run_or_of_none(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="another run: the data or its labels differ"):
         quick(small_model(), other, checkpoint=file, resume=True)
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(OptionError, match="is no checkpoint"):
+    with pytest.raises(OptionError, match="holds no checkpoint"):
         quick(small_model(), checkpoint=file, resume=True)
     with pytest.raises(OptionError, match="name the checkpoint"):
         quick(small_model(), resume=True)

@@ -136,7 +136,7 @@ def is_statistics(path: Path) -> bool:
     """Whether a file is one of these, and may be replaced by another."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return str(json.loads(str(arrays["header"]))["format"]).startswith("onnxsep statistics ")
+            return bool(json.loads(str(arrays["header"]))["format"] == _FORMAT)
     except _UNREADABLE:
         return False
 
