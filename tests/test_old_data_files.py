@@ -2,19 +2,17 @@
 
 import json
 import os
-import signal
-import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from command_line import run
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
-from onnxsep import cli
 
 
 def external(path: Path, location: str, value: float = 1.0) -> None:
@@ -29,26 +27,17 @@ def external(path: Path, location: str, value: float = 1.0) -> None:
 
 
 @pytest.fixture
-def prune(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., str]]:
+def prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """``onnxsep prune`` of m.onnx, whose weights are in m.onnx.data, in place; what it prints."""
     monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
 
     def command(sparsity: float = 0.5) -> str:
-        options = ["--sparsity", str(sparsity), "--no-verify", "--report", "r.json"]
-        monkeypatch.setattr(sys, "argv", ["onnxsep", "prune", "m.onnx", "m.onnx", *options])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        assert not ended.value.code, printed.err
-        return printed.out
+        done = run("prune", "m.onnx", "m.onnx", "--sparsity", sparsity, "--no-verify", "--report", "r.json")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     external(Path("m.onnx"), "m.onnx.data")
-    yield command
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return command
 
 
 def copy_of_model(name: str) -> None:

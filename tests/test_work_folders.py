@@ -39,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compress(**options: Any) -> CompressResult:
-    given = {"work": "work", "runs": 0, "runtime": RuntimeOptions(threads=1)} | options
+    given: dict[str, Any] = {"work": "work", "runs": 0, "runtime": RuntimeOptions(threads=1)} | options
     return STEPS("m.onnx", **given)
 
 
