@@ -221,7 +221,7 @@ def test_external_data_counts_as_read(place: Place) -> None:
         assert_refused(run(*common[:2], target, *common[3:]), words)
         assert_refused(run(*common, "--report", target), words)
         assert_refused(run(*common, "--checkpoint", target), words)
-    for target in ("e.data", Path("e.data").absolute()):
+    for target in ("e.data", str(Path("e.data").absolute())):
         words = "would overwrite e.data, which is read as external data of the model"
         for command in ("rewrite", "prune"):
             assert_refused(run(command, "e.onnx", target, *OPTIONS[command]), words)
