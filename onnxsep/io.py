@@ -6,7 +6,7 @@ input.
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from onnxsep.errors import ModelLoadError
 from onnxsep.external import DataFolder, is_external
+from onnxsep.ordering import arrange_like, sorted_copy
 from onnxsep.tensors import bodies, check_inline, decode, tensor_protos
 
 _MAGIC = (
@@ -39,7 +40,8 @@ class Model:
         path: The file that it came from, as the user named it.
         base_dir: The folder that the locations of external data are relative to; None when the model came from memory.
         follow_links: External data may be reached through links that lead out of the folder.
-        pristine: ``proto`` is as it was read from ``path``.
+        pristine: ``proto`` is as it was read from ``path``, but for the order of its nodes.
+        stored: The model whose nodes are stored in another than topological order; ``proto`` is a sorted copy of it.
     """
 
     proto: onnx.ModelProto
@@ -47,6 +49,20 @@ class Model:
     base_dir: Path | None = None
     follow_links: bool = False
     pristine: bool = False
+    stored: onnx.ModelProto | None = None
+
+    def in_stored_order(self) -> "Model":
+        """The same, its nodes in the order that they are stored in."""
+        return self.ordered_as(self)
+
+    def ordered_as(self, source: "Model") -> "Model":
+        """The same, its nodes in the order that those of ``source`` are stored in, from which it was made."""
+        if source.stored is None:
+            return self
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        arrange_like(proto, source.stored)
+        return replace(self, proto=proto, stored=None)
 
     def data_folder(self) -> DataFolder:
         """The folder of the external data.
@@ -65,6 +81,8 @@ class Model:
 def load(source: str | os.PathLike[str] | onnx.ModelProto | Model, *, follow_links: bool = False) -> Model:
     """Load a model and check it; weights in external data files are checked but not read.
 
+    Nodes that are not in topological order are sorted; ``Model.stored`` has them as they were.
+
     Args:
         source: Path of an .onnx file; or a ModelProto that holds all its weights; or a Model, returned as it is.
             The path itself may be a link: external data is then looked for beside the link.
@@ -76,7 +94,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model, *, follow_lin
             short or outside the model's folder.
     """
     if isinstance(source, Model):
-        return source
+        return _sorted(source)
     if isinstance(source, onnx.ModelProto):
         model, name = Model(source), "the model"
     else:
@@ -85,7 +103,12 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model, *, follow_lin
         model = Model(parse_file(path), path, path.absolute().parent, follow_links, pristine=True)
         name = str(path)
     _check(model, name)
-    return model
+    return _sorted(model)
+
+
+def _sorted(model: Model) -> Model:
+    proto = sorted_copy(model.proto)
+    return model if proto is None else replace(model, proto=proto, stored=model.proto)
 
 
 def read_file(path: Path) -> bytes:

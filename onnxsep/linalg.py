@@ -6,6 +6,8 @@ minimises the Frobenius norm of the difference; by Eckart and Young (1936) the t
 The SVD is taken from the eigenvectors of the Gram matrix of the smaller side, which costs about a third of a plain
 SVD. Squaring loses small singular values (below 1e-8 of the largest), but not the product: with U orthonormal to
 machine precision, U U^T M equals the projection whatever the eigenvalues were, so the result is exact at full rank.
+What it would lose are the vectors of the longer side that belong to small singular values: where such are asked for
+(matrices whose rank is lower than that), the plain SVD is taken, so that all vectors are orthonormal.
 Matrices whose squares would overflow or vanish (float64 weights beyond 1e75 or below 1e-75) are scaled before.
 """
 
@@ -16,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+# Of the largest singular value: vectors of smaller ones lose half of their digits in the Gram matrix.
+_LOST = 1e-4
 _SAFE = 1e150  # sums of squares between 1 / _SAFE and _SAFE are far from the limits of a double, 1e308 and 1e-308
 
 
@@ -24,7 +28,7 @@ class SVD(NamedTuple):
 
     u: Array  # [..., m, r], orthonormal columns
     s: Array  # [..., r]
-    vt: Array  # [..., r, n], orthonormal rows; of the longer of m and n, a vector is zero where its singular value is
+    vt: Array  # [..., r, n], orthonormal rows
 
 
 def truncated_svd(matrices: Array, rank: int) -> SVD:
@@ -48,7 +52,17 @@ def truncated_svd(matrices: Array, rank: int) -> SVD:
     projection = np.swapaxes(u, -1, -2) @ matrices
     s = np.linalg.norm(projection, axis=-1)
     vt = np.divide(projection, s[..., None], out=np.zeros_like(projection), where=s[..., None] > 0)
+    lost = s.min(axis=-1) <= _LOST * s.max(axis=-1)
+    if lost.any():
+        u[lost], s[lost], vt[lost] = _plain_svd(matrices[lost], rank)
     return SVD(u, np.ldexp(s, exponent[..., None]), vt)
+
+
+def _plain_svd(matrices: Array, rank: int) -> SVD:
+    """The SVD of the matrices themselves: slower, and orthonormal on either side whatever the singular values are."""
+    u, s, vt = np.linalg.svd(matrices, full_matrices=False)
+    sign = _signs(u[..., :rank])
+    return SVD(u[..., :rank] * sign[..., None, :], s[..., :rank], vt[..., :rank, :] * sign[..., None])
 
 
 def squared_singular_values(matrices: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Glob patterns on the names of Convs and other layers: ``--only`` and ``--skip``."""
+"""Glob patterns on the names of Convs and other layers: ``--only``, ``--skip`` and ``--exclude``."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -13,9 +13,9 @@ def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
 
 def left_out(name: str, only: Sequence[str], skip: Sequence[str]) -> str:
     """Why the user's patterns leave out what has this name; empty where they do not."""
-    if only and not any(_matches(name, pattern) for pattern in only):
+    if only and not any(matches(name, pattern) for pattern in only):
         return "not among --only"
-    matched = next((pattern for pattern in skip if _matches(name, pattern)), None)
+    matched = next((pattern for pattern in skip if matches(name, pattern)), None)
     return "" if matched is None else f"left out by --skip {matched!r}"
 
 
@@ -33,7 +33,7 @@ def check_patterns(names: Sequence[str], only: Sequence[str], skip: Sequence[str
     """
     for option, patterns in (("--only", only), ("--skip", skip)):
         for pattern in patterns:
-            if not any(_matches(name, pattern) for name in names):
+            if not any(matches(name, pattern) for name in names):
                 some = ", ".join(map(repr, names[:3])) or f"the model has no {noun}"
                 raise OptionError(
                     f"{option} {pattern!r} matches the name of no {noun}; names here: {some}, ... "
@@ -41,5 +41,6 @@ def check_patterns(names: Sequence[str], only: Sequence[str], skip: Sequence[str
                 )
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
+def matches(name: str, pattern: str) -> bool:
+    """Whether a glob matches a name; its brackets may also be the name's own, as in ``block[1]/*``."""
+    return fnmatchcase(name, pattern) or ("[" in pattern and fnmatchcase(name, pattern.replace("[", "[[]")))

@@ -212,7 +212,7 @@ def rewrite(
     )
     if failure:
         raise VerificationError(f"{failure}; nothing was written", report)
-    return Result(result, report, tuple(edit.new_initializers), reads)
+    return Result(result.ordered_as(source), report, tuple(edit.new_initializers), reads)
 
 
 def _size_notes(plan: Plan) -> list[str]:

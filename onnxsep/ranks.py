@@ -1,6 +1,7 @@
 """Choosing the rank of one Conv: what ``--rank`` and ``--round-ranks`` mean."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -59,11 +60,11 @@ def _without_ranks(conv: Conv, mode: Mode, policy: RankPolicy) -> tuple[str, ...
     if policy.kind == "energy":
         raise FactorizationError(f"mode {mode.name} has no rank, so it cannot keep a share of the energy")
     if policy.kind == "fraction":
-        after = parameters(mode.layers(conv, ()))
-        if after > Fraction(str(policy.value)) * conv.parameters:
+        after = _weight_size(mode, conv, ())
+        if after > Fraction(str(policy.value)) * conv.weight_size:
             raise FactorizationError(
-                f"mode {mode.name} has no rank, and its {after:,} parameters are more than {policy.value:g} of "
-                f"{conv.parameters:,}"
+                f"mode {mode.name} has no rank, and its {after:,} weights are more than {policy.value:g} of "
+                f"{conv.weight_size:,}"
             )
         return ()
     return () if policy.kind == "paper" else (f"mode {mode.name} has no rank: {str(policy)!r} is not used",)
@@ -89,8 +90,8 @@ def _wanted(policy: RankPolicy, mode: Mode, conv: Conv, axis: RankAxis, chosen: 
 
 
 def _fraction_rank(conv: Conv, mode: Mode, share: float, multiple: int) -> Rank:
-    """The largest ranks whose parameters are at most ``share`` of the Conv's: equal ones first, then each in turn."""
-    budget = Fraction(str(share)) * conv.parameters  # the decimal that the user wrote, so that 0.29 of 100 is 29
+    """The largest ranks whose weights are at most ``share`` of the Conv's: equal ones first, then each in turn."""
+    budget = Fraction(str(share)) * conv.weight_size  # the decimal that the user wrote, so that 0.29 of 100 is 29
 
     def at(common: int) -> Rank:
         rank: Rank = ()
@@ -99,12 +100,12 @@ def _fraction_rank(conv: Conv, mode: Mode, share: float, multiple: int) -> Rank:
         return rank
 
     def fits(rank: Rank) -> bool:
-        return parameters(mode.layers(conv, rank)) <= budget
+        return _weight_size(mode, conv, rank) <= budget
 
     if not fits(at(1)):
-        least = parameters(mode.layers(conv, at(1)))
+        least = _weight_size(mode, conv, at(1))
         raise FactorizationError(
-            f"no rank keeps {share:g} of its {conv.parameters:,} parameters: the smallest needs {least:,}"
+            f"no rank keeps {share:g} of its {conv.weight_size:,} weights: the smallest needs {least:,}"
         )
     low, high = 1, conv.weight_size  # no rank is larger than that
     while low < high:
@@ -118,6 +119,11 @@ def _fraction_rank(conv: Conv, mode: Mode, share: float, multiple: int) -> Rank:
     while (limits := mode.rank_axis(conv, rounded)) is not None:  # rounding one rank down may limit the next
         rounded += (_rounded(limits, limits.clamp(rank[len(rounded)]), multiple, up=False),)
     return rounded
+
+
+def _weight_size(mode: Mode, conv: Conv, rank: Rank) -> int:
+    """Weight elements of a replacement; the bias that stays is no part of them."""
+    return parameters(mode.layers(replace(conv, bias=False), rank))
 
 
 def _with(rank: Rank, position: int, value: int) -> Rank:

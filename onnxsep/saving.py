@@ -127,7 +127,7 @@ def write_model(
         reads: The files that must not be overwritten; None: those of the model.
         kind: What the target is called, and whether it may take the model's place.
     """
-    source = model if isinstance(model, Model) else Model(model)
+    source = model.in_stored_order() if isinstance(model, Model) else Model(model)
     target = Path(path)
     check_paths(Reads.of(model=source) if reads is None else reads, {kind: target})
     with NewFiles(target) as new:

@@ -325,7 +325,7 @@ def with_nan(value: float) -> NDArray[np.float32]:
         ({"x": with_nan(np.nan)}, "holds NaN or infinity in sample 21"),
         ({"x": with_nan(-np.inf)}, "holds NaN or infinity in sample 21"),
         ({"x": values(5, 3), "y": np.arange(4)}, "array 'y': there are 4 labels for 5 samples"),
-        ({"x": values(5, 3), "y": np.ones(5)}, "array 'y': labels must be integers"),
+        ({"x": values(5, 3), "y": np.full(5, 0.5)}, "array 'y': labels must be integers"),
         ({"x": values(2, 3), "y": np.array([0, -3])}, "array 'y': the label of sample 1 is -3"),
     ],
 )

@@ -108,7 +108,7 @@ def test_arrays_of_labels() -> None:
     assert as_labels([3, 1], 2, "y").tolist() == [3, 1]
     for wrong, message in (
         (np.array([1, 2, 3]), "where: there are 3 labels for 2 samples"),
-        (np.array([1.0, 2.0]), "must be integers.*not float64"),
+        (np.array([1.5, 2.0]), "must be integers.*not float64"),
         (np.eye(2, dtype=np.int64), r"of \[2, 2\]; give the number of the class instead, array\.argmax\(1\)"),
         (np.array([4, -1]), "label of sample 1 is -1"),
         (np.array(["a", "b"]), "must be integers"),

@@ -1,7 +1,7 @@
 """Labels of a dataset: the class of each sample, as a number."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ from onnxsep.errors import DataError
 
 _NAME_HEADERS = {"file", "filename", "file_name", "id", "image", "image_id", "index", "name", "path", "sample"}
 _CLASS_HEADERS = {"category", "class", "class_id", "class_name", "label", "labels", "target", "y"}
+_MISSING = {"nan", "<na>", "nat"}  # what tables write where there is no value
+_LARGEST = 2**31
 
 
 def check_labels(labels: npt.ArrayLike, classes: int, names: Sequence[str] | None = None) -> None:
@@ -39,7 +41,7 @@ def check_labels(labels: npt.ArrayLike, classes: int, names: Sequence[str] | Non
 
 
 def as_labels(values: npt.ArrayLike, count: int, where: str) -> np.ndarray:
-    """Labels from an array of integers, [samples] or [samples, 1].
+    """Labels from an array of whole numbers, [samples] or [samples, 1]; floats that are whole will do.
 
     Args:
         values: The array.
@@ -50,11 +52,12 @@ def as_labels(values: npt.ArrayLike, count: int, where: str) -> np.ndarray:
         int64 [samples].
 
     Raises:
-        DataError: they are not integers, negative, or not as many as the samples.
+        DataError: they are no whole numbers, negative, or not as many as the samples.
     """
     array = np.asarray(values)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
+    array = _whole(array, where)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         hint = "; give the number of the class instead, array.argmax(1)" if array.ndim == 2 else ""
         raise DataError(
@@ -68,13 +71,28 @@ def as_labels(values: npt.ArrayLike, count: int, where: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
+def _whole(array: np.ndarray, where: str) -> np.ndarray:
+    """The same as integers where it holds whole numbers as floats, as tables that had gaps do.
+
+    Raises:
+        DataError: a float is NaN; the message names its sample.
+    """
+    if array.ndim != 1 or array.dtype.kind != "f":
+        return array
+    if (missing := np.flatnonzero(np.isnan(array))).size:
+        raise DataError(f"{where}: the label of sample {missing[0]} is NaN; give each sample a class, or leave it out")
+    whole = (array == np.round(array)) & (np.abs(array) < 2**31)
+    return array.astype(np.int64) if whole.all() else array
+
+
 def read_labels(
     path: Path, names: Sequence[str] | None, count: int, classes: list[str] | None
 ) -> tuple[np.ndarray, list[str] | None, tuple[str, ...]]:
     """Read labels from a CSV file: a line ``name,class`` for each sample, in any order.
 
     Args:
-        path: The file; a first line of column titles may stand in it.
+        path: The file; a first line of column titles may stand in it, and a column of line numbers in front. Of more
+            columns the titles say which two are meant. Whole numbers may be written as 3.0, as pandas does.
         names: Names of the samples: paths relative to the data folder; a file's name alone will do where it is the
             only one. None: samples have no names, and the file gives their numbers, counted from 0.
         count: Number of samples.
@@ -88,17 +106,12 @@ def read_labels(
         DataError: the file cannot be read or parsed, or samples have no label, two, or one that is no class.
     """
     places = _places(names, count)
-    rows = _rows(path)
-    if (
-        rows
-        and rows[0][1] not in places
-        and (rows[0][1].strip().lower() in _NAME_HEADERS or rows[0][2].lower() in _CLASS_HEADERS)
-    ):
-        rows = rows[1:]
+    rows = _name_and_class(path, _rows(path), places, named=names is not None)
     found: dict[int, tuple[int, str]] = {}
     unused = 0
     for line, name, label in rows:
-        spellings = (name, name.strip(), name.strip().replace("\\", "/"))
+        stripped = _unquoted(name)
+        spellings = (name, stripped, stripped.replace("\\", "/"), *([] if names else [_as_whole(stripped)]))
         place = next((places[spelling] for spelling in spellings if spelling in places), None)
         if place is None:
             unused += 1
@@ -131,26 +144,81 @@ def _places(names: Sequence[str] | None, count: int) -> dict[str, int]:
     return places | {name: place for place, name in enumerate(names)}
 
 
-def _rows(path: Path) -> list[tuple[int, str, str]]:
-    """(line, name, class) of every line that is not empty."""
-    rows = []
+_Row = tuple[int, list[str]]  # number of the line, cells
+
+
+def _rows(path: Path) -> list[_Row]:
+    """Every line that is not empty."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file)
-            for row in reader:
-                if not any(cell.strip() for cell in row):
-                    continue
-                if len(row) != 2 or not all(cell.strip() for cell in row):
-                    raise DataError(
-                        f"{str(path)!r}, line {reader.line_num}: expected a name and a class, with a comma between"
-                        f" them, not {','.join(row)[:80]!r}"
-                    )
-                rows.append((reader.line_num, row[0], row[1].strip()))
+            return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except OSError as error:
         raise DataError(f"cannot read the labels {str(path)!r}: {error.strerror or error}") from error
     except (csv.Error, ValueError) as error:
         raise DataError(f"{str(path)!r} is not a CSV file of names and classes: {error}") from error
-    return rows
+
+
+def _name_and_class(
+    path: Path, rows: Sequence[_Row], places: Mapping[str, int], *, named: bool
+) -> list[tuple[int, str, str]]:
+    """(line, name, class) of every line but the titles."""
+    if not rows:
+        return []
+    titles = [_unquoted(cell).lower() for cell in rows[0][1]]
+    width = len(titles)
+    columns = _titled(titles, named=named) if not {cell.strip() for cell in rows[0][1]} & set(places) else None
+    if columns is None and titles[0] == "" and width in (2, 3):
+        columns = width - 2, width - 1
+    body = rows if columns is None else rows[1:]
+    if columns is None:
+        columns = (1, 2) if width == 3 and _numbered(rows) else (0, 1)
+        width = columns[1] + 1
+    found = []
+    for number, (line, row) in enumerate(body):
+        if width == 1 and len(row) == 1 and not named:  # one class a line, in the order of the samples
+            row = [str(number), *row]
+        elif len(row) != width or not all(row[column].strip() for column in columns):
+            raise DataError(
+                f"{str(path)!r}, line {line}: expected a name and a class, with a comma between"
+                f" them, not {','.join(row)[:80]!r}"
+            )
+        found.append((line, row[columns[0]], _unquoted(row[columns[1]])))
+    return found
+
+
+def _titled(titles: Sequence[str], *, named: bool) -> tuple[int, int] | None:
+    """The columns of names and classes by their titles; None where the first line holds none."""
+    if len(titles) == 1:
+        return (0, 1) if titles[0] in _CLASS_HEADERS and not named else None
+    name = next((place for place, title in enumerate(titles) if title in _NAME_HEADERS), None)
+    label = next((place for place, title in enumerate(titles) if title in _CLASS_HEADERS and place != name), None)
+    if len(titles) == 2:
+        return None if name is None and label is None else (0, 1)
+    if label is None:
+        return None
+    return (0 if name is None else name), label
+
+
+def _numbered(rows: Sequence[_Row]) -> bool:
+    """Whether the first column counts the lines, from 0 or 1."""
+    first = [row[0].strip() for _, row in rows]
+    return any(first == [str(number + start) for number in range(len(rows))] for start in (0, 1))
+
+
+def _unquoted(cell: str) -> str:
+    """A cell without spaces around it, and without quotes that a space in front had hidden."""
+    text = cell.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+def _as_whole(text: str) -> str:
+    """The digits of a whole number that is written as a float (3.0, 1e2); other text as it is."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return str(int(value)) if value.is_integer() and abs(value) < _LARGEST and not text.isdecimal() else text
 
 
 def _numbers(
@@ -158,12 +226,16 @@ def _numbers(
 ) -> tuple[np.ndarray, list[str] | None]:
     """Numbers of classes that are given as names or numbers; names come first, as they may be digits."""
     texts = {label for _, label in found}
-    if classes is None and not all(text.lstrip("+-").isdecimal() for text in texts):
+    for line, label in found:
+        if label.lower() in _MISSING and label not in (classes or ()):
+            raise DataError(f"{str(path)!r}, line {line}: the class is {label!r}; give each sample one, or leave it out")
+    whole = {text: _as_whole(text) for text in texts}
+    if classes is None and not all(text.lstrip("+-").isdecimal() for text in whole.values()):
         classes = sorted(texts)
     if classes is not None and texts <= set(classes):
         numbers = {name: number for number, name in enumerate(classes)}
     else:
-        numbers = {text: int(text) for text in texts if text.isdecimal() and len(text) < 10}
+        numbers = {text: int(one) for text, one in whole.items() if one.isdecimal() and int(one) < _LARGEST}
     for line, label in found:
         if label not in numbers:
             known = "" if classes is None else f" nor one of: {', '.join(classes[:20])}"

@@ -87,7 +87,8 @@ def run(given: Given, options: Options, group: Group) -> tuple[Model, tuple[str,
     started = time.perf_counter()
     ready = group.alike(lambda: _prepare(given, options, group))
     trained = ready.trainer.run(resume=given.resume)
-    result = write_back(ready.source, trained.arrays) if trained.arrays else ready.source
+    changed = write_back(ready.source, trained.arrays) if trained.arrays else ready.source
+    result = changed.ordered_as(ready.source)
     return result, tuple(trained.arrays), _report(ready, trained, time.perf_counter() - started)
 
 

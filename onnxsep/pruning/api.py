@@ -119,9 +119,9 @@ def prune(
         runtime or RuntimeOptions(),
     )
     wanted, unwanted = as_patterns(only), as_patterns(skip)
+    check_settings(settings, get_args(Verify), dry_run=dry_run)
     reads = Reads.of(model=model, inputs=inputs, libraries=settings.runtime.custom_op_libraries)
     source = load(model, follow_links=follow_links)
-    check_settings(settings, get_args(Verify), dry_run=dry_run)
     check_input_shapes(source, settings.input_shapes)
     sites = find_sites(source, settings.input_shapes, linear_layers=linear)
     common: _Common = {"only": wanted, "skip": unwanted, "dry_run": dry_run, "progress": progress}
@@ -159,7 +159,7 @@ def prune(
     )
     if failure:
         raise VerificationError(f"{failure}; nothing was written", report)
-    return PruneResult(done.model, report, done.new_initializers, reads)
+    return PruneResult(done.model.ordered_as(source), report, done.new_initializers, reads)
 
 
 class _Common(TypedDict):

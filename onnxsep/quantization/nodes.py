@@ -2,11 +2,11 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 
 import onnx
 
 from onnxsep.errors import OptionError
+from onnxsep.patterns import matches
 from onnxsep.quantization.calibrating import float_tensors
 from onnxsep.quantization.report import QuantizedNode
 
@@ -37,9 +37,9 @@ def excluded_by(
     found: dict[str, str] = {}
     notes = []
     for pattern in patterns:
-        hits = [node.name for node in prepared.graph.node if fnmatchcase(node.name, pattern)]
+        hits = [node.name for node in prepared.graph.node if matches(node.name, pattern)]
         if not hits:
-            if not any(fnmatchcase(node.name, pattern) for node in source.graph.node):
+            if not any(matches(node.name, pattern) for node in source.graph.node):
                 names = [node.name for node in source.graph.node if node.name]
                 some = ", ".join(map(repr, get_close_matches(pattern, names, 3, 0.3) or names[:3]))
                 raise OptionError(f"--exclude {pattern!r} matches the name of no node; names here: {some}, ...")
