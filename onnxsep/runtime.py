@@ -211,7 +211,8 @@ def _target(folder: Path, tensor: onnx.TensorProto) -> Path:
 
 def _own_file(model: Model) -> str | None:
     """The file that holds the model as it is in memory, if there is one."""
-    return str(model.path) if model.pristine and model.path is not None and model.path.is_file() else None
+    same = model.pristine and model.stored is None
+    return str(model.path) if same and model.path is not None and model.path.is_file() else None
 
 
 def _serialized(proto: onnx.ModelProto) -> bytes:

@@ -8,11 +8,12 @@ from typing import Literal, get_args
 
 from onnxsep.comparison import Comparison, compare_outputs
 from onnxsep.errors import FeedError, OptionError, VerificationError
+from onnxsep.execution import unseen_places
 from onnxsep.factors import Progress
 from onnxsep.feeds import Feeds, make_feeds
 from onnxsep.io import Model
 from onnxsep.local import compare_pieces
-from onnxsep.planning import Plan
+from onnxsep.planning import Plan, Replacement
 from onnxsep.report import OutputReport, VerificationReport
 from onnxsep.runtime import CannotRun, RuntimeOptions
 from onnxsep.sites import Sites
@@ -101,23 +102,31 @@ def verify_result(
         reason = "nothing was replaced: the result is the source"
         return VerificationReport(kind="none", ran=False, reason=reason), {}, ""
 
-    def pieces() -> list[Comparison]:
+    def pieces(rows: Sequence[Replacement]) -> list[tuple[Replacement, Comparison]]:
         options, seed, progress = settings.runtime, settings.seed, settings.progress
-        return compare_pieces(source, result, sites, replacements, edit.made, options, seed=seed, progress=progress)
+        compared = compare_pieces(source, result, sites, rows, edit.made, options, seed=seed, progress=progress)
+        return list(zip(rows, compared, strict=True))
 
     try:
         if kind == "local":
-            compared = pieces()
-            errors = {row.site.place: piece.relative for row, piece in zip(replacements, compared, strict=True)}
-            return _local_report(compared), errors, _too_large(max(errors.values()), plan, settings)
+            compared = pieces(replacements)
+            errors = {row.site.place: piece.relative for row, piece in compared}
+            return _local_report([piece for _, piece in compared]), errors, _too_large(max(errors.values()), plan, settings)
         feeds = settings.given or make_feeds(source, input_shapes=settings.input_shapes, seed=settings.seed)
         whole = compare_outputs(source, result, feeds, settings.runtime)
         notes, failure = list(whole.notes), _too_large(whole.relative, plan, settings)
+        unseen, where = unseen_places(source, [row.site.place for row in replacements], feeds, settings.runtime)
+        if unseen:
+            alone = pieces([row for row in replacements if row.site.place in unseen])
+            errors = {row.site.place: piece.relative for row, piece in alone}
+            notes.append(_unseen_note(where, errors))
+            report = full_report(whole, notes, [piece for _, piece in alone])
+            return report, errors, failure or _too_large(report.relative or 0.0, plan, settings)
         if failure and whole.relative <= _AMPLIFIED and (limit is None or whole.relative <= limit):
             # All ranks are full. Is a replacement wrong, or does the model amplify rounding? Each Conv alone tells.
-            alone = max(piece.relative for piece in pieces())
-            failure = _too_large(alone, plan, settings)
-            notes.append(f"the model amplifies rounding: each replaced Conv alone is exact within {alone:.1g}")
+            worst = max(piece.relative for _, piece in pieces(replacements))
+            failure = _too_large(worst, plan, settings)
+            notes.append(f"the model amplifies rounding: each replaced Conv alone is exact within {worst:.1g}")
         return full_report(whole, notes), {}, failure
     except CannotRun as error:
         reason = str(error)
@@ -135,14 +144,28 @@ def _not_verified(kind: Verify, reason: str) -> VerificationReport:
     return VerificationReport(kind="local" if kind == "local" else "full", ran=False, reason=reason)
 
 
-def full_report(whole: Comparison, notes: Sequence[str]) -> VerificationReport:
-    """The record of a comparison of all outputs."""
+def _unseen_note(where: Sequence[str], errors: Mapping[Place, float]) -> str:
+    convs = f"{len(errors)} replaced Convs" if len(errors) > 1 else "1 replaced Conv"
+    return (
+        f"these inputs show nothing of {convs}{not_run(where)}; each was compared alone, on random input: relative"
+        f" error up to {max(errors.values()):.3g}"
+    )
+
+
+def not_run(where: Sequence[str]) -> str:
+    """Which nested graphs and functions did not run, in words that go on a sentence; "" where all did."""
+    some = "; ".join(where[:3]) + (f"; and {len(where) - 3} more" if len(where) > 3 else "")
+    return f" (not run: {some})" if where else ""
+
+
+def full_report(whole: Comparison, notes: Sequence[str], alone: Sequence[Comparison] = ()) -> VerificationReport:
+    """The record of a comparison of all outputs, and of pieces that these say nothing about."""
     return VerificationReport(
         kind="full",
         ran=True,
-        max_abs=whole.max_abs,
-        mean_abs=whole.mean_abs,
-        relative=whole.relative,
+        max_abs=max(one.max_abs for one in (whole, *alone)),
+        mean_abs=max(one.mean_abs for one in (whole, *alone)),
+        relative=max(one.relative for one in (whole, *alone)),
         outputs=tuple(
             OutputReport(name=one.name, max_abs=one.max_abs, mean_abs=one.mean_abs, relative=one.relative)
             for one in whole.outputs

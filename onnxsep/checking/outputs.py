@@ -11,8 +11,10 @@ from onnxsep.checking.result import Difference, PartResult
 from onnxsep.checking.weights import compare_arrays
 from onnxsep.comparison import run_reference
 from onnxsep.errors import FeedError
+from onnxsep.execution import describe, idle_scopes
 from onnxsep.feeds import make_feeds
 from onnxsep.runtime import CannotRun, RuntimeOptions
+from onnxsep.scopes import scopes
 
 
 def compare_outputs(
@@ -51,7 +53,9 @@ def compare_outputs(
             if notes:  # float32 copies ran, in which differences of the types do not show
                 found += _compare_types(model, reference, ignore_names)
     status: Literal["differs", "same"] = "differs" if found else "same"
-    return PartResult(name="outputs", status=status, differences=tuple(found), notes=(*feeds.notes, *notes))
+    idle = describe(scopes(reference.proto), idle_scopes(reference, feeds, runtime))
+    unseen = [f"not compared, for these inputs do not run it: {where}" for where in idle]
+    return PartResult(name="outputs", status=status, differences=tuple(found), notes=(*feeds.notes, *notes, *unseen))
 
 
 def _compare_types(model: io.Model, reference: io.Model, ignore_names: bool) -> Iterator[Difference]:

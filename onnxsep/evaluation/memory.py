@@ -45,10 +45,10 @@ def measure_memory(model: Model, feed: Mapping[str, np.ndarray], options: Runtim
     try:
         with ExitStack() as stack:
             path = model.path
-            if not model.pristine or path is None:
+            if not model.pristine or model.stored is not None or path is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxsep-"))
                 path = Path(folder, "model.onnx")
-                save(model, path)
+                save(replace(model, stored=None, pristine=False), path)
             external = any(map(is_external, tensor_protos(model.proto)))
             task = (path.absolute(), external, model.follow_links, _absolute(options), dict(feed))
             done = subprocess.run(

@@ -5,15 +5,19 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import onnx
 
 from onnxsep.comparison import compare_outputs, run_reference
 from onnxsep.errors import FeedError, VerificationError
+from onnxsep.execution import unseen_places
 from onnxsep.feeds import Feeds, make_feeds
 from onnxsep.io import Model
 from onnxsep.report import VerificationReport
 from onnxsep.runtime import CannotRun, RuntimeOptions
+from onnxsep.scopes import Owners, Scope, constant_value, scopes
 from onnxsep.tables import size_bytes
-from onnxsep.verification import FULL_BELOW, Settings, full_report
+from onnxsep.types import Place
+from onnxsep.verification import FULL_BELOW, Settings, full_report, not_run
 
 Verify = Literal["auto", "full", "none"]
 _AMPLIFIED = 10  # times what the model's own rounding makes: that is no error of the result
@@ -55,6 +59,9 @@ def verify_pruned(
             note, wrong = _against_masked(masked(), result, feeds, dtypes, settings)
             notes.append(note)
             failure = wrong or failure
+        if unseen := _unseen(source, result, feeds, settings.runtime):
+            notes.append(unseen)
+            failure = failure or _unmeasured(unseen, settings)
         return full_report(whole, notes), failure
     except CannotRun as error:
         reason = str(error)
@@ -100,6 +107,38 @@ def _noise(model: Model, feeds: Feeds, options: RuntimeOptions) -> float:
             size = float(np.linalg.norm(wide[finite]))
             worst = max(worst, float(np.linalg.norm(difference[finite])) / size if size else 0.0)
     return worst
+
+
+def _unseen(source: Model, result: Model, feeds: Feeds, options: RuntimeOptions) -> str:
+    """Which pruned weights the outputs say nothing about, for nothing that reads them ran; "" where there are none."""
+    before, after = scopes(source.proto), scopes(result.proto)
+    if len(before) == 1:
+        return ""
+    owners = Owners(before)
+    changed = {
+        (scope.index, name)
+        for scope, other in zip(before, after, strict=True)
+        for name, content in _tensors(scope).items()
+        if _tensors(other).get(name) != content
+    }
+    readers: dict[tuple[int, str], set[Place]] = {}
+    for scope in before:
+        for index, node in enumerate(scope.body.node):
+            for name in node.input:
+                for owner in owners.owners(scope.index, name)[:1]:
+                    if (owner, name) in changed:
+                        readers.setdefault((owner, name), set()).add((scope.index, index))
+    unseen, where = unseen_places(source, set().union(*readers.values()), feeds, options)
+    count = sum(places <= unseen for places in readers.values())
+    return f"these inputs show nothing of {count} of {len(readers)} changed weights{not_run(where)}" if count else ""
+
+
+def _tensors(scope: Scope) -> dict[str, bytes]:
+    """Stored constants of a graph by name."""
+    tensors = {node.output[0]: value for node in scope.body.node if (value := constant_value(node)) is not None}
+    if isinstance(scope.body, onnx.GraphProto):
+        tensors.update((tensor.name, tensor) for tensor in scope.body.initializer)
+    return {name: tensor.SerializeToString() for name, tensor in tensors.items()}
 
 
 def _unmeasured(reason: str, settings: Settings) -> str:
