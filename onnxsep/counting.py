@@ -11,9 +11,9 @@ point.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,9 @@ from onnxsep.geometry import conv_geometry
 from onnxsep.io import Model, read_tensor
 from onnxsep.scopes import Scope, constant_value, is_standard, scopes
 from onnxsep.shapes import Shape, tensor_shapes
+from onnxsep.types import Place
 
+Key = TypeVar("Key", bound=Hashable)
 Convention = Literal["stored", "trainable", "paper004"]
 
 _TYPES = onnx.TensorProto
@@ -173,7 +175,27 @@ def count_macs(light: onnx.ModelProto) -> Operations:
     Args:
         light: a skeleton with inferred shapes.
     """
+    return _sum(node_macs(light).values())
+
+
+def node_macs(light: onnx.ModelProto) -> dict[Place, int | None]:
+    """The same for every node by its place: None where its sizes are not known."""
     return _count(light, lambda node, shape, _: _node_macs(node, shape))
+
+
+def compare_macs(before: Mapping[Key, int | None], after: Mapping[Key, int | None]) -> tuple[int, int, int]:
+    """Two counts of the same nodes: only those count in either that are known in both.
+
+    Args:
+        before: MACs of each node, by whatever names it in both; None where they are not known.
+        after: the same; a node that is not there any more has none.
+
+    Returns:
+        The sums, before and after, and how many nodes are not in them.
+    """
+    unknown = {key for counts in (before, after) for key, count in counts.items() if count is None}
+    first, second = (sum(count or 0 for key, count in one.items() if key not in unknown) for one in (before, after))
+    return first, second, len(unknown)
 
 
 def count_flops_paper004(light: onnx.ModelProto) -> Operations:
@@ -188,31 +210,35 @@ def count_flops_paper004(light: onnx.ModelProto) -> Operations:
             return None if pooled is None else math.prod(pooled)
         return _node_macs(node, shape)
 
-    return _count(light, operations)
+    return _sum(_count(light, operations).values())
+
+
+def _sum(counts: Iterable[int | None]) -> Operations:
+    counted = list(counts)
+    return Operations(sum(count or 0 for count in counted), counted.count(None))
 
 
 _Sizes = Callable[[str], Sequence[int] | None]
 _Integers = Mapping[str, Sequence[int]]
 
 
-def _count(light: onnx.ModelProto, operations: Callable[[onnx.NodeProto, _Sizes, _Integers], int | None]) -> Operations:
-    """Sum ``operations`` (of a node, given sizes and small integer constants by name) over all nodes."""
-    total = unknown = 0
+def _count(
+    light: onnx.ModelProto, operations: Callable[[onnx.NodeProto, _Sizes, _Integers], int | None]
+) -> dict[Place, int | None]:
+    """``operations`` of every node, given sizes and small integer constants by name."""
+    counts: dict[Place, int | None] = {}
     known: dict[int, tuple[Mapping[str, Shape], _Integers]] = {}
     for scope in scopes(light):
         outer: tuple[Mapping[str, Shape], _Integers] = known[scope.parent] if scope.parent is not None else ({}, {})
         shapes = {**outer[0], **tensor_shapes(scope.body)}
         integers = {**outer[1], **dict(_small_integers(scope))}
         known[scope.index] = shapes, integers
-        for node in scope.body.node:
+        for index, node in enumerate(scope.body.node):
             if not is_standard(node) and node.op_type != "QGemm":  # the only one of these in ONNX Runtime's own domain
                 continue
-            count = operations(node, lambda name, shapes=shapes: _sizes(shapes.get(name)), integers)  # type: ignore[misc]
-            if count is None:
-                unknown += 1
-            else:
-                total += count
-    return Operations(total, unknown)
+            size = lambda name, shapes=shapes: _sizes(shapes.get(name))  # noqa: E731
+            counts[scope.index, index] = operations(node, size, integers)
+    return counts
 
 
 def _sizes(shape: Shape | None) -> Sequence[int] | None:

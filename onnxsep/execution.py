@@ -1,4 +1,4 @@
-"""What of a model a run has executed: branches of an If that were not taken, loops of no iteration, functions not called.
+"""What of a model a run has not executed: branches of an If, loops without iterations, functions that nobody calls.
 
 An output says nothing about a node that did not run, nor about one that only such nodes read, nor about one that ran on
 no elements; what was replaced there has to be verified in another way.
@@ -22,7 +22,16 @@ _MARK = "onnxsep.execution"
 _ALARM = re.compile(r"idx=(\d+)")
 _FIRST = 1000  # index of the first alarm: no node of a model that runs asks for it
 # Operators whose outputs' sizes depend on values, so that what is behind them may have no elements.
-_DATA_DEPENDENT = {"NonZero", "NonMaxSuppression", "Compress", "Unique", "Loop", "If", "Range", "ConstantOfShape", "Slice"}
+_DATA_DEPENDENT = {
+    "NonZero",
+    "NonMaxSuppression",
+    "Compress",
+    "Unique",
+    "Loop",
+    "If",
+    "Range",
+    "Slice",
+}
 
 
 def unseen_places(
@@ -98,7 +107,9 @@ def _with_alarms(model: Model, where: Collection[int]) -> Model:
             ]
         )
         body = scope.body
-        if isinstance(body, onnx.FunctionProto) and all(entry.domain not in ("", "ai.onnx") for entry in body.opset_import):
+        if isinstance(body, onnx.FunctionProto) and all(
+            entry.domain not in ("", "ai.onnx") for entry in body.opset_import
+        ):
             body.opset_import.extend(imports[:1])
     return replace(model, proto=proto, path=None, pristine=False, stored=None)
 
@@ -156,16 +167,25 @@ def _empty(model: Model, places: Sequence[Place], feeds: Feeds, options: Runtime
     graph = model.proto.graph
     if not places or not any(node.op_type in _DATA_DEPENDENT for node in graph.node):
         return set()
+    outputs = {place: graph.node[place[1]].output[0] for place in places}
+    shapes = shapes_in_run(model, list(outputs.values()), feeds, options)
+    return {place for place, name in outputs.items() if 0 in shapes.get(name, ())}
+
+
+def shapes_in_run(
+    model: Model, names: Sequence[str], feeds: Feeds, options: RuntimeOptions
+) -> dict[str, tuple[int, ...]]:
+    """The shapes that tensors of the main graph have in a run, by name; none where the runtime cannot tell them."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     del proto.graph.output[:]
-    for number, (_, index) in enumerate(places):
+    for number, tensor in enumerate(names):
         name = f"{_MARK}.{number}"
-        proto.graph.node.append(onnx.helper.make_node("Size", [proto.graph.node[index].output[0]], [name]))
-        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, []))
+        proto.graph.node.append(onnx.helper.make_node("Shape", [tensor], [name]))
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None))
     watched = replace(model, proto=proto, path=None, pristine=False, stored=None)
     try:
-        sizes, _, _ = run_reference(watched, feeds, options)
+        shapes, _, _ = run_reference(watched, feeds, options)
     except CannotRun:
-        return set()
-    return {place for place, size in zip(places, sizes.values(), strict=True) if int(size) == 0}
+        return {}
+    return {name: tuple(map(int, shape)) for name, shape in zip(names, shapes.values(), strict=True)}

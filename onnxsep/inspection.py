@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 
-from onnxsep.counting import count_flops_paper004, count_macs, count_parameters
+from onnxsep.counting import count_flops_paper004, count_parameters
 from onnxsep.feeds import check_input_shapes
 from onnxsep.io import Model, load
 from onnxsep.linalg import Array
 from onnxsep.modes import Mode, available_modes, get_mode
 from onnxsep.planning import (
     Options,
+    Plan,
     Replacement,
     choose,
     does_not_pay,
@@ -23,7 +24,7 @@ from onnxsep.planning import (
 )
 from onnxsep.report import InspectedConv, InspectReport, InspectTotals, ModeCosts
 from onnxsep.sites import find_sites, read_weight
-from onnxsep.tables import model_info, planned
+from onnxsep.tables import model_info, plan_macs, planned
 from onnxsep.types import ConvSite, RankPolicy, Rejected
 
 
@@ -64,7 +65,9 @@ def inspect(
     names = [mode.name for mode in chosen]
     plans = [make_plan(sites.found, mode, options, read) for mode in chosen]
     results = [planned(sites, plan)[0] for plan in plans]
-    macs = count_macs(sites.light)
+    counts = [plan_macs(sites, plan) for plan in plans] or [plan_macs(sites, Plan())]
+    unknown = {place for pair in counts for one in pair for place, count in one.items() if count is None}
+    known = [{place: count or 0 for place, count in after.items() if place not in unknown} for _, after in counts]
     return InspectReport(
         source=model_info(source),
         rank=str(options.rank),
@@ -76,12 +79,12 @@ def inspect(
             convs=len(sites.found),
             parameters=count_parameters(sites.light),
             trainable_parameters=count_parameters(sites.light, "trainable"),
-            macs=macs.total,
-            macs_unknown=macs.unknown,
+            macs=sum(count or 0 for place, count in counts[0][0].items() if place not in unknown),
+            macs_unknown=len(unknown),
             flops_paper004=count_flops_paper004(sites.light).total,
             mode_convs={name: len(plan.replacements) for name, plan in zip(names, plans, strict=True)},
             mode_parameters={name: count_parameters(result) for name, result in zip(names, results, strict=True)},
-            mode_macs={name: count_macs(result).total for name, result in zip(names, results, strict=True)},
+            mode_macs={name: sum(one.values()) for name, one in zip(names, known, strict=False)},
         ),
         notes=sites.notes,
     )

@@ -11,23 +11,25 @@ import onnx
 from onnxsep.calibration import STATISTICS, Fitting, fit_plan, tune_result
 from onnxsep.data import Dataset, Preprocessing, Source
 from onnxsep.ensure import ensure_valid
-from onnxsep.errors import OptionError, VerificationError
+from onnxsep.errors import FeedError, OptionError, VerificationError
+from onnxsep.execution import shapes_in_run
 from onnxsep.factors import Factorized, Progress, factorize_all
-from onnxsep.feeds import check_input_shapes
+from onnxsep.feeds import check_input_shapes, make_feeds
+from onnxsep.inputs import Input, model_inputs
 from onnxsep.io import Model, load
 from onnxsep.modes import Mode, get_mode
 from onnxsep.paths import NOTHING, Reads, check_paths
 from onnxsep.patterns import as_patterns
-from onnxsep.planning import SIZES_UNKNOWN, Options, Plan, make_plan
+from onnxsep.planning import SIZES_UNKNOWN, Options, Plan, in_main_graph, make_plan
 from onnxsep.pruning import dense_factor_notes
 from onnxsep.report import RewriteReport, VerificationReport
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import Savable
 from onnxsep.shapes import infer_shapes, skeleton
-from onnxsep.sites import find_sites, read_weight
+from onnxsep.sites import Sites, find_sites, read_weight
 from onnxsep.surgery import Edit, replace_convs
 from onnxsep.tables import conv_reports, model_info, planned, totals
-from onnxsep.types import Place, RankPolicy
+from onnxsep.types import ConvSite, Place, RankPolicy
 from onnxsep.verification import Settings, Verify, decide, verify_result
 
 
@@ -156,6 +158,8 @@ def rewrite(
     check_input_shapes(source, settings.input_shapes)
     settings = decide(settings, source, dry_run=dry_run)
     sites = find_sites(source, settings.input_shapes, linear_layers=chosen.linear_layers)
+    if measured := _sizes_in_run(source, sites, settings):
+        sites = find_sites(source, settings.input_shapes, linear_layers=chosen.linear_layers, measured=measured)
     plan = make_plan(sites.found, chosen, options, lambda site: read_weight(source, sites, site))
     fitted = fit_plan(source, sites, plan, chosen, fitting, settings.runtime, settings.progress)
     factors = factorize_all(
@@ -202,7 +206,7 @@ def rewrite(
         notes=(
             *sites.notes,
             *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in plan.replacements))),
-            *_size_notes(plan),
+            *_size_notes(plan, measured),
             *notes,
             *_input_notes(edit),
         ),
@@ -215,10 +219,32 @@ def rewrite(
     return Result(result.ordered_as(source), report, tuple(edit.new_initializers), reads)
 
 
-def _size_notes(plan: Plan) -> list[str]:
+def _sizes_in_run(source: Model, sites: Sites, settings: Settings) -> dict[str, tuple[int, ...]]:
+    """Shapes of what Convs read that no inference finds, from one run of a model whose own inputs leave none free."""
+    graph = source.proto.graph
+    unknown = [item for item in sites.found if isinstance(item, ConvSite) and item.input_size is None]
+    names = [graph.node[item.place[1]].input[0] for item in unknown if in_main_graph(item)]
+    if not names or settings.verify != "full":
+        return {}
+    try:
+        feeds = settings.given or make_feeds(source, input_shapes=settings.input_shapes, seed=settings.seed)
+    except FeedError:
+        return {}
+    free = [value for value in model_inputs(source.proto) if _has_free_sizes(value)]
+    if settings.given is None and any(value.name not in settings.input_shapes for value in free):
+        return {}
+    return shapes_in_run(source, list(dict.fromkeys(names)), feeds, settings.runtime)
+
+
+def _has_free_sizes(value: Input) -> bool:
+    """Whether more of an input's shape is free than the batch."""
+    return value.dims is None or not all(isinstance(size, int) for size in value.dims[1:])
+
+
+def _size_notes(plan: Plan, measured: Mapping[str, tuple[int, ...]]) -> list[str]:
     unknown = sum(SIZES_UNKNOWN in row.notes for row in plan.replacements)
     if not unknown:
-        return []
+        return [f"sizes of {len(measured)} tensors were read off a run: no inference finds them"] if measured else []
     return [
         f"the input sizes of {unknown} replaced Convs are not in the model: their MACs were compared for large even "
         "sizes (--input-shape NAME:DIMS gives sizes)"

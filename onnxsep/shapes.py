@@ -34,6 +34,7 @@ def infer_shapes(
     light: onnx.ModelProto,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     problems: list[str] | None = None,
+    measured: Mapping[str, tuple[int, ...]] | None = None,
 ) -> onnx.ModelProto:
     """ONNX's own shape inference on a ``skeleton``; the model as it is where inference fails.
 
@@ -41,6 +42,7 @@ def infer_shapes(
         light: a skeleton; its inputs get ``input_shapes``.
         input_shapes: shapes that replace those in the model, by input name.
         problems: gets the reason where inference fails.
+        measured: shapes of tensors of the main graph that are known from a run.
     """
     for value in light.graph.input:
         if input_shapes and value.name in input_shapes:
@@ -48,6 +50,10 @@ def infer_shapes(
             del shape.dim[:]
             for size in input_shapes[value.name]:
                 shape.dim.add().dim_value = size
+    for name, sizes in (measured or {}).items():
+        for value in [value for value in light.graph.value_info if value.name == name]:
+            light.graph.value_info.remove(value)
+        light.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes))
     try:
         _refuse_zero_strides(light)
         return shape_inference.infer_shapes(light, data_prop=True)

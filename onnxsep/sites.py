@@ -41,7 +41,11 @@ class Sites:
 
 
 def find_sites(
-    model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None = None, *, linear_layers: bool = False
+    model: Model,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    linear_layers: bool = False,
+    measured: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Sites:
     """Look at every node of every graph and function; reads no weight, except where an expression hides its shape.
 
@@ -49,12 +53,13 @@ def find_sites(
         model: the model.
         input_shapes: shapes for inputs whose dimensions are free, by input name.
         linear_layers: list Gemm and MatMul nodes too.
+        measured: shapes of tensors of the main graph that are known from a run.
 
     Raises:
         UnsupportedModelError: the graph cannot be read.
     """
     problems: list[str] = []
-    light = infer_shapes(skeleton(model), input_shapes, problems)
+    light = infer_shapes(skeleton(model), input_shapes, problems, measured)
     view = View(light)
     source = scopes(model.proto)
     first = first_convs(light, linear_layers=linear_layers)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import onnx
 
-from onnxsep.counting import count_macs, count_parameters
+from onnxsep.counting import compare_macs, count_parameters, node_macs
 from onnxsep.external import is_external, slot_of
 from onnxsep.factors import Factorized
 from onnxsep.files import printable
@@ -110,13 +110,22 @@ def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
         plan: what was decided.
         light: skeleton of the result, with inferred shapes.
     """
-    before, after = count_macs(sites.light), count_macs(light)
+    before, after, unknown = compare_macs(*plan_macs(sites, plan))
     return Totals(
         convs=len(plan.rows),
         replaced=len(plan.replacements),
         parameters_before=count_parameters(sites.light),
         parameters_after=count_parameters(light),
-        macs_before=before.total,
-        macs_after=after.total,
-        macs_unknown=before.unknown,
+        macs_before=before,
+        macs_after=after,
+        macs_unknown=unknown,
     )
+
+
+def plan_macs(sites: Sites, plan: Plan) -> tuple[dict[Place, int | None], dict[Place, int | None]]:
+    """MACs of every node before, and of what stands there after; nodes that are not replaced have the same in both."""
+    before = node_macs(sites.light)
+    for row in plan.rows:
+        if row.site is not None and before.get(row.site.place) is None:
+            before[row.site.place] = site_macs(row.site)
+    return before, {**before, **{row.site.place: row.macs for row in plan.replacements}}

@@ -111,7 +111,11 @@ def verify_result(
         if kind == "local":
             compared = pieces(replacements)
             errors = {row.site.place: piece.relative for row, piece in compared}
-            return _local_report([piece for _, piece in compared]), errors, _too_large(max(errors.values()), plan, settings)
+            return (
+                _local_report([piece for _, piece in compared]),
+                errors,
+                _too_large(max(errors.values()), plan, settings),
+            )
         feeds = settings.given or make_feeds(source, input_shapes=settings.input_shapes, seed=settings.seed)
         whole = compare_outputs(source, result, feeds, settings.runtime)
         notes, failure = list(whole.notes), _too_large(whole.relative, plan, settings)

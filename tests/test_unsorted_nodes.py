@@ -29,9 +29,7 @@ def network(classes: int = 5) -> onnx.ModelProto:
             helper.make_node("Conv", ["r1", f"w_{name}"], [f"{name}_c"], name=f"{name}_conv", pads=[1] * 4),
             helper.make_node("Relu", [f"{name}_c"], [f"{name}_r"], name=f"{name}_relu"),
         ]
-        return helper.make_graph(
-            nodes, name, [], [helper.make_tensor_value_info(f"{name}_r", TensorProto.FLOAT, None)]
-        )
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(f"{name}_r", TensorProto.FLOAT, None)])
 
     nodes = [
         helper.make_node("Cast", ["x"], ["xc"], name="cast", to=TensorProto.FLOAT),

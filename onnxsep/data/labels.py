@@ -228,7 +228,7 @@ def _numbers(
     texts = {label for _, label in found}
     for line, label in found:
         if label.lower() in _MISSING and label not in (classes or ()):
-            raise DataError(f"{str(path)!r}, line {line}: the class is {label!r}; give each sample one, or leave it out")
+            raise DataError(f"{str(path)!r}, line {line}: the class is {label!r}; give each sample one")
     whole = {text: _as_whole(text) for text in texts}
     if classes is None and not all(text.lstrip("+-").isdecimal() for text in whole.values()):
         classes = sorted(texts)

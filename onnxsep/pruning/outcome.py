@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxsep.counting import count_macs, count_parameters
+from onnxsep.counting import compare_macs, count_parameters, node_macs
 from onnxsep.io import Model
 from onnxsep.pruning.report import PrunedLayer, PruneTotals
+from onnxsep.scopes import scopes
 from onnxsep.sites import Sites
 from onnxsep.types import ConvSite, Place, Rejected
 
@@ -75,7 +76,7 @@ def make_totals(
         weights: elements of their weights, before and after.
         zeros: how many of them are zero, before and after; None where that is not counted.
     """
-    before, after = count_macs(sites.light), count_macs(light)
+    before, after, unknown = compare_macs(_named_macs(sites.light), _named_macs(light))
     return PruneTotals(
         layers=len(sites.found),
         pruned=pruned,
@@ -85,7 +86,16 @@ def make_totals(
         zeros_after=zeros[1] if zeros else None,
         parameters_before=count_parameters(sites.light),
         parameters_after=count_parameters(light),
-        macs_before=before.total,
-        macs_after=after.total,
-        macs_unknown=before.unknown,
+        macs_before=before,
+        macs_after=after,
+        macs_unknown=unknown,
     )
+
+
+def _named_macs(light: onnx.ModelProto) -> dict[tuple[int, str], int | None]:
+    """MACs of every node by scope and first output, for nodes may have been put in or taken out."""
+    all_scopes = scopes(light)
+    return {
+        (scope, "".join(all_scopes[scope].body.node[index].output[:1])): count
+        for (scope, index), count in node_macs(light).items()
+    }
