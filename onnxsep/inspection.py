@@ -10,6 +10,7 @@ from onnxsep.feeds import check_input_shapes
 from onnxsep.io import Model, load
 from onnxsep.linalg import Array
 from onnxsep.modes import Mode, available_modes, get_mode
+from onnxsep.option_types import checks_types
 from onnxsep.planning import (
     Options,
     Plan,
@@ -28,6 +29,7 @@ from onnxsep.tables import model_info, plan_macs, planned
 from onnxsep.types import ConvSite, RankPolicy, Rejected
 
 
+@checks_types
 def inspect(
     model: str | os.PathLike[str] | onnx.ModelProto | Model,
     *,
@@ -53,10 +55,10 @@ def inspect(
         FeedError: a shape does not fit the model.
         ModeNotFoundError: no such mode.
     """
-    source = load(model, follow_links=follow_links)
-    check_input_shapes(source, input_shapes or {})
     options = Options(rank=RankPolicy.parse(rank))
     chosen = [get_mode(mode) for mode in modes] or list(available_modes().values())
+    source = load(model, follow_links=follow_links)
+    check_input_shapes(source, input_shapes or {})
     sites = find_sites(source, input_shapes or {}, linear_layers=any(mode.linear_layers for mode in chosen))
 
     def read(site: ConvSite) -> Array:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import onnx
 
@@ -18,6 +19,7 @@ from onnxsep.feeds import check_input_shapes, make_feeds
 from onnxsep.inputs import Input, model_inputs
 from onnxsep.io import Model, load
 from onnxsep.modes import Mode, get_mode
+from onnxsep.option_types import checks_types
 from onnxsep.paths import NOTHING, Reads, check_paths
 from onnxsep.patterns import as_patterns
 from onnxsep.planning import SIZES_UNKNOWN, Options, Plan, in_main_graph, make_plan
@@ -30,7 +32,7 @@ from onnxsep.sites import Sites, find_sites, read_weight
 from onnxsep.surgery import Edit, replace_convs
 from onnxsep.tables import conv_reports, model_info, planned, totals
 from onnxsep.types import ConvSite, Place, RankPolicy
-from onnxsep.verification import Settings, Verify, decide, verify_result
+from onnxsep.verification import Settings, Verify, check_settings, decide, verify_result
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Result(Savable):
     reads: Reads = NOTHING
 
 
+@checks_types
 def rewrite(
     model: str | os.PathLike[str] | onnx.ModelProto | Model,
     *,
@@ -145,6 +148,7 @@ def rewrite(
         runtime or RuntimeOptions(),
         progress,
     )
+    check_settings(settings, get_args(Verify), dry_run=dry_run)
     reads = Reads.of(
         model=model,
         data=data,

@@ -41,6 +41,22 @@ class RuntimeOptions:
     custom_op_libraries: tuple[Path, ...] = ()
     optimize: bool = True
 
+    def check(self) -> None:
+        """Refuse what no model can be run with, before one is opened.
+
+        Raises:
+            OptionError: the provider, a custom-operator library or the number of threads cannot be used.
+        """
+        if self.threads < 0:
+            raise OptionError(f"threads must be 0 (the runtime's choice) or more, not {self.threads}")
+        if self.provider != _CPU and self.provider not in (available := available_providers()):
+            raise OptionError(
+                f"unknown provider {self.provider!r}; the installed onnxruntime has: {', '.join(available)}"
+            )
+        for library in self.custom_op_libraries:
+            if not Path(library).is_file():
+                raise OptionError(f"custom-operator library {str(library)!r} not found")
+
 
 _DEFAULTS = RuntimeOptions()
 
@@ -122,25 +138,17 @@ def _onnxruntime() -> Any:
 def _session_options(ort: Any, options: RuntimeOptions) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = _FATAL_ONLY
-    if options.threads < 0:
-        raise OptionError(f"threads must be 0 (the runtime's choice) or more, not {options.threads}")
+    options.check()
     if options.threads:
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
     if not options.optimize:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    available = ort.get_available_providers()
-    if options.provider not in available:
-        raise OptionError(
-            f"unknown provider {options.provider!r}; the installed onnxruntime has: {', '.join(available)}"
-        )
     for library in options.custom_op_libraries:
-        if not Path(library).is_file():
-            raise OptionError(f"custom-operator library {str(library)!r} not found")
         try:
             # An absolute path: the system's loader would look up a bare name elsewhere.
             settings.register_custom_ops_library(str(Path(library).absolute()))
-        except Exception as error:  # see Runner
+        except Exception as error:  # noqa: PERF203 - see Runner
             reason = readable_reason(str(error))
             raise OptionError(f"custom-operator library {str(library)!r} cannot be loaded: {reason}") from error
     return settings

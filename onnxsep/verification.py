@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from onnxsep.comparison import Comparison, compare_outputs
 from onnxsep.errors import FeedError, OptionError, VerificationError
@@ -56,6 +56,7 @@ def check_settings(settings: Settings, kinds: Collection[str], *, dry_run: bool)
         OptionError: a value is out of range, or two contradict each other.
     """
     kind, limit = settings.verify, settings.max_error
+    settings.runtime.check()
     if kind not in kinds:
         raise OptionError(f"verify={kind!r} is not one of {', '.join(kinds)}")
     if settings.seed < 0:
@@ -71,10 +72,9 @@ def decide(settings: Settings, source: Model, *, dry_run: bool) -> Settings:
     """Settings with "auto" decided and the given inputs read.
 
     Raises:
-        OptionError: a setting makes no sense, or two contradict each other; told before any work is done.
+        OptionError: two settings contradict each other.
         FeedError: the given inputs do not fit the model.
     """
-    check_settings(settings, get_args(Verify), dry_run=dry_run)
     kind = settings.verify
     if kind == "auto":
         kind = "full" if size_bytes(source) < FULL_BELOW else "local"

@@ -24,6 +24,7 @@ from onnxsep.checking.structure import HEADER, describe
 from onnxsep.checking.weights import compare_weights, tensor_pairs
 from onnxsep.errors import ModelLoadError, OptionError
 from onnxsep.files import write_text
+from onnxsep.option_types import checks_types
 from onnxsep.paths import Kind, Reads, check_paths, is_model
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import save
@@ -32,6 +33,7 @@ Source = str | os.PathLike[str] | onnx.ModelProto | io.Model
 _TEXT_SUFFIX = ".txt"
 
 
+@checks_types
 def check(
     model: Source,
     reference: Source,
@@ -89,7 +91,12 @@ def check(
     for name, value in {"rtol": rtol, "atol": atol, "output_rtol": output_rtol, "output_atol": output_atol}.items():
         if not 0 <= value < math.inf:
             raise OptionError(f"{name} must be a number of 0 or more, not {value}")
+    if seed < 0:
+        raise OptionError(f"the seed must be 0 or more, not {seed}")
+    runtime.check()
     asked = {"structure": structure, "weights": weights, "outputs": outputs}
+    if not update and not any(asked.values()):
+        raise OptionError("nothing to compare: structure, weights and outputs are all switched off")
     target = _target(reference, Reads.of(model=model)) if update else None
     checked = io.load(model, follow_links=follow_links)
     parts: list[PartResult]
@@ -105,8 +112,6 @@ def check(
         if outputs:
             feeding = {"inputs": inputs, "input_shapes": input_shapes, "seed": seed}
             parts.append(compare_outputs(checked, other, ignore_names, feeding, runtime, output_rtol, output_atol))
-    if not parts:
-        raise OptionError("nothing to compare: structure, weights and outputs are all switched off")
     return CheckResult(model=_title(model), reference=_title(reference), parts=tuple(parts))
 
 

@@ -19,14 +19,16 @@ from onnxsep.compression.report import CompressReport
 from onnxsep.compression.running import Run, Told
 from onnxsep.compression.steps import Step
 from onnxsep.compression.work_folder import WorkFolder
-from onnxsep.data import Preprocessing, Source
+from onnxsep.data import Preprocessing, Source, check_sampling
 from onnxsep.errors import OptionError
-from onnxsep.evaluation.metrics import Metric
+from onnxsep.evaluation.api import check_runs
+from onnxsep.evaluation.metrics import Metric, load_metric
 from onnxsep.external import is_external
 from onnxsep.factors import Progress
 from onnxsep.feeds import check_input_shapes
 from onnxsep.files import printable, write_text
 from onnxsep.io import Model, load
+from onnxsep.option_types import checks_types
 from onnxsep.paths import NOTHING, OTHER_RESULT, Reads, check_paths
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import Savable, SavedFiles, write_model
@@ -106,6 +108,7 @@ class Pipeline:
     def __repr__(self) -> str:
         return f"Pipeline([{', '.join(map(repr, self.steps))}])"
 
+    @checks_types
     def __call__(
         self,
         model: AnyModel,
@@ -169,6 +172,10 @@ class Pipeline:
         started = time.perf_counter()
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise OptionError("a pipeline is run by one process; torchrun is for `onnxsep finetune` alone")
+        check_sampling(test_samples, seed)
+        check_runs(runs)
+        if isinstance(metric, str):
+            load_metric(metric)
         recipe, repeats = self.recipe, self.recipe.repeats
         if repeats is not None:
             runtime = runtime or repeats.runtime()

@@ -8,8 +8,7 @@ import inspect
 import os
 import types
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import onnx
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -17,9 +16,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from onnxsep.errors import OptionError
 from onnxsep.io import Model
 from onnxsep.modes import Mode
+from onnxsep.option_types import in_words, members
 from onnxsep.saving import Savable
 from onnxsep.tomlfile import nearest
-from onnxsep.types import RankPolicy
 
 Function = Callable[..., Savable]
 
@@ -117,9 +116,9 @@ def _check_value(function: Function, name: str, value: Any, where: str) -> None:
     try:
         _adapter(function, name).validate_python(value)
     except ValidationError:
-        words = [word for one in _members(hint) for word in get_args(one) if get_origin(one) is Literal]
+        words = [word for one in members(hint) for word in get_args(one) if get_origin(one) is Literal]
         near = nearest(value, words) if isinstance(value, str) and words else ""
-        raise OptionError(f"{where} must be {_words(hint)}, not {value!r}{near}") from None
+        raise OptionError(f"{where} must be {in_words(hint)}, not {value!r}{near}") from None
 
 
 @functools.cache
@@ -127,34 +126,3 @@ def _adapter(function: Function, name: str) -> TypeAdapter[Any]:
     # strict: the text "10" is no number, and true is no 1
     settings = ConfigDict(arbitrary_types_allowed=True, strict=True)
     return TypeAdapter(get_type_hints(function)[name], config=settings)
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The types that a union is made of."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return tuple(one for part in get_args(hint) for one in _members(part))
-    return (hint,)
-
-
-def _words(hint: Any) -> str:
-    """What a recipe can give for a type."""
-    found: list[str] = []
-    for one in _members(hint):
-        if get_origin(one) is Literal:
-            found.append("one of " + ", ".join(map(str, get_args(one))))
-        elif one in _WORDS:
-            found.append(_WORDS[one])
-        elif get_origin(one) in _LISTS:
-            found.append("a list of texts")
-    return " or ".join(dict.fromkeys(found)) or str(hint)
-
-
-_LISTS = (Sequence, list, tuple)
-_WORDS: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    Path: "a path",
-    RankPolicy: "a rank",
-}

@@ -77,8 +77,7 @@ class Dataset:
             DataError: there are fewer samples than the model's fixed batch size.
             OptionError: the batch is less than 1.
         """
-        if batch is not None and batch < 1:
-            raise OptionError(f"the batch must be 1 or more, not {batch}")
+        check_batch(batch)
         chosen = range(len(self)) if indices is None else indices
         if self.batch is not None and len(chosen) < self.batch:
             raise DataError(
@@ -123,10 +122,7 @@ class Dataset:
         Raises:
             OptionError: the count is less than 1, or the seed negative.
         """
-        if count is not None and count < 1:
-            raise OptionError(f"the number of samples must be 1 or more, not {count}")
-        if seed < 0:
-            raise OptionError(f"the seed must be 0 or more, not {seed}")
+        check_sampling(count, seed)
         if count is None or count >= len(self):
             return list(range(len(self)))
         return sorted(np.random.default_rng(seed).choice(len(self), count, replace=False).tolist())
@@ -281,3 +277,25 @@ def _set_labels(data: Dataset, labels: str | os.PathLike[str] | npt.ArrayLike) -
         data.notes += notes
     else:
         data.labels = as_labels(labels, len(data), "labels")
+
+
+def check_sampling(count: int | None, seed: int) -> None:
+    """Refuse a choice of samples that cannot be made, which needs no data to see.
+
+    Raises:
+        OptionError: the count is less than 1, or the seed negative.
+    """
+    if count is not None and count < 1:
+        raise OptionError(f"the number of samples must be 1 or more, not {count}")
+    if seed < 0:
+        raise OptionError(f"the seed must be 0 or more, not {seed}")
+
+
+def check_batch(batch: int | None) -> None:
+    """Refuse a number of samples in a feed that makes no sense.
+
+    Raises:
+        OptionError: it is less than 1.
+    """
+    if batch is not None and batch < 1:
+        raise OptionError(f"the batch must be 1 or more, not {batch}")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxsep.counting import count_nonzero_parameters, count_parameters
-from onnxsep.data import Dataset, Preprocessing, Source, open_data
+from onnxsep.data import Dataset, Preprocessing, Source, check_batch, check_sampling, open_data
 from onnxsep.errors import DataError, OptionError
 from onnxsep.evaluation.latency import Progress, measure_latency
 from onnxsep.evaluation.memory import measure_memory
@@ -21,6 +21,7 @@ from onnxsep.evaluation.work import count_work
 from onnxsep.files import printable
 from onnxsep.integer_io import integer_io, quantized_feed
 from onnxsep.io import Model, load
+from onnxsep.option_types import checks_types
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.tables import size_bytes
 
@@ -30,6 +31,17 @@ _TIMED_FEEDS = 8  # different inputs for the timed runs
 _DEFAULTS = RuntimeOptions()
 
 
+def check_runs(runs: int) -> None:
+    """Refuse a number of timed runs that makes no sense.
+
+    Raises:
+        OptionError: it is negative.
+    """
+    if runs < 0:
+        raise OptionError(f"the number of timed runs must be 0 or more, not {runs}")
+
+
+@checks_types
 def evaluate(
     models: AnyModel | Sequence[AnyModel],
     *,
@@ -82,8 +94,10 @@ def evaluate(
         EvaluationError: a model cannot be run, the models do not go together, or the metric fails.
     """
     begin = time.perf_counter()
-    if runs < 0:
-        raise OptionError(f"the number of timed runs must be 0 or more, not {runs}")
+    check_runs(runs)
+    check_sampling(samples, seed)
+    check_batch(batch)
+    runtime.check()
     sources = [models] if isinstance(models, str | os.PathLike | onnx.ModelProto | Model) else list(models)
     if not sources:
         raise OptionError("there is no model to evaluate")

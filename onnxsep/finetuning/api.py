@@ -12,6 +12,7 @@ from onnxsep.finetuning.options import TEMPERATURE, Augmentation, Options
 from onnxsep.finetuning.report import FinetuneReport
 from onnxsep.finetuning.run import AnyModel, Given, run
 from onnxsep.io import Model
+from onnxsep.option_types import checks_types
 from onnxsep.paths import NOTHING, Reads
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import Savable, SavedFiles
@@ -48,6 +49,7 @@ class FinetuneResult(Savable):
         return files
 
 
+@checks_types
 def finetune(
     model: AnyModel,
     *,
@@ -137,6 +139,8 @@ def finetune(
         TrainingError: the loss is not finite, from the start or before anything was gained.
     """
     check_installed()
+    given_runtime = runtime or RuntimeOptions()
+    given_runtime.check()
     options = Options(
         loss=loss,
         label_weight=label_weight,
@@ -170,7 +174,7 @@ def finetune(
         place,
         resume,
         follow_links,
-        runtime or RuntimeOptions(),
+        given_runtime,
         progress,
     )
     with torch_threads(given.runtime.threads), joined(import_torch(), device) as group:

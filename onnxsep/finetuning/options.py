@@ -29,6 +29,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "weight_decay": (lambda x: 0 <= x < math.inf, "0 or more"),
     "validation": (lambda x: 0 <= x < 1, "0 or more and below 1"),
     "patience": (lambda x: x >= 0, "0 or more"),
+    "samples": (lambda x: x >= 1, "1 or more"),
+    "seed": (lambda x: x >= 0, "0 or more"),
 }
 TEMPERATURE = 4.0
 _RATES = {"adam": 1e-3, "sgd": 0.05}

@@ -13,6 +13,7 @@ from onnxsep.errors import OptionError, VerificationError
 from onnxsep.factors import Progress
 from onnxsep.feeds import check_input_shapes
 from onnxsep.io import Model, load
+from onnxsep.option_types import checks_types
 from onnxsep.paths import NOTHING, Reads
 from onnxsep.patterns import as_patterns
 from onnxsep.pruning.outcome import Outcome
@@ -45,6 +46,7 @@ class PruneResult(Savable):
     reads: Reads = NOTHING
 
 
+@checks_types
 def prune(
     model: str | os.PathLike[str] | onnx.ModelProto | Model,
     *,

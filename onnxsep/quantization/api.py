@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 import numpy.typing as npt
 import onnx
 
-from onnxsep.data import Dataset, Preprocessing, Source, open_data
+from onnxsep.data import Dataset, Preprocessing, Source, check_sampling, open_data
 from onnxsep.ensure import ensure_valid
 from onnxsep.errors import OptionError, VerificationError
 from onnxsep.io import Model, load
+from onnxsep.option_types import checks_types
 from onnxsep.paths import NOTHING, Reads
 from onnxsep.patterns import as_patterns
 from onnxsep.quantization.building import Builder, Built, Correct
@@ -49,6 +50,7 @@ class QuantizeResult(Savable):
     reads: Reads = NOTHING
 
 
+@checks_types
 def quantize(
     model: str | os.PathLike[str] | onnx.ModelProto | Model,
     *,
@@ -140,7 +142,9 @@ def quantize(
         raise OptionError(f"--max-error {max_error} is no error that could be allowed; use one such as 0.1")
     if max_drop is not None and not 0 <= max_drop < 100:
         raise OptionError(f"--max-drop {max_drop} is no loss of accuracy in points; use one such as 0.5")
+    check_sampling(samples, seed)
     options = runtime or RuntimeOptions()
+    options.check()
     libraries = options.custom_op_libraries
     reads = Reads.of(model=model, data=data, labels=labels, preprocessing=preprocessing, libraries=libraries)
     source = load(model, follow_links=follow_links)
