@@ -285,11 +285,8 @@ def _is_global_mean(node: onnx.NodeProto, integers: _Integers) -> bool:
 def _small_integers(scope: Scope) -> Iterator[tuple[str, Sequence[int]]]:
     """Names and values of one-dimensional integer constants, such as axes."""
     tensors = [(tensor.name, tensor) for tensor in getattr(scope.body, "initializer", ())]
-    for node in scope.body.node:
-        if (value := constant_value(node)) is not None:
-            tensors.append((node.output[0], value))
-        elif node.op_type == "Constant" and is_standard(node):
-            yield from ((node.output[0], entry.ints) for entry in node.attribute if entry.name == "value_ints")
+    held = ((node.output[0], constant_value(node)) for node in scope.body.node if node.op_type == "Constant")
+    tensors += [(name, value) for name, value in held if value is not None]
     for name, tensor in tensors:
         stored = tensor.data_location != onnx.TensorProto.EXTERNAL
         if stored and tensor.data_type == onnx.TensorProto.INT64 and len(tensor.dims) == 1:

@@ -22,6 +22,7 @@ from onnxsep.inputs import (
     show_inputs,
 )
 from onnxsep.io import Model, read_tensor
+from onnxsep.scopes import constant_value
 
 _T = onnx.TensorProto
 _LARGEST = 2**31  # elements of one random input
@@ -214,8 +215,8 @@ def _compared_with(model: Model, entry: Input) -> int | None:
         return None
     constants = {tensor.name: tensor for tensor in model.proto.graph.initializer}
     for node in model.proto.graph.node:
-        if node.op_type == "Constant":
-            constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+        if (value := constant_value(node)) is not None:
+            constants[node.output[0]] = value
         elif node.op_type == "Equal" and entry.name in node.input:
             other = next((constants[name] for name in node.input if name in constants), None)
             if other is not None and math.prod(other.dims) == 1:

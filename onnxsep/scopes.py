@@ -63,11 +63,43 @@ def is_standard(node: onnx.NodeProto) -> bool:
 
 
 def constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The tensor that a Constant node holds; None for other nodes, other forms, and an argument of the function."""
+    """The tensor that a Constant node holds; None for other nodes, texts, and an argument of the function.
+
+    It is the node's own proto where the node holds a tensor, and a new one where it holds numbers (``value_floats``
+    and the like); ``hold_tensor`` makes the first form of the second.
+    """
     if node.op_type != "Constant" or not is_standard(node):
         return None
-    held = (entry.t for entry in node.attribute if entry.name == "value" and not entry.ref_attr_name)
-    return next(held, None)
+    for entry in node.attribute:
+        if entry.ref_attr_name:
+            continue
+        if entry.name == "value":
+            return entry.t
+        if entry.name in _NUMBERS:
+            kind, field = _NUMBERS[entry.name]
+            held = getattr(entry, field)
+            values, dims = ([held], []) if field in ("f", "i") else (list(held), [len(held)])
+            return onnx.helper.make_tensor(node.output[0], kind, dims, values)
+    return None
+
+
+# Forms of a Constant node beside the tensor: element type, and the attribute's field.
+_NUMBERS = {
+    "value_float": (onnx.TensorProto.FLOAT, "f"),
+    "value_floats": (onnx.TensorProto.FLOAT, "floats"),
+    "value_int": (onnx.TensorProto.INT64, "i"),
+    "value_ints": (onnx.TensorProto.INT64, "ints"),
+}
+
+
+def hold_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """As ``constant_value``, but the node's own proto in any case: numbers become a tensor in the node."""
+    value = constant_value(node)
+    if value is None or any(entry.name == "value" for entry in node.attribute):
+        return value
+    del node.attribute[:]
+    node.attribute.append(onnx.helper.make_attribute("value", value))
+    return node.attribute[0].t
 
 
 def root(all_scopes: Sequence[Scope], scope: int) -> Scope:

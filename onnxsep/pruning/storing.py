@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnxsep.constants import stored_tensor
 from onnxsep.external import is_external
 from onnxsep.io import Model
-from onnxsep.scopes import Scope, scopes
+from onnxsep.scopes import Scope, hold_tensor, scopes
 from onnxsep.tensors import DATA_FIELDS
 from onnxsep.types import Constant
 
@@ -30,6 +30,9 @@ def with_values(model: Model, values: Mapping[Constant, NDArray[np.generic]]) ->
     proto.CopyFrom(model.proto)
     found, moved = scopes(proto), []
     for constant, array in values.items():
+        if constant.nodes:
+            scope, index = constant.nodes[-1]
+            hold_tensor(found[scope].body.node[index])
         tensor = _tensor(found, constant)
         if is_external(tensor) and not constant.nodes and constant.scope == 0:
             moved.append(constant.name)

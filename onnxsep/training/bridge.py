@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from onnxsep.errors import OptionError
 from onnxsep.external import is_external
 from onnxsep.io import Model, read_tensor
-from onnxsep.scopes import constant_value
+from onnxsep.scopes import hold_tensor
 from onnxsep.tensors import DATA_FIELDS
 from onnxsep.training.converters import convert, import_onnx2torch, import_torch
 from onnxsep.training.module import Step, module_class
@@ -118,7 +118,7 @@ def write_back(model: Model, arrays: Mapping[str, NDArray[Any]]) -> Model:
     proto.CopyFrom(model.proto)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
-        value = constant_value(node)
+        value = hold_tensor(node) if arrays.keys() & set(node.output) else None
         if value is not None:
             tensors[node.output[0]] = value
     for name, array in arrays.items():
