@@ -10,7 +10,7 @@ from typing import get_args
 import onnx
 
 from onnxsep.calibration import STATISTICS, Fitting, fit_plan, tune_result
-from onnxsep.data import Dataset, Preprocessing, Source
+from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, Source
 from onnxsep.ensure import ensure_valid
 from onnxsep.errors import FeedError, OptionError, VerificationError
 from onnxsep.execution import shapes_in_run
@@ -68,7 +68,7 @@ def rewrite(
     seed: int = 0,
     max_error: float | None = None,
     data: Source | Dataset | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: AnyPreprocessing | None = None,
     init: str | None = None,
     samples: int = 500,
     positions: int = 64,
@@ -99,7 +99,7 @@ def rewrite(
         max_error: fail where the verification's relative error is larger.
         data: calibration data, to which the factors are fitted: a folder of images, an .npy or .npz file, arrays, or an
             iterable of feeds (``onnxsep.data``).
-        preprocessing: of images.
+        preprocessing: of images: a Preprocessing, the path of a TOML file, or a dict with its keys.
         init: "svd" (weights only), "response", "compensated", "joint"; the last is the default with data, the first
             without. A mode offers those in its ``inits``.
         samples: use at most so many samples, drawn at random.
@@ -127,7 +127,8 @@ def rewrite(
     chosen = get_mode(mode)
     if round_ranks < 0:
         raise OptionError(f"--round-ranks {round_ranks} is negative; use 8 or 16, or 0 for none")
-    fitting = Fitting(data, preprocessing, init, samples, positions, seed, statistics, tune, refine, dry_run)
+    images = Preprocessing.of(preprocessing)
+    fitting = Fitting(data, images, init, samples, positions, seed, statistics, tune, refine, dry_run)
     fitting.check(chosen)
     options = Options(
         RankPolicy.parse(rank),

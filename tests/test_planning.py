@@ -138,8 +138,9 @@ def test_fraction_is_the_largest_rank_within_the_share(
     count = spatial_parameters if mode == "spatial" else depthwise_parameters
     full = get_mode(mode).rank_axis(conv, ())
     assert full is not None
-    limit = Fraction(percent, 100) * conv.parameters
-    fitting = [rank for rank in range(group, full.full + 1, group) if count(conv, rank) <= limit]
+    bias = conv.parameters - conv.weight_size  # it stays, and counts on neither side
+    limit = Fraction(percent, 100) * conv.weight_size
+    fitting = [rank for rank in range(group, full.full + 1, group) if count(conv, rank) - bias <= limit]
     policy = RankPolicy.parse(percent / 100)
     candidate = choose(site_of(conv), get_mode(mode), Options(rank=policy), never_read)
     if fitting:
@@ -149,8 +150,8 @@ def test_fraction_is_the_largest_rank_within_the_share(
     else:
         assert isinstance(candidate, Rejected)
         assert candidate.reason == (
-            f"no rank keeps {percent / 100:g} of its {conv.parameters:,} parameters: "
-            f"the smallest needs {count(conv, group):,}"
+            f"no rank keeps {percent / 100:g} of its {conv.weight_size:,} weights: "
+            f"the smallest needs {count(conv, group) - bias:,}"
         )
 
 
@@ -465,7 +466,7 @@ def test_a_second_run_changes_nothing_and_recurse_splits_again() -> None:
 
 
 def test_unreachable_fraction_leaves_the_conv_alone() -> None:
-    text = "no rank keeps 0.2 of its 576 parameters: the smallest needs 136"
+    text = "no rank keeps 0.2 of its 576 weights: the smallest needs 136"
     assert reasons(chain(), rank=0.2) == {"stem": FIRST, "mid_conv": text, "y": text}
     assert reasons(chain(), rank=0.25) == {"stem": FIRST, "mid_conv": "", "y": ""}
     assert reasons(chain(), rank=0.2, force=True)["y"] == text  # --force finds no rank either

@@ -19,7 +19,7 @@ from onnxsep.compression.report import CompressReport
 from onnxsep.compression.running import Run, Told
 from onnxsep.compression.steps import Step
 from onnxsep.compression.work_folder import WorkFolder
-from onnxsep.data import Preprocessing, Source, check_sampling
+from onnxsep.data import AnyPreprocessing, Preprocessing, Source, check_sampling
 from onnxsep.errors import OptionError
 from onnxsep.evaluation.api import check_runs
 from onnxsep.evaluation.metrics import Metric, load_metric
@@ -122,7 +122,7 @@ class Pipeline:
         test_samples: int | None = None,
         runs: int = 30,
         seed: int = 0,
-        preprocessing: Preprocessing | None = None,
+        preprocessing: AnyPreprocessing | None = None,
         inputs: str | os.PathLike[str] | None = None,
         input_shapes: Mapping[str, tuple[int, ...]] | None = None,
         work: str | os.PathLike[str] | None = None,
@@ -149,7 +149,8 @@ class Pipeline:
             test_samples: Measure on at most so many samples.
             runs: Timed runs of each model; 0: latency is not measured.
             seed: Of every step that names none.
-            preprocessing: How images become values, in ``data`` and ``test``.
+            preprocessing: How images become values, in ``data`` and ``test``: a Preprocessing, the path of a TOML
+                file, or a dict with its keys.
             inputs: .npz with inputs for the verification of steps; else random ones.
             input_shapes: Shapes for inputs whose dimensions are free, by input name.
             work: Folder in which finished steps are kept, so that the same call goes on after an interruption; it
@@ -176,16 +177,16 @@ class Pipeline:
         check_runs(runs)
         if isinstance(metric, str):
             load_metric(metric)
-        recipe, repeats = self.recipe, self.recipe.repeats
+        recipe, repeats, images = self.recipe, self.recipe.repeats, Preprocessing.of(preprocessing)
         if repeats is not None:
             runtime = runtime or repeats.runtime()
-            preprocessing = preprocessing or repeats.image_preprocessing()
+            images = images or repeats.image_preprocessing()
             output, input_shapes = output or repeats.output, input_shapes or repeats.input_shapes
         data = lasting(data)
         given = Given(
             data,
             labels,
-            preprocessing if data is not None else None,
+            images if data is not None else None,
             output,
             inputs,
             dict(input_shapes or {}),
@@ -212,7 +213,7 @@ class Pipeline:
         measuring = choose_samples(
             original,
             given,
-            preprocessing=preprocessing,
+            preprocessing=images,
             test=lasting(test),
             test_labels=test_labels,
             metric=metric,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from onnxsep.data.images import ImageReader, find_images
 from onnxsep.data.labels import as_labels, read_labels
-from onnxsep.data.preprocessing import Preprocessing
+from onnxsep.data.preprocessing import AnyPreprocessing, Preprocessing
 from onnxsep.data.samples import FeedSamples, Given, ImageSamples, Samples, from_arrays
 from onnxsep.errors import DataError, FeedError, OptionError
 from onnxsep.inputs import Input, model_inputs, read_arrays
@@ -149,7 +149,7 @@ def open_data(
     source: Source,
     model: Model,
     *,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: AnyPreprocessing | None = None,
     labels: str | os.PathLike[str] | npt.ArrayLike | None = None,
     need_labels: bool = False,
 ) -> Dataset:
@@ -177,7 +177,7 @@ def open_data(
         raise DataError(f"no data can be given for this model: {error}") from error
     if not entries:
         raise DataError("no data can be given for this model: it has no inputs")
-    data = _open(source, model, entries, preprocessing)
+    data = _open(source, model, entries, Preprocessing.of(preprocessing))
     if labels is not None:
         _set_labels(data, labels)
     if need_labels and data.labels is None:

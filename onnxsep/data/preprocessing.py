@@ -6,10 +6,13 @@ units that the scale gives. Arrays are never preprocessed.
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from onnxsep.errors import OptionError
 from onnxsep.tomlfile import check_keys, nearest, read_toml
@@ -72,6 +75,23 @@ class Preprocessing:
                 raise OptionError(f"{name} must be one of {', '.join(words)}, not {word!r}{nearest(str(word), words)}")
 
     @classmethod
+    def of(cls, given: "AnyPreprocessing | None") -> "Preprocessing | None":
+        """What a user gives in Python: this itself, the path of a TOML file, or its keys and values.
+
+        Raises:
+            OptionError: as :meth:`load` and :meth:`from_values`.
+        """
+        if given is None or isinstance(given, Preprocessing):
+            return given
+        if isinstance(given, str | os.PathLike):
+            return cls.load(Path(given))
+        if isinstance(given, Mapping):
+            return cls.from_values(given)
+        raise OptionError(
+            f"preprocessing must be a Preprocessing, the path of a TOML file or a dict, not {type(given).__name__}"
+        )
+
+    @classmethod
     def load(cls, path: Path) -> "Preprocessing":
         """Read a TOML file that has the attributes as its keys, such as ``mean = [0.485, 0.456, 0.406]``.
 
@@ -99,7 +119,12 @@ class Preprocessing:
             raise OptionError(f"{where}: {error}") from None
 
 
+AnyPreprocessing = Preprocessing | str | os.PathLike[str] | Mapping[str, object]
+
+
 def _parse(key: str, value: object) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if key in _WORDS:
         word = str(value)
         return next((known for known in _WORDS[key] if known.lower() == word.lower()), word)

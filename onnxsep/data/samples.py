@@ -4,7 +4,7 @@ import bisect
 import hashlib
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,8 +19,10 @@ _CHUNK = 2**24  # elements looked at together
 _MADE_UP = ("unk__", "dynamic_axes_", "batch")  # so named dimensions may be the same one under two names
 
 # How the arrays of a feed are divided into samples: along the batch axis that the inputs have; along an axis that the
-# inputs do not have; not at all.
-Division = Literal["rows", "stacked", "whole"]
+# inputs do not have; not at all; each input in its own way, and then one sample at a time.
+Division = Literal["rows", "stacked", "whole", "mixed"]
+# For the last: a row of the array, an element of an additional first axis, or the same array for every sample.
+Role = Literal["row", "element", "same"]
 
 
 class Samples(Protocol):
@@ -45,9 +47,12 @@ class ArraySamples:
     entries: tuple[Input, ...]
     arrays: Mapping[str, np.ndarray]
     division: Division
+    roles: Mapping[str, Role] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return 1 if self.division == "whole" else len(next(iter(self.arrays.values())))
+        if self.division == "whole":
+            return 1
+        return next(len(array) for name, array in self.arrays.items() if self.roles.get(name) != "same")
 
     def key(self, index: int) -> Hashable:
         """See :meth:`Samples.key`."""
@@ -55,9 +60,17 @@ class ArraySamples:
 
     def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """See :meth:`Samples.read`."""
+        if self.division == "mixed":
+            return {e.name: np.array(self._one(e.name, indices[0]), dtype=e.dtype, order="C") for e in self.entries}
         places: Any = {"rows": list(indices), "stacked": indices[0], "whole": ...}[self.division]
         # np.array and not asarray: it copies, and makes a plain array of one that is mapped from a file.
         return {e.name: np.array(self.arrays[e.name][places], dtype=e.dtype, order="C") for e in self.entries}
+
+    def _one(self, name: str, index: int) -> np.ndarray:
+        array, role = self.arrays[name], self.roles[name]
+        if role == "same":
+            return array
+        return np.asarray(array[index : index + 1] if role == "row" else array[index])
 
     def digest(self, index: int) -> bytes:
         """See :meth:`Samples.digest`."""
@@ -173,10 +186,16 @@ def from_arrays(
                 f" are named after the inputs{also}; {show_inputs(entries)}"
             )
         arrays[entry.name] = _typed(np.asarray(named.pop(entry.name)), entry, where)
-    division = _divide(entries, arrays, where, is_feed)
-    samples = ArraySamples(entries, arrays, division)
+    roles: Mapping[str, Role] = {}
+    try:
+        division = _divide(entries, arrays, where, is_feed)
+    except DataError:
+        division, roles = "mixed", {} if is_feed else _find_roles(entries, arrays)
+        if not roles:
+            raise
+    samples = ArraySamples(entries, arrays, division, roles)
     for entry in entries:
-        _check_values(arrays[entry.name], entry, division, where, first)
+        _check_values(arrays[entry.name], entry, "whole" if roles.get(entry.name) == "same" else division, where, first)
     labels = as_labels(named.pop("y"), len(samples), f"{where}, array 'y'") if "y" in named else None
     fixed = {entry.dims[0] for entry in entries if entry.dims and isinstance(entry.dims[0], int)}
     batch = fixed.pop() if division == "rows" and fixed else None
@@ -231,6 +250,38 @@ def _divide(entries: tuple[Input, ...], arrays: Mapping[str, np.ndarray], where:
         )
     lengths = ", ".join(f"{entry.name!r} has {len(array)}" for entry, array in pairs)
     raise DataError(f"{where}: the arrays hold different numbers of samples: {lengths}")
+
+
+def _find_roles(entries: tuple[Input, ...], arrays: Mapping[str, np.ndarray]) -> dict[str, Role]:
+    """How each input's array gives samples, where some inputs have no axis for them; empty where none fits.
+
+    A scalar, or an input with a fixed first dimension, may have one array in its own shape for all samples; any input
+    may have one for each sample, along an additional first axis.
+    """
+    roles: dict[str, Role] = {}
+    counts: dict[str, int] = {}
+    for entry in entries:
+        array, dims = arrays[entry.name], entry.dims
+        if array.size == 0 or dims is None:
+            return {}
+        free = bool(dims) and not isinstance(dims[0], int)
+        if fits(array.shape, dims) and not free:
+            roles[entry.name] = "same"
+            continue
+        if array.ndim and (fits(array.shape, dims) or (dims[:1] == (1,) and fits(array.shape, _batched(entry)))):
+            roles[entry.name] = "row"
+        elif array.ndim == len(dims) + 1 and fits(array.shape[1:], dims):
+            roles[entry.name] = "element"
+        else:
+            return {}
+        counts[entry.name] = len(array)
+    most = max(counts.values(), default=0)
+    for name, count in counts.items():
+        if count == 1 and roles[name] == "row":
+            roles[name] = "same" if most > 1 else "row"
+        elif count != most:
+            return {}
+    return roles if counts else {}
 
 
 def _batched(entry: Input) -> tuple[Dim, ...] | None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxsep.counting import count_nonzero_parameters, count_parameters
-from onnxsep.data import Dataset, Preprocessing, Source, check_batch, check_sampling, open_data
+from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, Source, check_batch, check_sampling, open_data
 from onnxsep.errors import DataError, OptionError
 from onnxsep.evaluation.latency import Progress, measure_latency
 from onnxsep.evaluation.memory import measure_memory
@@ -50,7 +50,7 @@ def evaluate(
     metric: str | Metric | None = None,
     reference: AnyModel | None = None,
     output: str | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: AnyPreprocessing | None = None,
     samples: int | None = None,
     seed: int = 0,
     batch: int | None = None,
@@ -76,7 +76,7 @@ def evaluate(
             each run where its rows are not the samples or its shapes differ; for these, ``batch=1``.
         reference: The model that outputs are compared with.
         output: The output with the class scores, [samples, classes], where there are several; logits or probabilities.
-        preprocessing: How images become values.
+        preprocessing: How images become values: a Preprocessing, the path of a TOML file, or a dict with its keys.
         samples: Use at most so many samples, drawn with ``seed``; None: all.
         seed: Seed of that choice.
         batch: Samples in one run; None: 1 in the timed runs and 16 in the others. A model with a fixed batch size gets
@@ -94,6 +94,7 @@ def evaluate(
         EvaluationError: a model cannot be run, the models do not go together, or the metric fails.
     """
     begin = time.perf_counter()
+    images = Preprocessing.of(preprocessing)
     check_runs(runs)
     check_sampling(samples, seed)
     check_batch(batch)
@@ -107,7 +108,7 @@ def evaluate(
     candidates = together[: len(sources)]
     other = None if reference is None else together[-1]
     check_same_interface(together)
-    dataset = open_data(data, most_fixed(together), preprocessing=preprocessing, labels=labels)
+    dataset = open_data(data, most_fixed(together), preprocessing=images, labels=labels)
     task, notes = _task(dataset, function, metric, output, other is not None, len(candidates))
     batches = list(dataset.batches(dataset.sample(samples, seed), batch))
     feeds, size = _timed_feeds(dataset, batches, batch)

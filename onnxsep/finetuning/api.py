@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy.typing as npt
 
-from onnxsep.data import Preprocessing, Source
+from onnxsep.data import AnyPreprocessing, Preprocessing, Source
 from onnxsep.errors import OptionError
 from onnxsep.finetuning.options import TEMPERATURE, Augmentation, Options
 from onnxsep.finetuning.report import FinetuneReport
@@ -73,7 +73,7 @@ def finetune(
     patience: int = 0,
     keep_zeros: bool | None = None,
     samples: int | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: AnyPreprocessing | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -119,7 +119,7 @@ def finetune(
         patience: stop after so many epochs that brought nothing; 0: never.
         keep_zeros: whether zeros in weights stay; by default where the model is pruned.
         samples: use at most so many samples of the data, drawn at random.
-        preprocessing: of images.
+        preprocessing: of images: a Preprocessing, the path of a TOML file, or a dict with its keys.
         checkpoint: a file that holds the run's state after each epoch.
         resume: go on from ``checkpoint``, where it exists.
         seed: of what is held out, the order of samples, crops and flips.
@@ -170,7 +170,7 @@ def finetune(
         teacher,
         data,
         labels,
-        preprocessing,
+        Preprocessing.of(preprocessing),
         place,
         resume,
         follow_links,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy.typing as npt
 import onnx
 
-from onnxsep.data import Dataset, Preprocessing, Source, check_sampling, open_data
+from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, Source, check_sampling, open_data
 from onnxsep.ensure import ensure_valid
 from onnxsep.errors import OptionError, VerificationError
 from onnxsep.io import Model, load
@@ -66,7 +66,7 @@ def quantize(
     equalize: bool = True,
     bias_correction: bool = True,
     int8_io: bool = False,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: AnyPreprocessing | None = None,
     labels: str | os.PathLike[str] | npt.ArrayLike | None = None,
     samples: int | None = _SAMPLES,
     seed: int = 0,
@@ -100,7 +100,7 @@ def quantize(
         int8_io: Float inputs and outputs become the integers that they are quantised to, of the type of the
             activations. The metadata tell their scales and zero points (:mod:`onnxsep.integer_io`), by which
             :func:`evaluate` feeds such a model with real numbers.
-        preprocessing: How images become values.
+        preprocessing: How images become values: a Preprocessing, the path of a TOML file, or a dict with its keys.
         labels: A CSV file of names and classes, or the classes, instead of those of the data; for ``max_drop``.
         samples: Calibrate with at most so many samples, drawn with ``seed``; None: all. A few others, where there are
             any, are held out for measuring the error.
@@ -143,12 +143,13 @@ def quantize(
     if max_drop is not None and not 0 <= max_drop < 100:
         raise OptionError(f"--max-drop {max_drop} is no loss of accuracy in points; use one such as 0.5")
     check_sampling(samples, seed)
+    images = Preprocessing.of(preprocessing)
     options = runtime or RuntimeOptions()
     options.check()
     libraries = options.custom_op_libraries
     reads = Reads.of(model=model, data=data, labels=labels, preprocessing=preprocessing, libraries=libraries)
     source = load(model, follow_links=follow_links)
-    dataset = open_data(data, source, preprocessing=preprocessing, labels=labels, need_labels=max_drop is not None)
+    dataset = open_data(data, source, preprocessing=images, labels=labels, need_labels=max_drop is not None)
     parts = split(dataset, samples, seed)
     if max_drop is not None and not parts.held_out:
         raise OptionError(
