@@ -21,8 +21,9 @@ _MADE_UP = ("unk__", "dynamic_axes_", "batch")  # so named dimensions may be the
 # How the arrays of a feed are divided into samples: along the batch axis that the inputs have; along an axis that the
 # inputs do not have; not at all; each input in its own way, and then one sample at a time.
 Division = Literal["rows", "stacked", "whole", "mixed"]
-# For the last: a row of the array, an element of an additional first axis, or the same array for every sample.
-Role = Literal["row", "element", "same"]
+# For the last: the axis along which the array has samples, an element of an additional first axis, or the same array
+# for every sample.
+Role = int | Literal["element", "same"]
 
 
 class Samples(Protocol):
@@ -52,7 +53,10 @@ class ArraySamples:
     def __len__(self) -> int:
         if self.division == "whole":
             return 1
-        return next(len(array) for name, array in self.arrays.items() if self.roles.get(name) != "same")
+        places = {name: 0 if role == "element" else role for name, role in self.roles.items() if role != "same"}
+        return next(
+            array.shape[places.get(name, 0)] for name, array in self.arrays.items() if name in places or not places
+        )
 
     def key(self, index: int) -> Hashable:
         """See :meth:`Samples.key`."""
@@ -70,7 +74,7 @@ class ArraySamples:
         array, role = self.arrays[name], self.roles[name]
         if role == "same":
             return array
-        return np.asarray(array[index : index + 1] if role == "row" else array[index])
+        return np.asarray(array[index] if role == "element" else np.take(array, [index], axis=role))
 
     def digest(self, index: int) -> bytes:
         """See :meth:`Samples.digest`."""
@@ -186,16 +190,12 @@ def from_arrays(
                 f" are named after the inputs{also}; {show_inputs(entries)}"
             )
         arrays[entry.name] = _typed(np.asarray(named.pop(entry.name)), entry, where)
-    roles: Mapping[str, Role] = {}
-    try:
-        division = _divide(entries, arrays, where, is_feed)
-    except DataError:
-        division, roles = "mixed", {} if is_feed else _find_roles(entries, arrays)
-        if not roles:
-            raise
+    roles = {} if is_feed else _find_roles(entries, arrays)
+    division: Division = "mixed" if roles else _divide(entries, arrays, where, is_feed)
     samples = ArraySamples(entries, arrays, division, roles)
     for entry in entries:
-        _check_values(arrays[entry.name], entry, "whole" if roles.get(entry.name) == "same" else division, where, first)
+        shared = roles.get(entry.name, 0) not in (0, "element")
+        _check_values(arrays[entry.name], entry, "whole" if shared else division, where, first)
     labels = as_labels(named.pop("y"), len(samples), f"{where}, array 'y'") if "y" in named else None
     fixed = {entry.dims[0] for entry in entries if entry.dims and isinstance(entry.dims[0], int)}
     batch = fixed.pop() if division == "rows" and fixed else None
@@ -248,40 +248,37 @@ def _divide(entries: tuple[Input, ...], arrays: Mapping[str, np.ndarray], where:
             f"{where}: the first dimensions of the inputs differ, so that they are no batch; give an array of complete"
             f" inputs for each, [samples, ...]; {show_inputs(entries)}"
         )
-    lengths = ", ".join(f"{entry.name!r} has {len(array)}" for entry, array in pairs)
-    raise DataError(f"{where}: the arrays hold different numbers of samples: {lengths}")
+    lengths = ", ".join(f"{e.name!r} has {len(array) if array.ndim else 'one for all'}" for e, array in pairs)
+    raise DataError(f"{where}: the arrays hold different numbers of samples: {lengths}; {show_inputs(entries)}")
 
 
 def _find_roles(entries: tuple[Input, ...], arrays: Mapping[str, np.ndarray]) -> dict[str, Role]:
-    """How each input's array gives samples, where some inputs have no axis for them; empty where none fits.
+    """How arrays give samples where some inputs have a free first axis and others have none; empty where they do not.
 
-    A scalar, or an input with a fixed first dimension, may have one array in its own shape for all samples; any input
-    may have one for each sample, along an additional first axis.
+    An input that has none (a scalar, a state [layers, batch, units]) may have one array in its own shape for all
+    samples, samples along another free axis, or, as any input, along an additional first axis.
     """
+    ranked = [(entry, arrays[entry.name], entry.dims) for entry in entries if entry.dims is not None]
+    free = {entry.name for entry, _, dims in ranked if dims and not isinstance(dims[0], int)}
+    if len(ranked) < len(entries) or not free or len(free) == len(entries):
+        return {}
     roles: dict[str, Role] = {}
-    counts: dict[str, int] = {}
-    for entry in entries:
-        array, dims = arrays[entry.name], entry.dims
-        if array.size == 0 or dims is None:
-            return {}
-        free = bool(dims) and not isinstance(dims[0], int)
-        if fits(array.shape, dims) and not free:
-            roles[entry.name] = "same"
-            continue
-        if array.ndim and (fits(array.shape, dims) or (dims[:1] == (1,) and fits(array.shape, _batched(entry)))):
-            roles[entry.name] = "row"
+    for entry, array, dims in ranked:
+        if fits(array.shape, dims):
+            roles[entry.name] = 0 if entry.name in free else "same"
         elif array.ndim == len(dims) + 1 and fits(array.shape[1:], dims):
             roles[entry.name] = "element"
         else:
             return {}
-        counts[entry.name] = len(array)
-    most = max(counts.values(), default=0)
-    for name, count in counts.items():
-        if count == 1 and roles[name] == "row":
-            roles[name] = "same" if most > 1 else "row"
-        elif count != most:
-            return {}
-    return roles if counts else {}
+    counts = {len(arrays[name]) for name, role in roles.items() if role != "same"}
+    count = max(counts, default=0)
+    if len(counts) != 1 or count < 2:
+        return {}
+    for entry, array, dims in ranked:
+        if roles[entry.name] == "same":
+            batched = [axis for axis, dim in enumerate(dims) if not isinstance(dim, int) and array.shape[axis] == count]
+            roles[entry.name] = batched[0] if len(batched) == 1 else "same"
+    return roles
 
 
 def _batched(entry: Input) -> tuple[Dim, ...] | None:
