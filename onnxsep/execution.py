@@ -150,7 +150,7 @@ class _Liveness:
                 if graph.index not in self._idle:
                     needed |= self.walk(graph)
             function = self._functions.get((node.domain, node.op_type, node.overload))
-            if function is not None and function.index not in self._idle | self._entered:
+            if function is not None and function.index not in self._entered and function.index not in self._idle:
                 self._entered.add(function.index)
                 self.walk(function)
         return needed

@@ -84,7 +84,7 @@ class _Body:
         self._nested: list[_Body] = []
         self._reads = [self._read_by(node) for node in body.node]
         self._makers = {name: index for index, node in enumerate(body.node) for name in node.output if name}
-        self.is_sorted = all(one.is_sorted for one in self._nested) and all(
+        self.is_sorted: bool = all(one.is_sorted for one in self._nested) and all(
             self._makers.get(name, -1) < index for index, names in enumerate(self._reads) for name in names
         )
 

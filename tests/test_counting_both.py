@@ -1,5 +1,7 @@
 """MACs before and after are sums over the same nodes; sizes that no inference finds are read off a run."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -63,7 +65,7 @@ def test_sizes_are_read_off_a_run() -> None:
 
 
 @pytest.mark.parametrize("options", [{"verify": "none"}, {"dry_run": True}, {"verify": "local"}])
-def test_without_a_run_the_rest_is_compared(options: dict[str, object]) -> None:
+def test_without_a_run_the_rest_is_compared(options: dict[str, Any]) -> None:
     report = onnxsep.rewrite(network(), mode="depthwise", **options).report
     assert report.totals.macs_unknown == 2
     assert (report.totals.macs_before, report.totals.macs_after) == (STEM + DENSE, STEM + SEPARATED)

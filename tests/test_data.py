@@ -186,7 +186,9 @@ def test_a_fixed_batch_is_obeyed(tmp_path: Path) -> None:
     assert data.batch == 4
     assert [len(feed["image"]) for feed in data.feeds(batch=7)] == [4, 4]
     assert list(data.batches([9, 8, 7, 6, 5])) == [[9, 8, 7, 6]]
-    assert data.notes == ("the model takes 4 samples at a time: the last 2 of 10 are left",)
+    assert data.notes == (
+        "the model takes 4 samples at a time: the last 2 of 10 are left where a batch cannot be filled up",
+    )
     for few in (lambda: open_data(x[:3], one("4,3")), lambda: next(data.feeds([1, 2, 3]))):
         with pytest.raises(DataError, match="the model takes 4 samples at a time, and there are 3"):
             few()

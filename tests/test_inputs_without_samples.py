@@ -133,7 +133,7 @@ def test_a_voice_model() -> None:
     assert report.samples == 3
 
 
-IMAGENET = {"scale": "1/255", "mean": (0.4, 0.5, 0.6), "std": [0.2, 0.2, 0.3]}
+IMAGENET: dict[str, Any] = {"scale": "1/255", "mean": (0.4, 0.5, 0.6), "std": [0.2, 0.2, 0.3]}
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_preprocessing_as_a_path_or_a_dict(images: Path, tmp_path: Path) -> None
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     arrays = {**IMAGENET, "mean": np.array(IMAGENET["mean"]), "scale": np.float64(1 / 255)}
-    given = [Preprocessing.from_values(IMAGENET), IMAGENET, arrays, file, str(file)]
+    given: list[Any] = [Preprocessing.from_values(IMAGENET), IMAGENET, arrays, file, str(file)]
     fed = [open_data(images, load(model), preprocessing=one).fingerprint() for one in given]
     assert set(fed) == {fed[0]}
     assert open_data(images, load(model)).fingerprint() != fed[0]

@@ -101,7 +101,7 @@ BAD: list[tuple[Callable[..., Any], dict[str, list[Any]]]] = [
     (inspect, {"rank": [NAN, "many"]}),
     (compress, {"seed": [-1, "0"], "runs": [-1], "test_samples": [0, -2], "metric": ["nowhere:f"]}),
 ]
-TRAINING = {
+TRAINING: dict[str, list[Any]] = {
     "epochs": [0, -1, 1.5, "3"],
     "batch": [0],
     "rate": [0.0, -1.0, NAN, INF],
@@ -200,5 +200,6 @@ def test_recipes(tmp_path: Path) -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     model = onnx.load(DIGITS)
     numbers: dict[str, Any] = {"round_ranks": np.int64(8), "seed": np.uint8(3), "max_error": np.float32(100.0)}
-    report = onnxsep.rewrite(model, mode="depthwise", dry_run=np.bool_(False), **numbers).report
+    numbers["dry_run"] = np.bool_(False)
+    report = onnxsep.rewrite(model, mode="depthwise", **numbers).report
     assert report.verification.ran

@@ -138,9 +138,9 @@ def test_fraction_is_the_largest_rank_within_the_share(
     count = spatial_parameters if mode == "spatial" else depthwise_parameters
     full = get_mode(mode).rank_axis(conv, ())
     assert full is not None
-    bias = conv.parameters - conv.weight_size  # it stays, and counts on neither side
+    stays = conv.parameters - conv.weight_size  # the bias counts on neither side
     limit = Fraction(percent, 100) * conv.weight_size
-    fitting = [rank for rank in range(group, full.full + 1, group) if count(conv, rank) - bias <= limit]
+    fitting = [rank for rank in range(group, full.full + 1, group) if count(conv, rank) - stays <= limit]
     policy = RankPolicy.parse(percent / 100)
     candidate = choose(site_of(conv), get_mode(mode), Options(rank=policy), never_read)
     if fitting:
@@ -151,7 +151,7 @@ def test_fraction_is_the_largest_rank_within_the_share(
         assert isinstance(candidate, Rejected)
         assert candidate.reason == (
             f"no rank keeps {percent / 100:g} of its {conv.weight_size:,} weights: "
-            f"the smallest needs {count(conv, group) - bias:,}"
+            f"the smallest needs {count(conv, group) - stays:,}"
         )
 
 

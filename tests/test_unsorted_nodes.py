@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -131,7 +132,8 @@ def test_what_is_unchanged_is_the_source_itself(order: Callable, tmp_path: Path)
 @ORDERS
 def test_prune(order: Callable) -> None:  # type: ignore[type-arg]
     model, other = network(), arranged(network(), order)
-    for options in ({"sparsity": 0.5}, {"sparsity": 0.25, "channels": True}):
+    choices: list[dict[str, Any]] = [{"sparsity": 0.5}, {"sparsity": 0.25, "channels": True}]
+    for options in choices:
         one, two = (onnxsep.prune(each, **options) for each in (model, other))
         assert two.report.totals == one.report.totals
         assert {layer.name: layer for layer in two.report.layers} == {layer.name: layer for layer in one.report.layers}

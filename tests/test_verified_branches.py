@@ -1,5 +1,7 @@
 """What a run of the whole model does not show: branches, loops and functions that do not run, results nobody reads."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,7 @@ from onnxsep.errors import VerificationError
 from onnxsep.execution import idle_scopes, unseen_places
 from onnxsep.feeds import Feeds, make_feeds
 from onnxsep.io import load
+from onnxsep.report import RewriteReport
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.scopes import scopes
 
@@ -107,7 +110,7 @@ def on_no_elements() -> onnx.ModelProto:
     return model_of(nodes, constants={"limit": np.float32(1e9)})
 
 
-def status(model: onnx.ModelProto, only: str, **options: object) -> tuple[str, onnxsep.pipeline.RewriteReport]:
+def status(model: onnx.ModelProto, only: str, **options: Any) -> tuple[str, RewriteReport]:
     try:
         report = onnxsep.rewrite(model, mode="depthwise", only=only, include_first=True, runtime=ONE, **options).report
     except VerificationError as error:

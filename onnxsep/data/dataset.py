@@ -62,13 +62,16 @@ class Dataset:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def batches(self, indices: Sequence[int] | None = None, batch: int | None = None) -> Iterator[list[int]]:
+    def batches(
+        self, indices: Sequence[int] | None = None, batch: int | None = None, *, fill: bool = False
+    ) -> Iterator[list[int]]:
         """Divide samples into feeds, keeping their order.
 
         Args:
             indices: Numbers of the samples; None: all.
             batch: At most so many in a feed; None: 16. A model with a fixed batch size gets that many instead, and
                 samples that are left over at the end are not used. Samples of different shapes share no feed.
+            fill: Use what is left over too, in a last feed that is filled up with samples of the feeds before it.
 
         Yields:
             The numbers of the samples of each feed.
@@ -79,7 +82,7 @@ class Dataset:
         """
         check_batch(batch)
         chosen = range(len(self)) if indices is None else indices
-        if self.batch is not None and len(chosen) < self.batch:
+        if self.batch is not None and len(chosen) < (1 if fill else self.batch):
             raise DataError(
                 f"{self.source}: the model takes {self.batch} samples at a time, and there are {len(chosen)}"
             )
@@ -89,6 +92,8 @@ class Dataset:
             step = 1 if key is None else size
             for start in range(0, len(run), step):
                 part = run[start : start + step]
+                if fill and self.batch is not None:
+                    part += itertools.islice(itertools.cycle(run), self.batch - len(part))
                 if self.batch is None or len(part) == self.batch:
                     yield part
 
@@ -188,7 +193,10 @@ def open_data(
     if data.batch is not None and data.batch > 1:
         next(data.batches())  # refuses too few samples
         if left := len(data) % data.batch:
-            data.notes += (f"the model takes {data.batch} samples at a time: the last {left} of {len(data)} are left",)
+            data.notes += (
+                f"the model takes {data.batch} samples at a time: the last {left} of {len(data)} are left where a batch"
+                " cannot be filled up",
+            )
     return data
 
 

@@ -53,10 +53,11 @@ class ArraySamples:
     def __len__(self) -> int:
         if self.division == "whole":
             return 1
-        places = {name: 0 if role == "element" else role for name, role in self.roles.items() if role != "same"}
-        return next(
-            array.shape[places.get(name, 0)] for name, array in self.arrays.items() if name in places or not places
-        )
+        for name, array in self.arrays.items():
+            role = self.roles.get(name, 0)
+            if role != "same":
+                return int(array.shape[0 if role == "element" else role])
+        raise AssertionError("some array gives the samples")
 
     def key(self, index: int) -> Hashable:
         """See :meth:`Samples.key`."""

@@ -126,10 +126,10 @@ class _Activations:
 
     def batches(self, what: str, number: int, passes: int) -> Iterator[dict[str, np.ndarray]]:
         if self._batch is None:
-            first = next(self._data.batches(self._indices, 1))
+            first = next(self._data.batches(self._indices, 1, fill=True))
             held = sum(array.nbytes for array in self._values(first).values())
             self._batch = max(1, min(_LARGEST_BATCH, _HELD // max(held, 1)))
-        parts = list(self._data.batches(self._indices, self._batch))
+        parts = list(self._data.batches(self._indices, self._batch, fill=True))
         for done, part in enumerate(parts, start=1):
             yield self._values(part)
             if self._progress is not None:

@@ -79,7 +79,7 @@ def find_corrections(
     left += [target.name for target in targets if not {target.name, target.seen} <= known]
     targets = [target for target in targets if {target.name, target.seen} <= known]
     options = replace(options, optimize=False)  # fused nodes would round differently
-    batches = list(data.batches(indices, _BATCH))
+    batches = list(data.batches(indices, _BATCH, fill=True))
     expected = _float_means(prepared, targets, data, batches, options)
     walk = _Walk(simulated, targets, (data.feed(batch) for batch in batches), options)
     biases = {}

@@ -47,7 +47,7 @@ def split(data: Dataset, samples: int | None, seed: int) -> Split:
     held = -(-held // whole) * whole  # a fixed batch must be full
     chosen = data.sample(count + held, seed)
     if len(chosen) < whole + held:
-        return Split(chosen, chosen, False, list(range(len(data))))
+        return Split(chosen, chosen[: len(chosen) - len(chosen) % whole], False, list(range(len(data))))
     places = np.random.default_rng(seed).permutation(len(chosen))[:held].tolist()
     measured = {chosen[place] for place in places}
     calibration = [index for index in chosen if index not in measured]
