@@ -1,5 +1,7 @@
 """A model with a fixed batch: all samples calibrate, and the counts are those of the samples that are used."""
 
+from typing import Literal
+
 import numpy as np
 import onnx
 import pytest
@@ -50,7 +52,7 @@ def largest_input(model: onnx.ModelProto) -> float:
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile"])
-def test_the_last_samples_count(method: str) -> None:
+def test_the_last_samples_count(method: Literal["minmax", "percentile"]) -> None:
     """The 13th sample is a hundred times as large as the others, so that the input's scale says whether it was used."""
     x = RNG.standard_normal((13, 3, 6, 6)).astype(np.float32)
     x[12] *= 100

@@ -168,6 +168,7 @@ def test_preprocessing_as_a_path_or_a_dict(images: Path, tmp_path: Path) -> None
     onnxsep.evaluate([model, model], runs=0, memory=False, **shared)
     onnxsep.rewrite(model, mode="depthwise", include_first=True, force=True, **shared)
     onnxsep.quantize(model, data=images, preprocessing=str(file))
+    wrong: Any
     for wrong, words in (
         ({"scale": -1}, "scale"),
         ({"mode": 1}, "mode"),

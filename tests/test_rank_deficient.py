@@ -1,5 +1,6 @@
 """Weights whose rank is lower than what is asked for: dead, equal or constant filters, at any scale and in any type."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def one_channel(weight: Array) -> Array:
     return weight * kept
 
 
-WEIGHTS = {
+WEIGHTS: dict[str, Callable[[Array], Array]] = {
     "live": two_live,
     "channel": one_channel,
     "equal": lambda weight: 0 * weight + weight[:1],
