@@ -17,6 +17,7 @@ from onnxsep.report import (
     ModelInfo,
     RewriteReport,
     VerificationReport,
+    part_text,
 )
 
 _NARROW = 120  # columns; in a narrower terminal the figures before the rewrite are left out
@@ -149,10 +150,9 @@ def _verification(outcome: VerificationReport) -> str:
         f"[green]compared[/green] in ONNX Runtime on the same inputs: {what} differ by "
         f"max {outcome.max_abs:.3g}, mean {outcome.mean_abs:.3g}, relative {outcome.relative:.3g}"
     )
-    if len(outcome.outputs) > 1:
-        line += "".join(
-            f"\n  {safe(one.name)}: max {one.max_abs:.3g}, relative {one.relative:.3g}" for one in outcome.outputs
-        )
+    for one in outcome.outputs if len(outcome.outputs) > 1 or any(one.parts for one in outcome.outputs) else ():
+        line += f"\n  {safe(one.name)}: max {one.max_abs:.3g}, relative {one.relative:.3g}"
+        line += "".join(f"\n    {safe(part_text(part))}" for part in one.parts)
     return line + "".join(f"\n  {safe(note)}" for note in outcome.notes)
 
 

@@ -1,10 +1,12 @@
 """What a command found and did: the data behind the tables, and what ``--json`` and ``--report`` write."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from onnxsep._version import __version__
+from onnxsep.parts import Part, show_indices
 
 
 class Record(BaseModel):
@@ -63,6 +65,45 @@ class Totals(Record):
     """Nodes whose sizes are not known, so that they are not in the sums (of the original model)."""
 
 
+class PartReport(Record):
+    """One part of an output whose parts have unlike ranges, such as the scores that stand behind boxes."""
+
+    axis: int
+    indices: str
+    """Along the axis, in runs: "0-3, 5"."""
+    low: float
+    high: float
+    """Range of the original's values."""
+    relative: float
+    """||a - b|| / ||a|| over the part; at least 1 where it has lost its variation."""
+    max_abs: float
+    lost: bool = False
+    """Whether the original varies and the result does not."""
+
+
+def part_reports(parts: Iterable[Part]) -> tuple[PartReport, ...]:
+    """The records of parts."""
+    return tuple(
+        PartReport(
+            axis=part.axis,
+            indices=show_indices(part.indices),
+            low=part.low,
+            high=part.high,
+            relative=part.relative,
+            max_abs=part.max_abs,
+            lost=part.lost,
+        )
+        for part in parts
+    )
+
+
+def part_text(part: PartReport) -> str:
+    """One line for a table: where the part is, its range, its error."""
+    lost = ", has lost its variation" if part.lost else ""
+    where = f"axis {part.axis}, indices {part.indices} ({part.low:.4g} to {part.high:.4g})"
+    return f"{where}: max {part.max_abs:.3g}, relative {part.relative:.3g}{lost}"
+
+
 class OutputReport(Record):
     """The difference of one output between the original and the result."""
 
@@ -70,6 +111,9 @@ class OutputReport(Record):
     max_abs: float
     mean_abs: float
     relative: float
+    """That of the worst part, where there are parts."""
+    parts: tuple[PartReport, ...] = ()
+    """Where parts of the output have unlike ranges."""
 
 
 class VerificationReport(Record):

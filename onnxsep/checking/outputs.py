@@ -9,9 +9,10 @@ import onnx
 from onnxsep import io
 from onnxsep.checking.result import Difference, PartResult
 from onnxsep.checking.weights import compare_arrays
-from onnxsep.comparison import run_reference
+from onnxsep.comparison import run_reference, samples_of
 from onnxsep.errors import FeedError
 from onnxsep.feeds import make_feeds
+from onnxsep.parts import Part, PartTally
 from onnxsep.runtime import CannotRun, RuntimeOptions
 
 
@@ -47,7 +48,7 @@ def compare_outputs(
             reason = f"the runtime cannot run it, though it runs the reference: {error}"
             found.append(Difference(where="the model", message=reason))
         else:
-            found += _compare_outputs(actual, expected, ignore_names, rtol, atol)
+            found += _compare_outputs(actual, expected, ignore_names, samples_of(feeds.arrays), rtol, atol)
             if notes:  # float32 copies ran, in which differences of the types do not show
                 found += _compare_types(model, reference, ignore_names)
     status: Literal["differs", "same"] = "differs" if found else "same"
@@ -74,7 +75,12 @@ def _input_names(model: io.Model) -> list[str]:
 
 
 def _compare_outputs(
-    actual: dict[str, Any], expected: dict[str, Any], ignore_names: bool, rtol: float, atol: float
+    actual: dict[str, Any],
+    expected: dict[str, Any],
+    ignore_names: bool,
+    samples: int | None,
+    rtol: float,
+    atol: float,
 ) -> Iterator[Difference]:
     if ignore_names and len(actual) == len(expected):
         actual = dict(zip(expected, actual.values(), strict=True))
@@ -86,7 +92,7 @@ def _compare_outputs(
                 "the reference has it, the model not" if where in theirs else "the model has it, the reference not"
             )
             yield Difference(where=where, message=message)
-        elif message := _compare_output(ours[where], theirs[where], rtol, atol):
+        elif message := _compare_output(ours[where], theirs[where], samples, rtol, atol):
             yield Difference(where=where, message=message)
 
 
@@ -102,7 +108,7 @@ def _flat(where: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
         yield where, np.asarray(value)
 
 
-def _compare_output(actual: np.ndarray, expected: np.ndarray, rtol: float, atol: float) -> str:
+def _compare_output(actual: np.ndarray, expected: np.ndarray, samples: int | None, rtol: float, atol: float) -> str:
     if actual.dtype != expected.dtype:
         return f"element type is {actual.dtype}, expected {expected.dtype}"
     if actual.shape != expected.shape:
@@ -111,9 +117,28 @@ def _compare_output(actual: np.ndarray, expected: np.ndarray, rtol: float, atol:
         return compare_arrays(actual, expected, 0.0, 0.0)
     finite = np.abs(expected[np.isfinite(expected)])
     largest = float(finite.max(initial=0.0)) or 1.0
-    message = compare_arrays(actual, expected, rtol, atol * largest)
-    if message:
-        norm = float(np.linalg.norm(expected.astype(np.float64)))
-        error = float(np.linalg.norm(actual.astype(np.float64) - expected.astype(np.float64)))
-        message += f"; relative error {error / norm:.4g}" if norm else ""
+    tally = PartTally()
+    tally.add(expected, actual, samples)
+    parts = tally.parts()
+    allowed: float | np.ndarray = atol * largest
+    if parts:
+        # What is little beside the largest value of the whole may be all that a part of smaller range holds.
+        by_index = np.empty(expected.shape[parts[0].axis])
+        for part in parts:
+            by_index[list(part.indices)] = atol * max(abs(part.low), abs(part.high))
+        shape = [1] * expected.ndim
+        shape[parts[0].axis] = len(by_index)
+        allowed = np.broadcast_to(by_index.reshape(shape), expected.shape)
+    message = compare_arrays(actual, expected, rtol, allowed)
+    if not message:
+        return ""
+    whole = tally.whole()
+    if parts:
+        message += "".join(f"; {part}: relative error {part.relative:.4g}{_lost(part)}" for part in parts)
+    elif np.any(expected):
+        message += f"; relative error {tally.relative:.4g}" + (_lost(whole) if whole is not None else "")
     return message
+
+
+def _lost(part: Part) -> str:
+    return ", has lost its variation" if part.lost else ""
