@@ -126,12 +126,19 @@ def run_reference(model: Model, feeds: Feeds, options: RuntimeOptions) -> tuple[
     Raises:
         CannotRun: the runtime cannot run it either way; the message says why it cannot run the model itself.
     """
+    last: list[tuple[Model, Runner]] = []  # of the model that was run last: several feeds, one session
+
+    def runner(other: Model, made: Callable[[Model], Model]) -> Runner:
+        if not last or last[0][0] is not other:
+            last.clear()  # before the next one is made: one session at a time
+            last.append((other, Runner(made(other), options)))
+        return last[0][1]
 
     def plain(other: Model, arrays: Mapping[str, Any]) -> Outputs:
-        return Runner(other, options)(dict(arrays))
+        return runner(other, lambda model: model)(dict(arrays))
 
     def copied(other: Model, arrays: Mapping[str, Any]) -> Outputs:
-        return Runner(float32_copy(other), options)({name: as_float32(array) for name, array in arrays.items()})
+        return runner(other, float32_copy)({name: as_float32(array) for name, array in arrays.items()})
 
     try:
         return plain(model, feeds.arrays), plain, ()
@@ -139,6 +146,7 @@ def run_reference(model: Model, feeds: Feeds, options: RuntimeOptions) -> tuple[
         types, reason = held_types(model), str(error)
         if not types:
             raise
+    last.clear()
     try:
         expected = copied(model, feeds.arrays)
     except CannotRun:

@@ -288,9 +288,14 @@ class PartTally:
         return self._whole.part(np.zeros(1, np.int64)) if enough else None
 
     @property
+    def plain(self) -> float:
+        """||a - b|| / ||a|| over everything."""
+        return ratio(float(self._whole.squares_d[0]), float(self._whole.squares_a[0]))
+
+    @property
     def relative(self) -> float:
         """The error of the worst part, or of the whole where there are no parts."""
-        return worst(ratio(float(self._whole.squares_d[0]), float(self._whole.squares_a[0])), self.parts())
+        return worst(self.plain, self.parts())
 
     def losses(self, where: str) -> list[str]:
         """A note for each part, or for the whole, that has lost its variation."""

@@ -8,12 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from onnxsep.checking.layer_table import layer_lines
 from onnxsep.pruning.report import PruneReport
 from onnxsep.report import (
     CalibrationReport,
     ConvReport,
     InspectedConv,
     InspectReport,
+    LayersReport,
     ModelInfo,
     RewriteReport,
     VerificationReport,
@@ -76,11 +78,19 @@ def print_end(console: Console, report: RewriteReport | PruneReport) -> None:
     """What every report of a changed model ends in: notes, the verification, and the file that was written."""
     for note in report.notes:
         console.print(f"note: {safe(note)}")
+    if isinstance(report, RewriteReport):
+        print_layers(console, report.layers)
     console.print(_verification(report.verification))
     if report.dry_run:
         console.print("dry run: nothing was written")
     elif report.output:
         console.print(f"wrote {safe(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
+
+
+def print_layers(console: Console, report: LayersReport | None) -> None:
+    """The tensors of source and result, where they were compared."""
+    for number, line in enumerate(() if report is None else layer_lines(report)):
+        console.print(safe(f"layers: {line}" if number == 0 else f"  {line}"), soft_wrap=True)
 
 
 class Notes:

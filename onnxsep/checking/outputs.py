@@ -1,17 +1,19 @@
 """Comparing what two models compute."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 
 from onnxsep import io
+from onnxsep.checking.feeding import SAMPLES, Feeding
 from onnxsep.checking.result import Difference, PartResult
 from onnxsep.checking.weights import compare_arrays
-from onnxsep.comparison import run_reference, samples_of
+from onnxsep.comparison import Outputs, Run, run_reference, samples_of
 from onnxsep.errors import FeedError
-from onnxsep.feeds import make_feeds
+from onnxsep.feeds import Feeds
+from onnxsep.integer_io import integer_io, quantized_feed
 from onnxsep.parts import Part, PartTally
 from onnxsep.runtime import CannotRun, RuntimeOptions
 
@@ -20,19 +22,20 @@ def compare_outputs(
     model: io.Model,
     reference: io.Model,
     ignore_names: bool,
-    feeding: Mapping[str, Any],
+    feeding: Feeding,
     runtime: RuntimeOptions,
     rtol: float,
     atol: float,
 ) -> PartResult:
-    """The part of a check that runs both models; ``feeding`` holds the arguments of ``make_feeds``."""
+    """The part of a check that runs both models."""
     try:
-        feeds = make_feeds(reference, **feeding)
-        expected, run, notes = run_reference(reference, feeds, runtime)
+        batches, chosen = feeding.open(reference)
+        feeds = list(batches(SAMPLES))
+        expected, run, notes = _run_all(reference, feeds, runtime)
     except CannotRun as error:
         return PartResult(name="outputs", status="skipped", reason=f"the runtime cannot run the reference: {error}")
     except FeedError as error:
-        if feeding["inputs"] is not None or feeding["input_shapes"]:
+        if feeding.given:
             raise
         return PartResult(name="outputs", status="skipped", reason=f"no inputs could be made: {error}")
     found: list[Difference] = []
@@ -43,16 +46,69 @@ def compare_outputs(
         found.append(Difference(where="inputs", message=message))
     else:
         try:
-            actual = run(model, {renamed[name]: array for name, array in feeds.arrays.items()})
+            actual = [
+                run(model, _feeds(model, {renamed[name]: array for name, array in feed.items()}).arrays)
+                for feed in feeds
+            ]
         except CannotRun as error:
             reason = f"the runtime cannot run it, though it runs the reference: {error}"
             found.append(Difference(where="the model", message=reason))
         else:
-            found += _compare_outputs(actual, expected, ignore_names, samples_of(feeds.arrays), rtol, atol)
+            samples = [samples_of(feed) for feed in feeds]
+            for where, mine, theirs, count in _joined(actual, expected, samples):
+                differences = _compare_outputs(mine, theirs, ignore_names, count, rtol, atol)
+                found += [one.model_copy(update={"where": f"{one.where}{where}"}) for one in differences]
             if notes:  # float32 copies ran, in which differences of the types do not show
                 found += _compare_types(model, reference, ignore_names)
     status: Literal["differs", "same"] = "differs" if found else "same"
-    return PartResult(name="outputs", status=status, differences=tuple(found), notes=(*feeds.notes, *notes))
+    return PartResult(name="outputs", status=status, differences=tuple(found), notes=(*chosen, *notes))
+
+
+def _run_all(
+    reference: io.Model, feeds: Sequence[Mapping[str, Any]], runtime: RuntimeOptions
+) -> tuple[list[Outputs], Run, tuple[str, ...]]:
+    """The reference's outputs for all feeds, and what ``run_reference`` gives for the first one."""
+    made = [_feeds(reference, feed) for feed in feeds]
+    first, run, notes = run_reference(reference, made[0], runtime)
+    return [first, *(run(reference, feed.arrays) for feed in made[1:])], run, notes
+
+
+def _feeds(model: io.Model, feed: Mapping[str, Any]) -> Feeds:
+    """The feed as the model takes it: integers where they stand for real numbers and the data hold these."""
+    integers = integer_io(model.proto)
+    real = any(feed[name].dtype.kind == "f" for name in integers.inputs)
+    return Feeds(quantized_feed(feed, integers) if real else dict(feed))
+
+
+def _joined(
+    actual: Sequence[Outputs], expected: Sequence[Outputs], samples: Sequence[int | None]
+) -> Iterator[tuple[str, Outputs, Outputs, int | None]]:
+    """The outputs of all feeds as those of one, where every output has a row for each sample; else feed by feed."""
+    rows = all(
+        isinstance(value, np.ndarray) and value.ndim and len(value) == count
+        for side in (actual, expected)
+        for outputs, count in zip(side, samples, strict=True)
+        for value in outputs.values()
+    )
+    shapes = (
+        {
+            (side, name, value.shape[1:])
+            for side, all_ in enumerate((actual, expected))
+            for outputs in all_
+            for name, value in outputs.items()
+        }
+        if rows
+        else set()
+    )
+    if rows and len(shapes) == len(actual[0]) + len(expected[0]):
+        one, two = (
+            {name: np.concatenate([outputs[name] for outputs in side]) for name in side[0]}
+            for side in (actual, expected)
+        )
+        yield "", one, two, sum(count or 0 for count in samples)
+        return
+    for number, (mine, theirs, count) in enumerate(zip(actual, expected, samples, strict=True)):
+        yield (f" (feed {number})" if len(actual) > 1 else ""), mine, theirs, count
 
 
 def _compare_types(model: io.Model, reference: io.Model, ignore_names: bool) -> Iterator[Difference]:

@@ -5,7 +5,7 @@ from collections import Counter
 from rich.console import Console
 
 from onnxsep.quantization.report import AccuracyDrop, QuantizeReport
-from onnxsep.render import header_line, make_table, print_table, ratio_text, safe
+from onnxsep.render import header_line, make_table, print_layers, print_table, ratio_text, safe
 from onnxsep.report import part_text
 
 
@@ -41,6 +41,7 @@ def print_quantize(console: Console, report: QuantizeReport) -> None:
             console.print(f"  {safe(part_text(part))}")
         for loss in output.lost:
             console.print(f"note: {safe(loss)}")
+    print_layers(console, report.layers)
     if report.accuracy is not None:
         _print_accuracy(console, report.accuracy)
     console.print(f"calibrated with {report.calibration_samples} samples of {safe(report.data)}")

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from onnxsep._version import __version__
-from onnxsep.report import ModelInfo, PartReport, Record
+from onnxsep.report import LayersReport, ModelInfo, PartReport, Record
 
 
 class QuantizedNode(Record):
@@ -96,6 +96,8 @@ class QuantizeReport(Record):
     accuracy: AccuracyDrop | None = None
     """None without ``--max-drop``."""
     notes: tuple[str, ...] = ()
+    layers: LayersReport | None = None
+    """The tensors of source and result, where they were asked for."""
     seconds: float
 
     @property
