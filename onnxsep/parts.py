@@ -7,9 +7,10 @@ its own, and the error of the whole is that of the worst part. Everywhere else t
 
 What a range is: the largest magnitude of the original at an index, over everything that was added. Two neighbours in
 the order of ranges are unlike from a factor of ``_UNLIKE`` on: one scale of 8 bits for both would leave the smaller one
-32 steps of 256. There are two exceptions. Values that all lie in [0, 1] are scores or probabilities, which share a
+32 steps of 256. There are exceptions. Values that all lie in [0, 1] are scores or probabilities, which share a
 scale by what they mean: a class that no sample shows is small there and no part of its own. And what is smaller than
-rounding in float32 (``_DEAD``) belongs to the smallest part that is larger.
+rounding in float32 (``_DEAD``) belongs to the smallest part that is larger. Among many indices a few small ones are
+mostly features that hardly ever respond: they must be smaller by far (``_UNLIKE_FEW``).
 """
 
 import itertools
@@ -24,6 +25,8 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float64]
 
 _UNLIKE = 8.0
+_UNLIKE_FEW = 64.0
+_FEW = 1 / 16  # of the indices
 _DEAD = 1e-5  # of the largest range
 _FEWEST = 16  # elements at an index, from which on their largest magnitude means something
 _CONSTANT = 1e-5  # of the range: a smaller standard deviation may be rounding
@@ -161,7 +164,9 @@ class _Along:
         # From which place on everything, in order of the ranges, lies in [0, 1].
         inside = (self.low[live] >= -_TOLERANCE) & (self.high[live] <= 1 + _TOLERANCE)
         scores = len(live) - int(np.cumprod(inside[::-1]).sum())
-        cuts = [int(place) + 1 for place in np.flatnonzero(ratios >= _UNLIKE) if place < scores]
+        below = 1 - np.arange(1, len(live)) / len(live)
+        unlike = ratios >= np.where(below < _FEW, _UNLIKE_FEW, _UNLIKE)
+        cuts = [int(place) + 1 for place in np.flatnonzero(unlike) if place < scores]
         cuts = sorted(sorted(cuts, key=lambda cut: -float(ratios[cut - 1]))[: _MOST_PARTS - 1])
         edges = [0, *cuts, len(order)]
         return [np.sort(order[start:end]) for start, end in itertools.pairwise(edges)]

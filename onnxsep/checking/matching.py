@@ -1,16 +1,18 @@
 """Which tensors of two models stand for the same activation.
 
-Nodes are paired first: by their names and by the names of their tensors where these stayed, then layers by their place
-between those (the same operator and sizes of the weight), then everything else by what it reads. Tensors follow from
-the nodes: what BatchNormalization gives is compared with the Conv that it was folded into, and what a Relu gives with
-the integers whose range it became.
+Nodes are paired first: by their names and by the names of their tensors where these stayed, then by what they read from
+nodes that are paired (the same operator, the same sizes of the weight, and of several such nodes the one behind which
+the network goes on in the same way), then layers by their place between those. Tensors follow from the nodes: what
+BatchNormalization gives is compared with the Conv that it was folded into, and what a Relu gives with the integers
+whose range it became.
 """
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 
 from onnxsep.checking.alignment import common
-from onnxsep.checking.network import LAYERS, Network, Stem, Value
+from onnxsep.checking.network import DEPTH, LAYERS, Network, Stem, Value
 from onnxsep.sites import METADATA_PREFIX
 
 _SOURCE = f"{METADATA_PREFIX}source"
@@ -61,11 +63,10 @@ class _Pairs:
     def find(self) -> list[Match]:
         self._inputs()
         self._by_name()
-        self._by_place()
+        self._by_what_they_read()
+        if self._by_place():
+            self._by_what_they_read()
         for stem in self._plain.stems:
-            found = self._stems.get(stem.head) or self._by_what_it_reads(stem)
-            if found is not None:
-                self._pair(stem, found)
             self._same_names(stem)
         return list(self._matches.values())
 
@@ -112,34 +113,53 @@ class _Pairs:
                     if there is not None and there.node is not None:
                         self._take(stem, self._other.stem_of.get(there.node))
 
-    def _by_place(self) -> None:
-        """Layers that no name tells: those of the same kind and sizes, in order, between layers that are paired."""
+    def _by_place(self) -> bool:
+        """Layers of the same kind and sizes, in order, between layers that are paired; whether there are any."""
+        before = len(self._stems)
         paired = {head: number for number, head in enumerate(self._stems)}
         heads = {found.head: paired[head] for head, found in self._stems.items()}
         sides = []
         for network, known in ((self._plain, paired), (self._other, heads)):
             layers = [stem for stem in network.stems if stem.kind in LAYERS]
-            keys = [known.get(stem.head, (stem.kind, network.weight_dims(stem.head))) for stem in layers]
+            keys = [known.get(stem.head, network.key(stem)) for stem in layers]
             sides.append((layers, keys))
         (ours, left), (theirs, right) = sides
         for i, j in common(left, right):
             self._take(ours[i], theirs[j])
+        return len(self._stems) > before
 
-    def _by_what_it_reads(self, stem: Stem) -> Stem | None:
+    def _by_what_they_read(self) -> None:
+        """All nodes in order: the tensors of those that are paired, which pair those that read them."""
+        for stem in self._plain.stems:
+            found = self._stems.get(stem.head) or self._reader_of_the_same(stem)
+            if found is not None:
+                self._pair(stem, found)
+
+    def _reader_of_the_same(self, stem: Stem) -> Stem | None:
         """A node of the same kind that reads the same values."""
         wanted = [self._counterparts.get(id(value)) for value in self._plain.reads(stem.head)]
         if not wanted or any(value is None for value in wanted):
             return None
         first = wanted[0]
         assert first is not None
+        key, readers = self._plain.key(stem), sorted(map(id, wanted))
+        found = []
         for index in first.readers:
-            found = self._other.stem_of.get(index)
-            if found is not None and found.head == index and found.kind == stem.kind and index not in self._taken:
-                read = self._other.reads(index)
-                if len(read) == len(wanted) and all(one is two for one, two in zip(read, wanted, strict=True)):
-                    self._take(stem, found)
-                    return found
-        return None
+            other = self._other.stem_of.get(index)
+            if other is None or other.head != index or index in self._taken or self._other.key(other) != key:
+                continue
+            if sorted(map(id, self._other.reads(index))) == readers:
+                found.append(other)
+        if len(found) > 1:
+            found.sort(key=lambda other: -self._alike_behind(stem, other))
+        self._take(stem, found[0] if found else None)
+        return found[0] if found else None
+
+    def _alike_behind(self, stem: Stem, other: Stem) -> int:
+        """How far, in stems, both networks go on in the same way."""
+        depths = range(1, DEPTH + 1)
+        alike = (self._plain.behind(stem, depth) == self._other.behind(other, depth) for depth in depths)
+        return sum(itertools.takewhile(bool, alike))
 
     def _take(self, stem: Stem, found: Stem | None, *, alike: bool = True) -> None:
         """Pair two stems, of one kind where they must be ``alike``, unless one of them is paired already."""

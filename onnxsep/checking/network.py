@@ -7,7 +7,7 @@ that other tools fold into it, which is a BatchNormalization, arithmetic with co
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 import onnx
@@ -21,6 +21,8 @@ _AFFINE = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div"})
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _SAME_VALUE = frozenset({_QUANTIZE, _DEQUANTIZE, "Identity"})
 _CLASSES = {"Gemm": "MatMul", "QGemm": "MatMul", "FusedConv": "Conv", "FusedGemm": "MatMul", "FusedMatMul": "MatMul"}
+_TELLING = frozenset({"strides", "dilations", "group", "kernel_shape"})
+DEPTH = 8  # stems that are looked at behind one, to tell it from others
 # Places of the output's scale and zero point among the inputs of ONNX Runtime's operators on integers.
 _OUTPUT_SCALE = {
     "QLinearConv": (6, 7),
@@ -130,6 +132,7 @@ class Network:
         for entry in graph.output:
             if entry.name in self.values:
                 self.values[entry.name].is_output = True
+        self._behind: dict[tuple[int, int], int] = {}
         self.stems: list[Stem] = []
         self.stem_of: dict[int, Stem] = {}
         for index, node in enumerate(self.nodes):
@@ -156,7 +159,26 @@ class Network:
         """What a node is called in reports."""
         return display_name(self.nodes[index])
 
-    def weight_dims(self, index: int) -> tuple[int, ...]:
+    def key(self, stem: Stem) -> tuple[Hashable, ...]:
+        """What two stems must have in common to be the same one: the kind, sizes of a weight, strides and the like."""
+        told = []
+        for entry in self.nodes[stem.head].attribute:
+            values = (*entry.ints, *([entry.i] if entry.i else []))
+            if entry.name in _TELLING and set(values) - {1}:
+                told.append((entry.name, values))
+        return stem.kind, self._weight_dims(stem.head) if stem.kind in LAYERS else (), *sorted(told)
+
+    def behind(self, stem: Stem, depth: int) -> int:
+        """A number that tells how the network goes on behind a stem, some stems far."""
+        if (found := self._behind.get((stem.head, depth))) is None:
+            readers = {index for value in stem.values for index in value.readers} if depth else set()
+            stems = [self.stem_of.get(index) for index in readers]
+            following = {other.head: other for other in stems if other is not None and other is not stem}
+            numbers = sorted(self.behind(other, depth - 1) for other in following.values())
+            found = self._behind[stem.head, depth] = hash((self.key(stem), tuple(numbers)))
+        return found
+
+    def _weight_dims(self, index: int) -> tuple[int, ...]:
         """Sizes of a layer's constant weight in ascending order, as layouts differ; empty where it has none."""
         node = self.nodes[index]
         place = _WEIGHT.get(node.op_type, 1)
