@@ -4,23 +4,22 @@ Both models run with their inner tensors as outputs, some at a time, and only su
 not optimise the graphs here: each node is computed by itself, so that what is compared is what the graph says.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import inliner
 
+from onnxsep.checking.layer_rows import MatchTally, Rows, usual_error
 from onnxsep.checking.matching import Match, match_tensors
 from onnxsep.checking.network import LAYERS, Network, Value
 from onnxsep.comparison import samples_of
 from onnxsep.float32 import as_float32, float32_copy, held_types
 from onnxsep.integer_io import IntegerIO, integer_io, quantized_feed
 from onnxsep.io import Model
-from onnxsep.parts import PartTally, worst
-from onnxsep.report import LayerDifference, LayersReport, part_reports
+from onnxsep.report import LayersReport
 from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
 
 Feeds = Callable[[int], Iterator[Mapping[str, Any]]]
@@ -29,10 +28,6 @@ Feeds = Callable[[int], Iterator[Mapping[str, Any]]]
 _HELD = 256 * 2**20  # bytes of the tensors of both models at a time, as far as one sample allows
 _BATCH = 16
 _PROBED = 64  # tensors of which one sample is run at once, to learn their sizes
-_RISE = 3.0  # times the error of what a tensor is computed from: a jump
-_GAINS = 0.1  # from 1: the channels of an equalised tensor have factors further off
-# Errors that need no fault: rounding to 8 bits, to float16, in float32.
-_USUAL = {"integers": 0.01, "float16": 1e-3, "float32": 3e-5}
 
 
 def compare_layers(
@@ -55,7 +50,7 @@ def compare_layers(
     matches = [match for match in match_tensors(*networks) if _worth(match)]
     pair = _Pair(networks[0], networks[1], replace(options, optimize=False), feeds)
     tallies = pair.run(matches)
-    rows = _Rows(networks[0], tallies, _usual(networks)).rows()
+    rows = Rows(networks[0], tallies, usual_error(networks)).rows()
     compared = {id(tally.match.reference) for tally in tallies}
     layers = [stem for stem in networks[0].stems if stem.kind in LAYERS]
     found = {stem.head for stem in layers if any(id(value) in compared for value in stem.values)}
@@ -100,40 +95,6 @@ def _worth(match: Match) -> bool:
     if match.reference.node is not None and match.actual.node is not None:
         return True
     return match.rounded and (match.reference.quantized or match.actual.quantized)
-
-
-def _usual(networks: Sequence[Network]) -> float:
-    if any(network.quantize_nodes for network in networks):
-        return _USUAL["integers"]
-    half = any(
-        tensor.data_type == onnx.TensorProto.FLOAT16
-        for network in networks
-        for tensor in network.model.proto.graph.initializer
-    )
-    return _USUAL["float16" if half else "float32"]
-
-
-@dataclass
-class _Tally:
-    """What is kept of one match."""
-
-    match: Match
-    sums: PartTally = field(default_factory=PartTally)
-    max_abs: float = 0.0
-
-    def add(self, expected: Any, actual: Any, samples: int | None) -> bool:
-        """Add the tensors of one feed; False where they cannot be compared."""
-        for array in (expected, actual):
-            if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-                return False
-        if expected.shape != actual.shape:
-            return False
-        wide, other = expected.astype(np.float64), actual.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            difference = np.abs(wide - other)
-        self.max_abs = max(self.max_abs, float(np.max(difference, initial=0.0, where=np.isfinite(difference))))
-        self.sums.add(wide, other, samples)
-        return True
 
 
 class _Watched:
@@ -191,7 +152,7 @@ class _Pair:
         self.samples = 0
         self.notes: tuple[str, ...] = ()
 
-    def run(self, matches: Sequence[Match]) -> list[_Tally]:
+    def run(self, matches: Sequence[Match]) -> list[MatchTally]:
         """The sums of all matches that can be compared."""
         size = max(_PROBED, -(-len(matches) // 8))
         parts = [list(matches[start : start + size]) for start in range(0, len(matches), size)]
@@ -199,15 +160,15 @@ class _Pair:
         for part in parts:
             first = next(self._values(part, 1))
             sizes += [sum(getattr(value, "nbytes", 0) for value in pair) for pair in first[1]]
-        tallies: list[_Tally] = []
+        tallies: list[MatchTally] = []
         for block, batch in _blocks(matches, sizes):
             tallies += self._tally(block, batch)
         if left := len(matches) - len(tallies):
             self.notes += (f"{left} pairs of tensors are left out: their shapes differ, or they are no numbers",)
         return tallies
 
-    def _tally(self, block: Sequence[Match], batch: int) -> list[_Tally]:
-        tallies = [_Tally(match) for match in block]
+    def _tally(self, block: Sequence[Match], batch: int) -> list[MatchTally]:
+        tallies = [MatchTally(match) for match in block]
         sound = [True] * len(block)
         samples = 0
         for count, pairs in self._values(block, batch):
@@ -261,95 +222,3 @@ def _blocks(matches: Sequence[Match], sizes: Sequence[int]) -> Iterator[tuple[li
         held += size
     if block:
         yield block, max(1, min(_BATCH, _HELD // max(held, 1)))
-
-
-class _Rows:
-    """What is made of the sums: errors, what they grow from, and where they jump."""
-
-    def __init__(self, reference: Network, tallies: Sequence[_Tally], usual: float) -> None:
-        self._reference, self._tallies, self._usual = reference, tallies, usual
-        self._by_value: dict[int, list[_Tally]] = {}
-        for tally in tallies:
-            self._by_value.setdefault(id(tally.match.reference), []).append(tally)
-        self._whole = {id(tally): tally.sums.plain for tally in tallies}
-        self._scaled: dict[int, tuple[float, float, float]] = {}
-        self._error: dict[int, float] = {}  # by id of the reference's value, what is computed from it grows from this
-
-    def rows(self) -> list[LayerDifference]:
-        """One for each tally."""
-        self._find_scaled()
-        return [self._row(tally) for tally in self._tallies]
-
-    def _row(self, tally: _Tally) -> LayerDifference:
-        value = tally.match.reference
-        before = max((self._error_of(read) for read in self._sources(value)), default=0.0)
-        joined = value.is_output or (value.node is not None and self._reference.kind(value.node) == "Concat")
-        relative, scaled = self._whole[id(tally)], self._scaled.get(id(tally))
-        parts = () if scaled is not None else tally.sums.parts()
-        if scaled is not None:
-            relative = scaled[0]
-        elif joined:
-            relative = worst(relative, parts)
-        self._error[id(value)] = max(relative, self._error.get(id(value), 0.0))
-        return LayerDifference(
-            name=value.name,
-            other=value.name if value.name in tally.match.actual.aliases else tally.match.actual.name,
-            op_type="input" if value.node is None else self._reference.nodes[value.node].op_type,
-            relative=relative,
-            snr_db=-20 * math.log10(relative) if 0 < relative < math.inf else None,
-            max_abs=tally.max_abs,
-            before=before,
-            jump=relative > _RISE * max(before, self._usual),
-            scaled=None if scaled is None else scaled[1:],
-            joined=joined,
-            parts=part_reports(parts),
-        )
-
-    def _error_of(self, value: Value) -> float:
-        """The error of a value, or, where it is not compared, the largest of what it is computed from."""
-        waiting, seen, largest = [value], set(), 0.0
-        while waiting:
-            one = waiting.pop()
-            if id(one) in seen:
-                continue
-            seen.add(id(one))
-            if id(one) in self._error:
-                largest = max(largest, self._error[id(one)])
-            else:
-                waiting += self._sources(one)
-        return largest
-
-    def _sources(self, value: Value) -> list[Value]:
-        return [] if value.node is None else self._reference.reads(value.node)
-
-    def _find_scaled(self) -> None:
-        """Tensors whose error is a factor for each channel that the layers behind undo."""
-        candidates: dict[int, tuple[_Tally, tuple[float, float, float]]] = {}
-        for tally in self._tallies:
-            value, relative = tally.match.reference, self._whole[id(tally)]
-            left = None if value.is_output or value.node is None else tally.sums.without_gains()
-            if left is None or not left[0] < relative / _RISE or relative < _GAINS / _RISE:
-                continue
-            # One factor for all channels is no equalisation.
-            if left[2] > (1 + _GAINS) * left[1]:
-                candidates[id(tally)] = tally, left
-        undone: set[int] = set()  # ids of the values
-        for key in reversed(candidates):
-            tally, left = candidates[key]
-            relative = self._whole[key]
-            if any(self._undoes(reader, relative, undone) for reader in tally.match.reference.readers):
-                undone.add(id(tally.match.reference))
-                self._scaled[key] = left
-
-    def _undoes(self, index: int, relative: float, undone: set[int]) -> bool:
-        """Whether what a node computes is much nearer to the reference, or is scaled itself."""
-        node = self._reference.nodes[index]
-        for name in node.output:
-            value = self._reference.values.get(name)
-            tallies = [] if value is None else self._by_value.get(id(value), [])
-            if id(value) in undone or any(self._whole[id(tally)] < relative / 2 for tally in tallies):
-                return True
-            # A Relu that is folded in both models, say, is compared nowhere: what is behind it tells.
-            if value is not None and not tallies and any(self._undoes(r, relative, undone) for r in value.readers):
-                return True
-        return False

@@ -152,7 +152,7 @@ class Network:
     def kind(self, index: int) -> str:
         """The operator of a node, the same for its form on integers."""
         op_type = self.nodes[index].op_type
-        plain = op_type.removeprefix("QLinear").removesuffix("Integer")
+        plain = op_type.removeprefix("QLinear")
         return _CLASSES.get(op_type, _CLASSES.get(plain, plain))
 
     def name(self, index: int) -> str:
