@@ -64,7 +64,7 @@ class Feeding:
         def once(batch: int) -> Iterator[Mapping[str, Any]]:
             yield made.arrays
 
-        return once, made.notes if inputs is not None else (*made.notes, _NOISE)
+        return once, made.notes
 
     def _from_data(self, data: Source | Dataset, model: Model) -> tuple[Feeds, tuple[str, ...]]:
         dataset = data
@@ -90,6 +90,8 @@ def layers_report(
     """
     try:
         feeds, notes = feeding.open(source)
+        if feeding.data is None and feeding.inputs is None:
+            notes = (*notes, _NOISE)
         return compare_layers(source, result, feeds, options, notes), ""
     except CannotRun as error:
         return None, f"the layers are not compared: {error}"
