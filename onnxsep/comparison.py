@@ -11,6 +11,7 @@ from onnxsep.errors import VerificationError
 from onnxsep.feeds import Feeds
 from onnxsep.float32 import as_float32, float32_copy, held_types
 from onnxsep.io import Model
+from onnxsep.parts import Part, PartTally, worst
 from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
 
 Outputs = dict[str, Any]
@@ -25,13 +26,15 @@ class OutputDifference:
         max_abs: Largest absolute difference of an element.
         mean_abs: Mean absolute difference.
         relative: ||original - result|| / ||original||, Euclidean norms over all elements; 0 where both are zero,
-            infinite where only the original is.
+            infinite where only the original is. Where the output has parts of unlike ranges, that of the worst part.
+        parts: The parts, where there are several (:mod:`onnxsep.parts`).
     """
 
     name: str
     max_abs: float
     mean_abs: float
     relative: float
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class Comparison:
         return max((output.relative for output in self.outputs), default=0.0)
 
 
-def compare_outputs(original: Model, result: Model, feeds: Feeds, options: RuntimeOptions) -> Comparison:
+def compare_outputs(
+    original: Model, result: Model, feeds: Feeds, options: RuntimeOptions, *, parts: bool = True
+) -> Comparison:
     """Run both models on the same inputs, one after the other, and compare every output in float64.
 
     Integers and booleans are compared as numbers, strings as equal (0) or not (1), sequences and maps element by
@@ -74,6 +79,7 @@ def compare_outputs(original: Model, result: Model, feeds: Feeds, options: Runti
         result: The rewritten model, with the same inputs and outputs.
         feeds: Inputs for ``original``.
         options: How to run them.
+        parts: Whether to look for parts of unlike ranges in the outputs.
 
     Raises:
         CannotRun: the runtime cannot run the original, so nothing was verified; the message is its reason.
@@ -88,14 +94,23 @@ def compare_outputs(original: Model, result: Model, feeds: Feeds, options: Runti
         raise VerificationError(f"the runtime runs the original but not the result: {error}") from error
     if list(expected) != list(actual):
         raise VerificationError(f"the result has the outputs {list(actual)}, the original has {list(expected)}")
-    tallies = {name: _compare(name, expected[name], actual[name], notes) for name in expected}
+    samples = samples_of(feeds.arrays)
+    tallies = {name: _compare(name, expected[name], actual[name], samples, notes) for name in expected}
     if any(tally.left_out for tally in tallies.values()) and not any(tally.count for tally in tallies.values()):
         raise CannotRun("all outputs are NaN or infinity, so nothing can be compared")
-    differences = tuple(
-        OutputDifference(name, tally.max_abs, tally.sum_abs / max(tally.count, 1), tally.relative)
-        for name, tally in tallies.items()
-    )
-    return Comparison(differences, tuple(notes))
+    differences = []
+    for name, tally in tallies.items():
+        found = tally.parts.parts() if parts else ()
+        mean = tally.sum_abs / max(tally.count, 1)
+        differences.append(OutputDifference(name, tally.max_abs, mean, worst(tally.relative, found), found))
+        notes += tally.parts.losses(f"output {name!r}") if parts else []
+    return Comparison(tuple(differences), tuple(notes))
+
+
+def samples_of(arrays: Mapping[str, Any]) -> int | None:
+    """How many samples inputs hold: the length of the first axis, where all inputs that have one share it."""
+    sizes = {value.shape[0] for value in arrays.values() if isinstance(value, np.ndarray) and value.ndim}
+    return int(sizes.pop()) if len(sizes) == 1 else None
 
 
 Run = Callable[[Model, Mapping[str, Any]], Outputs]
@@ -111,12 +126,19 @@ def run_reference(model: Model, feeds: Feeds, options: RuntimeOptions) -> tuple[
     Raises:
         CannotRun: the runtime cannot run it either way; the message says why it cannot run the model itself.
     """
+    last: list[tuple[Model, Runner]] = []  # of the model that was run last: several feeds, one session
+
+    def runner(other: Model, made: Callable[[Model], Model]) -> Runner:
+        if not last or last[0][0] is not other:
+            last.clear()  # before the next one is made: one session at a time
+            last.append((other, Runner(made(other), options)))
+        return last[0][1]
 
     def plain(other: Model, arrays: Mapping[str, Any]) -> Outputs:
-        return Runner(other, options)(dict(arrays))
+        return runner(other, lambda model: model)(dict(arrays))
 
     def copied(other: Model, arrays: Mapping[str, Any]) -> Outputs:
-        return Runner(float32_copy(other), options)({name: as_float32(array) for name, array in arrays.items()})
+        return runner(other, float32_copy)({name: as_float32(array) for name, array in arrays.items()})
 
     try:
         return plain(model, feeds.arrays), plain, ()
@@ -124,6 +146,7 @@ def run_reference(model: Model, feeds: Feeds, options: RuntimeOptions) -> tuple[
         types, reason = held_types(model), str(error)
         if not types:
             raise
+    last.clear()
     try:
         expected = copied(model, feeds.arrays)
     except CannotRun:
@@ -143,6 +166,7 @@ class _Tally:
     norm_of_original: float = 0.0
     left_out: int = field(default=0)  # the same NaN or infinity in both
     undefined: int = field(default=0)  # NaN or infinity in the original, something else in the result
+    parts: PartTally = field(default_factory=PartTally)
 
     def add(self, expected: np.ndarray, difference: np.ndarray) -> None:
         """Add finite values of the original, and their absolute differences, both float64."""
@@ -169,10 +193,12 @@ def _norm(values: np.ndarray) -> float:
     return scale * float(np.linalg.norm((values / scale).ravel()))
 
 
-def _compare(name: str, expected: Any, actual: Any, notes: list[str]) -> _Tally:
+def _compare(name: str, expected: Any, actual: Any, samples: int | None, notes: list[str]) -> _Tally:
     tally = _Tally()
     for where, left, right in _pairs(f"output {name!r}", expected, actual):
         _add(tally, where, left, right)
+    if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
+        tally.parts.add(expected, actual, samples)
     if tally.left_out:
         notes.append(f"output {name!r}: {tally.left_out} values are the same NaN or infinity in both and were left out")
     if tally.undefined:

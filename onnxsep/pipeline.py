@@ -3,14 +3,15 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 import onnx
 
 from onnxsep.calibration import STATISTICS, Fitting, fit_plan, tune_result
-from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, Source
+from onnxsep.checking.feeding import Feeding, layers_report
+from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, Source, open_data
 from onnxsep.ensure import ensure_valid
 from onnxsep.errors import FeedError, OptionError, VerificationError
 from onnxsep.execution import shapes_in_run
@@ -75,6 +76,7 @@ def rewrite(
     statistics: str | os.PathLike[str] | None = None,
     refine: int = 0,
     tune: int = 0,
+    layers: bool = False,
     follow_links: bool = False,
     runtime: RuntimeOptions | None = None,
     progress: Progress | None = None,
@@ -108,6 +110,8 @@ def rewrite(
         statistics: with data, a file to record statistics of the original network in; without, one to fit to.
         tune: steps of tuning the new weights together, by distillation from the original on the same data; it needs
             ``onnxsep[finetune]``.
+        layers: compare every tensor that source and result have in common, for the report: where does the error arise?
+            On samples of ``data``, else on ``inputs`` or random ones.
         follow_links: follow links in the location of external data.
         runtime: threads, provider, custom operators.
         progress: told of every Conv that is done: (name, done, all).
@@ -166,6 +170,9 @@ def rewrite(
     if measured := _sizes_in_run(source, sites, settings):
         sites = find_sites(source, settings.input_shapes, linear_layers=chosen.linear_layers, measured=measured)
     plan = make_plan(sites.found, chosen, options, lambda site: read_weight(source, sites, site))
+    if layers and data is not None and not isinstance(data, Dataset):
+        data = open_data(data, source, preprocessing=preprocessing)  # it is read twice
+        fitting = replace(fitting, data=data)
     fitted = fit_plan(source, sites, plan, chosen, fitting, settings.runtime, settings.progress)
     factors = factorize_all(
         source,
@@ -191,6 +198,12 @@ def rewrite(
             result, edit, light, notes = _apply(source, plan, factors, settings)
             result, fitted = tune_result(source, result, edit, fitted, fitting, settings.runtime, settings.progress)
         outcome, errors, failure = verify_result(source, result, sites, plan, edit, settings)
+    compared, why_not = None, ""
+    if layers and not dry_run:
+        feeding = Feeding(data, seed=seed)
+        if data is None:
+            feeding = Feeding(inputs=settings.inputs, input_shapes=settings.input_shapes, seed=seed)
+        compared, why_not = layers_report(source, result, feeding, settings.runtime)
     report = RewriteReport(
         source=model_info(source),
         mode=chosen.name,
@@ -214,7 +227,9 @@ def rewrite(
             *_size_notes(plan, measured),
             *notes,
             *_input_notes(edit),
+            *([why_not] if why_not else []),
         ),
+        layers=compared,
         verification=outcome,
         dry_run=dry_run,
         seconds=time.perf_counter() - started,

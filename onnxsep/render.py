@@ -8,15 +8,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from onnxsep.checking.layer_table import layer_lines
 from onnxsep.pruning.report import PruneReport
 from onnxsep.report import (
     CalibrationReport,
     ConvReport,
     InspectedConv,
     InspectReport,
+    LayersReport,
     ModelInfo,
     RewriteReport,
     VerificationReport,
+    part_text,
 )
 
 _NARROW = 120  # columns; in a narrower terminal the figures before the rewrite are left out
@@ -75,11 +78,19 @@ def print_end(console: Console, report: RewriteReport | PruneReport) -> None:
     """What every report of a changed model ends in: notes, the verification, and the file that was written."""
     for note in report.notes:
         console.print(f"note: {safe(note)}")
+    if isinstance(report, RewriteReport):
+        print_layers(console, report.layers)
     console.print(_verification(report.verification))
     if report.dry_run:
         console.print("dry run: nothing was written")
     elif report.output:
         console.print(f"wrote {safe(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
+
+
+def print_layers(console: Console, report: LayersReport | None) -> None:
+    """The tensors of source and result, where they were compared."""
+    for number, line in enumerate(() if report is None else layer_lines(report)):
+        console.print(safe(f"layers: {line}" if number == 0 else f"  {line}"), soft_wrap=True)
 
 
 class Notes:
@@ -149,10 +160,9 @@ def _verification(outcome: VerificationReport) -> str:
         f"[green]compared[/green] in ONNX Runtime on the same inputs: {what} differ by "
         f"max {outcome.max_abs:.3g}, mean {outcome.mean_abs:.3g}, relative {outcome.relative:.3g}"
     )
-    if len(outcome.outputs) > 1:
-        line += "".join(
-            f"\n  {safe(one.name)}: max {one.max_abs:.3g}, relative {one.relative:.3g}" for one in outcome.outputs
-        )
+    for one in outcome.outputs if len(outcome.outputs) > 1 or any(one.parts for one in outcome.outputs) else ():
+        line += f"\n  {safe(one.name)}: max {one.max_abs:.3g}, relative {one.relative:.3g}"
+        line += "".join(f"\n    {safe(part_text(part))}" for part in one.parts)
     return line + "".join(f"\n  {safe(note)}" for note in outcome.notes)
 
 

@@ -1,10 +1,12 @@
 """What a command found and did: the data behind the tables, and what ``--json`` and ``--report`` write."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from onnxsep._version import __version__
+from onnxsep.parts import Part, show_indices
 
 
 class Record(BaseModel):
@@ -63,6 +65,98 @@ class Totals(Record):
     """Nodes whose sizes are not known, so that they are not in the sums (of the original model)."""
 
 
+class PartReport(Record):
+    """One part of an output whose parts have unlike ranges, such as the scores that stand behind boxes."""
+
+    axis: int
+    indices: str
+    """Along the axis, in runs: "0-3, 5"."""
+    low: float
+    high: float
+    """Range of the original's values."""
+    relative: float
+    """||a - b|| / ||a|| over the part; at least 1 where it has lost its variation."""
+    max_abs: float
+    lost: bool = False
+    """Whether the original varies and the result does not."""
+
+
+def part_reports(parts: Iterable[Part]) -> tuple[PartReport, ...]:
+    """The records of parts."""
+    return tuple(
+        PartReport(
+            axis=part.axis,
+            indices=show_indices(part.indices),
+            low=part.low,
+            high=part.high,
+            relative=part.relative,
+            max_abs=part.max_abs,
+            lost=part.lost,
+        )
+        for part in parts
+    )
+
+
+def part_text(part: PartReport) -> str:
+    """One line for a table: where the part is, its range, its error."""
+    lost = ", has lost its variation" if part.lost else ""
+    where = f"axis {part.axis}, indices {part.indices} ({part.low:.4g} to {part.high:.4g})"
+    return f"{where}: max {part.max_abs:.3g}, relative {part.relative:.3g}{lost}"
+
+
+class LayerDifference(Record):
+    """The difference of one tensor that two models have in common."""
+
+    name: str
+    """In the reference."""
+    other: str
+    """In the model."""
+    op_type: str
+    """The reference's operator that computes it; "input" for a graph input that the model rounds."""
+    relative: float
+    """||a - b|| / ||a||, a the reference's; of a graph output that of the worst part."""
+    snr_db: float | None
+    """-20 log10 of that; None where both are equal."""
+    max_abs: float
+    before: float
+    """The largest relative error among what it is computed from."""
+    jump: bool = False
+    """Whether the error rises here by much over that, or a part loses its variation."""
+    scaled: tuple[float, float] | None = None
+    """Smallest and largest factor of a channel, where the model holds channels scaled (equalised) and layers behind
+    undo it; the error is then what is left beside these factors."""
+    joined: bool = False
+    """Whether it is an output or a Concat, whose parts are things of unlike kinds; elsewhere a part may be no more than
+    a filter with small weights."""
+    parts: tuple[PartReport, ...] = ()
+    """Where its parts have unlike ranges."""
+
+
+class LayersReport(Record):
+    """The tensors of two models, one by one: where does the error arise?"""
+
+    rows: tuple[LayerDifference, ...]
+    """In the order of the reference."""
+    convs: int
+    """Convs and ConvTransposes of the reference."""
+    convs_compared: int
+    """Those whose output, or what is made of it before it is stored, is compared."""
+    linear: int
+    """Gemms and MatMuls."""
+    linear_compared: int
+    tensors: int
+    """Activations of the reference's main graph."""
+    tensors_compared: int
+    nested: int
+    """Tensors within nested graphs, which are skipped."""
+    not_compared: tuple[str, ...] = ()
+    """Names of the Convs, Gemms and MatMuls that have no counterpart."""
+    samples: int
+    first_jump: str | None = None
+    """The first tensor at which the error rises by much."""
+    notes: tuple[str, ...] = ()
+
+
 class OutputReport(Record):
     """The difference of one output between the original and the result."""
 
@@ -70,6 +164,9 @@ class OutputReport(Record):
     max_abs: float
     mean_abs: float
     relative: float
+    """That of the worst part, where there are parts."""
+    parts: tuple[PartReport, ...] = ()
+    """Where parts of the output have unlike ranges."""
 
 
 class VerificationReport(Record):
@@ -146,6 +243,8 @@ class RewriteReport(Record):
     calibration: CalibrationReport | None = None
     verification: VerificationReport
     dry_run: bool = False
+    layers: LayersReport | None = None
+    """The tensors of source and result, where they were asked for."""
     seconds: float
 
 

@@ -14,7 +14,7 @@ from onnxsep.feeds import Feeds, make_feeds
 from onnxsep.io import Model
 from onnxsep.local import compare_pieces
 from onnxsep.planning import Plan, Replacement
-from onnxsep.report import OutputReport, VerificationReport
+from onnxsep.report import OutputReport, VerificationReport, part_reports
 from onnxsep.runtime import CannotRun, RuntimeOptions
 from onnxsep.sites import Sites
 from onnxsep.surgery import Edit
@@ -171,7 +171,13 @@ def full_report(whole: Comparison, notes: Sequence[str], alone: Sequence[Compari
         mean_abs=max(one.mean_abs for one in (whole, *alone)),
         relative=max(one.relative for one in (whole, *alone)),
         outputs=tuple(
-            OutputReport(name=one.name, max_abs=one.max_abs, mean_abs=one.mean_abs, relative=one.relative)
+            OutputReport(
+                name=one.name,
+                max_abs=one.max_abs,
+                mean_abs=one.mean_abs,
+                relative=one.relative,
+                parts=part_reports(one.parts),
+            )
             for one in whole.outputs
         ),
         notes=tuple(notes),

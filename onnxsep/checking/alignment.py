@@ -23,7 +23,7 @@ def align(reference: Sequence[Statement], actual: Sequence[Statement], nameless:
         left = [statement.key(levels[level], nameless) for statement in reference[r0:r1]]
         right = [statement.key(levels[level], nameless) for statement in actual[a0:a1]]
         i = j = 0
-        for i_next, j_next in [*_common(left, right), (len(left), len(right))]:
+        for i_next, j_next in [*common(left, right), (len(left), len(right))]:
             gap(r0 + i, r0 + i_next, a0 + j, a0 + j_next, level + 1)
             if i_next < len(left) and j_next < len(right):
                 pairs.append((r0 + i_next, a0 + j_next))
@@ -33,7 +33,7 @@ def align(reference: Sequence[Statement], actual: Sequence[Statement], nameless:
     return pairs
 
 
-def _common(left: Sequence[Hashable], right: Sequence[Hashable]) -> list[tuple[int, int]]:
+def common(left: Sequence[Hashable], right: Sequence[Hashable]) -> list[tuple[int, int]]:
     """Indices of a long common subsequence; what is equal at both ends first, for most changes are small."""
     shorter = min(len(left), len(right))
     start = next((i for i in range(shorter) if left[i] != right[i]), shorter)

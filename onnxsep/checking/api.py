@@ -9,21 +9,27 @@ import codecs
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import onnx
 
 from onnxsep import io
 from onnxsep.checking.diff import StructureDiff, structure_part
+from onnxsep.checking.feeding import SAMPLES, Feeding, layers_report
+from onnxsep.checking.layer_table import layer_summary
 from onnxsep.checking.outputs import compare_outputs
 from onnxsep.checking.result import CheckResult, PartResult
 from onnxsep.checking.statements import Statement, read_statements
 from onnxsep.checking.structure import HEADER, describe
 from onnxsep.checking.weights import compare_weights, tensor_pairs
+from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, open_data
+from onnxsep.data import Source as DataSource
 from onnxsep.errors import ModelLoadError, OptionError
 from onnxsep.files import write_text
+from onnxsep.integer_io import as_real
 from onnxsep.option_types import checks_types
 from onnxsep.paths import Kind, Reads, check_paths, is_model
 from onnxsep.runtime import RuntimeOptions
@@ -31,6 +37,7 @@ from onnxsep.saving import save
 
 Source = str | os.PathLike[str] | onnx.ModelProto | io.Model
 _TEXT_SUFFIX = ".txt"
+_RUN: tuple[Literal["outputs", "layers"], ...] = ("outputs", "layers")
 
 
 @checks_types
@@ -39,14 +46,18 @@ def check(
     reference: Source,
     *,
     ignore_names: bool = False,
-    structure: bool = True,
-    weights: bool = True,
+    structure: bool | None = None,
+    weights: bool | None = None,
     outputs: bool = True,
+    layers: bool = False,
     rtol: float = 1e-5,
     atol: float = 1e-6,
     output_rtol: float = 1e-3,
     output_atol: float = 1e-4,
     inputs: Path | None = None,
+    data: DataSource | Dataset | None = None,
+    preprocessing: AnyPreprocessing | None = None,
+    samples: int | None = SAMPLES,
     input_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     seed: int = 0,
     runtime: RuntimeOptions = RuntimeOptions(),  # noqa: B008 - frozen
@@ -60,19 +71,26 @@ def check(
         reference: A .txt file in the text form of a structure, or a model.
         ignore_names: Whether names of tensors, nodes, graphs and symbolic dimensions may differ. What is connected
             with what must then still be the same.
-        structure: Whether to compare nodes, operator types, attributes, edges, shapes, types and metadata.
-        weights: Whether to compare the values of all weights, Constants included.
+        structure: Whether to compare nodes, operator types, attributes, edges, shapes, types and metadata. By default
+            they are, but not with ``layers``, which is for models that differ in them.
+        weights: Whether to compare the values of all weights, Constants included; by default as ``structure``.
         outputs: Whether to run both models on the same inputs and compare what they compute.
+        layers: Whether to compare every tensor that both models have, on the same inputs: where does an error arise?
+            It judges nothing (:class:`onnxsep.report.LayersReport`).
         rtol: Weights are the same where ``|model - reference| <= atol + rtol * |reference|`` for each element; for
             integers and booleans without ``rtol``. Strings must be equal.
         atol: See ``rtol``.
         output_rtol: Outputs are the same where ``|model - reference| <= output_atol * largest + output_rtol *
             |reference|`` for each element; ``largest`` is the output's largest magnitude in the reference (1 where it
-            is all zeros). Integers, booleans and strings must be equal.
+            is all zeros). Where an output has parts of unlike ranges (:mod:`onnxsep.parts`), the largest of its part.
+            Integers, booleans and strings must be equal.
         output_atol: See ``output_rtol``.
-        inputs: An .npz or .npy file with inputs; None for random ones.
+        inputs: An .npz or .npy file with inputs; None for random ones, where there are no ``data``.
+        data: Samples to run the models on, as for :func:`onnxsep.data.open_data`.
+        preprocessing: How images become values.
+        samples: Use at most so many samples of the data, drawn with ``seed``; None: all.
         input_shapes: Shapes for inputs with free dimensions, by the reference's input names.
-        seed: Seed of random inputs.
+        seed: Seed of random inputs, and of the choice of samples.
         runtime: How to run the models.
         update: Write the reference from the model instead of comparing: the text form for .txt, else a copy.
         follow_links: Whether external data may lie behind links.
@@ -87,6 +105,7 @@ def check(
         OptionError: an option cannot be used, or nothing is left to compare; the new reference would overwrite the
             model, or something that is no reference.
         FeedError: the given inputs do not fit the reference.
+        DataError: the data cannot be read, or do not fit the reference.
     """
     for name, value in {"rtol": rtol, "atol": atol, "output_rtol": output_rtol, "output_atol": output_atol}.items():
         if not 0 <= value < math.inf:
@@ -94,9 +113,14 @@ def check(
     if seed < 0:
         raise OptionError(f"the seed must be 0 or more, not {seed}")
     runtime.check()
-    asked = {"structure": structure, "weights": weights, "outputs": outputs}
+    preprocessing = Preprocessing.of(preprocessing)
+    structure = not layers if structure is None else structure
+    weights = not layers if weights is None else weights
+    asked = {"structure": structure, "weights": weights, "outputs": outputs, "layers": layers}
     if not update and not any(asked.values()):
-        raise OptionError("nothing to compare: structure, weights and outputs are all switched off")
+        raise OptionError(
+            "nothing to compare: structure, weights and outputs are all switched off, and layers are not asked for"
+        )
     target = _target(reference, Reads.of(model=model)) if update else None
     checked = io.load(model, follow_links=follow_links)
     parts: list[PartResult]
@@ -109,10 +133,26 @@ def check(
             _existing(reference)
         other = io.load(reference, follow_links=follow_links)
         parts = _against_model(checked, other, asked, ignore_names, rtol, atol)
+        if layers and data is not None and not isinstance(data, Dataset):
+            data = open_data(data, as_real(other), preprocessing=preprocessing)  # both parts read it
+        feeding = Feeding(data, preprocessing, samples, inputs, input_shapes, seed)
         if outputs:
-            feeding = {"inputs": inputs, "input_shapes": input_shapes, "seed": seed}
             parts.append(compare_outputs(checked, other, ignore_names, feeding, runtime, output_rtol, output_atol))
+        if layers:
+            said = parts[-1].notes if outputs else ()
+            parts.append(_layers(checked, other, feeding, runtime, said))
     return CheckResult(model=_title(model), reference=_title(reference), parts=tuple(parts))
+
+
+def _layers(
+    model: io.Model, reference: io.Model, feeding: Feeding, runtime: RuntimeOptions, said: Sequence[str]
+) -> PartResult:
+    """The part that compares inner tensors; notes that were ``said`` before are left out."""
+    report, reason = layers_report(reference, model, feeding, runtime)
+    if report is None:
+        return PartResult(name="layers", status="skipped", reason=reason)
+    report = report.model_copy(update={"notes": tuple(note for note in report.notes if note not in said)})
+    return PartResult(name="layers", status="measured", reason=layer_summary(report), layers=report)
 
 
 def _against_text(model: io.Model, path: Path, asked: Mapping[str, bool], ignore_names: bool) -> list[PartResult]:
@@ -123,8 +163,7 @@ def _against_text(model: io.Model, path: Path, asked: Mapping[str, bool], ignore
     reason = "the reference is a text: it holds the structure only"
     if asked["weights"]:
         parts.append(PartResult(name="weights", status="skipped", reason=reason))
-    if asked["outputs"]:
-        parts.append(PartResult(name="outputs", status="skipped", reason=reason))
+    parts += [PartResult(name=name, status="skipped", reason=reason) for name in _RUN if asked[name]]
     return parts
 
 

@@ -3,6 +3,7 @@
 import re
 import xml.etree.ElementTree as ET
 
+from onnxsep.checking.layer_table import jump_line, layer_lines
 from onnxsep.checking.result import CheckResult, Difference, PartResult
 
 TEXT_LIMIT = 20  # differences of a part that are printed
@@ -17,6 +18,7 @@ def render_text(result: CheckResult, limit: int | None = TEXT_LIMIT) -> str:
     for part in result.parts:
         lines.append(f"{part.name}: {_summary(part)}")
         lines += [f"  note: {note}" for note in part.notes]
+        lines += [f"  {line}" for line in _layer_lines(part)]
         for difference in part.differences[:limit]:
             lines += [f"  {_headline(difference)}", *(f"    {detail}" for detail in _details(difference))]
         if limit is not None and len(part.differences) > limit:
@@ -39,6 +41,11 @@ def render_github(result: CheckResult, limit: int = GITHUB_LIMIT) -> str:
         _command("notice", result.model, None, f"check {part.name}", f"skipped: {part.reason}")
         for part in result.parts
         if part.status == "skipped"
+    ]
+    lines += [
+        _command("notice", result.model, None, "check layers", f"{part.reason}; {jump_line(part.layers)}")
+        for part in result.parts
+        if part.layers is not None
     ]
     found = [(part.name, difference) for part in result.parts for difference in part.differences]
     for index, (name, difference) in enumerate(found[:limit]):
@@ -65,8 +72,8 @@ def render_junit(result: CheckResult) -> str:
         elif part.status == "differs":
             listed = "\n".join("\n".join(_full(difference)) for difference in part.differences)
             ET.SubElement(case, "failure", {"type": "difference", "message": _summary(part)}).text = _xml(listed)
-        if part.notes:
-            ET.SubElement(case, "system-out").text = _xml("\n".join(part.notes))
+        if told := [*part.notes, *([] if part.layers is None else [part.reason]), *_layer_lines(part)]:
+            ET.SubElement(case, "system-out").text = _xml("\n".join(told))
     if not result.same and not any(part.status == "differs" for part in result.parts):
         failure = {"type": "nothing compared", "message": _verdict(result)}
         ET.SubElement(_case(suite, result, "anything"), "failure", failure)
@@ -82,6 +89,12 @@ def _case(suite: ET.Element, result: CheckResult, name: str) -> ET.Element:
     return ET.SubElement(suite, "testcase", {"classname": _xml(result.reference), "name": name})
 
 
+def _layer_lines(part: PartResult) -> list[str]:
+    """The table of the tensors; what a terminal would obey in their names is escaped."""
+    lines = [] if part.layers is None else layer_lines(part.layers)[1:]
+    return ["".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) for line in lines]
+
+
 def _summary(part: PartResult) -> str:
     if part.status == "differs":
         count = len(part.differences)
@@ -92,7 +105,7 @@ def _summary(part: PartResult) -> str:
 def _verdict(result: CheckResult) -> str:
     by_status = {
         status: ", ".join(part.name for part in result.parts if part.status == status)
-        for status in ("same", "differs", "skipped", "updated")
+        for status in ("same", "differs", "skipped", "updated", "measured")
     }
     if by_status["updated"]:
         return f"reference {result.reference} {result.parts[0].reason}"
@@ -100,6 +113,8 @@ def _verdict(result: CheckResult) -> str:
     if by_status["differs"]:
         return f"the model differs from the reference in {by_status['differs']}{skipped}"
     if not by_status["same"]:
+        if by_status["measured"]:
+            return f"measured, and not judged: {by_status['measured']}{skipped}"
         return f"nothing could be compared{skipped}"
     return f"the model is the same as the reference in {by_status['same']}{skipped}"
 

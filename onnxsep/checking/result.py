@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
+from onnxsep.report import LayersReport
+
 
 class Difference(BaseModel):
     """One difference.
@@ -27,19 +29,26 @@ class Difference(BaseModel):
 
 
 class PartResult(BaseModel):
-    """One part of a check: ``reason`` says why it was skipped, ``notes`` what was chosen for the user."""
+    """One part of a check: ``reason`` says why it was skipped, ``notes`` what was chosen for the user.
+
+    ``layers`` is what the part of that name measured: it tells where an error arises, and judges nothing.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    name: Literal["structure", "weights", "outputs", "reference"]
-    status: Literal["same", "differs", "skipped", "updated"]
+    name: Literal["structure", "weights", "outputs", "layers", "reference"]
+    status: Literal["same", "differs", "skipped", "updated", "measured"]
     reason: str = ""
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = ()
+    layers: LayersReport | None = None
 
 
 class CheckResult(BaseModel):
-    """What a check found; ``parts`` in the order structure, weights, outputs, or ``reference`` alone for an update."""
+    """What a check found.
+
+    ``parts`` stand in the order structure, weights, outputs, layers; for an update it is ``reference`` alone.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,7 +61,7 @@ class CheckResult(BaseModel):
     def same(self) -> bool:
         """Whether no part differs; a check that could compare nothing at all has not found the models the same."""
         statuses = {part.status for part in self.parts}
-        return "differs" not in statuses and bool(statuses & {"same", "updated"})
+        return "differs" not in statuses and bool(statuses & {"same", "updated", "measured"})
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -68,17 +68,18 @@ def _compare_tensors(
     return compare_arrays(io.read_tensor(model, actual), io.read_tensor(reference, expected), rtol, atol)
 
 
-def compare_arrays(actual: np.ndarray, expected: np.ndarray, rtol: float, atol: float) -> str:
+def compare_arrays(actual: np.ndarray, expected: np.ndarray, rtol: float, atol: float | np.ndarray) -> str:
     """Say how two arrays of the same shape differ, or nothing.
 
     Elements are the same where ``|actual - expected| <= atol + rtol * |expected|``, and NaN is the same as NaN. For
-    integers and booleans ``rtol`` does not count; anything else must be equal.
+    integers and booleans ``rtol`` does not count; anything else must be equal. ``atol`` may be an array of that shape.
     """
     a, b = actual.reshape(-1), expected.reshape(-1)
+    absolute = atol.reshape(-1) if isinstance(atol, np.ndarray) else None
     count, largest, place = 0, -1.0, 0
     for start in range(0, a.size, _CHUNK):
         one, two = a[start : start + _CHUNK], b[start : start + _CHUNK]
-        distance, allowed = _distances(one, two, rtol, atol)
+        distance, allowed = _distances(one, two, rtol, atol if absolute is None else absolute[start : start + _CHUNK])
         beyond = ~(distance <= allowed)
         if beyond.any():
             count += int(beyond.sum())
@@ -95,7 +96,9 @@ def compare_arrays(actual: np.ndarray, expected: np.ndarray, rtol: float, atol: 
     )
 
 
-def _distances(actual: np.ndarray, expected: np.ndarray, rtol: float, atol: float) -> tuple[np.ndarray, np.ndarray]:
+def _distances(
+    actual: np.ndarray, expected: np.ndarray, rtol: float, atol: float | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Absolute differences in double, infinite where NaN or infinity meets something else; and what is allowed."""
     different = np.asarray(actual != expected)
     if actual.dtype.kind in "OSU" or actual.dtype.kind != expected.dtype.kind:
@@ -108,6 +111,6 @@ def _distances(actual: np.ndarray, expected: np.ndarray, rtol: float, atol: floa
     distance[np.isnan(one) & np.isnan(two)] = 0.0
     if actual.dtype.kind in "iub":
         # Two large integers can be the same double.
-        return np.where(different, np.maximum(distance, 1.0), 0.0), np.full(actual.shape, atol)
+        return np.where(different, np.maximum(distance, 1.0), 0.0), np.broadcast_to(atol, actual.shape)
     limits = atol + rtol * np.abs(two)
     return distance, np.where(np.isfinite(limits), limits, 0.0)

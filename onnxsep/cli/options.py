@@ -65,6 +65,10 @@ Labels = Annotated[
 Scores = Annotated[
     str | None, typer.Option("--output", help="The output with the class scores, where there are several.")
 ]
+Layers = Annotated[
+    bool,
+    typer.Option("--layers", help="Compare every tensor that source and result have: where does an error arise?"),
+]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")]
 Device = Annotated[
     str, typer.Option("--device", help="What trains: auto (a GPU where torch has one), cpu, cuda, cuda:N or mps.")

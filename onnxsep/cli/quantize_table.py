@@ -5,7 +5,8 @@ from collections import Counter
 from rich.console import Console
 
 from onnxsep.quantization.report import AccuracyDrop, QuantizeReport
-from onnxsep.render import header_line, make_table, print_table, ratio_text, safe
+from onnxsep.render import header_line, make_table, print_layers, print_table, ratio_text, safe
+from onnxsep.report import part_text
 
 
 def print_quantize(console: Console, report: QuantizeReport) -> None:
@@ -36,6 +37,11 @@ def print_quantize(console: Console, report: QuantizeReport) -> None:
         if output.agreement is not None:
             line += f", same class {output.agreement:.4f}"
         console.print(f"{line} on {report.measured_samples} {where}")
+        for part in output.parts:
+            console.print(f"  {safe(part_text(part))}")
+        for loss in output.lost:
+            console.print(f"note: {safe(loss)}")
+    print_layers(console, report.layers)
     if report.accuracy is not None:
         _print_accuracy(console, report.accuracy)
     console.print(f"calibrated with {report.calibration_samples} samples of {safe(report.data)}")

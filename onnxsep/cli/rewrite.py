@@ -17,6 +17,7 @@ from onnxsep.cli.options import (
     Inputs,
     InputShapes,
     Json,
+    Layers,
     Layout,
     Mean,
     Preprocess,
@@ -110,6 +111,7 @@ def rewrite(
             "--tune", min=0, help="Steps of tuning the new weights together, without labels (onnxsep[finetune])."
         ),
     ] = 0,
+    layers: Layers = False,
     preprocess: Preprocess = None,
     scale: Scale = None,
     mean: Mean = None,
@@ -167,6 +169,7 @@ def rewrite(
             refine=refine,
             statistics=statistics,
             tune=tune,
+            layers=layers,
             follow_links=follow_links,
             runtime=runtime_of(threads, provider, custom_op_library),
             progress=progress,

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from onnxsep.errors import OptionError
 from onnxsep.evaluation.errors import EvaluationError
 from onnxsep.evaluation.report import Accuracy, OutputError, Paired, Share
+from onnxsep.parts import PartTally, worst
+from onnxsep.report import part_reports
 
 Metric = Callable[[Mapping[str, Any], npt.NDArray[np.int64] | None], float]
 """Outputs by name and the labels of the samples, in the order of the data, to a number; higher is better."""
@@ -56,10 +58,11 @@ class OutputDistance:
         self.name = name
         self.notes: dict[str, None] = {}  # a set that keeps its order
         self._difference = self._norm = 0.0
+        self._parts = PartTally()
         self._comparable = True
 
-    def add(self, reference: Any, value: Any) -> None:
-        """Add the output for one feed."""
+    def add(self, reference: Any, value: Any, samples: int | None = None) -> None:
+        """Add the output for one feed of so many samples."""
         if not all(isinstance(item, np.ndarray) and item.dtype.kind in "fiub" for item in (reference, value)):
             self._cannot("no tensor of numbers")
         elif reference.shape != value.shape:
@@ -76,6 +79,7 @@ class OutputDistance:
             else:
                 self._difference = math.hypot(self._difference, float(np.linalg.norm(a[known] - b[known])))
             self._norm = math.hypot(self._norm, float(np.linalg.norm(a[known])))
+            self._parts.add(a, b, samples)
 
     def _cannot(self, why: str) -> None:
         self._comparable = False
@@ -88,7 +92,12 @@ class OutputDistance:
         if self._difference == 0.0:
             return OutputError(name=self.name, relative=0.0)
         relative = self._difference / self._norm if self._norm else math.inf
-        return OutputError(name=self.name, relative=relative)
+        parts = self._parts.parts()
+        return OutputError(name=self.name, relative=worst(relative, parts), parts=part_reports(parts))
+
+    def losses(self) -> list[str]:
+        """A note for each part that has lost its variation."""
+        return self._parts.losses(f"output {self.name!r}")
 
 
 def load_metric(text: str) -> Metric:

@@ -209,7 +209,7 @@ def _add(
         ours, theirs = choices(scores), choices(wanted)
         tally.agrees.append((ours == theirs) & (ours >= 0))
     for name, value in expected.items():
-        tally.distances.setdefault(name, OutputDistance(name)).add(value, values[name])
+        tally.distances.setdefault(name, OutputDistance(name)).add(value, values[name], samples)
 
 
 def _quality(tally: _Tally, first: _Tally, is_reference: bool, classes: int | None) -> Quality:
@@ -264,5 +264,9 @@ def _notes(
     if why_no_agreement:
         notes.append(f"agreement is not measured: {why_no_agreement}")
     for tally in tallies:
-        notes += [f"{tally.session.name}: {note}" for found in tally.distances.values() for note in found.notes]
+        notes += [
+            f"{tally.session.name}: {note}"
+            for found in tally.distances.values()
+            for note in (*found.notes, *found.losses())
+        ]
     return tuple(notes)

@@ -46,6 +46,15 @@ def _lines(report: EvaluationReport) -> list[tuple[str, Cell]]:
             (f"error of output {name!r}", _error_cell(name))
             for name in dict.fromkeys(output.name for model in report.models for output in cells.errors(model))
         ),
+        *(
+            (f"  of {name!r}, axis {axis}, indices {indices}", _part_cell(name, axis, indices))
+            for name, axis, indices in dict.fromkeys(
+                (output.name, part.axis, part.indices)
+                for model in report.models
+                for output in cells.errors(model)
+                for part in output.parts
+            )
+        ),
         ("file, bytes", lambda model: cells.whole(model, "file_bytes")),
         ("parameters", lambda model: cells.whole(model, "parameters")),
         ("  of these not 0", lambda model: cells.whole(model, "nonzero_parameters")),
@@ -92,6 +101,17 @@ def _error_cell(name: str) -> Cell:
         if found is None:
             return ""
         return "?" if found.relative is None else f"{found.relative:.3g}"
+
+    return cell
+
+
+def _part_cell(name: str, axis: int, indices: str) -> Cell:
+    def cell(model: EvaluatedModel) -> str:
+        for output in cells.errors(model):
+            for part in output.parts:
+                if (output.name, part.axis, part.indices) == (name, axis, indices):
+                    return f"{part.relative:.3g}" + (" (variation lost)" if part.lost else "")
+        return ""
 
     return cell
 

@@ -1,7 +1,7 @@
 """What an evaluation found: the data behind its table, and what ``--json`` prints."""
 
 from onnxsep._version import __version__
-from onnxsep.report import Record
+from onnxsep.report import PartReport, Record
 
 
 class Share(Record):
@@ -49,7 +49,10 @@ class OutputError(Record):
 
     name: str
     relative: float | None
-    """||a - b|| / ||a|| over all samples, a the reference's; None where shapes differ from sample to sample."""
+    """||a - b|| / ||a|| over all samples, a the reference's; that of the worst part, where there are parts; None where
+    shapes differ from sample to sample."""
+    parts: tuple[PartReport, ...] = ()
+    """Where parts of the output have unlike ranges."""
 
 
 class AgainstReference(Record):

@@ -7,11 +7,12 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from onnxsep.comparison import compare_outputs, run_reference
+from onnxsep.comparison import compare_outputs, run_reference, samples_of
 from onnxsep.errors import FeedError, VerificationError
 from onnxsep.execution import unseen_places
 from onnxsep.feeds import Feeds, make_feeds
 from onnxsep.io import Model
+from onnxsep.parts import PartTally
 from onnxsep.report import VerificationReport
 from onnxsep.runtime import CannotRun, RuntimeOptions
 from onnxsep.scopes import Owners, Scope, constant_value, scopes
@@ -99,14 +100,13 @@ def _against_masked(
 def _noise(model: Model, feeds: Feeds, options: RuntimeOptions) -> float:
     """How far the outputs of one model are apart when the runtime computes them in another order (relative)."""
     one, other = (run_reference(model, feeds, replace(options, optimize=optimize))[0] for optimize in (True, False))
-    worst = 0.0
+    largest = 0.0
     for name, values in one.items():
         if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-            wide, difference = values.astype(np.float64), values.astype(np.float64) - other[name]
-            finite = np.isfinite(difference)
-            size = float(np.linalg.norm(wide[finite]))
-            worst = max(worst, float(np.linalg.norm(difference[finite])) / size if size else 0.0)
-    return worst
+            tally = PartTally()
+            tally.add(values, other[name], samples_of(feeds.arrays))
+            largest = max(largest, tally.relative)
+    return largest
 
 
 def _unseen(source: Model, result: Model, feeds: Feeds, options: RuntimeOptions) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy.typing as npt
 import onnx
 
+from onnxsep.checking.feeding import Feeding, layers_report
 from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, Source, check_sampling, open_data
 from onnxsep.ensure import ensure_valid
 from onnxsep.errors import OptionError, VerificationError
@@ -73,6 +74,7 @@ def quantize(
     max_error: float | None = None,
     max_drop: float | None = None,
     output: str | None = None,
+    layers: bool = False,
     follow_links: bool = False,
     runtime: RuntimeOptions | None = None,
     progress: Progress | None = None,
@@ -110,6 +112,7 @@ def quantize(
             in float, as few as possible. It is measured on the samples that the calibration does not use, which need
             labels; the accuracy of the result has to be measured on others.
         output: For ``max_drop``: the output with the class scores, where there are several.
+        layers: Compare every tensor that source and result have in common, for the report: where does the error arise?
         follow_links: Follow links in the location of external data.
         runtime: Threads, provider, custom operators.
         progress: Told of every batch: (what, done, all).
@@ -196,6 +199,11 @@ def quantize(
     if not parts.held_out:
         notes.append("too few samples to hold any out: the error is measured on those of the calibration")
     outputs = measure(source, result, dataset, parts.measured, options)
+    compared = None
+    if layers:
+        feeding = Feeding(dataset, indices=tuple(parts.measured))
+        compared, why_not = layers_report(source, result, feeding, options)
+        notes += [why_not] if why_not else []
     report = QuantizeReport(
         source=model_info(source),
         bytes_before=size_bytes(source),
@@ -211,6 +219,7 @@ def quantize(
         integers=integers,
         accuracy=accuracy,
         notes=tuple(notes),
+        layers=compared,
         seconds=time.perf_counter() - started,
     )
     if max_error is not None and report.relative > max_error:

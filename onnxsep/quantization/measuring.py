@@ -1,17 +1,19 @@
 """The error of the quantised outputs, on samples that the calibration did not see."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxsep.comparison import samples_of
 from onnxsep.data import Dataset
 from onnxsep.errors import VerificationError
 from onnxsep.integer_io import RealRunner
 from onnxsep.io import Model
+from onnxsep.parts import PartTally
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.report import OutputError
+from onnxsep.report import part_reports
 from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
 
 _HELD_OUT = 5  # one sample of so many is kept for measuring
@@ -86,19 +88,18 @@ def measure(
             ) from error
         for name, values in expected.items():
             if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-                tallies.setdefault(name, _Tally()).add(name, values, np.asarray(actual[name]))
+                tallies.setdefault(name, _Tally()).add(name, values, np.asarray(actual[name]), samples_of(feed))
     return tuple(tally.result(name) for name, tally in tallies.items())
 
 
 @dataclass
 class _Tally:
-    squared_error: float = 0.0
-    squared: float = 0.0
+    parts: PartTally = field(default_factory=PartTally)
     max_abs: float = 0.0
     same: int = 0
     rows: int | None = 0
 
-    def add(self, name: str, expected: np.ndarray, actual: np.ndarray) -> None:
+    def add(self, name: str, expected: np.ndarray, actual: np.ndarray, samples: int | None) -> None:
         if expected.shape != actual.shape:
             raise VerificationError(
                 f"output {name!r} has shape {list(actual.shape)} after quantising, not {list(expected.shape)}; nothing"
@@ -109,10 +110,8 @@ class _Tally:
             raise VerificationError(
                 f"output {name!r} is NaN or infinite after quantising where it was a number; nothing was written"
             )
-        wide = expected[finite].astype(np.float64)
-        difference = wide - actual[finite].astype(np.float64)
-        self.squared_error += float(np.square(difference).sum())
-        self.squared += float(np.square(wide).sum())
+        self.parts.add(expected, actual, samples)
+        difference = expected[finite].astype(np.float64) - actual[finite].astype(np.float64)
         self.max_abs = max(self.max_abs, float(np.abs(difference).max(initial=0.0)))
         if self.rows is None or expected.ndim != 2 or expected.shape[1] < 2:
             self.rows = None
@@ -121,10 +120,11 @@ class _Tally:
         self.same += int((expected.argmax(axis=1) == actual.argmax(axis=1)).sum())
 
     def result(self, name: str) -> OutputError:
-        relative = math.sqrt(self.squared_error / self.squared) if self.squared else math.inf
         return OutputError(
             name=name,
-            relative=relative if self.squared_error else 0.0,
+            relative=self.parts.relative,
             max_abs=self.max_abs,
             agreement=self.same / self.rows if self.rows else None,
+            parts=part_reports(self.parts.parts()),
+            lost=tuple(self.parts.losses(f"output {name!r}")),
         )

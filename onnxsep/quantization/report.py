@@ -3,7 +3,7 @@
 from typing import Literal
 
 from onnxsep._version import __version__
-from onnxsep.report import ModelInfo, Record
+from onnxsep.report import LayersReport, ModelInfo, PartReport, Record
 
 
 class QuantizedNode(Record):
@@ -22,10 +22,14 @@ class OutputError(Record):
 
     name: str
     relative: float
-    """||source - result|| / ||source||, Euclidean norms."""
+    """||source - result|| / ||source||, Euclidean norms; that of the worst part, where there are parts."""
     max_abs: float
     agreement: float | None = None
     """Share of the samples whose largest value is at the same place; None where the output is not [samples, n]."""
+    parts: tuple[PartReport, ...] = ()
+    """Where parts of the output have unlike ranges."""
+    lost: tuple[str, ...] = ()
+    """What has lost its variation, in words."""
 
 
 class BiasCorrection(Record):
@@ -92,6 +96,8 @@ class QuantizeReport(Record):
     accuracy: AccuracyDrop | None = None
     """None without ``--max-drop``."""
     notes: tuple[str, ...] = ()
+    layers: LayersReport | None = None
+    """The tensors of source and result, where they were asked for."""
     seconds: float
 
     @property

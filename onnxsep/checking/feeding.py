@@ -1,0 +1,101 @@
+"""What two models are run on when they are compared: the user's data, the user's inputs, or random values."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxsep.checking.layers import Feeds, compare_layers
+from onnxsep.data import Dataset, Preprocessing, Source, open_data
+from onnxsep.errors import FeedError, OptionError
+from onnxsep.feeds import make_feeds
+from onnxsep.integer_io import as_real
+from onnxsep.io import Model
+from onnxsep.report import LayersReport
+from onnxsep.runtime import CannotRun, RuntimeOptions
+
+SAMPLES = 32
+_NOISE = "the inputs are random: noise tells less than real inputs (--data or --inputs)"
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """Where inputs come from.
+
+    Attributes:
+        data: What :func:`onnxsep.data.open_data` takes, or an open dataset.
+        preprocessing: Of images.
+        samples: At most so many of the data's samples, drawn with ``seed``.
+        inputs: An .npz or .npy file with one set of inputs.
+        input_shapes: For random inputs, by name.
+        seed: Of random inputs and of the choice of samples.
+        indices: The samples to use, where they are chosen already.
+    """
+
+    data: Source | Dataset | None = None
+    preprocessing: Preprocessing | None = None
+    samples: int | None = SAMPLES
+    inputs: str | os.PathLike[str] | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seed: int = 0
+    indices: tuple[int, ...] | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether the user has said anything about the inputs."""
+        return self.data is not None or self.inputs is not None or bool(self.input_shapes)
+
+    def open(self, model: Model) -> tuple[Feeds, tuple[str, ...]]:
+        """Inputs for a model, and what the reader must know about them.
+
+        Raises:
+            OptionError: data and inputs are both given, or a number is out of range.
+            FeedError: the inputs or shapes do not fit the model, or none can be made for it.
+            DataError: the data cannot be read, or do not fit the model.
+        """
+        if self.data is not None:
+            if self.inputs is not None or self.input_shapes:
+                raise OptionError("--data gives the inputs: leave out --inputs and --input-shape")
+            return self._from_data(self.data, model)
+        inputs = None if self.inputs is None else Path(self.inputs)
+        made = make_feeds(model, inputs=inputs, input_shapes=self.input_shapes, seed=self.seed)
+
+        def once(batch: int) -> Iterator[Mapping[str, Any]]:
+            yield made.arrays
+
+        return once, made.notes
+
+    def _from_data(self, data: Source | Dataset, model: Model) -> tuple[Feeds, tuple[str, ...]]:
+        dataset = data
+        if not isinstance(dataset, Dataset):
+            dataset = open_data(dataset, as_real(model), preprocessing=self.preprocessing)
+        opened = dataset
+        indices = opened.sample(self.samples, self.seed) if self.indices is None else self.indices
+
+        def batches(batch: int) -> Iterator[Mapping[str, Any]]:
+            return opened.feeds(indices, batch)
+
+        return batches, opened.notes
+
+
+def layers_report(
+    source: Model, result: Model, feeding: Feeding, options: RuntimeOptions
+) -> tuple[LayersReport | None, str]:
+    """The tensors of a source and of what was made of it, for the report of a command; or why there are none.
+
+    Raises:
+        FeedError: the given inputs do not fit the model.
+        DataError: the data cannot be read, or do not fit the model.
+    """
+    try:
+        feeds, notes = feeding.open(source)
+        if feeding.data is None and feeding.inputs is None:
+            notes = (*notes, _NOISE)
+        return compare_layers(source, result, feeds, options, notes), ""
+    except CannotRun as error:
+        return None, f"the layers are not compared: {error}"
+    except FeedError as error:
+        if feeding.given:
+            raise
+        return None, f"the layers are not compared: no inputs could be made: {error}"
