@@ -12,6 +12,7 @@ import onnxsep
 from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
 from onnxsep.cli.app import app
 from onnxsep.cli.options import (
+    TIME_LIMIT,
     CustomOps,
     Debug,
     FollowLinks,
@@ -22,6 +23,7 @@ from onnxsep.cli.options import (
     Quiet,
     Seed,
     Threads,
+    TimeLimit,
     print_json,
     printing,
     runtime_of,
@@ -77,6 +79,7 @@ def check(
     threads: Threads = 0,
     provider: Provider = "CPUExecutionProvider",
     custom_op_library: CustomOps = None,
+    time_limit: TimeLimit = TIME_LIMIT,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -97,7 +100,7 @@ def check(
         inputs=inputs,
         input_shapes=shapes_of(input_shape),
         seed=seed,
-        runtime=runtime_of(threads, provider, custom_op_library),
+        runtime=runtime_of(threads, provider, custom_op_library, time_limit),
         update=update,
         follow_links=follow_links,
     )

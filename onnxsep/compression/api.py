@@ -171,7 +171,7 @@ class Pipeline:
             raise OptionError("a pipeline is run by one process; torchrun is for `onnxsep finetune` alone")
         recipe, repeats = self.recipe, self.recipe.repeats
         if repeats is not None:
-            runtime = runtime or repeats.runtime()
+            runtime = repeats.runtime(runtime)
             preprocessing = preprocessing or repeats.image_preprocessing()
             output, input_shapes = output or repeats.output, input_shapes or repeats.input_shapes
         data = lasting(data)

@@ -51,6 +51,7 @@ ELSEWHERE: dict[str, str] = {
             ("threads", "runtime"),
             ("provider", "runtime"),
             ("custom_op_library", "runtime"),
+            ("time_limit", "runtime"),
         )
     },
 }
