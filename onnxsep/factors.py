@@ -128,6 +128,8 @@ def _factorize(model: Model, sites: Sites, replacement: Replacement) -> Factoriz
             return checked_factors(replacement, weight, factors)
     except FactorizationError as error:
         return str(error)
+    except MemoryError:
+        return "there is not enough memory to factorise it"
 
 
 def checked_factors(

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from onnxsep.cli.interrupts import saying
 from onnxsep.data import Preprocessing
-from onnxsep.errors import OnnxsepError, VerificationError
+from onnxsep.errors import OnnxsepError, OptionError, VerificationError
 from onnxsep.feeds import parse_input_shape
 from onnxsep.files import printable, write_text
 from onnxsep.render import make_console
