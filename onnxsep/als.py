@@ -31,6 +31,7 @@ from onnxsep.linalg import Array
 
 _LARGEST_SYSTEM = 2_400  # unknowns of normal equations that are formed; beyond, conjugate gradients are cheaper
 _LARGEST_BLOCK = 4_800  # the same, of a block, where there are fewer rows than inputs
+_LARGEST_PART = 2**24  # elements of what rows multiply, at a time
 _LARGEST_BATCH = 40_000_000  # elements of a stack of them, one for each output
 _CG_STEPS = 12
 _CG_TOLERANCE = 1e-4
@@ -171,9 +172,11 @@ class _Block:
     unknowns: str
     ridge: str = ""  # the same for a G that is the identity, "" where G has no part in it
     identities: str = ""  # letters of the identities, or of the ones, that this takes
+    products: str = ""  # the others once, rows -> what each row has to multiply, "" where H also sums over the outputs
+    factors: tuple[int, ...] = ()  # these others
 
 
-def _blocks(operands: Sequence[str], moments: int, unknowns: str, inputs: str) -> tuple[_Block, ...]:
+def _blocks(operands: Sequence[str], moments: int, unknowns: str, product: str) -> tuple[_Block, ...]:
     """Divide the operands into groups that share no letter; their Kronecker product is much cheaper to invert."""
     groups: list[tuple[set[str], list[int]]] = []
     for number, operand in enumerate(operands):
@@ -184,15 +187,16 @@ def _blocks(operands: Sequence[str], moments: int, unknowns: str, inputs: str) -
     blocks = []
     for letters, members in groups:
         own = "".join(letter for letter in unknowns if letter in letters)
-        blocks.append(_block(operands, members, moments, own + own.upper(), own, inputs))
+        blocks.append(_block(operands, members, moments, own + own.upper(), own, product))
     return tuple(blocks)
 
 
 def _block(
-    operands: Sequence[str], members: Sequence[int], moments: int, result: str, unknowns: str, inputs: str
+    operands: Sequence[str], members: Sequence[int], moments: int, result: str, unknowns: str, product: str
 ) -> _Block:
     """The einsum of these operands, the last ``moments`` of which are G, or its rows twice."""
     equation = ",".join(operands[member] for member in members) + "->" + result
+    output, inputs = product[0], product[1:]
     factors = [member for member in members if member < len(operands) - moments]
     if len(factors) == len(members):
         return _Block(tuple(members), equation, unknowns)
@@ -201,7 +205,14 @@ def _block(
     terms = ["".join(same.get(letter, letter) for letter in operands[member]) for member in factors]
     own = "".join(letter for letter in inputs if letter in unknowns)
     both = [letter + letter.upper() * (letter.upper() in result) for letter in own]
-    return _Block(tuple(members), equation, unknowns, ",".join([*terms, *both]) + "->" + result, own)
+    ridge = ",".join([*terms, *both]) + "->" + result
+    once = tuple(member for member in factors if member < (len(operands) - moments) // 2)
+    if moments == 1 or any(output in operands[member] and output not in result for member in once):
+        return _Block(tuple(members), equation, unknowns, ridge, own)
+    row = operands[-2][0]
+    products = ",".join([*(operands[member] for member in once), operands[-2]])
+    products += "->" + (output if output in result else "") + row + unknowns
+    return _Block(tuple(members), equation, unknowns, ridge, own, products, once)
 
 
 @cache
@@ -235,9 +246,9 @@ def _step(equation: str, position: int, by_rows: bool = False) -> _Step:
     return _Step(
         product=equation,
         adjoint=",".join([*others, result]) + "->" + own,
-        normal=_block(operands, everything, count, per_output + halves, unknowns, inputs),
-        blocks=() if mixed else _blocks(operands, count, unknowns, inputs),
-        diagonal=_block(twice, everything, count, per_output + unknowns, unknowns, inputs),
+        normal=_block(operands, everything, count, per_output + halves, unknowns, result),
+        blocks=() if mixed else _blocks(operands, count, unknowns, result),
+        diagonal=_block(twice, everything, count, per_output + unknowns, unknowns, result),
         unknowns=unknowns,
         per_output=per_output,
         shared=selects and not mixed,
@@ -280,13 +291,41 @@ def _evaluated(block: _Block, others: Sequence[Array], problem: Problem, sizes: 
     """The einsum of a block."""
     factors = (*others, *others)
     operands = (*factors, *problem.moments)
-    value = _einsum(block.equation, *(operands[member] for member in block.operands))
+    if block.products:
+        value = _summed_rows(block, [others[member] for member in block.factors], problem)
+    else:
+        value = _einsum(block.equation, *(operands[member] for member in block.operands))
     if block.ridge and problem.ridge:
         used = [factors[member] for member in block.operands if member < len(factors)]
         whole = any(letter + letter.upper() in block.ridge.split("->")[0].split(",") for letter in block.identities)
         ends = [np.eye(sizes[letter]) if whole else np.ones(sizes[letter]) for letter in block.identities]
         value = value + problem.ridge * _einsum(block.ridge, *used, *ends)
     return value
+
+
+def _summed_rows(block: _Block, factors: Sequence[Array], problem: Problem) -> Array:
+    """The einsum of a block but for its ridge, some rows at a time."""
+    rows, result = problem.moments[0], block.equation.split("->")[1]
+    whole = any(letter.isupper() for letter in result)
+    count = max(1, _LARGEST_PART * len(rows) // max(1, _size(block.products, factors, rows)))
+    total: Array | float = 0.0
+    shape: tuple[int, ...] = ()
+    for start in range(0, len(rows), count):
+        part = _einsum(block.products, *factors, rows[start : start + count])
+        ends = part.shape[part.ndim - len(block.unknowns) :]
+        shape = (*part.shape[: part.ndim - len(block.unknowns) - 1], *ends, *(ends if whole else ()))
+        flat = part.reshape(*part.shape[: part.ndim - len(block.unknowns)], -1)
+        total = total + (np.swapaxes(flat, -1, -2) @ flat if whole else (flat * flat).sum(axis=-2))
+    return np.asarray(total).reshape(shape)
+
+
+def _size(equation: str, factors: Sequence[Array], rows: Array) -> int:
+    """Elements of an einsum's result."""
+    left, result = equation.split("->")
+    sizes: dict[str, int] = {}
+    for term, array in zip(left.split(","), [*factors, rows], strict=True):
+        sizes.update(zip(term, array.shape, strict=True))
+    return math.prod(sizes[letter] for letter in result)
 
 
 def _solve_blocks(

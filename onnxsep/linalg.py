@@ -107,7 +107,7 @@ def _regression(cross: Array, gram: Array, rank: int) -> tuple[Array, Array]:
     scale = inverse_or_zero(np.sqrt(np.maximum(np.diagonal(gram), 0.0)))
     gram = gram * scale[:, None] * scale
     try:
-        lower: Array = np.linalg.cholesky(gram)
+        lower = np.asarray(np.linalg.cholesky(gram), np.float64)
         if np.diagonal(lower).min() ** 2 < _UNSEEN:
             raise np.linalg.LinAlgError
     except np.linalg.LinAlgError:  # some directions are not seen, such as those of dead channels
