@@ -30,10 +30,8 @@ from onnxsep.gram import Gram, RowGram
 from onnxsep.linalg import Array
 
 _LARGEST_SYSTEM = 2_400  # unknowns of normal equations that are formed; beyond, conjugate gradients are cheaper
-_LARGEST_BLOCK = 4_800  # the same, of a block, where there are fewer rows than inputs
 _LARGEST_PART = 2**24  # elements of what rows multiply, at a time
 _LARGEST_SUM = 2**21  # elements of it, where only a diagonal is wanted
-_MOST_WORK = 2e10  # operations for normal equations that sum over rows and outputs
 _LARGEST_BATCH = 40_000_000  # elements of a stack of them, one for each output
 _CG_STEPS = 12
 _CG_TOLERANCE = 1e-4
@@ -145,9 +143,7 @@ def balanced(equation: str, factors: Sequence[Array]) -> list[Array]:
             scale = np.sqrt(scale)
             current[first] = _einsum(f"{terms[first]},{shared}->{terms[first]}", current[first], scale)
             current[second] = _einsum(f"{terms[second]},{shared}->{terms[second]}", current[second], 1 / scale)
-            if problem.by_rows:  # products with the rows are cheap, normal equations of them are not
-        return factors[position] + _conjugate_gradients(step, others, factors, position, residual, problem)
-    largest = max(largest, float(scale.max()), 1 / float(scale.min()))
+            largest = max(largest, float(scale.max()), 1 / float(scale.min()))
         if len(pairs) == 1 or largest < _EVEN:  # one pair is even at once, several change each other
             break
     return current
@@ -277,11 +273,11 @@ def _improved(equation: str, factors: list[Array], position: int, problem: Probl
     others = [factor for place, factor in enumerate(factors) if place != position]
     slope = problem.cross - problem.times_gram(multiply(equation, factors))
     residual = _einsum(step.adjoint, *others, slope)
-    largest = max((math.prod(sizes[letter] for letter in block.unknowns) for block in step.blocks), default=0)
-    if len(step.blocks) > 1 and (largest <= _LARGEST_BLOCK or not problem.by_rows):
+    if problem.by_rows:  # products with the rows are cheap, normal equations of them are not
+        return factors[position] + _conjugate_gradients(step, others, factors, position, residual, problem)
+    if len(step.blocks) > 1:
         return factors[position] + _solve_blocks(step.blocks, others, problem, own, residual)
-    work = len(problem.moments[0]) * len(problem.cross) * unknowns**2 if step.normal.summed else 0
-    if unknowns > _LARGEST_SYSTEM or work > _MOST_WORK or batch * unknowns**2 > _LARGEST_BATCH:
+    if unknowns > _LARGEST_SYSTEM or batch * unknowns**2 > _LARGEST_BATCH:
         return factors[position] + _conjugate_gradients(step, others, factors, position, residual, problem)
     normal = _evaluated(step.normal, others, problem, sizes)
     if step.per_output or step.shared:  # rows of outputs: [o, unknowns]
