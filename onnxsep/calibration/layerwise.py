@@ -145,6 +145,10 @@ class _Calibrator:
             outcome = plain_outcome(replacement, read_weight(self._model, self._sites, site))
             self._done.outcomes[key] = outcome
         if isinstance(outcome, Factorized):
+            bias = read_bias(self._model, self._sites, site)
+            if replacement.new_bias:
+                stored = np.zeros(site.conv.out_channels) if bias is None else bias
+                outcome = replace(outcome, bias=stored.astype(STORED_TYPES[site.dtype]))
             self._done.by_place[site.place] = outcome
             self._done.notes[site.place] = NOT_FITTED.format(reason)
             self._replace(site, replacement.mode.reconstruct(site.conv, outcome.factors), None)
