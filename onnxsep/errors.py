@@ -53,6 +53,12 @@ class TrainingError(OnnxsepError):
     """Training cannot go on, and there are no better weights than those at its start."""
 
 
+class TimeLimitError(OnnxsepError):
+    """A run of a model took longer than it may."""
+
+    exit_status: ClassVar[int] = 3
+
+
 class PassError(OnnxsepError):
     """A pass broke one of its own promises; this is a bug in the pass."""
 

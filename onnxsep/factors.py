@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -18,6 +19,7 @@ from onnxsep.modes import Factors, Task, factor_shapes
 from onnxsep.planning import Plan, Replacement, drop, factor_key, naming, settle_shared
 from onnxsep.sites import Sites, read_weight
 from onnxsep.types import ConvLayer, Place
+from onnxsep.workers import in_threads
 
 STORED_TYPES: Mapping[str, Any] = {
     "float32": np.float32,
@@ -97,21 +99,12 @@ def factorize_all(
     unique = {factor_key(replacement): replacement for replacement in replacements}
     unique = {key: replacement for key, replacement in unique.items() if key not in done}
     # Many small problems in parallel on one thread each beat one after the other on many threads.
-    with threadpool_limits(1), ThreadPoolExecutor(max(1, min(workers or os.cpu_count() or 1, len(unique)))) as pool:
-        pending: dict[Future[Factorized | str], Replacement] = {
-            pool.submit(_factorize, model, sites, replacement): replacement for replacement in unique.values()
-        }
-        try:
-            while pending:
-                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    replacement = pending.pop(future)
-                    done[factor_key(replacement)] = future.result()
-                    if progress:
-                        progress(replacement.site.name, len(done), len(unique))
-        finally:
-            for future in pending:  # an error or Ctrl-C: do not start the rest
-                future.cancel()
+    jobs = {key: partial(_factorize, model, sites, replacement) for key, replacement in unique.items()}
+    with threadpool_limits(1), closing(in_threads(jobs, workers or os.cpu_count() or 1)) as found:
+        for key, made in found:
+            done[key] = made
+            if progress:
+                progress(unique[key].site.name, len(done), len(unique))
     for replacement in replacements:
         outcome = done[factor_key(replacement)]
         if isinstance(outcome, str):
@@ -135,6 +128,8 @@ def _factorize(model: Model, sites: Sites, replacement: Replacement) -> Factoriz
             return checked_factors(replacement, weight, factors)
     except FactorizationError as error:
         return str(error)
+    except MemoryError:
+        return "there is not enough memory to factorise it"
 
 
 def checked_factors(

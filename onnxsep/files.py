@@ -3,17 +3,25 @@
 import contextlib
 import os
 import secrets
+import shutil
 import stat
+import tempfile
+import threading
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
+from weakref import WeakSet
 
 from onnxsep.errors import ModelLoadError, ModelSaveError
 
 _CHUNK = 1 << 20
 _ZEROS = bytes(_CHUNK)
+_PATIENCE = 0.3  # seconds, for a rename
+_placing = threading.Lock()  # held while a finished file gets its name
+_folders: "WeakSet[tempfile.TemporaryDirectory[str]]" = WeakSet()
+_unfinished: "set[NewFiles]" = set()
 Identity = tuple[int, int]  # device and number of a file
 
 
@@ -92,19 +100,25 @@ class NewFiles:
 
     def __enter__(self) -> "NewFiles":
         self._mode = check_target(self.target)
+        _unfinished.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and self.remove() and isinstance(error, OSError):
+            raise _not_written(self.target, error) from error
+        _unfinished.discard(self)
+
+    def remove(self) -> bool:
+        """Remove the files, unless the target is in place; whether they had to be removed."""
         # An interrupt can come just after the last file was renamed: then all is complete and stays.
-        if kind is None or (self._finished is not None and not os.path.lexists(self._finished)):
-            return
+        if self._finished is not None and not os.path.lexists(self._finished):
+            return False
         for path in reversed(self._created):
             with contextlib.suppress(OSError):
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-        if isinstance(error, OSError):
-            raise _not_written(self.target, error) from error
+        return True
 
     def create(self, path: Path) -> BinaryIO:
         """Open a file that must not exist yet, with the permissions of the target; missing folders are made."""
@@ -132,8 +146,9 @@ class NewFiles:
                 raise ModelSaveError(
                     f"{self.target} was not written: the disk gave back other bytes than were written."
                 )
-        self._finished = path
-        path.replace(self.target)
+        with _placing:
+            self._finished = path
+            path.replace(self.target)
         if hasattr(os, "O_DIRECTORY"):  # make the rename itself last; Windows cannot
             with contextlib.suppress(OSError):  # not every file system can either, and the file is complete
                 folder = os.open(self.target.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -141,6 +156,26 @@ class NewFiles:
                     os.fsync(folder)
                 finally:
                     os.close(folder)
+
+
+def temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder for files of this process; a context, at whose end it goes.
+
+    Raises:
+        OSError: There is no place for it.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="onnxsep-")
+    _folders.add(folder)
+    return folder
+
+
+def abandon() -> None:
+    """Remove what is not finished, and finish nothing from now on: the process is about to end, whatever it is in."""
+    _placing.acquire(timeout=_PATIENCE)  # for good
+    for new in list(_unfinished):
+        new.remove()
+    for folder in list(_folders):
+        shutil.rmtree(folder.name, ignore_errors=True)
 
 
 def write_text(target: Path, text: str) -> None:

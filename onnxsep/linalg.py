@@ -110,31 +110,42 @@ def reduced_rank_regression(cross: Array, gram: Array, rank: int) -> tuple[Array
     return left.reshape(*lead, n, rank), right.reshape(*lead, rank, d)
 
 
+_FLOPS = 4e9  # of a piece, a fraction of a second
 _UNSEEN = 1e-12  # of the diagonal, which is scaled to one
 
 
 def _regression(cross: Array, gram: Array, rank: int) -> tuple[Array, Array]:
     """One matrix of ``reduced_rank_regression``: whiten the inputs, take the SVD, and undo the whitening."""
-    from scipy.linalg import LinAlgError, cholesky, solve_triangular  # as above: not every import needs it
-
     # Inputs of unit mean square: that nearly minimises the condition number (van der Sluis 1969), and then a dim
     # channel is as good as a bright one.
     scale = inverse_or_zero(np.sqrt(np.maximum(np.diagonal(gram), 0.0)))
     gram = gram * scale[:, None] * scale
     try:
-        lower = cholesky(gram, lower=True, check_finite=False)
+        lower = np.asarray(np.linalg.cholesky(gram), np.float64)
         if np.diagonal(lower).min() ** 2 < _UNSEEN:
-            raise LinAlgError
-    except LinAlgError:  # some directions are not seen, such as those of dead channels
+            raise np.linalg.LinAlgError
+    except np.linalg.LinAlgError:  # some directions are not seen, such as those of dead channels
         values, vectors = np.linalg.eigh(gram)
         seen = values > max(_UNSEEN, len(values) * np.finfo(np.float64).eps) * values[-1]
         whiten = vectors * np.sqrt(inverse_or_zero(np.where(seen, values, 0.0)))
         white = (cross * scale) @ whiten
         u = truncated_svd(white, rank).u
         return u, (u.T @ white) @ whiten.T * scale
-    white = solve_triangular(lower, (cross * scale).T, lower=True, check_finite=False).T
+    white = solve_lower(lower, (cross * scale).T).T
     u = truncated_svd(white, rank).u
-    return u, solve_triangular(lower, (u.T @ white).T, lower=True, trans="T", check_finite=False).T * scale
+    return u, solve_lower(lower, (u.T @ white).T, transposed=True).T * scale
+
+
+def solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Array:
+    """L^-1 R, or L^-T R, of a lower triangular L [n, n] and R [n, m]."""
+    from scipy.linalg import solve_triangular  # it takes 0.15 s to import, and only fits to data need it
+
+    # In pieces: it holds Python's global lock, and a signal would have to wait.
+    step = max(16, int(_FLOPS / max(lower.size, 1)))
+    trans = "T" if transposed else "N"
+    parts = [right[:, start : start + step] for start in range(0, right.shape[1], step)]
+    solved = [solve_triangular(lower, part, lower=True, trans=trans, check_finite=False) for part in parts]
+    return np.concatenate(solved, axis=1)
 
 
 def scaled_to_one(array: Array) -> tuple[Array, int]:
@@ -178,14 +189,8 @@ def _scaled_gram(matrices: Array) -> tuple[Array, NDArray[np.int32], Array]:
 
 def _leading_eigenvectors(gram: Array, rank: int) -> Array:
     """Eigenvectors [..., m, rank] of the largest eigenvalues of symmetric matrices, largest first."""
-    m = gram.shape[-1]
-    if gram.size == m * m and m >= 1024 and 3 * rank <= m:
-        # A third of one large spectrum: the subset driver takes 0.8 of the time; below that size it is no faster.
-        from scipy.linalg import eigh  # it takes 0.15 s to import, and only large spectra need it
-
-        matrix = gram.reshape(m, m)
-        vectors: Array = eigh(matrix, subset_by_index=[m - rank, m - 1], check_finite=False)[1]
-        return vectors[:, ::-1].reshape(*gram.shape[:-1], rank)
+    # Not scipy's driver for a part of the spectrum: it takes 0.8 of the time and holds Python's global lock for it, so
+    # that no signal is obeyed and no other Conv gets on.
     return np.linalg.eigh(gram)[1][..., ::-1][..., :rank]
 
 

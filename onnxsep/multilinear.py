@@ -53,9 +53,7 @@ class Multilinear(Mode):
         outputs = conv.out_channels // conv.group
         fitted: list[list[Array]] = []
         for group in range(conv.group):
-            problem = Problem(
-                statistics.gram[group].reshape(*inputs, *inputs), statistics.cross[group].reshape(outputs, *inputs)
-            )
+            problem = Problem(statistics.grams[group], statistics.cross[group].reshape(outputs, *inputs))
             factors = alternate(equation, [array[group] for array in start], problem, sweeps=task.sweeps)
             fitted.append(balanced(equation, factors))
         return self.join(conv, [np.stack(parts) for parts in zip(*fitted, strict=True)])

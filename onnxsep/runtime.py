@@ -2,26 +2,29 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import EncodeError
 
-from onnxsep.errors import MissingDependencyError, OptionError
+from onnxsep.errors import MissingDependencyError, OptionError, TimeLimitError
 from onnxsep.external import is_external, set_slot, slot_of
+from onnxsep.files import temporary_folder
 from onnxsep.io import Model
 from onnxsep.tensors import tensor_protos
+from onnxsep.workers import OutOfTime, within
 
 _FATAL_ONLY = 4  # the runtime's log level; errors reach the user as exceptions, in one line
 _LARGEST_PROTO = 2**31 - 1  # bytes; protobuf's own limit
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _FOLDER_KEY_SINCE = (1, 21)  # before, absolute locations do, which later versions refuse
 _CPU = "CPUExecutionProvider"
+TIME_LIMIT = 600.0  # seconds
 _NO_ARRAYS = ("bfloat16", "float8", "float4", "int4", "int2")  # types that the Python interface cannot hand over
 
 
@@ -34,12 +37,14 @@ class RuntimeOptions:
         provider: The execution provider; operators that it lacks run on the CPU.
         custom_op_libraries: Shared libraries with custom operators.
         optimize: Whether the runtime may optimise the graph (fuse, fold constants, change layouts).
+        time_limit: Seconds that loading a model, or a run of it, may take; 0: any time.
     """
 
     threads: int = 0
     provider: str = _CPU
     custom_op_libraries: tuple[Path, ...] = ()
     optimize: bool = True
+    time_limit: float = TIME_LIMIT
 
     def check(self) -> None:
         """Refuse what no model can be run with, before one is opened.
@@ -53,6 +58,8 @@ class RuntimeOptions:
             raise OptionError(
                 f"unknown provider {self.provider!r}; the installed onnxruntime has: {', '.join(available)}"
             )
+        if not 0 <= self.time_limit < float("inf"):
+            raise OptionError(f"the time limit must be 0 (none) or a number of seconds, not {self.time_limit}")
         for library in self.custom_op_libraries:
             if not Path(library).is_file():
                 raise OptionError(f"custom-operator library {str(library)!r} not found")
@@ -77,18 +84,24 @@ class Runner:
         ModelLoadError: external data is missing or may not be read.
         OptionError: the provider, a custom-operator library or the number of threads cannot be used.
         MissingDependencyError: onnxruntime cannot be imported.
+        TimeLimitError: it takes longer than it may.
     """
 
     def __init__(self, model: Model, options: RuntimeOptions = _DEFAULTS) -> None:
         ort = _onnxruntime()
+        self._run_options, self._limit = ort.RunOptions, options.time_limit
+        self._name = "the model" if model.path is None else repr(str(model.path))
         settings = _session_options(ort, options)
         providers = list(dict.fromkeys((options.provider, _CPU)))
         with _source(ort, model) as (source, folder):
             if folder is not None:
                 settings.add_session_config_entry(_FOLDER_KEY, folder)
+            # Without enable_fallback=0 some failures are printed and tried again on another provider.
+            create = partial(ort.InferenceSession, source, settings, providers=providers, enable_fallback=0)
             try:
-                # Without enable_fallback=0 some failures are printed and tried again on another provider.
-                self._session = ort.InferenceSession(source, settings, providers=providers, enable_fallback=0)
+                self._session = within(create, self._limit)
+            except OutOfTime:
+                raise self._out_of_time("loading") from None
             except Exception as error:  # the runtime raises a dozen unrelated classes, its own and pybind11's
                 raise CannotRun(readable_reason(str(error))) from error
         self._session.disable_fallback()
@@ -110,13 +123,34 @@ class Runner:
 
         Raises:
             CannotRun: the runtime raises while running, or an input is missing or does not fit.
+            TimeLimitError: the run takes longer than it may.
+        """
+        running = self._run_options()
+        running.log_severity_level = _FATAL_ONLY
+        try:
+            return within(lambda: self.alone(feeds, running), self._limit, partial(setattr, running, "terminate", True))
+        except OutOfTime:
+            raise self._out_of_time("a run of") from None
+
+    def alone(self, feeds: Mapping[str, Any], running: Any = None) -> dict[str, Any]:
+        """The same with nobody beside it: no time limit, no answer to Ctrl-C, no time lost.
+
+        Args:
+            feeds: as above.
+            running: the runtime's options of this run.
         """
         names = [value.name for value in self._session.get_outputs()]
         try:
-            values = self._session.run(names, dict(feeds))
+            values = self._session.run(names, dict(feeds), running)
         except Exception as error:  # see above
             raise CannotRun(readable_reason(str(error))) from error
         return dict(zip(names, values, strict=True))
+
+    def _out_of_time(self, what: str) -> TimeLimitError:
+        return TimeLimitError(
+            f"{what} {self._name} takes longer than {self._limit:g} s, and was stopped; --time-limit gives it more time"
+            f" (--time-limit 1h; 0: any time; in Python: RuntimeOptions(time_limit=...))"
+        )
 
 
 def available_providers() -> tuple[str, ...]:
@@ -186,7 +220,7 @@ def _temporary_file(content: bytes) -> Iterator[str]:
     """
     with ExitStack() as stack:
         try:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxsep-")), "model.onnx")
+            path = Path(stack.enter_context(temporary_folder()), "model.onnx")
             path.write_bytes(content)
         except OSError as error:
             raise CannotRun(f"a temporary copy of the model cannot be written: {error}") from error

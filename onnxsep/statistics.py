@@ -1,13 +1,14 @@
 """What calibration data tell about one Conv: the second-order statistics that its factors are fitted to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxsep.gram import DenseGram, Gram, Mixed
 from onnxsep.linalg import Array
 
 
-@dataclass(frozen=True)
 class Statistics:
     """Averages over sampled output positions, one matrix for each group of the Conv.
 
@@ -16,14 +17,34 @@ class Statistics:
     there. Where the replacement has a bias both are centred, for the mean goes into the bias.
 
     Attributes:
-        gram: [group, d, d], the mean of x x^T, x as the rewritten network delivers it.
+        grams: for each group the mean of x x^T, [d, d], x as the rewritten network delivers it.
         cross: [group, out_channels / group, d], the mean of y x^T.
-        mixed: [group, d, d], the mean of x0 x^T, x0 as the original network has it; None where they are the same.
+        mixes: for each group the mean of x0 x^T, [d, d], x0 as the original network has it; None where they are the
+            same.
     """
 
-    gram: Array
-    cross: Array
-    mixed: Array | None = None
+    def __init__(
+        self,
+        gram: Array | Sequence[Gram],
+        cross: Array,
+        mixed: Array | Sequence[Mixed] | None = None,
+    ) -> None:
+        """Take the matrices as arrays [group, d, d], or in another form."""
+        self.grams: tuple[Gram, ...] = tuple(one if isinstance(one, Gram) else DenseGram(one) for one in gram)
+        self.cross = cross
+        self.mixes: tuple[Mixed, ...] | None = None
+        if mixed is not None:
+            self.mixes = tuple(one if isinstance(one, Mixed) else Mixed(None, one) for one in mixed)
+
+    @property
+    def gram(self) -> Array:
+        """All Gram matrices, [group, d, d]; for a Conv with a large d ``grams`` takes far less memory."""
+        return np.stack([gram.dense() for gram in self.grams])
+
+    @property
+    def mixed(self) -> Array | None:
+        """All of ``mixes``, [group, d, d]."""
+        return None if self.mixes is None else np.stack([one.dense() for one in self.mixes])
 
     def with_prior(self, weight: Array, strength: float) -> "Statistics":
         """Add ``strength`` times the mean diagonal of the Gram matrix, as if unit inputs gave the weight's outputs.
@@ -35,30 +56,27 @@ class Statistics:
             weight: [out_channels, in_channels / group, *kernel_shape] of the original Conv.
             strength: relative to the data.
         """
-        group, size = self.gram.shape[:2]
-        matrix = weight.reshape(group, -1, size)
-        index = np.arange(size)
-        mean = np.trace(self.gram, axis1=1, axis2=2) / size
+        matrix = weight.reshape(self.cross.shape)
+        mean = np.array([gram.mean_diagonal for gram in self.grams])
         ridge = np.where(mean > 0, strength * mean, 1.0)  # a group that is dead altogether: the weight is all we have
-        gram, cross = self.gram.copy(), self.cross + ridge[:, None, None] * matrix
-        gram[:, index, index] += ridge[:, None]
-        if self.mixed is None:
-            return replace(self, gram=gram, cross=cross)
-        mixed = self.mixed.copy()
-        mixed[:, index, index] += ridge[:, None]
-        return Statistics(gram, cross, mixed)
+        grams = [gram.with_ridge(float(added)) for gram, added in zip(self.grams, ridge, strict=True)]
+        cross = self.cross + ridge[:, None, None] * matrix
+        if self.mixes is None:
+            return Statistics(grams, cross)
+        mixed = [replace(one, ridge=one.ridge + float(added)) for one, added in zip(self.mixes, ridge, strict=True)]
+        return Statistics(grams, cross, mixed)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean [group, d] and mean square x x^T [group, d, d] of patches x."""
+    """Mean [group, d] of patches x, and for each group the covariance [d, d]."""
 
     mean: Array
-    square: Array
+    centred: tuple[Gram, ...]
 
-    def centred(self) -> Array:
-        """The covariance [group, d, d]."""
-        return self.square - self.mean[:, :, None] * self.mean[:, None, :]
+    def square(self) -> tuple[Gram, ...]:
+        """For each group the mean square x x^T, [d, d]."""
+        return tuple(gram.with_mean(mean) for gram, mean in zip(self.centred, self.mean, strict=True))
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxsep.als import balanced
-from onnxsep.linalg import Array, principal_axes, reduced_rank_regression, squared_singular_values, truncated_svd
+from onnxsep.linalg import Array, principal_axes, squared_singular_values, truncated_svd
 from onnxsep.modes import Factors, Task
 from onnxsep.multilinear import Multilinear, half_rank
 from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
@@ -84,15 +84,16 @@ class Channel(Multilinear):
         if init not in ("response", "joint") or statistics is None:
             return super().fit(task, rank, init)
         if init == "joint":
-            left, right = reduced_rank_regression(statistics.cross, statistics.gram, rank[0] // conv.group)
+            given = zip(statistics.grams, statistics.cross, strict=True)
+            pairs = [gram.regression(cross, rank[0] // conv.group) for gram, cross in given]
         elif self.is_exact(conv, rank):  # any basis of the outputs will do, and this one is exact to rounding
             return self.factorize(task, rank)
         else:
             matrices = _matrices(task)
-            responses = matrices @ statistics.gram @ np.swapaxes(matrices, -1, -2)
-            left = principal_axes(responses, rank[0] // conv.group)
-            right = np.swapaxes(left, -1, -2) @ matrices
-        even = [balanced(self.equation(conv), pair) for pair in zip(left, right, strict=True)]
+            parts = list(zip(statistics.grams, matrices, strict=True))
+            axes = [principal_axes(gram.times(matrix) @ matrix.T, rank[0] // conv.group) for gram, matrix in parts]
+            pairs = [(left, left.T @ matrix) for left, (_, matrix) in zip(axes, parts, strict=True)]
+        even = [balanced(self.equation(conv), pair) for pair in pairs]
         return self.join(conv, [np.stack(parts) for parts in zip(*even, strict=True)])
 
     def equation(self, conv: Conv) -> str:

@@ -27,6 +27,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxsep.als import balanced
+from onnxsep.gram import Gram, Mixed, RowGram
 from onnxsep.linalg import Array, principal_axes, reduced_rank_regression, squared_singular_values, truncated_svd
 from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Task
 from onnxsep.multilinear import Multilinear, summed
@@ -81,12 +82,15 @@ class Depthwise(Multilinear):
         """Algorithm 1 or 2 of paper 002, channel by channel, or all channels together."""
         if init == "joint" or task.statistics is None:
             return super().fit(task, rank, init)
-        (terms,), gram, slices = rank, task.statistics.gram[0], _slices(task.weight)
+        (terms,), gram, slices = rank, task.statistics.grams[0], _slices(task.weight)
         if init == "response":
             pointwise, depthwise = _leading_responses(slices, gram, terms)
         elif init == "compensated":
-            mixed = gram if task.statistics.mixed is None else task.statistics.mixed[0]
-            pointwise, depthwise = _compensated(slices, gram, mixed, terms)
+            mixed = Mixed.of(gram) if task.statistics.mixes is None else task.statistics.mixes[0]
+            if isinstance(gram, RowGram):
+                pointwise, depthwise = _compensated_by_rows(slices, gram, mixed, terms)
+            else:
+                pointwise, depthwise = _compensated(slices, gram.dense(), mixed.dense(), terms)
         else:
             return super().fit(task, rank, init)
         factors = [pointwise.transpose(2, 1, 0), depthwise.transpose(1, 0, 2)]  # [T, out, in] and [T, in, taps]
@@ -124,7 +128,7 @@ def _slices(weight: Array) -> Array:
     return slices
 
 
-def _leading_responses(slices: Array, gram: Array, terms: int) -> tuple[Array, Array]:
+def _leading_responses(slices: Array, gram: Gram, terms: int) -> tuple[Array, Array]:
     """Algorithm 1: the leading left singular vectors U of every channel's responses W_i X_i, and U^T W_i.
 
     Args:
@@ -136,8 +140,7 @@ def _leading_responses(slices: Array, gram: Array, terms: int) -> tuple[Array, A
         [in, out, T] and [in, T, taps].
     """
     channels, _, taps = slices.shape
-    index = np.arange(channels)
-    blocks = gram.reshape(channels, taps, channels, taps)[index, :, index, :]
+    blocks = gram.blocks(np.arange(channels * taps).reshape(channels, taps))
     u = principal_axes(slices @ blocks @ np.swapaxes(slices, 1, 2), terms)
     return u, np.swapaxes(u, 1, 2) @ slices
 
@@ -157,4 +160,20 @@ def _compensated(slices: Array, gram: Array, mixed: Array, terms: int) -> tuple[
         error += slices[channel] @ mixed[rows]
         pointwise[channel], depthwise[channel] = reduced_rank_regression(error[:, rows], gram[rows, rows], terms)
         error -= pointwise[channel] @ depthwise[channel] @ gram[rows]
+    return pointwise, depthwise
+
+
+def _compensated_by_rows(slices: Array, gram: RowGram, mixed: Mixed, terms: int) -> tuple[Array, Array]:
+    """The same where there are fewer rows than columns: E itself is smaller than E X^T."""
+    channels, outputs, taps = slices.shape
+    pointwise, depthwise = np.zeros((channels, outputs, terms)), np.zeros((channels, terms, taps))
+    originals = gram.rows if mixed.left is None else mixed.left
+    error = np.zeros((outputs, len(gram.rows)))  # E
+    for channel in range(channels):
+        index = np.arange(channel * taps, (channel + 1) * taps)
+        error += slices[channel] @ originals[:, index].T
+        # The ridges stand for unit inputs, of which no two channels share any.
+        wanted = error @ gram.rows[:, index] + mixed.ridge * slices[channel]
+        pointwise[channel], depthwise[channel] = reduced_rank_regression(wanted, gram.block(index, index), terms)
+        error -= pointwise[channel] @ depthwise[channel] @ gram.rows[:, index].T
     return pointwise, depthwise

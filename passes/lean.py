@@ -38,7 +38,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxsep.errors import FactorizationError
-from onnxsep.linalg import Array
+from onnxsep.linalg import Array, solve_lower
 from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Mode, Task
 from onnxsep.types import INPUT, AddLayer, ChannelPadLayer, Conv, ConvLayer, Layer, Rank, RankAxis
 
@@ -125,22 +125,23 @@ class Lean(Mode):
             return super().fit(task, rank, init)
         conv = task.conv
         taps = math.prod(conv.kernel_shape)
-        gram, cross = task.statistics.gram[0], task.statistics.cross[0]  # [d, d], [out, d]
+        gram, cross = task.statistics.grams[0], task.statistics.cross[0]  # [d, d], [out, d]
         channels = min(conv.in_channels, conv.out_channels)
         centre = np.arange(conv.in_channels) * taps + _centre(conv)
         own = np.arange(channels)[:, None] * taps + _cross(conv)  # [channels, q]: the places of each output's cross
         count = own.shape[1]
         # With L L^T the Gram matrix of the centre taps: S = K - Y^T Y is what the cross taps add, Y = L^-1 B.
-        lower = _cholesky(gram[np.ix_(centre, centre)])
-        mixed = _solve(lower, gram[np.ix_(centre, own.ravel())]).reshape(-1, channels, count)
-        wanted = _solve(lower, cross[:, centre].T)  # [in, out]
-        schur = gram[own[:, :, None], own[:, None, :]] - np.einsum("icp,icq->cpq", mixed, mixed)
+        lower = _cholesky(gram.block(centre, centre))
+        mixed = solve_lower(lower, gram.block(centre, own.ravel())).reshape(-1, channels, count)
+        wanted = solve_lower(lower, cross[:, centre].T)  # [in, out]
+        crosses = gram.blocks(own)
+        schur = crosses - np.einsum("icp,icq->cpq", mixed, mixed)
         right = cross[np.arange(channels)[:, None], own] - np.einsum("icq,ic->cq", mixed, wanted[:, :channels])
-        mean = gram[own, own].mean(axis=1)
+        mean = np.diagonal(crosses, axis1=1, axis2=2).mean(axis=1)
         schur[:, range(count), range(count)] += np.where(mean > 0, _RIDGE * mean, 1.0)[:, None]
         taken = np.linalg.solve(schur, right[..., None])[..., 0]
         wanted[:, :channels] -= np.einsum("icq,cq->ic", mixed, taken)
-        return _factors(conv, _solve(lower, wanted, trans="T").T, taken)
+        return _factors(conv, solve_lower(lower, wanted, transposed=True).T, taken)
 
     def reconstruct(self, conv: Conv, factors: Factors) -> Array:
         """The weight with zeros outside the pattern."""
@@ -205,19 +206,10 @@ def _by(sizes: list[int] | tuple[int, ...]) -> str:
 
 def _cholesky(matrix: Array) -> Array:
     """The lower Cholesky factor, of the matrix with a ridge where rounding has made it indefinite."""
-    from scipy.linalg import LinAlgError, cholesky  # it takes long to import, and only fits to data need it
-
     mean = float(np.trace(matrix)) / len(matrix)
     for ridge in (0.0, _RIDGE, 1e3 * _RIDGE, 1e6 * _RIDGE):
         shifted = matrix + ridge * (mean if mean > 0 else 1.0) * np.eye(len(matrix))
-        with suppress(LinAlgError):
-            factor: Array = cholesky(shifted, lower=True, check_finite=False)
+        with suppress(np.linalg.LinAlgError):
+            factor: Array = np.linalg.cholesky(shifted)
             return factor
     raise FactorizationError("the calibration data give a Gram matrix that is not positive")
-
-
-def _solve(lower: Array, right: Array, trans: str = "N") -> Array:
-    from scipy.linalg import solve_triangular  # as above
-
-    solved: Array = solve_triangular(lower, right, lower=True, trans=trans)
-    return solved

@@ -139,7 +139,7 @@ def test_compensation_knows_both_inputs(monkeypatch: pytest.MonkeyPatch) -> None
     x0, x = x0[kept], seen[2].inputs[kept].astype(np.float64)
     expected = (x0 - x0.mean(axis=0)).T @ (x - x.mean(axis=0)) / kept.sum()
     assert seen[2].mixed is not None
-    assert np.allclose(seen[2].mixed[0], expected, atol=1e-4 * np.abs(expected).max())
+    assert np.allclose(seen[2].mixed[0].dense(), expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_later_convs_make_up_for_earlier_losses(tmp_path: Path) -> None:

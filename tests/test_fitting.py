@@ -295,7 +295,7 @@ def test_moments_tell_the_same_as_samples(conv: Conv, new_bias: bool) -> None:
 def test_moments_survive_a_large_mean() -> None:
     """A spread that is small beside the mean is not lost to rounding."""
     rows = patches(CONV, 500, mean=0) * 1e-3 + 100
-    found = _moments(CONV, rows.astype(np.float32)).centred()[0]
+    found = _moments(CONV, rows.astype(np.float32)).centred[0].dense()
     expected = np.cov(rows.astype(np.float32).astype(np.float64).T, bias=True)
     assert np.allclose(found, expected, atol=1e-3 * np.abs(expected).max())
 

@@ -17,6 +17,7 @@ rounds are compared on held-out positions.
 One part of the images is held out. No result is taken that is worse there than the factors of the weights alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from onnxsep.calibration.sampling import Floats
 from onnxsep.calibration.schedule import Tail
+from onnxsep.gram import Gram, Mixed, gram_of, mean_product
 from onnxsep.linalg import Array
 from onnxsep.modes import Factors, Mode, Task
 from onnxsep.statistics import SiteMoments, Statistics
@@ -34,7 +36,6 @@ PRIOR = 1e-3  # of the mean diagonal of the Gram matrix
 _ROUNDS = 3  # of the target for clipped outputs; more lower the error of the layer, but not that of the network
 _SWEEPS = 4  # of the alternating least squares in each of them
 _ROUNDING = 1e-6  # of single precision
-_CHUNK = 4096  # rows at a time
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,14 @@ class Samples:
         targets: [rows, out_channels], y of the original network with its bias.
         skip: [rows, out_channels], s and s', where the tail has a skip.
         held_out: [rows], the rows that are not for fitting.
-        mixed: [group, d, d], the mean of x0 x^T, where it was asked for.
+        mixed: for each group the mean of x0 x^T, [d, d], where it was asked for.
     """
 
     inputs: Floats
     targets: Floats
     skip: tuple[Floats, Floats] | None
     held_out: NDArray[np.bool_]
-    mixed: Array | None = None
+    mixed: tuple[Mixed, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,8 @@ def fit_moments(
         errors = []
         for part in (moments.fit, moments.held_out):
             mean = (difference @ part.mean[:, :, None])[:, :, 0] - shift
-            lost = _energy(difference, part.centred()) + float(np.vdot(mean, mean))
-            whole = _energy(matrix, part.centred())
+            lost = _energy(difference, part.centred) + float(np.vdot(mean, mean))
+            whole = _energy(matrix, part.centred)
             errors.append(float(np.sqrt(max(lost, 0.0) / whole)) if whole > 0 else float(lost > 0))
         return errors[0], errors[1], bias
 
@@ -163,8 +164,9 @@ def fit_moments(
         return Fit(plain, bias, fitted, before, before, fell_back=False)
     if init == "svd":
         return Fit(plain, old if new_bias else None, fitted, before, before, fell_back=False)
-    gram = moments.fit.centred() if new_bias else moments.fit.square
-    statistics = Statistics(gram, matrix @ gram).with_prior(weight, prior)
+    grams = moments.fit.centred if new_bias else moments.fit.square()
+    cross = np.stack([gram.times(one) for gram, one in zip(grams, matrix, strict=True)])
+    statistics = Statistics(grams, cross).with_prior(weight, prior)
     factors = mode.fit(Task(conv, weight, statistics, start=plain), rank, init)
     better = measured(factors, init)
     if better[1] <= before:
@@ -172,9 +174,9 @@ def fit_moments(
     return Fit(plain, bias, fitted, before, before, fell_back=True)
 
 
-def _energy(matrix: Array, covariance: Array) -> float:
+def _energy(matrix: Array, covariance: Sequence[Gram]) -> float:
     """Mean of |M x|^2 for x of mean zero, over all groups."""
-    return float(np.vdot(matrix @ covariance, matrix))
+    return sum(float(np.vdot(gram.times(one), one)) for gram, one in zip(covariance, matrix, strict=True))
 
 
 class Fitter:
@@ -213,9 +215,10 @@ class Fitter:
         self._fit_rows, self._held = ~samples.held_out, samples.held_out
         inputs = samples.inputs[self._fit_rows]
         self._mean = inputs.mean(axis=0, dtype=np.float64) if new_bias else np.zeros(inputs.shape[1])
-        self._centred = inputs - self._mean.astype(np.float32)
-        groups = self._centred.reshape(len(inputs), conv.group, -1)
-        self._gram = np.stack([mean_product(groups[:, group], groups[:, group]) for group in range(conv.group)])
+        inputs -= self._mean.astype(np.float32)
+        self._centred = inputs
+        groups = inputs.reshape(len(inputs), conv.group, -1)
+        self._grams = [gram_of(groups[:, group]) for group in range(conv.group)]
 
     def run(self, init: str) -> Fit:
         """The best of what this initialisation finds."""
@@ -257,7 +260,7 @@ class Fitter:
         shape = (len(rows), self._conv.group, -1)
         outputs, inputs = rows.reshape(shape), self._centred.reshape(shape)
         cross = np.stack([mean_product(outputs[:, group], inputs[:, group]) for group in range(self._conv.group)])
-        return Statistics(self._gram, cross, self._samples.mixed).with_prior(self._weight, self._prior)
+        return Statistics(self._grams, cross, self._samples.mixed).with_prior(self._weight, self._prior)
 
     def _target(self, predicted: Floats | None) -> Floats:
         """What the outputs of the replacement should be, given what they are now; [rows, out_channels]."""
@@ -304,12 +307,3 @@ def majorised(wanted: Floats, now: Floats, low: Floats | np.float32, high: Float
     wanted = np.where(wanted <= low, np.minimum(now, low), wanted)
     reached: Floats = np.where(wanted >= high, np.maximum(now, high), wanted)
     return reached
-
-
-def mean_product(left: NDArray[np.floating], right: NDArray[np.floating]) -> Array:
-    """The mean over rows of left^T right, [left columns, right columns]; products in single, sums in double."""
-    total = np.zeros((left.shape[1], right.shape[1]))
-    for start in range(0, len(left), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        total += left[rows].astype(np.float32).T @ right[rows].astype(np.float32)
-    return total / max(len(left), 1)

@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsep.errors import CalibrationError
+from onnxsep.files import temporary_folder
 from onnxsep.io import Model, read_tensor
 from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
 from onnxsep.scopes import names_within
@@ -43,7 +44,7 @@ class Store:
             weakref.finalize(kept, self._release, array.nbytes)
             return kept
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="onnxsep-")
+            self._folder = temporary_folder()
         self._count += 1
         path = Path(self._folder.name, f"{self._count}.npy")
         try:
@@ -192,7 +193,7 @@ class Frontier:
         )  # 4: initialisers are no inputs
         proto.opset_import.extend(source.proto.opset_import)
         proto.functions.extend(source.proto.functions)
-        piece = Model(proto, base_dir=source.base_dir, follow_links=source.follow_links)
+        piece = Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
         try:
             return Runner(piece, self._options), inputs
         except CannotRun as error:

@@ -17,17 +17,19 @@ import onnx
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from onnxsep.calibration.fitting import Fit, Samples, fit, fit_bias, mean_product
+from onnxsep.calibration.fitting import Fit, Samples, fit, fit_bias
 from onnxsep.calibration.refinement import Half, Pair
 from onnxsep.calibration.sampling import Floats, gather_outputs, gather_patches, input_sizes, output_shape
 from onnxsep.calibration.schedule import Step, Tail, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk, finite, split
 from onnxsep.constants import read_constant
-from onnxsep.errors import FactorizationError
+from onnxsep.errors import CalibrationError, FactorizationError
 from onnxsep.factors import STORED_TYPES, Factorized, OutputErrors, Progress, checked_factors
+from onnxsep.gram import Mixed, mean_product, scaled_rows
 from onnxsep.graph import build_tensor
 from onnxsep.io import Model
 from onnxsep.linalg import Array
+from onnxsep.modes import Task
 from onnxsep.planning import Plan, Replacement, factor_key, in_main_graph, naming
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.sites import Sites, read_weight
@@ -35,6 +37,9 @@ from onnxsep.types import Conv, ConvSite, Place
 
 _LARGE = 1500  # inputs * taps of a group
 FELL_BACK = "on held-out positions nothing was better than the factors of the weights alone"
+NOT_FITTED = "its factors are those of the weights alone, for it cannot be fitted: {}"
+UNFIT = (CalibrationError, MemoryError, np.linalg.LinAlgError)
+"""What may come up in the fit of one Conv, and leaves the others as they are."""
 SHARED = "its weight is shared: the factors are those of the first Conv, only the bias was fitted"
 # Of the pull towards the weight, times unknowns by rows. Chosen on ResNet-20 by agreement with the original on training
 # images that were not calibrated with: of 0, 0.1, 0.3 and 1, the last was best by far with 40 images and 12 positions
@@ -110,6 +115,7 @@ class _Calibrator:
         self._replaced: dict[int, onnx.NodeProto] = {}
         self._halves: dict[Place, Half] = {}  # Convs that may be fitted again with one behind or before them
         self._done = Calibrated(samples=walk.samples)
+        self._failed: BaseException | None = None
 
     def run(self, progress: Progress | None) -> Calibrated:
         sites = [row.site for row in self._replacements.values()]
@@ -119,11 +125,34 @@ class _Calibrator:
             self._advance(step)
             replacement = self._replacements[step.site.place]
             with naming(replacement.mode, step.site.name), blas_threads(step.site.conv):
-                told = self._calibrate(step, replacement)
+                try:
+                    told = self._calibrate(step, replacement)
+                except UNFIT as error:
+                    self._failed = self._failed or error
+                    told = self._unfitted(step, replacement, unfit(error))
             if progress:
                 progress(f"{step.site.name}: {told}", number + 1, len(steps))
+        if self._failed is not None and not any(found.errors for found in self._done.by_place.values()):
+            raise CalibrationError(f"no Conv can be fitted: {unfit(self._failed)}") from self._failed
         self._done.note_nested(self._plan)
         return self._done
+
+    def _unfitted(self, step: Step, replacement: Replacement, reason: str) -> str:
+        """Take the factors of the weights alone for a Conv that cannot be fitted; gives the reason."""
+        site, key = step.site, factor_key(replacement)
+        outcome = self._done.outcomes.get(key)
+        if outcome is None:
+            outcome = plain_outcome(replacement, read_weight(self._model, self._sites, site))
+            self._done.outcomes[key] = outcome
+        if isinstance(outcome, Factorized):
+            bias = read_bias(self._model, self._sites, site)
+            if replacement.new_bias:
+                stored = np.zeros(site.conv.out_channels) if bias is None else bias
+                outcome = replace(outcome, bias=stored.astype(STORED_TYPES[site.dtype]))
+            self._done.by_place[site.place] = outcome
+            self._done.notes[site.place] = NOT_FITTED.format(reason)
+            self._replace(site, replacement.mode.reconstruct(site.conv, outcome.factors), None)
+        return f"not fitted: {reason}"
 
     def _advance(self, step: Step) -> None:
         self._walk.advance(step)
@@ -295,6 +324,22 @@ def blas_threads(conv: Conv) -> AbstractContextManager[Any]:
     return threadpool_limits(1) if size < _LARGE else nullcontext()
 
 
+def unfit(error: BaseException) -> str:
+    """Why a Conv cannot be fitted, in words."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it; fewer --samples or --positions need less"
+    return str(error)
+
+
+def plain_outcome(replacement: Replacement, weight: Array) -> Factorized | str:
+    """The factors of the weight alone, or why there are none."""
+    try:
+        factors = replacement.mode.factorize(Task(replacement.site.conv, weight), replacement.rank)
+        return checked_factors(replacement, weight, factors)
+    except UNFIT as error:
+        return f"it cannot be factorised: {unfit(error)}"
+
+
 def read_bias(model: Model, sites: Sites, site: ConvSite) -> Array | None:
     """The constant bias of a site, [out_channels]; None where it has none.
 
@@ -325,9 +370,12 @@ def told(result: Fit) -> str:
     return f"{result.before:.3f} -> {result.held_out:.3f}"
 
 
-def _mixed(originals: Floats, rows: Floats, group: int, *, centre: bool) -> Array:
+def _mixed(originals: Floats, rows: Floats, group: int, *, centre: bool) -> tuple[Mixed, ...]:
     """The mean of x0 x^T for each group, both centred where the bias is fitted."""
-    shape = (len(rows), group, -1)
+    shape = (len(rows), group, rows.shape[1] // group)
     pair = [array - array.mean(axis=0) if centre else array for array in (originals, rows)]
     left, right = (array.reshape(shape) for array in pair)
-    return np.stack([mean_product(left[:, number], right[:, number]) for number in range(group)])
+    groups = [(left[:, number], right[:, number]) for number in range(group)]
+    if len(rows) < shape[2]:
+        return tuple(Mixed(scaled_rows(before), scaled_rows(after)) for before, after in groups)
+    return tuple(Mixed(None, mean_product(before, after)) for before, after in groups)

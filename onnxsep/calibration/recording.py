@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.calibration.fitting import fit_moments, mean_product
+from onnxsep.calibration.fitting import fit_moments
 from onnxsep.calibration.layerwise import FELL_BACK, SHARED, Calibrated, blas_threads, outcome_of, read_bias, told
 from onnxsep.calibration.sampling import Floats
 from onnxsep.calibration.schedule import make_schedule
@@ -15,6 +15,7 @@ from onnxsep.calibration.statistics_file import Recorded, model_fingerprint
 from onnxsep.calibration.walk import CalibrationOptions, Walk, split
 from onnxsep.errors import CalibrationError, FactorizationError
 from onnxsep.factors import Factorized, Progress
+from onnxsep.gram import gram_of
 from onnxsep.io import Model
 from onnxsep.planning import Plan, factor_key, in_main_graph, naming
 from onnxsep.runtime import RuntimeOptions
@@ -67,8 +68,7 @@ def _moments(conv: Conv, patches: Floats) -> Moments:
     parts = patches.reshape(len(patches), conv.group, -1)
     mean = parts.mean(axis=0, dtype=np.float64)
     centred = parts - mean.astype(np.float32)  # before squaring: a large mean would hide a small spread
-    covariance = np.stack([mean_product(centred[:, group], centred[:, group]) for group in range(conv.group)])
-    return Moments(mean, covariance + mean[:, :, None] * mean[:, None, :])
+    return Moments(mean, tuple(gram_of(centred[:, group]) for group in range(conv.group)))
 
 
 def calibrate_from(

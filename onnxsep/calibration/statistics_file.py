@@ -1,8 +1,9 @@
 """Statistics of a network's Convs in a file, so that factors can be fitted again without the data.
 
-The file is an .npz. It holds, for every Conv of the main graph, mean and Gram matrix of what it reads in the original
-network, on positions for fitting and on held-out ones. They do not depend on mode or rank. What they cannot tell is
-what a rewritten network delivers in its place, so a fit to them takes each Conv as if it were the only one replaced.
+The file is an .npz. It holds, for every Conv of the main graph, mean and covariance of what it reads in the original
+network, on positions for fitting and on held-out ones; where there are fewer positions than inputs, the centred rows
+take the covariance's place. They do not depend on mode or rank. What they cannot tell is what a rewritten network
+delivers in its place, so a fit to them takes each Conv as if it were the only one replaced.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,13 +23,15 @@ from numpy.typing import NDArray
 
 from onnxsep.errors import CalibrationError
 from onnxsep.files import NewFiles
+from onnxsep.gram import DenseGram, RowGram
 from onnxsep.io import Model, read_tensor
-from onnxsep.linalg import Array
 from onnxsep.paths import Kind
 from onnxsep.statistics import Moments, SiteMoments
 from onnxsep.types import Place
 
-_FORMAT = "onnxsep statistics 1"
+_FORMAT = "onnxsep statistics 2"
+_WITHOUT_ROWS = "onnxsep statistics 1"  # the format before, which knows covariances only
+_PARTS = ("mean", "covariance", "rows")
 # What numpy, zipfile and a header of another kind raise.
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError),
@@ -87,7 +91,8 @@ def save_statistics(path: str | os.PathLike[str], recorded: Recorded) -> None:
     for number, site in enumerate(recorded.sites.values()):
         for part, moments in (("fit", site.fit), ("held_out", site.held_out)):
             arrays[f"{number}.{part}.mean"] = moments.mean
-            arrays[f"{number}.{part}.covariance"] = moments.centred().astype(np.float32)
+            for name, array in _stored(moments).items():
+                arrays[f"{number}.{part}.{name}"] = array
     content = BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]  # the stub takes the keywords for options
     with NewFiles(Path(path)) as new:
@@ -103,7 +108,7 @@ def load_statistics(path: str | os.PathLike[str], model: Model) -> Recorded:
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             header = json.loads(str(arrays["header"]))
-            if header["format"] != _FORMAT:
+            if header["format"] not in (_FORMAT, _WITHOUT_ROWS):
                 raise ValueError(f"its format is {header['format']!r}")
             if header["fingerprint"] != model_fingerprint(model):
                 raise CalibrationError(
@@ -112,7 +117,7 @@ def load_statistics(path: str | os.PathLike[str], model: Model) -> Recorded:
             found = {
                 (int(place[0]), int(place[1])): SiteMoments(
                     *(
-                        _moments(arrays[f"{number}.{part}.mean"], arrays[f"{number}.{part}.covariance"])
+                        _moments({name: arrays[key] for name in _PARTS if (key := f"{number}.{part}.{name}") in arrays})
                         for part in ("fit", "held_out")
                     )
                 )
@@ -127,16 +132,27 @@ def load_statistics(path: str | os.PathLike[str], model: Model) -> Recorded:
         raise CalibrationError(f"{path} cannot be read as a statistics file: {error}") from error
 
 
-def _moments(mean: Array, covariance: NDArray[np.float32]) -> Moments:
-    mean = mean.astype(np.float64)
-    return Moments(mean, covariance.astype(np.float64) + mean[:, :, None] * mean[:, None, :])
+def _stored(moments: Moments) -> dict[str, NDArray[np.floating[Any]]]:
+    """The arrays of a file: the mean, and the covariances or the rows that they are made of, in single precision."""
+    grams = moments.centred
+    if all(isinstance(gram, RowGram) for gram in grams):
+        rows = np.stack([gram.rows.astype(np.float32) for gram in grams if isinstance(gram, RowGram)])
+        return {"mean": moments.mean, "rows": rows}
+    return {"mean": moments.mean, "covariance": np.stack([gram.dense().astype(np.float32) for gram in grams])}
+
+
+def _moments(arrays: Mapping[str, NDArray[np.floating[Any]]]) -> Moments:
+    mean = arrays["mean"].astype(np.float64)
+    if "rows" in arrays:
+        return Moments(mean, tuple(RowGram(rows.astype(np.float64)) for rows in arrays["rows"]))
+    return Moments(mean, tuple(DenseGram(matrix.astype(np.float64)) for matrix in arrays["covariance"]))
 
 
 def is_statistics(path: Path) -> bool:
     """Whether a file is one of these, and may be replaced by another."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return bool(json.loads(str(arrays["header"]))["format"] == _FORMAT)
+            return bool(json.loads(str(arrays["header"]))["format"] in (_FORMAT, _WITHOUT_ROWS))
     except _UNREADABLE:
         return False
 

@@ -5,7 +5,6 @@ One module for each command, or for a few that belong together; importing it add
 
 import io
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Annotated
 import typer
 
 import onnxsep
-from onnxsep.cli import compress, evaluate, finetune, look, prune, quantize, rewrite
+from onnxsep.cli import compress, evaluate, finetune, interrupts, look, prune, quantize, rewrite
 from onnxsep.cli.app import app
 from onnxsep.cli.options import Debug, debugging
 from onnxsep.errors import OnnxsepError
+from onnxsep.workers import any_left
 
 __all__ = ["app", "compress", "evaluate", "finetune", "look", "main", "prune", "quantize", "rewrite"]
 
@@ -43,22 +43,21 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end in an error
             stream.reconfigure(errors="backslashreplace")
-    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: temporary files are removed; nohup stays in force
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
     if sys.stdout is None:  # closed by the caller (>&-)
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the end of the process
-    try:
-        app()
-    except OnnxsepError as error:
-        _fail(str(error), error.exit_status)
-    except Exception as error:  # a bug of ours; the user still gets one line
-        _fail(f"internal error, please report it with the output of --debug: {type(error).__name__}: {error}", 1)
+    with interrupts.handled():
+        try:
+            app()
+        except OnnxsepError as error:
+            _fail(str(error), error.exit_status)
+        except Exception as error:  # a bug of ours; the user still gets one line
+            _fail(f"internal error, please report it with the output of --debug: {type(error).__name__}: {error}", 1)
 
 
 def _fail(message: str, status: int) -> None:
     if debugging():
         traceback.print_exc()
     typer.echo(f"onnxsep: error: {message}", err=True)
+    if any_left():  # a run of a model that is out of time
+        interrupts.end(status)
     sys.exit(status)

@@ -1,9 +1,25 @@
 """The application that the commands of this package enter."""
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
+
+from onnxsep.cli.interrupts import saying
+
+
+class _Group(TyperGroup):
+    """All commands; an interrupt ends any of them in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the context names."""
+        with saying(lambda: ""):
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="onnxsep",
+    cls=_Group,
     help="A compiler for trained CNNs in ONNX: graph in, smaller and faster graph out.",
     no_args_is_help=True,
     add_completion=False,

@@ -8,7 +8,9 @@ import typer
 
 from onnxsep import compression
 from onnxsep.cli.app import app
+from onnxsep.cli.interrupts import saying
 from onnxsep.cli.options import (
+    TIME_LIMIT,
     Color,
     CustomOps,
     Debug,
@@ -29,6 +31,7 @@ from onnxsep.cli.options import (
     Size,
     Std,
     Threads,
+    TimeLimit,
     preprocessing_of,
     printing,
     progress_bar,
@@ -43,7 +46,6 @@ from onnxsep.compression.manifest import MANIFEST
 from onnxsep.compression.render import print_compress
 from onnxsep.compression.report import StepReport
 from onnxsep.paths import OTHER_RESULT, REPORT, Reads, check_paths
-from onnxsep.runtime import RuntimeOptions
 
 
 @app.command()
@@ -105,6 +107,7 @@ def compress(
     threads: Threads = 0,
     provider: Provider = "CPUExecutionProvider",
     custom_op_library: CustomOps = None,
+    time_limit: TimeLimit = TIME_LIMIT,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -129,42 +132,39 @@ def compress(
         libraries=custom_op_library or (),
     )
     check_paths(reads, {OTHER_RESULT: target, MANIFEST: manifest_path(target), REPORT: report, WORK: place})
-    runtime = runtime_of(threads, provider, custom_op_library)
+    runtime = runtime_of(threads, provider, custom_op_library, time_limit)
 
     def told(step: StepReport) -> None:
         if not quiet:
             done = "was done before" if step.resumed else f"{step.seconds:.1f} s"
             typer.echo(f"step {step.number} {step.command}: {done}", err=True)
 
-    with progress_bar(quiet or as_json) as progress:
-        try:
-            result = compression.compress(
-                model,
-                chosen,
-                data=data,
-                labels=labels,
-                test=test,
-                test_labels=test_labels,
-                metric=metric,
-                output=scores,
-                test_samples=test_samples,
-                runs=runs,
-                seed=seed,
-                preprocessing=preprocessing_of(preprocess, scale, mean, std, layout, size, color),
-                inputs=inputs,
-                input_shapes=shapes_of(input_shape) or None,
-                work=place,
-                fresh=fresh,
-                keep_steps=keep_steps,
-                follow_links=follow_links,
-                device=device,
-                runtime=None if runtime == RuntimeOptions() else runtime,
-                progress=progress,
-                told=told,
-            )
-        except KeyboardInterrupt:
-            typer.echo(f"onnxsep: interrupted; the same command goes on with what is in {place}", err=True)
-            raise typer.Exit(130) from None
+    again = f"the same command goes on with what is in {place}"
+    with progress_bar(quiet or as_json) as progress, saying(lambda: again if place.is_dir() else "nothing was written"):
+        result = compression.compress(
+            model,
+            chosen,
+            data=data,
+            labels=labels,
+            test=test,
+            test_labels=test_labels,
+            metric=metric,
+            output=scores,
+            test_samples=test_samples,
+            runs=runs,
+            seed=seed,
+            preprocessing=preprocessing_of(preprocess, scale, mean, std, layout, size, color),
+            inputs=inputs,
+            input_shapes=shapes_of(input_shape) or None,
+            work=place,
+            fresh=fresh,
+            keep_steps=keep_steps,
+            follow_links=follow_links,
+            device=device,
+            runtime=runtime,
+            progress=progress,
+            told=told,
+        )
     shower(report, as_json, quiet, print_compress)(saved(result, target))
 
 

@@ -9,6 +9,7 @@ import typer
 from onnxsep import evaluation
 from onnxsep.cli.app import app
 from onnxsep.cli.options import (
+    TIME_LIMIT,
     Color,
     CustomOps,
     Debug,
@@ -24,6 +25,7 @@ from onnxsep.cli.options import (
     Size,
     Std,
     Threads,
+    TimeLimit,
     preprocessing_of,
     print_json,
     printing,
@@ -77,6 +79,7 @@ def evaluate(
     threads: Threads = 0,
     provider: Provider = "CPUExecutionProvider",
     custom_op_library: CustomOps = None,
+    time_limit: TimeLimit = TIME_LIMIT,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -96,7 +99,7 @@ def evaluate(
             runs=runs,
             memory=not no_memory,
             follow_links=follow_links,
-            runtime=runtime_of(threads, provider, custom_op_library),
+            runtime=runtime_of(threads, provider, custom_op_library, time_limit),
             progress=progress,
         )
     with printing():

@@ -1,15 +1,18 @@
 """onnxsep finetune."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
 from onnxsep import finetuning
+from onnxsep.cli import interrupts
 from onnxsep.cli.app import app
 from onnxsep.cli.options import (
+    TIME_LIMIT,
     Color,
     CustomOps,
     Debug,
@@ -28,6 +31,7 @@ from onnxsep.cli.options import (
     Size,
     Std,
     Threads,
+    TimeLimit,
     preprocessing_of,
     progress_bar,
     runtime_of,
@@ -127,6 +131,7 @@ def finetune(
     threads: Threads = 0,
     provider: Provider = "CPUExecutionProvider",
     custom_op_library: CustomOps = None,
+    time_limit: TimeLimit = TIME_LIMIT,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -159,7 +164,10 @@ def finetune(
             libraries=custom_op_library or (),
         )
         check_paths(reads, {RESULT: target, REPORT: report, CHECKPOINT: place})
-    with _one_speaks(), progress_bar(quiet or as_json or not leads) as progress:
+    left = _left(place, 0.0 if resume else time.time())
+    if not leads:
+        interrupts.say_nothing()
+    with _one_speaks(), progress_bar(quiet or as_json or not leads) as progress, interrupts.saying(left):
         result = finetuning.finetune(
             model,
             data=data,
@@ -188,19 +196,22 @@ def finetune(
             seed=seed,
             device=device,
             follow_links=follow_links,
-            runtime=runtime_of(threads, provider, custom_op_library),
+            runtime=runtime_of(threads, provider, custom_op_library, time_limit),
             progress=progress,
         )
     done = result.report
+    if done.stopped == "interrupted":
+        interrupts.ignore_more()
     if leads:
-        shower(report, as_json, quiet, print_finetune)(saved(result, target))
+        with interrupts.saying(left):
+            shower(report, as_json, quiet, print_finetune)(saved(result, target))
     elif done.stopped == "interrupted":
-        raise typer.Exit(130)
+        raise typer.Exit(interrupts.status())
     else:
         return
     if done.stopped == "interrupted":
         typer.echo(f"onnxsep: interrupted; {target} holds the best so far, --resume goes on", err=True)
-        raise typer.Exit(130)
+        raise typer.Exit(interrupts.status())
     if done.stopped == "diverged":
         typer.echo(f"onnxsep: warning: {done.notes[-1]}", err=True)
 
@@ -215,7 +226,15 @@ def _one_speaks() -> Iterator[None]:
             parallel.wait_for_first()
             raise typer.Exit(error.exit_status) from error
         raise
-    except KeyboardInterrupt:
-        if parallel.rank():
-            raise typer.Exit(130) from None
-        raise
+
+
+def _left(checkpoint: Path, since: float) -> Callable[[], str]:
+    """What to say where no result is written: how to go on, if there is a checkpoint of this run."""
+
+    def words() -> str:
+        with suppress(OSError):
+            if checkpoint.stat().st_mtime >= since:
+                return f"nothing was written but {checkpoint}, from which --resume goes on"
+        return "nothing was written"
+
+    return words

@@ -12,6 +12,7 @@ import onnxsep
 from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
 from onnxsep.cli.app import app
 from onnxsep.cli.options import (
+    TIME_LIMIT,
     Color,
     CustomOps,
     Debug,
@@ -29,6 +30,7 @@ from onnxsep.cli.options import (
     Size,
     Std,
     Threads,
+    TimeLimit,
     preprocessing_of,
     print_json,
     printing,
@@ -104,6 +106,7 @@ def check(
     threads: Threads = 0,
     provider: Provider = "CPUExecutionProvider",
     custom_op_library: CustomOps = None,
+    time_limit: TimeLimit = TIME_LIMIT,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -128,7 +131,7 @@ def check(
         samples=samples,
         input_shapes=shapes_of(input_shape),
         seed=seed,
-        runtime=runtime_of(threads, provider, custom_op_library),
+        runtime=runtime_of(threads, provider, custom_op_library, time_limit),
         update=update,
         follow_links=follow_links,
     )

@@ -1,6 +1,7 @@
 """Options that several commands share, and what is done with them before and after the work."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from onnxsep.cli.interrupts import saying
 from onnxsep.data import Preprocessing
-from onnxsep.errors import OnnxsepError, VerificationError
+from onnxsep.errors import OnnxsepError, OptionError, VerificationError
 from onnxsep.feeds import parse_input_shape
 from onnxsep.files import printable, write_text
 from onnxsep.render import make_console
@@ -78,6 +80,13 @@ FollowLinks = Annotated[
 ]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads to use; 0 leaves it to the runtime.")]
 Provider = Annotated[str, typer.Option("--provider", help="Execution provider of ONNX Runtime.")]
+TIME_LIMIT = "10m"
+"""As the options of a command line say it."""
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+_LONGEST = 1e9  # seconds
+TimeLimit = Annotated[
+    str, typer.Option("--time-limit", help="Time that a run of a model may take: 90 (seconds), 10m, 2h; 0: any time.")
+]
 CustomOps = Annotated[
     list[Path] | None, typer.Option("--custom-op-library", help="Shared library with custom operators.")
 ]
@@ -117,26 +126,42 @@ def preprocessing_of(file: Path | None, *values: str | None) -> Preprocessing | 
     return replace(Preprocessing.load(file), **{key: getattr(options, key) for key in given})
 
 
-def runtime_of(threads: int, provider: str, libraries: list[Path] | None) -> RuntimeOptions:
+def runtime_of(
+    threads: int, provider: str, libraries: list[Path] | None, time_limit: str = TIME_LIMIT
+) -> RuntimeOptions:
     """How models are to be run."""
-    return RuntimeOptions(threads=threads, provider=provider, custom_op_libraries=tuple(libraries or ()))
+    return RuntimeOptions(
+        threads=threads,
+        provider=provider,
+        custom_op_libraries=tuple(libraries or ()),
+        time_limit=_seconds(time_limit),
+    )
+
+
+def _seconds(text: str) -> float:
+    """What --time-limit gives."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
+    try:
+        seconds = float(number) * _UNITS[unit]
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= _LONGEST:
+        raise OptionError(f"--time-limit {text!r} is no time: give seconds (90), or 90s, 10m, 2h; 0 for none")
+    return seconds
 
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar on standard error, nothing where that is no terminal; Ctrl-C within ends in status 130."""
+    """A progress bar on standard error, nothing where that is no terminal; to interrupt it writes nothing."""
     console = Console(stderr=True, emoji=False)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
-    try:
+    with saying(lambda: "nothing was written"):
         if quiet or not console.is_terminal:
             yield None
             return
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("", total=None)
             yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
-    except KeyboardInterrupt:
-        typer.echo("onnxsep: interrupted; nothing was written", err=True)
-        raise typer.Exit(130) from None
 
 
 def check_verify(verify: str, no_verify: bool, output: Path | None, dry_run: bool, kinds: tuple[str, ...]) -> None:

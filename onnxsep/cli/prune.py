@@ -8,6 +8,7 @@ import typer
 from onnxsep import pruning
 from onnxsep.cli.app import app
 from onnxsep.cli.options import (
+    TIME_LIMIT,
     CustomOps,
     Debug,
     FollowLinks,
@@ -19,6 +20,7 @@ from onnxsep.cli.options import (
     ReportFile,
     Seed,
     Threads,
+    TimeLimit,
     check_verify,
     failure_shown,
     progress_bar,
@@ -88,6 +90,7 @@ def prune(
     threads: Threads = 0,
     provider: Provider = "CPUExecutionProvider",
     custom_op_library: CustomOps = None,
+    time_limit: TimeLimit = TIME_LIMIT,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -130,7 +133,7 @@ def prune(
             seed=seed,
             max_error=max_error,
             follow_links=follow_links,
-            runtime=runtime_of(threads, provider, custom_op_library),
+            runtime=runtime_of(threads, provider, custom_op_library, time_limit),
             progress=progress,
         )
     show(saved(result, target))

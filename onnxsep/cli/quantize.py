@@ -8,6 +8,7 @@ import typer
 from onnxsep import quantization
 from onnxsep.cli.app import app
 from onnxsep.cli.options import (
+    TIME_LIMIT,
     Color,
     CustomOps,
     Debug,
@@ -26,6 +27,7 @@ from onnxsep.cli.options import (
     Size,
     Std,
     Threads,
+    TimeLimit,
     failure_shown,
     preprocessing_of,
     progress_bar,
@@ -123,6 +125,7 @@ def quantize(
     threads: Threads = 0,
     provider: Provider = "CPUExecutionProvider",
     custom_op_library: CustomOps = None,
+    time_limit: TimeLimit = TIME_LIMIT,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -163,7 +166,7 @@ def quantize(
             output=scores,
             layers=layers,
             follow_links=follow_links,
-            runtime=runtime_of(threads, provider, custom_op_library),
+            runtime=runtime_of(threads, provider, custom_op_library, time_limit),
             progress=progress,
         )
     show(saved(result, output))

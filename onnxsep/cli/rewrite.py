@@ -9,6 +9,7 @@ import onnxsep
 from onnxsep.calibration import STATISTICS
 from onnxsep.cli.app import app
 from onnxsep.cli.options import (
+    TIME_LIMIT,
     Color,
     CustomOps,
     Data,
@@ -29,6 +30,7 @@ from onnxsep.cli.options import (
     Size,
     Std,
     Threads,
+    TimeLimit,
     check_verify,
     failure_shown,
     preprocessing_of,
@@ -124,6 +126,7 @@ def rewrite(
     threads: Threads = 0,
     provider: Provider = "CPUExecutionProvider",
     custom_op_library: CustomOps = None,
+    time_limit: TimeLimit = TIME_LIMIT,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -171,7 +174,7 @@ def rewrite(
             tune=tune,
             layers=layers,
             follow_links=follow_links,
-            runtime=runtime_of(threads, provider, custom_op_library),
+            runtime=runtime_of(threads, provider, custom_op_library, time_limit),
             progress=progress,
         )
     show(saved(result, target))

@@ -179,7 +179,7 @@ class Pipeline:
             load_metric(metric)
         recipe, repeats, images = self.recipe, self.recipe.repeats, Preprocessing.of(preprocessing)
         if repeats is not None:
-            runtime = runtime or repeats.runtime()
+            runtime = repeats.runtime(runtime)
             images = images or repeats.image_preprocessing()
             output, input_shapes = output or repeats.output, input_shapes or repeats.input_shapes
         data = lasting(data)

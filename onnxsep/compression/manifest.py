@@ -86,11 +86,13 @@ class Manifest(Record):
     steps: tuple[DoneStep, ...] = ()
     result: Content | None = None
 
-    def runtime(self) -> RuntimeOptions:
-        """How models were run."""
-        return RuntimeOptions(
-            self.threads, self.provider, custom_op_libraries=tuple(map(Path, self.custom_op_libraries))
-        )
+    def runtime(self, given: RuntimeOptions | None) -> RuntimeOptions:
+        """How models were run; or as it is given now, where that says more than a time limit."""
+        limit = RuntimeOptions().time_limit if given is None else given.time_limit
+        if given is not None and given != RuntimeOptions(time_limit=limit):
+            return given
+        libraries = tuple(map(Path, self.custom_op_libraries))
+        return RuntimeOptions(self.threads, self.provider, custom_op_libraries=libraries, time_limit=limit)
 
     def image_preprocessing(self) -> Preprocessing | None:
         """How images were read."""

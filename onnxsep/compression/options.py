@@ -50,6 +50,7 @@ ELSEWHERE: dict[str, str] = {
             ("threads", "runtime"),
             ("provider", "runtime"),
             ("custom_op_library", "runtime"),
+            ("time_limit", "runtime"),
         )
     },
 }

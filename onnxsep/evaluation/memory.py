@@ -6,7 +6,6 @@ A process of its own, because a peak never falls again: what other models, and t
 import pickle
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,6 +17,7 @@ import onnx
 from onnxsep.errors import OnnxsepError
 from onnxsep.evaluation.report import Memory
 from onnxsep.external import is_external
+from onnxsep.files import temporary_folder
 from onnxsep.io import Model, load
 from onnxsep.runtime import CannotRun, Runner, RuntimeOptions, available_providers
 from onnxsep.saving import save
@@ -46,7 +46,7 @@ def measure_memory(model: Model, feed: Mapping[str, np.ndarray], options: Runtim
         with ExitStack() as stack:
             path = model.path
             if not model.pristine or model.stored is not None or path is None:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxsep-"))
+                folder = stack.enter_context(temporary_folder())
                 path = Path(folder, "model.onnx")
                 save(replace(model, stored=None, pristine=False), path)
             external = any(map(is_external, tensor_protos(model.proto)))

@@ -54,7 +54,9 @@ class Session:
     def timed(self, feeds: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], Any]:
         """A call that runs the model alone on any of these feeds: what integers it takes is computed before."""
         own = {id(feed): self._runner.own(feed) for feed in feeds}
-        return lambda feed: self._runner.run(own[id(feed)])
+        for feed in feeds[:1]:  # within the time limit, which timed runs do without
+            self(feed)
+        return lambda feed: self._runner.run.alone(own[id(feed)])
 
 
 def named(models: Sequence[Model]) -> list[Candidate]:

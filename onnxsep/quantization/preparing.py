@@ -1,6 +1,5 @@
 """What must be done to a model before the quantiser can take it: weights in memory, operators new enough, names."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import onnx
 from onnx import shape_inference, version_converter
 
 from onnxsep.external import is_external
+from onnxsep.files import temporary_folder
 from onnxsep.io import Model
 from onnxsep.quantization.equalizing import equalize
 from onnxsep.quantization.errors import QuantizationError
@@ -50,7 +50,7 @@ def prepare(source: Model, settings: Settings) -> Prepared:
     """
     _refuse_quantized(source.proto)
     proto, notes = _in_memory(source)
-    with tempfile.TemporaryDirectory(prefix="onnxsep-") as folder:
+    with temporary_folder() as folder:
         first, second = Path(folder, "source.onnx"), Path(folder, "prepared.onnx")
         try:
             first.write_bytes(proto.SerializeToString())

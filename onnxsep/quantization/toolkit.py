@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def pre_process(source: Path, target: Path) -> tuple[str, ...]:
             attempts.insert(0, {})
         for number, options in enumerate(attempts, start=1):
             try:
-                quant_pre_process(str(source), str(target), **options)
+                with _temporary_files_in(source.parent):
+                    quant_pre_process(str(source), str(target), **options)
                 break
             except Exception:
                 if number == len(attempts):
@@ -150,6 +152,16 @@ def apply(
         quantizer.model.topological_sort()
         result: onnx.ModelProto = quantizer.model.model
     return result
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let the tool put its own temporary folders there, so that they go with it whenever the process is ended."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextlib.contextmanager
