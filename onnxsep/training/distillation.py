@@ -103,7 +103,7 @@ def tune(
         progress: Told of every step.
 
     Raises:
-        MissingDependencyError: torch or onnx2torch is not installed.
+        MissingDependencyError: torch is not installed.
         UnsupportedModelError: The student has an operator that torch cannot train.
         FeedError: The batches do not fit the models, or there are fewer than two samples.
         OptionError: A name or a number cannot be used.
