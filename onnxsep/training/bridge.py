@@ -16,11 +16,19 @@ from onnx import numpy_helper
 from onnxsep.errors import OptionError, UnsupportedModelError
 from onnxsep.external import is_external
 from onnxsep.io import Model, read_tensor
-from onnxsep.scopes import hold_tensor, is_standard
+from onnxsep.scopes import hold_tensor, is_standard, scopes
 from onnxsep.tensors import DATA_FIELDS
 from onnxsep.training.converters import Operation, convert, import_torch
 from onnxsep.training.module import Step, module_class, run_steps
-from onnxsep.training.normalize import Normalized, branches, every_node, normalized_copy, reads, trained_outputs
+from onnxsep.training.normalize import (
+    Normalized,
+    branches,
+    every_node,
+    normalized_copy,
+    reads,
+    trained_outputs,
+    writable_tensors,
+)
 
 # Inputs of a node that are weights. Elementwise operators are listed apart: most of their constants are no weights.
 _WEIGHTS = {
@@ -121,20 +129,20 @@ def write_back(model: Model, arrays: Mapping[str, NDArray[Any]]) -> Model:
 
     Args:
         model: The model that the tensors belong to.
-        arrays: New values by name, of initialisers or outputs of Constant nodes of the main graph, in the stored
-            shape and type. What was in a data file is then in the proto; ``onnxsep.save`` puts initialisers into the
-            new data file if they are named in its ``externalize``.
+        arrays: New values by name, of initialisers or outputs of Constant nodes of the main graph or a branch in it,
+            in the stored shape and type. What was in a data file is then in the proto; ``onnxsep.save`` puts
+            initialisers into the new data file if they are named in its ``externalize``.
 
     Raises:
         OptionError: There is no such tensor, or the shape or type differs.
     """
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for node in proto.graph.node:
-        value = hold_tensor(node) if arrays.keys() & set(node.output) else None
-        if value is not None:
-            tensors[node.output[0]] = value
+    for scope in scopes(proto):
+        for node in scope.body.node:
+            if not arrays.keys().isdisjoint(node.output):
+                hold_tensor(node)  # what is written goes into the node, also where it held numbers
+    tensors = writable_tensors(proto)
     for name, array in arrays.items():
         if name not in tensors:
             raise OptionError(f"there is no weight {name!r} in the model's main graph to write to")

@@ -72,7 +72,6 @@ def _scatter_nd(attributes: Attributes) -> Call:
 
     def call(x: Any, indices: Any, updates: Any) -> Any:
         flat, length = _flat(x, indices, 0)
-        tail = x.shape[indices.shape[-1] :]
         items, values = x.reshape(length, -1), updates.to(x.dtype).reshape(flat.numel(), -1)
         places = flat.reshape(-1, 1).expand_as(values)
         if reduction == "none":

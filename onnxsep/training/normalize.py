@@ -7,6 +7,7 @@ because they go back by name.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from onnx import inliner, numpy_helper
 
 from onnxsep.errors import UnsupportedModelError
 from onnxsep.io import Model, read_tensor
-from onnxsep.scopes import constant_value, display_name, is_standard
+from onnxsep.scopes import constant_value, display_name, is_standard, scopes
 from onnxsep.training.reference import evaluate
 
 _T = onnx.TensorProto
@@ -41,10 +42,9 @@ class Normalized:
             are in a branch; names are unique over all branches; the inputs are those that the nodes read. No Constant,
             no Identity; floats are float32.
         opset: The version of ONNX's own operators.
-        outputs: For each output of the model that can be trained on (:func:`trained_outputs`), or for all where there is
-            none, the tensor that it is.
-        stored: The stored type of each float tensor that is an initialiser or the value of a Constant node of the
-            main graph: the tensors that can be written back.
+        outputs: The tensor that each output is, for those that can be trained on (:func:`trained_outputs`), or for all
+            where there are none.
+        stored: The stored type of each float tensor that can be written back (:func:`writable_tensors`).
     """
 
     graph: onnx.GraphProto
@@ -119,7 +119,7 @@ class _Normalizer:
         self._stored: dict[str, np.dtype[Any]] = {}
         self._constants: dict[str, NDArray[Any]] = {}
         self._aliases: dict[str, str] = {}
-        self._own_names = _weight_names(model.proto)
+        self._own_names = set(writable_tensors(model.proto))
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
         if proto.functions:
@@ -244,10 +244,25 @@ class _Normalizer:
         return True
 
 
-def _weight_names(proto: onnx.ModelProto) -> set[str]:
-    """Names of what can be written back: initialisers and values of Constant nodes of the main graph."""
-    names = {tensor.name for tensor in proto.graph.initializer}
-    return names | {node.output[0] for node in proto.graph.node if constant_value(node) is not None}
+def writable_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The tensors that can be written back, by name: initialisers and values of Constant nodes.
+
+    Those of the main graph, and those of branches in it whose name is the only one of its kind.
+    """
+    found: dict[str, onnx.TensorProto] = {}
+    count: Counter[str] = Counter()
+    for scope in scopes(proto):
+        if scope.namespace:  # a function may be called more than once
+            continue
+        here = {node.output[0]: value for node in scope.body.node if (value := constant_value(node)) is not None}
+        if isinstance(scope.body, onnx.GraphProto):
+            here.update((tensor.name, tensor) for tensor in scope.body.initializer)
+        count.update(here.keys())
+        found = {**here, **found}
+    main = {tensor.name for tensor in proto.graph.initializer} | {
+        name for node in proto.graph.node for name in node.output
+    }
+    return {name: tensor for name, tensor in found.items() if count[name] == 1 or name in main}
 
 
 def _as_float32(values: NDArray[Any]) -> NDArray[Any]:
@@ -284,7 +299,7 @@ def _needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onn
 
 
 def _sorted(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes, each behind those that it reads from; sorted ones stay as they are, and so does what is in a circle."""
+    """The nodes, each behind those that it reads from. Sorted ones stay as they are, and so do those in a circle."""
     made = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     needs = [{made[name] for name in reads(node) if name in made} for node in nodes]
     readers: dict[int, list[int]] = {}
