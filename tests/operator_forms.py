@@ -2,7 +2,7 @@
 
 A network is Conv, the form, and a linear layer. A form is an operator with its attributes and inputs, and the opsets in
 which it is valid; see :data:`FORMS`. ``test_operator_forms.py`` takes one opset for each version of the operator,
-``benchmarks/operator_forms.py`` all of them.
+``benchmarks/training_operators.py`` all of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -144,9 +144,9 @@ def _fault(model: Model) -> str:
         ours = found[name].detach().numpy()
         if ours.shape != values.shape:
             return f"the shape of {name} is {ours.shape}, not {values.shape}"
-        error = np.abs(ours - values).max() / max(1.0, np.abs(values).max())
-        if not error < 1e-4:
-            return f"{name} differs by {error:.2g}"
+        difference = float(np.abs(ours - values).max() / max(1.0, np.abs(values).max()))
+        if not difference < 1e-4:
+            return f"{name} differs by {difference:.2g}"
     found["y"].square().sum().backward()
     if "kernel" not in graph.parameters:
         return "the Conv's weight is not trained"
@@ -218,9 +218,11 @@ def _arithmetic() -> Iterator[Form]:
     yield Form("Mod", lambda net, x: net("Mod", x, scalar(0.7), fmod=1), note="fmod")
     yield Form("Mod", lambda net, x: net("Add", x, net("Cast", net("Mod", ints(-7), ints(3)), to=1)), note="integers")
     for op, since in (("Greater", 11), ("Less", 11), ("Equal", 11), ("GreaterOrEqual", 12), ("LessOrEqual", 12)):
-        yield Form(  # type: ignore[misc]
-            op, lambda net, x, op=op: net("Where", net(op, x, scalar(0.1)), x, net("Mul", x, scalar(0.1))), since
-        )
+
+        def chosen(net: Network, x: str, op: str = op) -> str:
+            return str(net("Where", net(op, x, scalar(0.1)), x, net("Mul", x, scalar(0.1))))
+
+        yield Form(op, chosen, since)
     for op in ("And", "Or", "Xor"):
         yield Form(
             op,

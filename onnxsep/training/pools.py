@@ -35,11 +35,11 @@ def _places(flat: Any, shape: Sequence[int], padded: Sequence[int], begin: Seque
         along.append(flat % size - first)
         flat = flat // size
     sizes = list(shape[2:])
-    if not by_column:
-        along, sizes = along[::-1], sizes
-    else:
+    if by_column:
         sizes = sizes[::-1]
-    place = torch.zeros_like(along[0])
+    else:
+        along = along[::-1]
+    place: Any = torch.zeros_like(along[0])
     for position, size in zip(along, sizes, strict=True):
         place = place * size + position
     count, channels, volume = shape[0], shape[1], torch.Size(shape[2:]).numel()

@@ -74,7 +74,8 @@ def _recurrent(op_type: str) -> Builder:
         names = names or [name.lower() for name in _DEFAULTS[op_type] * len(backwards)]
         if any(name not in _ACTIVATIONS for name in names) or attributes.get("clip"):
             raise NotImplementedError("clip and activations other than Sigmoid, Tanh and Relu are not supported")
-        kind: Callable[..., Step] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}[op_type]
+        kinds: dict[str, Callable[..., Step]] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
+        kind = kinds[op_type]
         if op_type == "LSTM":
             kind = functools.partial(kind, couple=attributes.flag("input_forget"))
         elif op_type == "GRU":

@@ -46,9 +46,10 @@ class _How:
     extrapolation: float = 0.0
 
 
-def _positions(how: _How, size: int, new: int, scale: float, roi: tuple[float, float]) -> NDArray[np.float32]:
+def _positions(how: _How, size: int, new: int, scale: float, roi: tuple[float, float]) -> Any:
     """Where each new element lies among the old ones, in float32 as the runtime computes it."""
-    place, factor, half = np.arange(new, dtype=np.float32), np.float32(scale), np.float32(0.5)
+    place: Any = np.arange(new, dtype=np.float32)
+    factor, half = np.float32(scale), np.float32(0.5)
     start, end = np.float32(roi[0]), np.float32(roi[1])
     middle = np.full(new, half * (start + end) * np.float32(size - 1), np.float32)
     stretched = (place + half) / factor - half
@@ -83,7 +84,7 @@ def _nearest(how: _How, at: NDArray[np.float32], scale: float) -> NDArray[np.int
     return found.astype(np.int64)
 
 
-def _kernel(how: _How, distance: NDArray[np.float64]) -> NDArray[np.float64]:
+def _kernel(how: _How, distance: NDArray[np.float64]) -> Any:
     """The weight of an element at some distance: a triangle, or R. Keys' cubic convolution."""
     x, a = np.abs(distance), how.cubic
     if how.mode == "linear":
@@ -126,7 +127,7 @@ def _taps(
 def _along(x: Any, axis: int, how: _How, new: int, scale: float, roi: tuple[float, float]) -> Any:
     places, weights, outside = _taps(how, x.shape[axis], new, scale, roi)
     column = [-1 if index == axis else 1 for index in range(x.dim())]
-    y = None
+    y: Any = None
     for tap in range(places.shape[1]):
         part = x.index_select(axis, torch.from_numpy(places[:, tap].copy()).to(x.device))
         if weights is not None:

@@ -66,7 +66,8 @@ def _unsqueeze(attributes: Attributes) -> Call:
 
 
 def _expand(x: Any, shape: Any) -> Any:
-    return x.expand(torch.broadcast_shapes(x.shape, tuple(shape.tolist())))
+    sizes = torch.broadcast_shapes(x.shape, tuple(shape.tolist()))  # type: ignore[no-untyped-call, unused-ignore]
+    return x.expand(sizes)
 
 
 def _tile(x: Any, repeats: Any, axis: Any = None) -> Any:
@@ -98,7 +99,7 @@ def _split(attributes: Attributes) -> Call:
 
 def _pad(attributes: Attributes) -> Call:
     mode = attributes.choice("mode", ("constant", "reflect", "edge", "wrap"))
-    fixed = attributes.ints("pads") or attributes.ints("paddings")
+    fixed: Any = attributes.ints("pads") or attributes.ints("paddings")
     filler = attributes.get("value", 0.0)
 
     def call(x: Any, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
@@ -108,7 +109,6 @@ def _pad(attributes: Attributes) -> Call:
         for index, axis in enumerate(range(half) if axes is None else axes.tolist()):
             begin[axis], end[axis] = sizes[index], sizes[half + index]
         if mode == "constant":
-            # Only the axes that grow or shrink: torch pads few types along many axes.
             return torch.nn.functional.pad(
                 x, torch_order(begin, end), value=filler if value is None or not value.numel() else value.item()
             )

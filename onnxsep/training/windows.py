@@ -134,7 +134,8 @@ def _col2im(attributes: Attributes) -> Call:
             raise NotImplementedError("images of other than two axes are not supported")
         begin, end = window.padding(sizes, kernel)
         whole = [size + first + last for size, first, last in zip(sizes, begin, end, strict=True)]
-        y = functional.fold(x, whole, kernel, window.dilations or 1, 0, window.strides or 1)
+        fold: Any = functional.fold  # its types ask for tuples
+        y = fold(x, whole, kernel, window.dilations or 1, 0, window.strides or 1)
         return functional.pad(y, torch_order([-size for size in begin], [-size for size in end]))
 
     return call

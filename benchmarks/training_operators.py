@@ -1,6 +1,6 @@
 """Which forms of operators can be trained, at each opset from 11 to 24: a table of those that cannot, and a sum.
 
-`python benchmarks/operator_forms.py [PART OF A TITLE ...]`; the forms are those of `tests/operator_forms.py`.
+`python benchmarks/training_operators.py [PART OF A TITLE ...]`; the forms are those of `tests/operator_forms.py`.
 """
 
 import sys
