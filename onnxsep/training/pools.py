@@ -11,7 +11,7 @@ from onnxsep.training.windows import Window, torch_order
 
 
 def _max_pool(attributes: Attributes) -> Call:
-    window, kernel = Window.of(attributes), attributes.ints("kernel_shape") or []
+    window, kernel = Window.of(attributes), [int(size) for size in attributes.need("kernel_shape")]
     ceil, by_column = attributes.flag("ceil_mode"), attributes.flag("storage_order")
     rank, indices = len(kernel), attributes.outputs > 1
 
@@ -48,7 +48,7 @@ def _places(flat: Any, shape: Sequence[int], padded: Sequence[int], begin: Seque
 
 
 def _max_unpool(attributes: Attributes) -> Call:
-    window, kernel = Window.of(attributes), attributes.ints("kernel_shape") or []
+    window, kernel = Window.of(attributes), [int(size) for size in attributes.need("kernel_shape")]
 
     def call(x: Any, places: Any, shape: Any = None) -> Any:
         begin, end = window.padding(x.shape[2:], kernel)
@@ -96,7 +96,7 @@ def _sums(x: Any, window: Window, kernel: Sequence[int], ceil: bool) -> Any:
 
 
 def _average_pool(attributes: Attributes) -> Call:
-    window, kernel = Window.of(attributes), attributes.ints("kernel_shape") or []
+    window, kernel = Window.of(attributes), [int(size) for size in attributes.need("kernel_shape")]
     ceil, include = attributes.flag("ceil_mode"), attributes.flag("count_include_pad")
     dilated = any(size != 1 for size in window.dilations or ())
 
@@ -118,7 +118,11 @@ def _root(sums: Any, p: float) -> Any:
 
 
 def _lp_pool(attributes: Attributes) -> Call:
-    window, kernel, p = Window.of(attributes), attributes.ints("kernel_shape") or [], attributes.get("p", 2)
+    window, kernel, p = (
+        Window.of(attributes),
+        [int(size) for size in attributes.need("kernel_shape")],
+        attributes.get("p", 2),
+    )
     ceil = attributes.flag("ceil_mode")
     return lambda x: _root(_sums(x, window, kernel, ceil)(x.abs().pow(p), 0.0), p)
 
