@@ -43,8 +43,8 @@ def _places(flat: Any, shape: Sequence[int], padded: Sequence[int], begin: Seque
     for position, size in zip(along, sizes, strict=True):
         place = place * size + position
     count, channels, volume = shape[0], shape[1], torch.Size(shape[2:]).numel()
-    first = torch.arange(count * channels, device=place.device) * volume
-    return place + first.reshape(count, channels, *[1] * (place.dim() - 2))
+    lead: Any = torch.arange(count * channels, device=place.device) * volume
+    return place + lead.reshape(count, channels, *[1] * (place.dim() - 2))
 
 
 def _max_unpool(attributes: Attributes) -> Call:
