@@ -124,7 +124,7 @@ def rewrite(
         FeedError: the inputs or input shapes do not fit the model.
         DataError: the data do not fit the model.
         CalibrationError: the factors cannot be fitted to the data, or the statistics belong to another model.
-        MissingDependencyError: ``tune`` was asked for and torch or onnx2torch is not installed.
+        MissingDependencyError: ``tune`` was asked for and torch is not installed.
         VerificationError: the result does not compute what it should; its ``report`` says what was done and measured.
     """
     started = time.perf_counter()

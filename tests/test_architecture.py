@@ -69,7 +69,6 @@ def test_no_module_imports_from_a_higher_layer(name: str, path: Path) -> None:
         ("onnx_graphsurgeon", {"graph"}),
         ("onnxruntime", {"runtime", "quantization"}),
         ("torch", {"training"}),
-        ("onnx2torch", {"training"}),
     ],
 )
 def test_only_one_module_imports(library: str, allowed: set[str]) -> None:

@@ -295,7 +295,7 @@ def test_the_teacher_runs_in_torch_where_that_is_faster() -> None:
     ours, theirs = teacher(feeds)["y"], runner(feeds)["y"]
     assert ours.dtype == np.float32
     assert 0 < np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(theirs)
-    unknown = small_model(end="Hardmax")  # torch has none, and its output is far from what bfloat16 gives
+    unknown = small_model(end="RandomNormalLike")  # there is nothing to compare
     teacher, notes = fastest_teacher(unknown, Teacher(unknown, ONE), feeds, cpu, "bfloat16")
     assert isinstance(teacher, Teacher)
-    assert "Hardmax" in notes[0]
+    assert "RandomNormalLike" in notes[0]

@@ -21,8 +21,8 @@ from onnxsep.training.augment import Augment, image_layout
 from onnxsep.training.objective import Objective
 
 needs_torch = pytest.mark.skipif(
-    find_spec("torch") is None or find_spec("onnx2torch") is None,
-    reason="torch and onnx2torch are not installed (pip install onnxsep[finetune])",
+    find_spec("torch") is None,
+    reason="torch is not installed (pip install onnxsep[finetune])",
 )
 DIGITS = Path(__file__).resolve().parents[1] / "models" / "digits" / "digits_cnn.onnx"
 CIFAR = (
@@ -106,13 +106,9 @@ def test_other_networks_compute_the_same(shared: Path, name: str) -> None:
 
 
 @needs_torch
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("cifar10_resnet8_qdq_tf2onnx", "DequantizeLinear-13 '.+'"), ("silero_vad_spox", "If-16 '.+'")],
-)
-def test_what_cannot_be_trained_is_named(shared: Path, name: str, message: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=message):
-        to_torch(load(shared / "models" / f"{name}.onnx"))
+def test_what_cannot_be_trained_is_named(shared: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"DequantizeLinear-13 '.+'"):
+        to_torch(load(shared / "models" / "cifar10_resnet8_qdq_tf2onnx.onnx"))
 
 
 def small_network(*, dtype: Any = np.float32, batch: int | str = "n", end: str = "") -> Model:
@@ -208,12 +204,20 @@ def test_local_functions_are_inlined_and_their_arguments_are_weights() -> None:
 
 
 @needs_torch
-def test_unsorted_nodes_are_refused() -> None:
-    model = small_network()
+def test_nodes_need_not_be_sorted() -> None:
+    model, feeds = small_network(), random_feeds(small_network())
+    expected = Runner(model, ONE_THREAD)(feeds)["y"]
     nodes = list(model.proto.graph.node)
     del model.proto.graph.node[:]
     model.proto.graph.node.extend(reversed(nodes))
-    with pytest.raises(UnsupportedModelError, match="sort the nodes"):
+    np.testing.assert_allclose(torch_outputs(model, feeds)["y"], expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_torch
+def test_nodes_in_a_circle_are_refused() -> None:
+    model = small_network()
+    model.proto.graph.node[1].input[0] = model.proto.graph.output[0].name
+    with pytest.raises(UnsupportedModelError, match="which nothing computes before it"):
         to_torch(model)
 
 
@@ -277,44 +281,26 @@ def test_torch_is_imported_only_when_it_is_needed() -> None:
     assert run_python(code).strip() == "[]"
 
 
-@pytest.mark.parametrize("missing", ["torch", pytest.param("onnx2torch", marks=needs_torch)])
-def test_missing_package_names_the_extra(missing: str) -> None:
+def test_missing_package_names_the_extra() -> None:
     code = (
-        f"import sys, onnxsep; sys.modules[{missing!r}] = None\n"
+        "import sys, onnxsep; sys.modules['torch'] = None\n"
         "from onnxsep.training import to_torch\n"
         f"try: to_torch(onnxsep.load({str(DIGITS)!r}))\n"
         "except onnxsep.errors.MissingDependencyError as error: print(error)"
     )
     said = run_python(code)
-    assert missing in said
+    assert "torch" in said
     assert "pip install onnxsep[finetune]" in said
 
 
 @needs_torch
-def test_broken_torchvision_is_no_obstacle() -> None:
+def test_torchvision_is_not_needed() -> None:
     code = (
-        "import sys, importlib.abc\n"
-        "class Broken(importlib.abc.MetaPathFinder):\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'torchvision': raise RuntimeError('operator torchvision::nms does not exist')\n"
-        "sys.meta_path.insert(0, Broken())\n"
-        "import onnxsep\n"
+        "import sys, onnxsep; sys.modules['torchvision'] = None\n"
         "from onnxsep.training import to_torch\n"
-        f"to_torch(onnxsep.load({str(DIGITS)!r}))\n"
-        "print('torchvision' in sys.modules)\n"
-        "import onnx\n"
-        "from onnx import helper\n"
-        "node = helper.make_node('NonMaxSuppression', ['b', 's'], ['y'], name='the_nms')\n"
-        "inputs = [helper.make_tensor_value_info(name, 1, [1, 2, 4]) for name in 'bs']\n"
-        "graph = helper.make_graph([node], 'g', inputs, [helper.make_tensor_value_info('y', 7, None)])\n"
-        "model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 11)])\n"
-        "try: to_torch(onnxsep.Model(model))\n"
-        "except onnxsep.errors.UnsupportedModelError as error: print(error)\n"
+        f"print(len(to_torch(onnxsep.load({str(DIGITS)!r})).parameters) > 0)\n"
     )
-    first, second = run_python(code).splitlines()
-    assert first == "False"
-    assert "NonMaxSuppression-11 'the_nms'" in second
-    assert "torchvision" in second
+    assert run_python(code).strip() == "True"
 
 
 # ---------------------------------------------------------------- tuning

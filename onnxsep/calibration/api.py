@@ -143,7 +143,7 @@ def tune_result(
     """Tune the new weights of a result together, if that was asked for.
 
     Raises:
-        MissingDependencyError: torch or onnx2torch is not installed.
+        MissingDependencyError: torch is not installed.
         UnsupportedModelError: torch cannot run the model.
     """
     if not fitting.tune or not edit.new_weights or fitted.report is None:

@@ -24,7 +24,7 @@ from onnxsep.report import Record
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.tensors import tensor_protos
 
-_PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy", "torch", "onnx2torch")
+_PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy", "torch")
 _VALUES = (
     *("external_data", "data_location", "raw_data", "float_data", "double_data", "int32_data", "int64_data"),
     "uint64_data",

@@ -129,7 +129,7 @@ def finetune(
         progress: told of every step: (words, done, all).
 
     Raises:
-        MissingDependencyError: torch or onnx2torch is not installed.
+        MissingDependencyError: torch is not installed.
         ModelLoadError: a model cannot be read.
         UnsupportedModelError: the model has an operator that torch cannot train.
         OptionError: an option cannot be used, the checkpoint is that of another run, or would overwrite another file.

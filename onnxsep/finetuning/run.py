@@ -26,7 +26,7 @@ from onnxsep.training.figures import Settings, Trained
 from onnxsep.training.learner import Learner
 from onnxsep.training.losses import Loss, LossSettings
 from onnxsep.training.parallel import Group
-from onnxsep.training.session import arrays_of, check_conversion, check_outputs
+from onnxsep.training.session import arrays_of, check_conversion, check_gradients, check_outputs
 from onnxsep.training.teacher import Teacher
 from onnxsep.training.torch_teacher import fastest_teacher
 from onnxsep.training.trainer import Told, Trainer
@@ -128,6 +128,7 @@ def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
         check_outputs(objective.outputs, ours, runner(first.feeds))
         teacher, slower = fastest_teacher(original, runner, first.feeds, group.device, options.precision)
         notes += slower
+    check_gradients(graph, first.feeds, objective.reads)
     augmenter, augmented = setup.augmenter(options.augment, first.feeds, has_teacher=term is not None)
     norm, norms, found = setup.batch_norm(graph, batches, options, group.count, has_scores=scores is not None)
     zeros = setup.is_pruned(source, graph) if options.keep_zeros is None else options.keep_zeros

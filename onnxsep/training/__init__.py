@@ -1,6 +1,6 @@
 """Training a model's weights with torch: the graph as a torch module, and label-free tuning by distillation.
 
-Needs the extra ``finetune`` (torch and onnx2torch); both are imported when a function here is called, never before.
+Needs the extra ``finetune`` (torch), which is imported when a function here is called, never before.
 """
 
 from onnxsep.training.bridge import TorchGraph, to_torch, write_back

@@ -13,14 +13,22 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, UnsupportedModelError
 from onnxsep.external import is_external
 from onnxsep.io import Model, read_tensor
-from onnxsep.scopes import hold_tensor
+from onnxsep.scopes import hold_tensor, is_standard, scopes
 from onnxsep.tensors import DATA_FIELDS
-from onnxsep.training.converters import convert, import_onnx2torch, import_torch
-from onnxsep.training.module import Step, module_class
-from onnxsep.training.normalize import Normalized, normalized_copy
+from onnxsep.training.converters import Operation, convert, import_torch
+from onnxsep.training.module import Step, module_class, run_steps
+from onnxsep.training.normalize import (
+    Normalized,
+    branches,
+    every_node,
+    normalized_copy,
+    reads,
+    trained_outputs,
+    writable_tensors,
+)
 
 # Inputs of a node that are weights. Elementwise operators are listed apart: most of their constants are no weights.
 _WEIGHTS = {
@@ -30,12 +38,19 @@ _WEIGHTS = {
     "MatMul": (0, 1),
     "BatchNormalization": (1, 2),
     "InstanceNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
     "LayerNormalization": (1, 2),
+    "RMSNormalization": (1,),
     "PRelu": (1,),
+    "DeformConv": (1, 3),
+    "Einsum": (0, 1, 2),
+    "LSTM": (1, 2, 3),
+    "GRU": (1, 2, 3),
+    "RNN": (1, 2, 3),
 }
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "DeformConv", "Einsum", "LSTM", "GRU", "RNN")
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Sum")
-_STATISTICS = (3, 4)  # running mean and variance of a BatchNormalization
+_STATISTICS = slice(3, 5)  # running mean and variance of a BatchNormalization
 
 
 @dataclass(frozen=True)
@@ -44,8 +59,9 @@ class TorchGraph:
 
     Attributes:
         module: A ``torch.nn.Module``, in evaluation mode. Called with a dict of input tensors by name, it gives a dict
-            of the outputs by name, in the model's order. Floats are float32 whatever the model's type. In training
-            mode BatchNormalization uses the batch's statistics and updates the running ones, and Dropout drops.
+            of the outputs that can be trained on (floats that depend on an input) by name, in the model's order. Floats
+            are float32 whatever the model's type. In training mode BatchNormalization uses the batch's statistics and
+            updates the running ones, and Dropout drops.
         parameters: The ``torch.nn.Parameter`` of each weight, bias and affine constant by its name in the ONNX graph
             (an initialiser, or the output of a Constant node). All of them want gradients.
         stored: The type in which each parameter and buffer is stored in the model.
@@ -62,10 +78,14 @@ class TorchGraph:
         return tensors
 
     def tensors(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """Input tensors for ``module``, on its device; floats become float32."""
+        """Input tensors for ``module``, on its device; floats become float32. Text stays an array."""
         torch = import_torch()
         made = {}
+        read = set(self.module.inputs())
         for name, values in feeds.items():
+            if name not in read or values.dtype.kind in "OUS":
+                made[name] = values
+                continue
             array = np.array(values, np.float32 if _is_float(values.dtype) else None, order="C")
             made[name] = torch.from_numpy(array).to(self.module.device())
         return made
@@ -85,17 +105,19 @@ def to_torch(model: Model) -> TorchGraph:
     """Turn a model's main graph into a torch module; the model is not changed.
 
     Raises:
-        MissingDependencyError: torch or onnx2torch is not installed.
+        MissingDependencyError: torch is not installed.
         UnsupportedModelError: An operator cannot be computed with torch; the message names it, its version and node.
         ModelLoadError: An external weight cannot be read.
     """
-    import_onnx2torch()
+    import_torch()
     normalized = normalized_copy(model)
-    graph = _onnx2torch_graph(normalized.graph)
-    steps = list(_steps(normalized, graph))
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in normalized.graph.initializer}
     weights, statistics = _weights(normalized, arrays), _statistics(normalized)
     weights -= statistics
+    nodes, ends = normalized.graph.node, set(normalized.outputs.values())
+    steps = list(_steps(nodes, ends, normalized.opset, set(weights)))
+    if not trained_outputs(model.proto.graph):
+        raise UnsupportedModelError("the model cannot be trained: it has no output of floats that depends on an input")
     module = module_class()(normalized, steps, arrays, weights, statistics)
     module.eval()
     stored = {name: normalized.stored[name] for name in (*weights, *statistics)}
@@ -107,20 +129,20 @@ def write_back(model: Model, arrays: Mapping[str, NDArray[Any]]) -> Model:
 
     Args:
         model: The model that the tensors belong to.
-        arrays: New values by name, of initialisers or outputs of Constant nodes of the main graph, in the stored
-            shape and type. What was in a data file is then in the proto; ``onnxsep.save`` puts initialisers into the
-            new data file if they are named in its ``externalize``.
+        arrays: New values by name, of initialisers or outputs of Constant nodes of the main graph or a branch in it,
+            in the stored shape and type. What was in a data file is then in the proto; ``onnxsep.save`` puts
+            initialisers into the new data file if they are named in its ``externalize``.
 
     Raises:
         OptionError: There is no such tensor, or the shape or type differs.
     """
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for node in proto.graph.node:
-        value = hold_tensor(node) if arrays.keys() & set(node.output) else None
-        if value is not None:
-            tensors[node.output[0]] = value
+    for scope in scopes(proto):
+        for node in scope.body.node:
+            if not arrays.keys().isdisjoint(node.output):
+                hold_tensor(node)  # what is written goes into the node, also where it held numbers
+    tensors = writable_tensors(proto)
     for name, array in arrays.items():
         if name not in tensors:
             raise OptionError(f"there is no weight {name!r} in the model's main graph to write to")
@@ -158,26 +180,50 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
 # ---------------------------------------------------------------- from the graph to the module
 
 
-def _onnx2torch_graph(graph: onnx.GraphProto) -> Any:
-    from onnx2torch.onnx_graph import OnnxGraph
+def _steps(nodes: Sequence[onnx.NodeProto], outputs: Collection[str], opset: int, learnt: set[str]) -> Iterator[Step]:
+    """The nodes with their operations, and after which one each tensor is needed no more.
 
-    return OnnxGraph(graph)
-
-
-def _steps(normalized: Normalized, graph: Any) -> Iterator[Step]:
-    """The nodes with their operations, and after which one each tensor is needed no more."""
-    nodes = list(normalized.graph.node)
-    operations = [convert(node, normalized.opset, graph) for node in nodes]
-    last: dict[str, int] = {}
-    for index, operation in enumerate(operations):
-        last.update(dict.fromkeys(operation.inputs, index))
-    kept = set(normalized.outputs.values())
+    Args:
+        nodes: Of the main graph or a branch.
+        outputs: The tensors that it gives.
+        opset: The version of ONNX's own operators.
+        learnt: Names of weights, and of all that depends on them; it grows.
+    """
+    operations = []
+    for node in nodes:
+        names = reads(node)
+        learns = not learnt.isdisjoint(names)
+        if node.op_type == "If" and is_standard(node):
+            operations.append(_branching(node, names, opset, learnt))
+        else:
+            operations.append(convert(node, opset, learns=learns))
+        if learns:
+            learnt.update(node.output)
+    last = {name: index for index, operation in enumerate(operations) for name in operation.inputs}
     ends: dict[int, list[str]] = {}
     for name, index in last.items():
-        if name and name not in kept:
+        if name and name not in outputs:
             ends.setdefault(index, []).append(name)
     for index, (node, operation) in enumerate(zip(nodes, operations, strict=True)):
         yield Step(node, operation, tuple(ends.get(index, ())))
+
+
+def _branching(node: onnx.NodeProto, names: Sequence[str], opset: int, learnt: set[str]) -> Operation:
+    """An If: the branch that the condition chooses is computed; both see what they capture."""
+    graphs = {entry.name: entry.g for entry in node.attribute}
+    found = []
+    for name in ("else_branch", "then_branch"):
+        ends = [value.name for value in graphs[name].output]
+        found.append((list(_steps(graphs[name].node, ends, opset, learnt)), ends))
+
+    def call(condition: Any, *captured: Any, training: bool = False) -> tuple[Any, ...]:
+        steps, ends = found[bool(condition)]
+        tensors = dict(zip(names, (condition, *captured), strict=True))
+        run_steps(steps, tensors, training)
+        return tuple(tensors[name] for name in ends)
+
+    call.trains = True  # type: ignore[attr-defined]
+    return Operation(tuple(names), call)
 
 
 def _weights(normalized: Normalized, arrays: Mapping[str, NDArray[Any]]) -> set[str]:
@@ -185,21 +231,26 @@ def _weights(normalized: Normalized, arrays: Mapping[str, NDArray[Any]]) -> set[
     sources: dict[str, set[str]] = {name: ({name} if name in normalized.stored else set()) for name in arrays}
     behind_layer: set[str] = set()
     found: set[str] = set()
-    for node in normalized.graph.node:
-        given = [name for name in node.input if name]
+    for node in every_node(normalized.graph.node):
+        given = reads(node)
         if all(name in sources for name in given):  # a constant expression: its weights are those of its inputs
             used = set[str]().union(*(sources[name] for name in given))
             sources.update((name, used) for name in node.output)
             continue
         positions: Sequence[int] = _WEIGHTS.get(node.op_type, ())
-        behind = any(name in behind_layer for name in given)
+        behind = any(name in behind_layer for name in (*given, *_ends(node)))
         if node.op_type in _ELEMENTWISE and behind:  # in front of the first layer it is preprocessing
-            positions = [index for index, name in enumerate(given) if _is_per_channel(arrays.get(name))]
+            positions = [index for index, name in enumerate(node.input) if _is_per_channel(arrays.get(name))]
         for index in positions:
             found |= sources.get(node.input[index], set()) if index < len(node.input) else set()
         if behind or node.op_type in LAYERS:
             behind_layer.update(node.output)
     return found
+
+
+def _ends(node: onnx.NodeProto) -> list[str]:
+    """The tensors that the branches of a node give."""
+    return [value.name for graph in branches(node) for value in graph.output]
 
 
 def _is_per_channel(values: NDArray[Any] | None) -> bool:
@@ -208,5 +259,5 @@ def _is_per_channel(values: NDArray[Any] | None) -> bool:
 
 
 def _statistics(normalized: Normalized) -> set[str]:
-    norms = [node for node in normalized.graph.node if node.op_type == "BatchNormalization"]
-    return {node.input[index] for node in norms for index in _STATISTICS} & set(normalized.stored)
+    norms = [node for node in every_node(normalized.graph.node) if node.op_type == "BatchNormalization"]
+    return {name for node in norms for name in node.input[_STATISTICS]} & set(normalized.stored)

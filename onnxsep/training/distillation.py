@@ -28,7 +28,7 @@ from onnxsep.training.converters import import_torch
 from onnxsep.training.objective import Objective
 from onnxsep.training.samples import Samples
 from onnxsep.training.schedule import one_cycle
-from onnxsep.training.session import arrays_of, check_conversion, check_outputs, torch_threads
+from onnxsep.training.session import arrays_of, check_conversion, check_gradients, check_outputs, torch_threads
 from onnxsep.training.teacher import Teacher
 
 TuneProgress = Callable[[int, int, float], None]
@@ -103,7 +103,7 @@ def tune(
         progress: Told of every step.
 
     Raises:
-        MissingDependencyError: torch or onnx2torch is not installed.
+        MissingDependencyError: torch is not installed.
         UnsupportedModelError: The student has an operator that torch cannot train.
         FeedError: The batches do not fit the models, or there are fewer than two samples.
         OptionError: A name or a number cannot be used.
@@ -155,6 +155,7 @@ class _Tuner:
         ours = arrays_of(self._graph, first)
         check_outputs(self._objective.outputs, ours, self._teacher(first))
         check_conversion(Teacher(student, options), first, ours)
+        check_gradients(self._graph, first, self._objective.outputs)
         layout = image_layout(first) if augment else None
         self._augment = Augment(*layout, self._random) if layout else None
 

@@ -52,15 +52,17 @@ def module_class() -> Callable[..., Any]:
             self._outputs = normalized.outputs
             self._keys: dict[str, str] = {}  # torch does not allow every name, so tensors are numbered
             self._statistics = sorted(statistics)
+            self._texts = {name: array for name, array in arrays.items() if array.dtype.kind not in "fiub"}
             for index, (name, array) in enumerate(arrays.items()):
+                if name in self._texts:
+                    continue
                 self._keys[name] = f"tensor_{index}"
                 tensor = torch.from_numpy(np.array(array))
                 if name in weights:
                     self.register_parameter(self._keys[name], torch.nn.Parameter(tensor))
                 else:
                     self.register_buffer(self._keys[name], tensor, persistent=name in statistics)
-            modules = [step.operation.module or torch.nn.Identity() for step in steps]
-            self._modules_of_steps = torch.nn.ModuleList(modules)
+            self._stand_ins = torch.nn.ModuleDict()  # so that torch knows their parameters
             self.register_buffer("_device_marker", torch.empty(0), persistent=False)
 
         def weights(self) -> dict[str, Any]:
@@ -69,6 +71,9 @@ def module_class() -> Callable[..., Any]:
 
         def statistics(self) -> dict[str, Any]:
             return {name: self._buffers[self._keys[name]] for name in self._statistics}
+
+        def inputs(self) -> list[str]:
+            return list(self._inputs)
 
         def device(self) -> Any:
             return self._device_marker.device
@@ -83,37 +88,48 @@ def module_class() -> Callable[..., Any]:
             operation = self._own[index].operation
             if module is not None:
                 operation = replace(operation, call=module, module=module)
+                self._stand_ins[str(index)] = module
+            elif str(index) in self._stand_ins:
+                del self._stand_ins[str(index)]
             self._steps[index] = replace(step, operation=operation)
-            self._modules_of_steps[index] = operation.module or torch.nn.Identity()
 
         def forward(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
             tensors = {name: getattr(self, key) for name, key in self._keys.items()}
             missing = [name for name in self._inputs if name not in feeds]
             if missing:
                 raise OptionError(f"the input {missing[0]!r} is missing; the model has: {', '.join(self._inputs)}")
+            tensors.update(self._texts)
             tensors.update((name, feeds[name]) for name in self._inputs)
-            for step, module in zip(self._steps, self._modules_of_steps, strict=True):
-                arguments = [tensors[name] if name else None for name in step.operation.inputs]
-                result = _run(step, module, arguments, self.training)
-                several = isinstance(result, (tuple, list))
-                tensors.update(zip(step.node.output, result if several else [result], strict=False))
-                for name in step.gone:
-                    tensors.pop(name, None)
+            run_steps(self._steps, tensors, self.training)
             return {name: tensors[source] for name, source in self._outputs.items()}
 
     return OnnxModule
 
 
-def _run(step: Step, module: Any, arguments: Sequence[Any], training: bool) -> Any:
+def run_steps(steps: Sequence[Step], tensors: dict[str, Any], training: bool) -> None:
+    """Compute nodes; ``tensors`` holds what they read, and then what they give.
+
+    Raises:
+        UnsupportedModelError: torch cannot compute one.
+    """
+    for step in steps:
+        arguments = [tensors[name] if name else None for name in step.operation.inputs]
+        result = _run(step, arguments, training)
+        tensors.update(zip(step.node.output, result if isinstance(result, tuple) else [result], strict=False))
+        for name in step.gone:
+            tensors.pop(name, None)
+
+
+def _run(step: Step, arguments: Sequence[Any], training: bool) -> Any:
     """Compute one node; what torch says about a failure names no node, so that is added."""
     operation = step.operation
     try:
         if operation.module is not None:
-            return module(*arguments)
+            return operation.module(*arguments)
         if getattr(operation.call, "trains", False):
             return operation.call(*arguments, training=training)
         return operation.call(*arguments)
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, UnsupportedModelError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UnsupportedModelError(
             f"the model cannot be run with torch: {step.node.op_type} {display_name(step.node)!r}: {reason}"

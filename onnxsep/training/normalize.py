@@ -1,11 +1,14 @@
 """A private copy of a graph in a plain form: what :mod:`onnxsep.training.bridge` can turn into torch operations.
 
 Exporters write the same network in many ways: weights in Constant nodes, behind Identity nodes or among the graph's
-inputs, shapes computed by a dozen small nodes, float16 or float64, local functions. Here all of that becomes
-initialisers in float32 and the nodes that the outputs need. Names of weights stay, because they go back by name.
+inputs, shapes computed by a dozen small nodes, float16 or float64, local functions, branches of which one is never
+taken. Here all of that becomes initialisers in float32 and the nodes that the outputs need. Names of weights stay,
+because they go back by name.
 """
 
-from collections.abc import Iterable, Sequence
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +16,12 @@ import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, inliner, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import inliner, numpy_helper
 
 from onnxsep.errors import UnsupportedModelError
 from onnxsep.io import Model, read_tensor
-from onnxsep.scopes import constant_value, display_name, is_standard
+from onnxsep.scopes import constant_value, display_name, is_standard, scopes
+from onnxsep.training.reference import evaluate
 
 _T = onnx.TensorProto
 _FLOATS = {_T.FLOAT16, _T.BFLOAT16, _T.DOUBLE}  # what becomes float32
@@ -35,12 +38,13 @@ class Normalized:
     """A graph in plain form.
 
     Attributes:
-        graph: The nodes that the outputs need, sorted; every constant that they read is an initialiser; the inputs are
-            those that a run needs. No Constant, no Identity; floats are float32.
+        graph: The nodes that the outputs need, sorted; every constant that they read is an initialiser, also where they
+            are in a branch; names are unique over all branches; the inputs are those that the nodes read. No Constant,
+            no Identity; floats are float32.
         opset: The version of ONNX's own operators.
-        outputs: For each output of the model the tensor that it is.
-        stored: The stored type of each float tensor that is an initialiser or the value of a Constant node of the
-            main graph: the tensors that can be written back.
+        outputs: The tensor that each output is, for those that can be trained on (:func:`trained_outputs`), or for all
+            where there are none.
+        stored: The stored type of each float tensor that can be written back (:func:`writable_tensors`).
     """
 
     graph: onnx.GraphProto
@@ -54,9 +58,60 @@ def normalized_copy(model: Model) -> Normalized:
 
     Raises:
         ModelLoadError: An external weight cannot be read.
-        UnsupportedModelError: The model has sparse initialisers, or nodes that are not sorted.
+        UnsupportedModelError: The model has sparse initialisers, or nodes that read what nothing computes.
     """
     return _Normalizer(model).run()
+
+
+def trained_outputs(graph: onnx.GraphProto) -> list[str]:
+    """The outputs that a model can be trained on: tensors of floats that depend on an input.
+
+    Classes, labels as text and boxes' numbers have no gradients; a weight that is given out is no work of the network.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in reads(node):
+            readers.setdefault(name, []).append(node)
+    varying: set[str] = set()
+    found = [value.name for value in graph.input if value.name not in {tensor.name for tensor in graph.initializer}]
+    while found:  # nodes need not be sorted
+        name = found.pop()
+        if name and name not in varying:
+            varying.add(name)
+            found += (output for node in readers.get(name, ()) for output in node.output)
+    floats = {_T.FLOAT, _T.UNDEFINED, *_FLOATS}
+    return [
+        value.name
+        for value in graph.output
+        if value.name in varying
+        and value.type.WhichOneof("value") in (None, "tensor_type")
+        and value.type.tensor_type.elem_type in floats
+    ]
+
+
+def branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs that a node holds."""
+    return [graph for entry in node.attribute for graph in ([entry.g] if entry.HasField("g") else entry.graphs)]
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """The tensors that a node reads from around it: its inputs, and what the graphs that it holds capture."""
+    names = [name for name in node.input if name]
+    for graph in branches(node):
+        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+        for inner in graph.node:
+            names += [name for name in reads(inner) if name not in own]
+            own.update(inner.output)
+        names += [value.name for value in graph.output if value.name not in own]
+    return list(dict.fromkeys(names))
+
+
+def every_node(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes in the order in which they run; what is in a branch in front of the node that holds it."""
+    for node in nodes:
+        for graph in branches(node):
+            yield from every_node(graph.node)
+        yield node
 
 
 class _Normalizer:
@@ -64,40 +119,92 @@ class _Normalizer:
         self._stored: dict[str, np.dtype[Any]] = {}
         self._constants: dict[str, NDArray[Any]] = {}
         self._aliases: dict[str, str] = {}
-        own_names = _weight_names(model.proto)
+        self._own_names = set(writable_tensors(model.proto))
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
         if proto.functions:
             proto = inliner.inline_local_functions(proto)
         self._model = Model(proto, base_dir=model.base_dir, follow_links=model.follow_links)
-        self._own_names = own_names
         self._opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
+        weights = {tensor.name for tensor in proto.graph.initializer}  # which old models list among the inputs
+        inputs = (value.name for value in proto.graph.input)
+        self._taken = {name for name in inputs if name not in weights}  # names of tensors so far, in all branches
 
     def run(self) -> Normalized:
         graph = self._model.proto.graph
-        if graph.sparse_initializer:
-            name = graph.sparse_initializer[0].values.name
-            raise UnsupportedModelError(f"the weight {name!r} is stored as a sparse tensor; store it as a dense one")
-        for tensor in graph.initializer:
-            self._keep(tensor.name, read_tensor(self._model, tensor))
-        nodes = []
-        for node in graph.node:
-            for index, name in enumerate(node.input):
-                node.input[index] = self._aliases.get(name, name)
-            if not self._is_constant(node):
-                _convert_types(node.attribute)
-                nodes.append(node)
-        outputs = {value.name: self._aliases.get(value.name, value.name) for value in graph.output}
+        wanted = trained_outputs(graph) or [value.name for value in graph.output]
+        nodes = self._plain(graph, {})
+        outputs = {name: self._aliases.get(name, name) for name in wanted}
         needed = _needed(nodes, outputs.values())
         plain = onnx.GraphProto(name=graph.name, node=needed)
-        used = {name for node in needed for name in node.input} | set(outputs.values())
+        used = {name for node in needed for name in reads(node)} | set(outputs.values())
         _check_sorted(needed, {*self._constants, *(value.name for value in graph.input)}, outputs)
         for name, values in self._constants.items():
             if name in used:
                 plain.initializer.append(numpy_helper.from_array(values, name))
-        plain.input.extend(value for value in graph.input if value.name not in self._constants)
+        plain.input.extend(value for value in graph.input if value.name in used and value.name not in self._constants)
         stored = {name: dtype for name, dtype in self._stored.items() if name in used}
         return Normalized(plain, self._opset, outputs, stored)
+
+    def _plain(self, graph: onnx.GraphProto, renamed: dict[str, str]) -> list[onnx.NodeProto]:
+        """The nodes of a graph without constants, and with branches that are alike.
+
+        Args:
+            graph: The main graph, or a branch; it is changed.
+            renamed: New names of what the graph, or one around it, computes; another branch has used the old ones.
+        """
+        if graph.sparse_initializer:
+            name = graph.sparse_initializer[0].values.name
+            raise UnsupportedModelError(f"the weight {name!r} is stored as a sparse tensor; store it as a dense one")
+        renamed = dict(renamed)
+        for tensor in graph.initializer:
+            values = read_tensor(self._model, tensor)
+            self._keep(self._unique(tensor.name, renamed), values)
+        nodes: list[onnx.NodeProto] = []
+        for node in _sorted(graph.node):
+            for index, name in enumerate(node.input):
+                node.input[index] = self._current(name, renamed)
+            for index, name in enumerate(node.output):
+                node.output[index] = self._unique(name, renamed) if name else name
+            taken = self._taken_branch(node)
+            if taken is not None:
+                nodes += self._plain(taken, renamed)
+                ends = (value.name for value in taken.output)
+                self._aliases.update((name, end) for name, end in zip(node.output, ends, strict=False) if name)
+                continue
+            if node.op_type == "If" and is_standard(node):
+                for branch in branches(node):
+                    inner = self._plain(branch, renamed)
+                    inner = _needed(inner, (value.name for value in branch.output))
+                    del branch.node[:], branch.initializer[:]
+                    branch.node.extend(inner)
+            if not self._is_constant(node):
+                _convert_types(node.attribute)
+                nodes.append(node)
+        if graph is not self._model.proto.graph:
+            for value in graph.output:
+                value.name = self._current(value.name, renamed)
+        return nodes
+
+    def _unique(self, name: str, renamed: dict[str, str]) -> str:
+        """A name for a tensor that no other one has in any branch."""
+        found = name
+        while found in self._taken:
+            found += "'"
+        self._taken.add(found)
+        renamed[name] = found
+        return found
+
+    def _current(self, name: str, renamed: dict[str, str]) -> str:
+        name = renamed.get(name, name)
+        return self._aliases.get(name, name)
+
+    def _taken_branch(self, node: onnx.NodeProto) -> onnx.GraphProto | None:
+        """The branch that an If always takes, where its condition is known now."""
+        if node.op_type != "If" or not is_standard(node) or node.input[0] not in self._constants:
+            return None
+        taken = "then_branch" if self._constants[node.input[0]].all() else "else_branch"
+        return next((entry.g for entry in node.attribute if entry.name == taken), None)
 
     def _keep(self, name: str, values: NDArray[Any]) -> None:
         if values.dtype in _FLOAT_DTYPES and name in self._own_names:
@@ -123,12 +230,12 @@ class _Normalizer:
         given = [name for name in node.input if name]
         if node.op_type in _NEVER_FOLDED or any(name not in self._constants for name in given):
             return False
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+        if branches(node):
             return False
         values = {name: self._constants[name] for name in given}
         if node.op_type not in _READ_ONLY and any(array.dtype.kind == "f" for array in values.values()):
             return False
-        results = _evaluate(node, values, self._opset)
+        results = evaluate(node, values, self._opset)
         if results is None or (values and any(_is_cast_of_floats(node, array, values) for array in results)):
             return False
         self._constants.update(
@@ -137,10 +244,25 @@ class _Normalizer:
         return True
 
 
-def _weight_names(proto: onnx.ModelProto) -> set[str]:
-    """Names of what can be written back: initialisers and values of Constant nodes of the main graph."""
-    names = {tensor.name for tensor in proto.graph.initializer}
-    return names | {node.output[0] for node in proto.graph.node if constant_value(node) is not None}
+def writable_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The tensors that can be written back, by name: initialisers and values of Constant nodes.
+
+    Those of the main graph, and those of branches in it whose name is the only one of its kind.
+    """
+    found: dict[str, onnx.TensorProto] = {}
+    count: Counter[str] = Counter()
+    for scope in scopes(proto):
+        if scope.namespace:  # a function may be called more than once
+            continue
+        here = {node.output[0]: value for node in scope.body.node if (value := constant_value(node)) is not None}
+        if isinstance(scope.body, onnx.GraphProto):
+            here.update((tensor.name, tensor) for tensor in scope.body.initializer)
+        count.update(here.keys())
+        found = {**here, **found}
+    main = {tensor.name for tensor in proto.graph.initializer} | {
+        name for node in proto.graph.node for name in node.output
+    }
+    return {name: tensor for name, tensor in found.items() if count[name] == 1 or name in main}
 
 
 def _as_float32(values: NDArray[Any]) -> NDArray[Any]:
@@ -157,22 +279,6 @@ def _is_cast_of_floats(node: onnx.NodeProto, result: NDArray[Any], values: dict[
     return node.op_type == "Cast" and floats and result.dtype in _FLOAT_DTYPES
 
 
-def _evaluate(node: onnx.NodeProto, values: dict[str, NDArray[Any]], opset: int) -> Sequence[NDArray[Any]] | None:
-    """The outputs of one node, by ONNX's reference evaluator; None where that cannot compute them."""
-    graph = onnx.GraphProto(name="constant", node=[node])
-    for name in filter(None, node.output):
-        graph.output.add().name = name
-    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in values.items())
-    small = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    try:
-        with np.errstate(all="ignore"):
-            results = ReferenceEvaluator(small).run(None, {})
-    except Exception:  # it raises whatever the operator's code raises; the node is then computed at run time
-        return None
-    arrays = [np.asarray(array) for array in results]
-    return arrays if len(arrays) == len(node.output) else None
-
-
 def _convert_types(attributes: Iterable[onnx.AttributeProto]) -> None:
     """Attributes that name a float type name float32, and tensors in attributes are float32."""
     for attribute in attributes:
@@ -187,19 +293,38 @@ def _needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onn
     wanted, found = set(outputs), []
     for node in reversed(nodes):
         if wanted.intersection(filter(None, node.output)):
-            wanted.update(node.input)
+            wanted.update(reads(node))
             found.append(node)
     return found[::-1]
+
+
+def _sorted(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes, each behind those that it reads from. Sorted ones stay as they are, and so do those in a circle."""
+    made = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    needs = [{made[name] for name in reads(node) if name in made} for node in nodes]
+    readers: dict[int, list[int]] = {}
+    for index, needed in enumerate(needs):
+        for other in needed:
+            readers.setdefault(other, []).append(index)
+    ready = [index for index, needed in enumerate(needs) if not needed]  # ascending, so a heap
+    order = []
+    while ready:
+        order.append(index := heapq.heappop(ready))
+        for reader in readers.get(index, ()):
+            needs[reader].discard(index)
+            if not needs[reader]:
+                heapq.heappush(ready, reader)
+    return [nodes[index] for index in order] if len(order) == len(nodes) else list(nodes)
 
 
 def _check_sorted(nodes: Sequence[onnx.NodeProto], known: set[str], outputs: dict[str, str]) -> None:
     known = {"", *known}
     for node in nodes:
-        for name in node.input:
+        for name in reads(node):
             if name not in known:
                 raise UnsupportedModelError(
                     f"{node.op_type} {display_name(node)!r} reads {name!r}, which nothing computes before it;"
-                    " sort the nodes of the graph"
+                    " is it a valid ONNX graph?"
                 )
         known.update(node.output)
     for name, source in outputs.items():

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.errors import OptionError, UnsupportedModelError
+from onnxsep.scopes import display_name
 from onnxsep.training.bridge import TorchGraph
 from onnxsep.training.converters import import_torch
 from onnxsep.training.samples import Feeds
@@ -16,6 +17,11 @@ from onnxsep.training.teacher import Teacher
 # Largest relative difference (root mean square) between torch and ONNX Runtime that rounding explains.
 _SAME = {"float16": 0.05}
 _SAME_FLOAT32 = 1e-3
+# What is constant between its jumps.
+_WITHOUT_GRADIENT = {
+    *("Hardmax", "Round", "Sign", "Floor", "Ceil", "ArgMax", "ArgMin", "Cast", "OneHot"),
+    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"),
+}
 
 
 @contextmanager
@@ -70,3 +76,27 @@ def check_outputs(names: Iterable[str], ours: Mapping[str, NDArray[Any]], wanted
     for name in names:
         if name not in ours or ours[name].shape != wanted[name].shape:
             raise OptionError(f"the output {name!r} of the teacher is not one of the model, or has another shape")
+
+
+def check_gradients(graph: TorchGraph, feeds: Feeds, names: Iterable[str]) -> None:
+    """Some gradient goes back from these outputs to a weight.
+
+    Raises:
+        UnsupportedModelError: None does: what is between them is constant wherever it has a derivative.
+    """
+    torch, names = import_torch(), list(names)
+    outputs = graph.module(graph.tensors(feeds))
+    source = torch.Generator().manual_seed(0)
+    total = sum(
+        (outputs[name] * torch.randn(outputs[name].shape, generator=source).to(outputs[name])).sum() for name in names
+    )
+    weights = [value for value in graph.parameters.values() if value.requires_grad]
+    if torch.is_tensor(total) and total.requires_grad:
+        gradients = torch.autograd.grad(total, weights, allow_unused=True)
+        if any(gradient is not None and bool(gradient.any()) for gradient in gradients):
+            return
+    flat = [step.node for step in graph.module.steps() if step.node.op_type in _WITHOUT_GRADIENT]
+    where = f"; that of {flat[-1].op_type} {display_name(flat[-1])!r} is 0 everywhere" if flat else ""
+    raise UnsupportedModelError(
+        f"the model cannot be trained: no gradient goes back from {', '.join(map(repr, names))} to its weights{where}"
+    )

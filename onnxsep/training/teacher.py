@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.errors import FeedError
 from onnxsep.float32 import as_float32, float32_copy, held_types
 from onnxsep.io import Model
 from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.training.normalize import trained_outputs
 from onnxsep.training.samples import Feeds
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -27,6 +27,7 @@ class Teacher:
 
     def __init__(self, model: Model, options: RuntimeOptions) -> None:
         self._converted = bool(held_types(model))
+        self._names = trained_outputs(model.proto.graph)
         self._name = "the model" if model.path is None else repr(str(model.path))
         try:
             self._runner = Runner(float32_copy(model) if self._converted else model, options)
@@ -34,7 +35,7 @@ class Teacher:
             raise FeedError(f"ONNX Runtime cannot load the model, so nothing can be tuned by it: {error}") from error
 
     def __call__(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        """The outputs that are arrays, by name.
+        """The outputs that can be trained on, by name.
 
         Raises:
             FeedError: The feeds do not fit.
@@ -48,4 +49,4 @@ class Teacher:
                 f"{self._name} cannot be run on these samples: {error}. A teacher takes the same inputs as the model:"
                 " give the original of this one"
             ) from error
-        return {name: values for name, values in outputs.items() if isinstance(values, np.ndarray)}
+        return {name: outputs[name] for name in self._names if outputs[name].dtype.kind == "f"}
