@@ -7,6 +7,7 @@ shapes are no part of it: an exporter may write any number for "unknown", and ``
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import onnx
 from google.protobuf.message import Message
@@ -106,8 +107,12 @@ def _signature(op_type: str, version: int, domain: str) -> _Signature | None:
         schema = onnx.defs.get_schema(op_type, version, domain)
     except Exception:  # the class that it raises is not public
         return None
-    types = {name: int(attribute.type.value) for name, attribute in schema.attributes.items()}
+    types = {name: _type_number(attribute.type) for name, attribute in schema.attributes.items()}
     return _Signature(schema.min_input, schema.min_output, types)
+
+
+def _type_number(kind: Any) -> int:
+    return int(getattr(kind, "value", kind))  # onnx's annotations do not tell that it is an enumeration
 
 
 @lru_cache(maxsize=8)

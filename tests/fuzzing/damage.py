@@ -79,7 +79,7 @@ def _is_repeated(value: Any) -> bool:
 
 def _change(rng: random.Random, message: Message) -> None:
     set_fields = [field for field, _ in message.ListFields()]
-    field = rng.choice(set_fields if set_fields and rng.random() < 0.8 else list(message.DESCRIPTOR.fields))
+    field: Any = rng.choice(set_fields if set_fields and rng.random() < 0.8 else list(message.DESCRIPTOR.fields))
     value = getattr(message, field.name)
     if _is_repeated(value):
         _change_list(rng, field, value)
