@@ -10,6 +10,8 @@ from onnxsep.errors import ModelLoadError
 from onnxsep.tensors import Body
 
 Key = tuple[str, str, str]  # domain, name, overload
+_MOST_NODES = 1_000_000
+_DEEPEST = 200  # onnx and the runtime expand by recursion, and a stack that is full ends the process
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,18 @@ def expansion(proto: onnx.ModelProto) -> Expansion:
         function = proto.functions[index]
         sizes[key_of(function)] = _expanded(function, sizes, 1)
     return _expanded(proto.graph, sizes, 0)
+
+
+def too_many_calls(proto: onnx.ModelProto) -> str | None:
+    """Why the calls of a model's functions cannot be expanded, which is how it is run; None if they can."""
+    if not proto.functions:
+        return None
+    size = expansion(proto)
+    if size.nodes > _MOST_NODES:
+        return f"its functions call one another so often that they expand to {size.nodes:,} nodes"
+    if size.depth > _DEEPEST:
+        return f"its functions call one another {size.depth:,} deep"
+    return None
 
 
 def _expanded(body: Body, sizes: dict[Key, Expansion], own: int) -> Expansion:

@@ -18,6 +18,7 @@ from onnxsep.report import (
     RewriteReport,
     VerificationReport,
 )
+from onnxsep.text import printable
 
 _NARROW = 120  # columns; in a narrower terminal the figures before the rewrite are left out
 _MOST_COLUMNS = 3  # modes; of more, inspect prints the totals alone
@@ -233,7 +234,7 @@ def site_name(name: str, where: str) -> str:
 
 def safe(text: str) -> str:
     """A text from the model: what a terminal would obey, or rich would read as markup, is escaped."""
-    return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text))
+    return escape(printable(text))
 
 
 def _noun(rows: Sequence[ConvReport | InspectedConv], convolutions: str = "convolutions") -> str:

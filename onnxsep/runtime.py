@@ -14,6 +14,7 @@ from google.protobuf.message import EncodeError
 
 from onnxsep.errors import MissingDependencyError, OptionError
 from onnxsep.external import is_external, set_slot, slot_of
+from onnxsep.functions import too_many_calls
 from onnxsep.io import Model
 from onnxsep.tensors import tensor_protos
 
@@ -80,6 +81,8 @@ class Runner:
     """
 
     def __init__(self, model: Model, options: RuntimeOptions = _DEFAULTS) -> None:
+        if reason := too_many_calls(model.proto):
+            raise CannotRun(reason)
         ort = _onnxruntime()
         settings = _session_options(ort, options)
         providers = list(dict.fromkeys((options.provider, _CPU)))

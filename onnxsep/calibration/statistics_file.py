@@ -8,8 +8,6 @@ what a rewritten network delivers in its place, so a fit to them takes each Conv
 import hashlib
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsep.errors import CalibrationError
-from onnxsep.files import NewFiles
+from onnxsep.files import NewFiles, open_regular
 from onnxsep.io import Model, read_tensor
 from onnxsep.linalg import Array
 from onnxsep.paths import Kind
@@ -28,11 +26,6 @@ from onnxsep.statistics import Moments, SiteMoments
 from onnxsep.types import Place
 
 _FORMAT = "onnxsep statistics 1"
-# What numpy, zipfile and a header of another kind raise.
-_UNREADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 
 
 @dataclass(frozen=True)
@@ -101,7 +94,7 @@ def load_statistics(path: str | os.PathLike[str], model: Model) -> Recorded:
         CalibrationError: it cannot be read, is no statistics file, or belongs to another model.
     """
     try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_regular(Path(path)) as file, np.load(file, allow_pickle=False) as arrays:
             header = json.loads(str(arrays["header"]))
             if header["format"] != _FORMAT:
                 raise ValueError(f"its format is {header['format']!r}")
@@ -118,26 +111,30 @@ def load_statistics(path: str | os.PathLike[str], model: Model) -> Recorded:
                 )
                 for number, place in enumerate(header["places"])
             }
-            return Recorded(
-                found, header["samples"], header["positions"], header["seed"], header["source"], header["fingerprint"]
-            )
+            samples, positions, seed = (int(header[key]) for key in ("samples", "positions", "seed"))
+            return Recorded(found, samples, positions, seed, str(header["source"]), str(header["fingerprint"]))
     except FileNotFoundError:
         raise CalibrationError(f"{path}: no such file; with --data it will be written") from None
-    except _UNREADABLE as error:
-        raise CalibrationError(f"{path} cannot be read as a statistics file: {error}") from error
+    except CalibrationError:
+        raise
+    except Exception as error:  # NumPy evaluates headers, and zipfile's decompressors raise classes of their own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CalibrationError(f"{path} cannot be read as a statistics file: {reason}") from error
 
 
 def _moments(mean: Array, covariance: NDArray[np.float32]) -> Moments:
     mean = mean.astype(np.float64)
+    if mean.ndim != 2 or covariance.shape != (*mean.shape, mean.shape[1]):
+        raise ValueError(f"a mean of shape {list(mean.shape)} with a covariance of {list(covariance.shape)}")
     return Moments(mean, covariance.astype(np.float64) + mean[:, :, None] * mean[:, None, :])
 
 
 def is_statistics(path: Path) -> bool:
     """Whether a file is one of these, and may be replaced by another."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
             return bool(json.loads(str(arrays["header"]))["format"] == _FORMAT)
-    except _UNREADABLE:
+    except Exception:  # as above
         return False
 
 

@@ -15,7 +15,7 @@ import typer
 
 import onnxsep
 from onnxsep.cli import compress, evaluate, finetune, look, prune, quantize, rewrite
-from onnxsep.cli.app import app
+from onnxsep.cli.app import app, say
 from onnxsep.cli.options import Debug, debugging
 from onnxsep.errors import OnnxsepError
 
@@ -60,5 +60,5 @@ def main() -> None:
 def _fail(message: str, status: int) -> None:
     if debugging():
         traceback.print_exc()
-    typer.echo(f"onnxsep: error: {message}", err=True)
+    say(f"onnxsep: error: {message}")
     sys.exit(status)

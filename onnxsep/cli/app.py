@@ -2,6 +2,8 @@
 
 import typer
 
+from onnxsep.text import printable
+
 app = typer.Typer(
     name="onnxsep",
     help="A compiler for trained CNNs in ONNX: graph in, smaller and faster graph out.",
@@ -10,3 +12,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def say(message: str) -> None:
+    """Print one line to standard error; it may quote a model's text."""
+    typer.echo(printable(message), err=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from onnxsep import compression
-from onnxsep.cli.app import app
+from onnxsep.cli.app import app, say
 from onnxsep.cli.options import (
     Color,
     CustomOps,
@@ -134,7 +134,7 @@ def compress(
     def told(step: StepReport) -> None:
         if not quiet:
             done = "was done before" if step.resumed else f"{step.seconds:.1f} s"
-            typer.echo(f"step {step.number} {step.command}: {done}", err=True)
+            say(f"step {step.number} {step.command}: {done}")
 
     with progress_bar(quiet or as_json) as progress:
         try:
@@ -163,7 +163,7 @@ def compress(
                 told=told,
             )
         except KeyboardInterrupt:
-            typer.echo(f"onnxsep: interrupted; the same command goes on with what is in {place}", err=True)
+            say(f"onnxsep: interrupted; the same command goes on with what is in {place}")
             raise typer.Exit(130) from None
     shower(report, as_json, quiet, print_compress)(saved(result, target))
 

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from onnxsep import finetuning
-from onnxsep.cli.app import app
+from onnxsep.cli.app import app, say
 from onnxsep.cli.options import (
     Color,
     CustomOps,
@@ -199,10 +199,10 @@ def finetune(
     else:
         return
     if done.stopped == "interrupted":
-        typer.echo(f"onnxsep: interrupted; {target} holds the best so far, --resume goes on", err=True)
+        say(f"onnxsep: interrupted; {target} holds the best so far, --resume goes on")
         raise typer.Exit(130)
     if done.stopped == "diverged":
-        typer.echo(f"onnxsep: warning: {done.notes[-1]}", err=True)
+        say(f"onnxsep: warning: {done.notes[-1]}")
 
 
 @contextmanager

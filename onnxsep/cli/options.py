@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from onnxsep.cli.app import say
 from onnxsep.data import Preprocessing
 from onnxsep.errors import OnnxsepError, VerificationError
 from onnxsep.feeds import parse_input_shape
@@ -21,6 +22,7 @@ from onnxsep.files import printable, write_text
 from onnxsep.render import make_console
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import Savable
+from onnxsep.text import printable as plain_text
 
 _debug = False
 
@@ -129,9 +131,9 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None
             return
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("", total=None)
-            yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+            yield lambda name, done, total: bar.update(task, description=plain_text(name), completed=done, total=total)
     except KeyboardInterrupt:
-        typer.echo("onnxsep: interrupted; nothing was written", err=True)
+        say("onnxsep: interrupted; nothing was written")
         raise typer.Exit(130) from None
 
 
@@ -155,7 +157,7 @@ def failure_shown(show: Callable[[Any], None]) -> Iterator[None]:
             try:
                 show(error.report)
             except OnnxsepError as second:
-                typer.echo(f"onnxsep: {second}", err=True)
+                say(f"onnxsep: {second}")
         raise
 
 
