@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from command_line import run
 from onnx import TensorProto, helper, numpy_helper
 
-from command_line import run
 from onnxsep.text import printable
 
 HOSTILE = [

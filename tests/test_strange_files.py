@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from command_line import run as run_cli
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 import onnxsep
-from command_line import run as run_cli
 from onnxsep.errors import FeedError, ModelLoadError
 from onnxsep.functions import expansion
 from onnxsep.inputs import read_arrays
@@ -149,7 +149,8 @@ def test_a_constant_that_promises_too_much_is_not_made(size: int, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["strides", "pads", "dilations", "kernel_shape", "group", "auto_pad"])
 @pytest.mark.parametrize(
-    "kind", [0, AttributeProto.FLOAT, AttributeProto.FLOATS, AttributeProto.TENSOR, AttributeProto.STRINGS]
+    "kind",
+    [0, AttributeProto.FLOAT, AttributeProto.FLOATS, AttributeProto.TENSOR, AttributeProto.STRINGS],
 )
 def test_an_attribute_of_another_type_is_named(name: str, kind: int, tmp_path: Path) -> None:
     model = conv()
@@ -259,13 +260,13 @@ def test_functions_that_call_themselves_are_refused(length: int) -> None:
 
 
 def test_graphs_nested_without_end_are_refused() -> None:
-    graph = onnx.GraphProto(name="inner")
+    model = onnx.ModelProto(ir_version=9, opset_import=[helper.make_opsetid("", 17)])
+    graph = model.graph
     for _ in range(40):
-        outer = onnx.GraphProto(name="outer")
-        outer.node.append(helper.make_node("If", ["c"], ["y"], then_branch=graph))
-        graph = outer
+        node = graph.node.add(op_type="If", input=["c"], output=["y"])
+        graph = node.attribute.add(name="then_branch", type=AttributeProto.GRAPH).g
     with pytest.raises(ModelLoadError, match="nested"):
-        load(onnx.ModelProto(ir_version=9, graph=graph, opset_import=[helper.make_opsetid("", 17)]))
+        load(model)
 
 
 # ---------------------------------------------------------------- external data
