@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -45,7 +46,7 @@ def test_no_command_prints_it(text: str, tmp_path: Path) -> None:
     onnx.save(hostile(text), path)
     onnx.save(hostile(text + "other"), other)
     np.savez(tmp_path / "d.npz", x=np.zeros((4, 4, 8, 8), np.float32))
-    commands: list[list[object]] = [
+    commands: list[list[Any]] = [
         ["inspect", path],
         ["inspect", path, "--json"],
         *(["check", path, other, "--no-outputs", "--format", kind] for kind in ("text", "json", "github", "junit")),

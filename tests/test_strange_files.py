@@ -8,6 +8,7 @@ import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -49,7 +50,7 @@ def kernel(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-def conv(**attributes: object) -> onnx.ModelProto:
+def conv(**attributes: Any) -> onnx.ModelProto:
     return model_of(
         [helper.make_node("Conv", ["x", "w"], ["y"], name="conv", **({"pads": [1] * 4} | attributes))],
         {"w": kernel(4, 4, 3, 3)},
@@ -85,9 +86,9 @@ def test_sizes_below_0_stand_for_unknown_ones(size: int, operator: str, tmp_path
     [("EyeLike", {"k": 1}), ("RegexFullMatch", {"pattern": "a"}), ("LayerNormalization", {"axis": 2**31})],
 )
 def test_what_ends_onnx_s_process_leaves_the_convs(
-    operator: str, attributes: dict[str, object], tmp_path: Path
+    operator: str, attributes: dict[str, Any], tmp_path: Path
 ) -> None:
-    """EyeLike and RegexFullMatch of an undeclared input read a null pointer; an axis of 2 ** 31 an index of -2 ** 31."""
+    """EyeLike and RegexFullMatch of an undeclared input read a null pointer; an axis of 2 ** 31 becomes negative."""
     model = conv()
     model.opset_import[0].version = 20
     model.graph.node.append(
@@ -99,7 +100,7 @@ def test_what_ends_onnx_s_process_leaves_the_convs(
 
 
 def test_an_operator_outside_the_list_still_gives_shapes() -> None:
-    """In a process of its own: GatherND of [1, 4, 8, 8] at [1, 1] gives [1, 4, 8, 8], which the Conv behind it reads."""
+    """In a process of its own: GatherND of [1, 4, 8, 8] at [1, 1] gives [1, 4, 8, 8], which a Conv reads."""
     nodes = [
         helper.make_node("GatherND", ["x", "at"], ["t"]),
         helper.make_node("Conv", ["t", "w"], ["y"], pads=[1] * 4),
@@ -171,7 +172,7 @@ def test_an_attribute_of_another_type_is_named(name: str, kind: int, tmp_path: P
         {"auto_pad": b"\xff"}, {"auto_pad": "SAME"},
     ],
 )  # fmt: skip
-def test_attributes_with_odd_values(attributes: dict[str, object], tmp_path: Path) -> None:
+def test_attributes_with_odd_values(attributes: dict[str, Any], tmp_path: Path) -> None:
     assert inspected(conv(**attributes), tmp_path)[0] == 0
 
 
@@ -418,7 +419,7 @@ def test_files_of_other_kinds(name: str, content: bytes, tmp_path: Path) -> None
         done = run_cli("rewrite", tmp_path / "m.onnx", "--dry-run", "--mode", "spatial", "--statistics", path)
     else:
         data = {"d.csv": tmp_path / "sound.npy", "d.png": tmp_path / "i", "p.toml": tmp_path / "i"}.get(name, path)
-        options: list[str | Path] = {"d.csv": ["--labels", path], "p.toml": ["--preprocess", path]}.get(name, [])
+        options = {"d.csv": ["--labels", path], "p.toml": ["--preprocess", path]}.get(name, [])
         done = run_cli("evaluate", tmp_path / "m.onnx", "--data", data, "--runs", "0", *options)
     assert done.returncode == 1
     assert "internal error" not in done.stderr
