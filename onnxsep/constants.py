@@ -1,7 +1,7 @@
 """Reading constant weights: initialisers, Constant nodes, and expressions of constants, which are folded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from onnxsep.errors import FactorizationError
+from onnxsep.external import is_external
 from onnxsep.graph import build_tensor
 from onnxsep.io import Model, read_tensor
-from onnxsep.scopes import Scope, constant_value, opset_imports
+from onnxsep.scopes import Scope, constant_value, display_name, opset_imports
+from onnxsep.shapes import infer_shapes, skeleton, tensor_shapes
 from onnxsep.types import Constant
 
 MAX_FOLDED_BYTES = 2**31  # a file of a few bytes may describe a constant of any size
@@ -36,34 +38,60 @@ def read_constant(model: Model, scopes: Sequence[Scope], constant: Constant) -> 
     tensor = stored_tensor(scopes, constant)
     if tensor is not None:
         return read_tensor(model, tensor)
-    if _promised_bytes(model, scopes, constant) > MAX_FOLDED_BYTES:
-        raise FactorizationError(f"the constant {constant.name!r} is too large to be folded (over 2 GB)")
     return _fold(model, scopes, constant)
 
 
 def _fold(model: Model, scopes: Sequence[Scope], constant: Constant) -> NDArray[np.generic]:
+    """Node by node, so that the size of each result is known before it is made."""
     nodes = [scopes[scope].body.node[index] for scope, index in constant.nodes]
-    made = {name for node in nodes for name in node.output}
-    graph = onnx.GraphProto(name="constant")
-    graph.node.extend(nodes)
-    for node in graph.node:
-        node.ClearField("domain")  # the evaluator knows ONNX's own domain only by its short name, ""
-    graph.output.add().name = constant.name
-    for name in {name for node in nodes for name in node.input if name} - made:
-        tensor = find_constant(scopes, constant.nodes[-1][0], name)
-        if tensor is None:
-            raise FactorizationError(f"the constant expression needs {name!r}, which is no dense constant")
-        graph.initializer.append(build_tensor(name, read_tensor(model, tensor)))
+    opsets = opset_imports(model.proto, scopes, constant.scope)
+    values: dict[str, NDArray[np.generic]] = {}
+    for node in nodes:
+        for name in filter(None, node.input):
+            if name in values:
+                continue
+            tensor = find_constant(scopes, constant.nodes[-1][0], name)
+            if tensor is None:
+                raise FactorizationError(f"the constant expression needs {name!r}, which is no dense constant")
+            values[name] = read_tensor(model, tensor)
+        values.update(zip(filter(None, node.output), _evaluated(model, node, values, opsets), strict=False))
+    return values[constant.name]
+
+
+def _evaluated(
+    model: Model,
+    node: onnx.NodeProto,
+    values: Mapping[str, NDArray[np.generic]],
+    opsets: Sequence[onnx.OperatorSetIdProto],
+) -> list[NDArray[np.generic]]:
+    """The outputs of one node. Its tensors are read here, for the evaluator would open any file that they name.
+
+    Raises:
+        FactorizationError: it cannot be evaluated, or would give more than 2 GB.
+    """
+    graph = onnx.GraphProto(name="constant", node=[node])
+    copy = graph.node[0]
+    copy.ClearField("domain")  # the evaluator knows ONNX's own domain only by its short name, ""
+    for attribute in copy.attribute:
+        for tensor in (*([attribute.t] if attribute.HasField("t") else ()), *attribute.tensors):
+            if is_external(tensor):
+                tensor.CopyFrom(build_tensor(tensor.name, read_tensor(model, tensor)))
+        if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+            raise FactorizationError(f"the constant expression holds a sparse tensor, in {display_name(node)!r}")
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in node.output if name)
+    for name in dict.fromkeys(filter(None, node.input)):
+        graph.initializer.append(build_tensor(name, values[name]))
     small = onnx.ModelProto(ir_version=model.proto.ir_version, graph=graph)
-    small.opset_import.extend(opset_imports(model.proto, scopes, constant.scope))
+    small.opset_import.extend(opsets)
+    if _promised_bytes(small) > MAX_FOLDED_BYTES:
+        raise FactorizationError(f"the constant {next(iter(node.output), '')!r} is too large to be folded (over 2 GB)")
     try:
         with np.errstate(all="ignore"):
-            (values,) = ReferenceEvaluator(small).run(None, {})
+            results = ReferenceEvaluator(small).run(None, {})
     except Exception as error:  # the evaluator raises whatever the operator's code raises
-        kinds = " -> ".join(node.op_type for node in nodes)
-        message = f"the constant expression {kinds} cannot be folded: {type(error).__name__}: {error}"
+        message = f"the constant expression {node.op_type} cannot be folded: {type(error).__name__}: {error}"
         raise FactorizationError(message) from error
-    return np.asarray(values)
+    return [np.asarray(result) for result in results]
 
 
 def find_constant(scopes: Sequence[Scope], scope: int, name: str) -> onnx.TensorProto | None:
@@ -81,16 +109,13 @@ def find_constant(scopes: Sequence[Scope], scope: int, name: str) -> onnx.Tensor
     return None
 
 
-def _promised_bytes(model: Model, scopes: Sequence[Scope], constant: Constant) -> int:
-    """The largest size that a ConstantOfShape or Expand of the expression asks for, in bytes of float32."""
-    largest = 0
-    for scope, index in constant.nodes:
-        node = scopes[scope].body.node[index]
-        if node.op_type not in ("ConstantOfShape", "Expand", "Tile", "Range", "OneHot"):
-            continue
-        for name in node.input:
-            tensor = find_constant(scopes, scope, name)
-            if tensor is not None and tensor.data_type == onnx.TensorProto.INT64 and math.prod(tensor.dims) <= 16:
-                sizes = read_tensor(model, tensor).astype(object)
-                largest = max(largest, 4 * int(np.prod(np.maximum(sizes, 1))))
-    return largest
+def _promised_bytes(small: onnx.ModelProto) -> int:
+    """The bytes that the outputs of a model of one node will have, as if they were float32; 0 where nobody knows."""
+    inferred = infer_shapes(skeleton(small))
+    shapes = tensor_shapes(inferred.graph)
+    total = 0
+    for output in small.graph.output:
+        shape = shapes.get(output.name)
+        if shape is not None and all(isinstance(size, int) for size in shape):
+            total += 4 * math.prod(size for size in shape if isinstance(size, int))
+    return total

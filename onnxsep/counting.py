@@ -255,8 +255,10 @@ def _node_macs(node: onnx.NodeProto, shape: _Sizes) -> int | None:
     if form not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0
     weight = _QUANTIZED[node.op_type][0] if node.op_type in _FLOAT_FORMS else 1
+    if len(node.input) <= weight or not node.output:
+        return None
     left, right, output = shape(node.input[0]), shape(node.input[weight]), shape(node.output[0])
-    if left is None or right is None:
+    if left is None or right is None or not _fit(form, left, right):
         return None
     if form == "Conv":
         conv = conv_geometry(node, tuple(right))
@@ -270,6 +272,13 @@ def _node_macs(node: onnx.NodeProto, shape: _Sizes) -> int | None:
         inner = left[-1] if len(left) > 1 else right[0]  # a dimension in front may be free, and counted as 1
         return math.prod(left[:-1]) * inner * right[1]
     return None if output is None else math.prod(output) * left[-1]
+
+
+def _fit(form: str, left: Sequence[int], right: Sequence[int]) -> bool:
+    """Whether operands have the numbers of dimensions that an operator takes; a damaged model may say anything."""
+    if form == "MatMul":
+        return bool(left) and bool(right)
+    return len(left) == len(right) == 2 if form == "Gemm" else len(left) == len(right) > 2
 
 
 def _is_global_mean(node: onnx.NodeProto, integers: _Integers) -> bool:

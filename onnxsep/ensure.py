@@ -1,9 +1,9 @@
 """What must hold of every result before it is handed out."""
 
 import onnx
-from onnx import shape_inference
 
 from onnxsep.errors import PassError
+from onnxsep.inference import infer
 from onnxsep.io import Model
 from onnxsep.scopes import scopes
 from onnxsep.shapes import skeleton
@@ -44,7 +44,7 @@ def _problem(light: onnx.ModelProto) -> str | None:
                 _empty(tensor)
     try:
         onnx.checker.check_model(checked)
-        shape_inference.infer_shapes(light, check_type=True, strict_mode=True)
+        infer(light, strict=True)
     except Exception as error:  # both raise several unrelated classes
         return " ".join(str(error).split())[:300]
     return None

@@ -1,6 +1,7 @@
 """Writing files so that a failure leaves the target as it was, and copying large files in little memory."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -34,6 +35,21 @@ def identity(file: Path | BinaryIO) -> Identity:
 def printable(path: str | os.PathLike[str]) -> str:
     """A path as text; bytes in it that are no UTF-8 are written as escapes, for no report could hold them."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that a user named; a pipe or a device could keep us waiting, or never end.
+
+    Raises:
+        OSError: It cannot be opened, or is not a regular file; ``strerror`` says so.
+        ValueError: No file can have this name.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file (a pipe or a device); name a file")
+    return path.open("rb")
 
 
 def check_target(target: Path) -> int | None:

@@ -2,13 +2,18 @@
 
 They see the image itself, have few input channels, and are what papers leave full. A Gemm or MatMul is first where it
 is reached without passing a Conv, Gemm or MatMul; which Convs are first does not depend on them.
+
+What reaches a name is the union of what reaches it from each single input. So a function is walked twice, however
+often it is called: once to see which of its inputs reach which of its outputs, once with all the inputs that any call
+reaches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 
 import onnx
 
+from onnxsep.functions import callee, callees_first, key_of
 from onnxsep.scopes import Scope, is_standard, scopes
 from onnxsep.types import Place
 
@@ -16,6 +21,10 @@ from onnxsep.types import Place
 _SHAPE_ONLY = {"Shape", "Size"}
 _CONVOLUTIONS = {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv"}
 _LINEAR = {"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"}
+
+# A set of inputs of the body that is walked, as bits; by the name of each tensor that they reach.
+_Inputs = int
+_Reached = dict[str, _Inputs]
 
 
 def first_convs(model: onnx.ModelProto, *, linear_layers: bool = False) -> set[Place]:
@@ -26,6 +35,9 @@ def first_convs(model: onnx.ModelProto, *, linear_layers: bool = False) -> set[P
     Args:
         model: the model or its skeleton.
         linear_layers: give the first Gemm and MatMul nodes too.
+
+    Raises:
+        ModelLoadError: a function calls itself.
     """
     found = _Reach(model, _CONVOLUTIONS).run()
     if linear_layers:
@@ -36,66 +48,88 @@ def first_convs(model: onnx.ModelProto, *, linear_layers: bool = False) -> set[P
 
 
 class _Reach:
-    """Follows the graph inputs through nodes, nested graphs and calls."""
+    """Follows inputs through nodes, nested graphs and calls."""
 
     def __init__(self, model: onnx.ModelProto, stops: AbstractSet[str]) -> None:
         self._stops = stops
         self._scopes = scopes(model)
         self._nested = {(scope.parent, *scope.holder): scope for scope in self._scopes if scope.holder is not None}
+        bodies = {scope.namespace - 1: scope for scope in self._scopes if scope.kind == "function"}
+        self._callees_first = [bodies[index] for index in callees_first(model)]
         self._functions = {
-            (scope.body.domain, scope.body.name, scope.body.overload): scope
-            for scope in self._scopes
+            key_of(scope.body): scope.index
+            for scope in self._callees_first
             if isinstance(scope.body, onnx.FunctionProto)
         }
-        self._calls: dict[tuple[int, tuple[bool, ...]], list[bool]] = {}
-        self._first: set[Place] = set()
+        self._outputs: dict[int, list[_Inputs]] = {}  # of each function: the inputs that reach each output
+        self._found: Callable[[Place], None] = lambda place: None
+        self._called: Callable[[int, Sequence[_Inputs]], None] = lambda function, inputs: None
 
     def run(self) -> set[Place]:
+        for scope in self._callees_first:
+            assert isinstance(scope.body, onnx.FunctionProto)
+            self._outputs[scope.index] = self._body(
+                scope, {name: 1 << number for number, name in enumerate(scope.body.input)}
+            )
+        first: set[Place] = set()
+        given: dict[int, set[int]] = {scope.index: set() for scope in self._callees_first}
+        self._found = first.add
+        self._called = lambda function, inputs: given[function].update(
+            number for number, hit in enumerate(inputs) if hit
+        )
         main = self._scopes[0].body
         assert isinstance(main, onnx.GraphProto)
         constants = {tensor.name for tensor in main.initializer}
-        self._body(self._scopes[0], {value.name for value in main.input if value.name not in constants})
-        return self._first
+        self._body(self._scopes[0], {value.name: 1 for value in main.input if value.name not in constants})
+        for scope in reversed(self._callees_first):
+            assert isinstance(scope.body, onnx.FunctionProto)
+            hit = given[scope.index]
+            self._body(scope, {name: 1 for number, name in enumerate(scope.body.input) if number in hit})
+        return first
 
-    def _body(self, scope: Scope, reached: set[str]) -> list[bool]:
-        """Walk one body; ``reached`` holds the names that graph inputs reach, and grows. Gives that of its outputs."""
+    def _body(self, scope: Scope, reached: _Reached) -> list[_Inputs]:
+        """Walk one body; ``reached`` grows. Gives what reaches its outputs."""
         for index, node in enumerate(scope.body.node):
-            inputs = [name in reached for name in node.input]
+            inputs = [reached.get(name, 0) for name in node.input]
             if is_standard(node) and node.op_type in self._stops:
                 if inputs and inputs[0]:
-                    self._first.add((scope.index, index))
+                    self._found((scope.index, index))
                 continue
-            outputs = self._node(scope, index, node, inputs, reached)
-            reached.update(name for name, hit in zip(node.output, outputs, strict=False) if hit and name)
+            for name, hit in zip(node.output, self._node(scope, index, node, inputs, reached), strict=False):
+                if hit and name:
+                    reached[name] = reached.get(name, 0) | hit
         if isinstance(scope.body, onnx.FunctionProto):
-            return [name in reached for name in scope.body.output]
-        return [value.name in reached for value in scope.body.output]
+            return [reached.get(name, 0) for name in scope.body.output]
+        return [reached.get(value.name, 0) for value in scope.body.output]
 
     def _node(
-        self, scope: Scope, index: int, node: onnx.NodeProto, inputs: list[bool], reached: set[str]
-    ) -> Sequence[bool]:
+        self, scope: Scope, index: int, node: onnx.NodeProto, inputs: list[_Inputs], reached: _Reached
+    ) -> Sequence[_Inputs]:
         if is_standard(node) and node.op_type in _SHAPE_ONLY:
-            return [False] * len(node.output)
-        function = self._functions.get((node.domain, node.op_type, node.overload))
+            return ()
+        function = self._functions.get(callee(node))
         if function is not None:
-            return self._call(function, tuple(inputs))
+            self._called(function, inputs)
+            return [_mapped(output, inputs) for output in self._outputs[function]]
         graphs = [
             self._nested[scope.index, index, attribute.name]
             for attribute in node.attribute
             if (scope.index, index, attribute.name) in self._nested
         ]
         if not graphs:
-            return [any(inputs)] * len(node.output)
-        outputs = [False] * len(node.output)
+            return [_union(inputs)] * len(node.output)
+        outputs = [0] * len(node.output)
         for graph in graphs:
             results = self._subgraph(node, graph, inputs, reached)
-            outputs = [old or new for old, new in zip(outputs, results, strict=False)]
+            outputs = [old | new for old, new in zip(outputs, results, strict=False)]
         return outputs
 
-    def _subgraph(self, node: onnx.NodeProto, graph: Scope, inputs: list[bool], reached: set[str]) -> list[bool]:
+    def _subgraph(self, node: onnx.NodeProto, graph: Scope, inputs: list[_Inputs], reached: _Reached) -> list[_Inputs]:
         assert isinstance(graph.body, onnx.GraphProto)
         formal = [value.name for value in graph.body.input]
-        inner = reached | {name for name, hit in zip(formal, inputs, strict=False) if hit}
+        inner = {**reached}
+        for name, hit in zip(formal, inputs, strict=False):
+            inner[name] = inner.get(name, 0) | hit
         # Loop: body outputs are (condition, carried..., scanned...), its inputs (number, condition, carried...).
         # Scan: outputs and inputs are both (carried..., scanned...).
         skip = 1 if node.op_type == "Loop" else 0
@@ -105,16 +139,19 @@ class _Reach:
             carried = formal[: len(formal) - scanned]
         while True:  # each iteration may carry what it got one variable further
             results = self._body(graph, inner)[skip:]
-            left = {name for name, hit in zip(carried, results, strict=False) if hit}
-            if left <= inner:
+            left = {name: hit for name, hit in zip(carried, results, strict=False) if hit & ~inner.get(name, 0)}
+            if not left:
                 return results
-            inner |= left
+            inner.update((name, inner.get(name, 0) | hit) for name, hit in left.items())
 
-    def _call(self, function: Scope, inputs: tuple[bool, ...]) -> list[bool]:
-        key = (function.index, inputs)
-        if key not in self._calls:
-            assert isinstance(function.body, onnx.FunctionProto)
-            formal = function.body.input
-            self._calls[key] = [True] * len(function.body.output)  # ends a (forbidden) recursion
-            self._calls[key] = self._body(function, {name for name, hit in zip(formal, inputs, strict=False) if hit})
-        return self._calls[key]
+
+def _union(masks: Sequence[_Inputs]) -> _Inputs:
+    found = 0
+    for mask in masks:
+        found |= mask
+    return found
+
+
+def _mapped(output: _Inputs, inputs: Sequence[_Inputs]) -> _Inputs:
+    """What reaches an output of a call, by the function's inputs that reach it."""
+    return _union([mask for number, mask in enumerate(inputs) if output >> number & 1])

@@ -22,7 +22,7 @@ def conv_geometry(node: onnx.NodeProto, weight_shape: tuple[int, ...]) -> Conv |
     strides = tuple(attributes.get("strides") or (1,) * dims)
     dilations = tuple(attributes.get("dilations") or (1,) * dims)
     pads = tuple(attributes.get("pads") or (0,) * (2 * dims))
-    auto_pad = attributes.get("auto_pad", b"NOTSET").decode() or "NOTSET"
+    auto_pad = attributes.get("auto_pad", b"NOTSET").decode("utf-8", "backslashreplace") or "NOTSET"
     if dims < 1 or min(weight_shape, default=0) < 1:
         return f"its weight has the shape {list(weight_shape)}, which is no convolution's"
     if kernel != weight_shape[2:]:

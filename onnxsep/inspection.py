@@ -70,6 +70,7 @@ def inspect(
     counts = [plan_macs(sites, plan) for plan in plans] or [plan_macs(sites, Plan())]
     unknown = {place for pair in counts for one in pair for place, count in one.items() if count is None}
     known = [{place: count or 0 for place, count in after.items() if place not in unknown} for _, after in counts]
+    parameters = count_parameters(sites.light)
     return InspectReport(
         source=model_info(source),
         rank=str(options.rank),
@@ -79,13 +80,16 @@ def inspect(
         ),
         totals=InspectTotals(
             convs=len(sites.found),
-            parameters=count_parameters(sites.light),
+            parameters=parameters,
             trainable_parameters=count_parameters(sites.light, "trainable"),
             macs=sum(count or 0 for place, count in counts[0][0].items() if place not in unknown),
             macs_unknown=len(unknown),
             flops_paper004=count_flops_paper004(sites.light).total,
             mode_convs={name: len(plan.replacements) for name, plan in zip(names, plans, strict=True)},
-            mode_parameters={name: count_parameters(result) for name, result in zip(names, results, strict=True)},
+            mode_parameters={
+                name: parameters if result is sites.light else count_parameters(result)
+                for name, result in zip(names, results, strict=True)
+            },
             mode_macs={name: sum(one.values()) for name, one in zip(names, known, strict=False)},
         ),
         notes=sites.notes,

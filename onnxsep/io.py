@@ -17,7 +17,8 @@ from google.protobuf.message import DecodeError
 from onnxsep.errors import ModelLoadError
 from onnxsep.external import DataFolder, is_external
 from onnxsep.ordering import arrange_like, sorted_copy
-from onnxsep.tensors import bodies, check_inline, decode, tensor_protos
+from onnxsep.tensors import check_inline, decode, tensor_protos
+from onnxsep.wellformed import check_form
 
 _MAGIC = (
     (0, b"version https://git-lfs", "this is a Git LFS pointer, fetch the real file (git lfs pull)"),
@@ -90,8 +91,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model, *, follow_lin
             model's folder. For model hubs' caches, which are made of links; not for models from strangers.
 
     Raises:
-        ModelLoadError: The file cannot be read, is not an ONNX file, is damaged, or its external data is missing, too
-            short or outside the model's folder.
+        ModelLoadError: The file cannot be read, is not an ONNX file, is damaged, contradicts ONNX's format
+            (``onnxsep.wellformed``), or its external data is missing, too short or outside the model's folder.
     """
     if isinstance(source, Model):
         return _sorted(source)
@@ -184,7 +185,7 @@ def _check(model: Model, name: str) -> None:
             raise ModelLoadError("there is no graph in it.")
         if not proto.opset_import:
             raise ModelLoadError("it imports no operator set. The file is cut short, or its exporter is at fault.")
-        _check_names(proto)
+        check_form(proto)
         tensors = list(tensor_protos(proto))
         for tensor in tensors:
             if not is_external(tensor):
@@ -193,25 +194,6 @@ def _check(model: Model, name: str) -> None:
             model.data_folder().check(tensors)
     except ModelLoadError as error:
         raise ModelLoadError(f"{name}: {error}") from error
-
-
-def _check_names(proto: onnx.ModelProto) -> None:
-    """Names must be text: protobuf hands out bytes, not str, for what is not UTF-8."""
-    for body, _ in bodies(proto):
-        for node in body.node:
-            attributes = (attribute.name for attribute in node.attribute)
-            _check_text(node.name, node.op_type, node.domain, *node.input, *node.output, *attributes)
-        if isinstance(body, onnx.FunctionProto):
-            _check_text(body.name, body.domain, *body.input, *body.output)
-        else:
-            for named in (body.initializer, body.input, body.output, body.value_info):
-                _check_text(*(item.name for item in named))
-
-
-def _check_text(*names: object) -> None:
-    for name in names:
-        if not isinstance(name, str):
-            raise ModelLoadError(f"a name in the graph is not UTF-8 text: {name!r}. The file is damaged.")
 
 
 def read_tensor(model: Model, tensor: onnx.TensorProto) -> npt.NDArray[Any]:

@@ -21,6 +21,7 @@ from onnxsep.report import (
     VerificationReport,
     part_text,
 )
+from onnxsep.text import printable
 
 _NARROW = 120  # columns; in a narrower terminal the figures before the rewrite are left out
 _MOST_COLUMNS = 3  # modes; of more, inspect prints the totals alone
@@ -243,7 +244,7 @@ def site_name(name: str, where: str) -> str:
 
 def safe(text: str) -> str:
     """A text from the model: what a terminal would obey, or rich would read as markup, is escaped."""
-    return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text))
+    return escape(printable(text))
 
 
 def _noun(rows: Sequence[ConvReport | InspectedConv], convolutions: str = "convolutions") -> str:

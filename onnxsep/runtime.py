@@ -15,6 +15,7 @@ from google.protobuf.message import EncodeError
 from onnxsep.errors import MissingDependencyError, OptionError, TimeLimitError
 from onnxsep.external import is_external, set_slot, slot_of
 from onnxsep.files import temporary_folder
+from onnxsep.functions import too_many_calls
 from onnxsep.io import Model
 from onnxsep.tensors import tensor_protos
 from onnxsep.workers import OutOfTime, within
@@ -88,6 +89,8 @@ class Runner:
     """
 
     def __init__(self, model: Model, options: RuntimeOptions = _DEFAULTS) -> None:
+        if reason := too_many_calls(model.proto):
+            raise CannotRun(reason)
         ort = _onnxruntime()
         self._run_options, self._limit = ort.RunOptions, options.time_limit
         self._name = "the model" if model.path is None else repr(str(model.path))

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 from google.protobuf.message import Message
-from onnx import numpy_helper, shape_inference
+from onnx import numpy_helper
 
+from onnxsep.inference import InferenceError, forget_impossible_sizes, infer
 from onnxsep.io import Model, read_tensor
-from onnxsep.scopes import display_name, scopes
 
 LARGE = 64  # elements; what shape inference reads (shapes, axes, scales) is smaller
 Shape = tuple[int | str | None, ...]
@@ -27,6 +27,7 @@ def skeleton(model: Model | onnx.ModelProto) -> onnx.ModelProto:
     source = model if isinstance(model, Model) else Model(model)
     light = onnx.ModelProto()
     _copy_fields(source, source.proto, light)
+    forget_impossible_sizes(light)
     return light
 
 
@@ -55,20 +56,14 @@ def infer_shapes(
             light.graph.value_info.remove(value)
         light.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes))
     try:
-        _refuse_zero_strides(light)
-        return shape_inference.infer_shapes(light, data_prop=True)
-    except Exception as error:  # a model with one odd operator still has Convs; sizes are then unknown
+        found, note = infer(light)
+    except InferenceError as error:  # a model with one odd operator still has Convs; sizes are then unknown
         if problems is not None:
-            problems.append(f"shape inference failed, so sizes are not known: {' '.join(str(error).split())[:300]}")
+            problems.append(f"shape inference failed, so sizes are not known: {error}")
         return light
-
-
-def _refuse_zero_strides(light: onnx.ModelProto) -> None:
-    """Older onnx divides by strides and kills the process where one is 0."""
-    for scope in scopes(light):
-        for node in scope.body.node:
-            if any(entry.name == "strides" and 0 in entry.ints for entry in node.attribute):
-                raise ValueError(f"{node.op_type} {display_name(node)!r} has a stride of 0")
+    if note and problems is not None:
+        problems.append(note)
+    return found
 
 
 def tensor_shapes(body: onnx.GraphProto | onnx.FunctionProto) -> dict[str, Shape]:

@@ -38,6 +38,7 @@ class Sites:
     scopes: tuple[Scope, ...]  # of the source model itself
     light: onnx.ModelProto
     notes: tuple[str, ...] = ()
+    inferred: bool = True  # shape inference did not fail
 
 
 def find_sites(
@@ -59,7 +60,8 @@ def find_sites(
         UnsupportedModelError: the graph cannot be read.
     """
     problems: list[str] = []
-    light = infer_shapes(skeleton(model), input_shapes, problems, measured)
+    plain = skeleton(model)
+    light = infer_shapes(plain, input_shapes, problems, measured)
     view = View(light)
     source = scopes(model.proto)
     first = first_convs(light, linear_layers=linear_layers)
@@ -76,7 +78,7 @@ def find_sites(
             elif node.op_type in wanted:
                 found.append(finder.site(scope, index))
     found = finder.pinned(found)
-    return Sites(tuple(found), tuple(source), light, tuple(problems))
+    return Sites(tuple(found), tuple(source), light, tuple(problems), inferred=light is not plain)
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,12 @@ def _conv_report(
 
 def planned(sites: Sites, plan: Plan) -> tuple[onnx.ModelProto, Edit]:
     """What the plan would give: a skeleton with inferred shapes, and the edit; no weight is read or computed."""
+    if not plan.replacements:
+        return sites.light, Edit()
     light = onnx.ModelProto()
     light.CopyFrom(sites.light)
     edit = replace_convs(light, plan.replacements, None)
-    return infer_shapes(light), edit
+    return (infer_shapes(light) if sites.inferred else light), edit
 
 
 def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxsep.errors import OptionError
+from onnxsep.files import open_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,10 +22,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         OptionError: it cannot be read, or is not TOML.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return dict(tomllib.load(file))
     except OSError as error:
         raise OptionError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise OptionError(f"{str(path)!r} is not a TOML file of ours: it is nested too deep") from error
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, a NUL in the path
         raise OptionError(f"{str(path)!r} is not a TOML file: {error}") from error
 

@@ -9,8 +9,6 @@ delivers in its place, so a fit to them takes each Conv as if it were the only o
 import hashlib
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsep.errors import CalibrationError
-from onnxsep.files import NewFiles
+from onnxsep.files import NewFiles, open_regular
 from onnxsep.gram import DenseGram, RowGram
 from onnxsep.io import Model, read_tensor
 from onnxsep.paths import Kind
@@ -32,11 +30,6 @@ from onnxsep.types import Place
 _FORMAT = "onnxsep statistics 2"
 _WITHOUT_ROWS = "onnxsep statistics 1"  # the format before, which knows covariances only
 _PARTS = ("mean", "covariance", "rows")
-# What numpy, zipfile and a header of another kind raise.
-_UNREADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,7 @@ def load_statistics(path: str | os.PathLike[str], model: Model) -> Recorded:
         CalibrationError: it cannot be read, is no statistics file, or belongs to another model.
     """
     try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_regular(Path(path)) as file, np.load(file, allow_pickle=False) as arrays:
             header = json.loads(str(arrays["header"]))
             if header["format"] not in (_FORMAT, _WITHOUT_ROWS):
                 raise ValueError(f"its format is {header['format']!r}")
@@ -123,13 +116,15 @@ def load_statistics(path: str | os.PathLike[str], model: Model) -> Recorded:
                 )
                 for number, place in enumerate(header["places"])
             }
-            return Recorded(
-                found, header["samples"], header["positions"], header["seed"], header["source"], header["fingerprint"]
-            )
+            samples, positions, seed = (int(header[key]) for key in ("samples", "positions", "seed"))
+            return Recorded(found, samples, positions, seed, str(header["source"]), str(header["fingerprint"]))
     except FileNotFoundError:
         raise CalibrationError(f"{path}: no such file; with --data it will be written") from None
-    except _UNREADABLE as error:
-        raise CalibrationError(f"{path} cannot be read as a statistics file: {error}") from error
+    except CalibrationError:
+        raise
+    except Exception as error:  # NumPy evaluates headers, and zipfile's decompressors raise classes of their own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CalibrationError(f"{path} cannot be read as a statistics file: {reason}") from error
 
 
 def _stored(moments: Moments) -> dict[str, NDArray[np.floating[Any]]]:
@@ -143,6 +138,12 @@ def _stored(moments: Moments) -> dict[str, NDArray[np.floating[Any]]]:
 
 def _moments(arrays: Mapping[str, NDArray[np.floating[Any]]]) -> Moments:
     mean = arrays["mean"].astype(np.float64)
+    kept = arrays["rows" if "rows" in arrays else "covariance"]
+    whole = (*mean.shape, mean.shape[-1])
+    if mean.ndim != 2 or kept.ndim != 3 or (kept.shape[0], kept.shape[2]) != mean.shape:
+        raise ValueError(f"a mean of shape {list(mean.shape)} with rows or a covariance of {list(kept.shape)}")
+    if "rows" not in arrays and kept.shape != whole:
+        raise ValueError(f"a mean of shape {list(mean.shape)} with a covariance of {list(kept.shape)}")
     if "rows" in arrays:
         return Moments(mean, tuple(RowGram(rows.astype(np.float64)) for rows in arrays["rows"]))
     return Moments(mean, tuple(DenseGram(matrix.astype(np.float64)) for matrix in arrays["covariance"]))
@@ -151,9 +152,9 @@ def _moments(arrays: Mapping[str, NDArray[np.floating[Any]]]) -> Moments:
 def is_statistics(path: Path) -> bool:
     """Whether a file is one of these, and may be replaced by another."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
             return bool(json.loads(str(arrays["header"]))["format"] in (_FORMAT, _WITHOUT_ROWS))
-    except _UNREADABLE:
+    except Exception:  # as above
         return False
 
 

@@ -28,7 +28,7 @@ from onnxsep.checking.weights import compare_weights, tensor_pairs
 from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, open_data
 from onnxsep.data import Source as DataSource
 from onnxsep.errors import ModelLoadError, OptionError
-from onnxsep.files import write_text
+from onnxsep.files import open_regular, write_text
 from onnxsep.integer_io import as_real
 from onnxsep.option_types import checks_types
 from onnxsep.paths import Kind, Reads, check_paths, is_model
@@ -242,7 +242,8 @@ _MODEL = Kind("the reference", "ONNX model", is_model)
 def _read_text(path: Path) -> list[Statement]:
     hint = "write it from the model with --update"
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8-sig")
     except OSError as error:
         raise ModelLoadError(f"cannot read the reference {str(path)!r}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -1,10 +1,12 @@
 """The result of a check as plain text, JSON, GitHub annotations or JUnit XML."""
 
+import json
 import re
 import xml.etree.ElementTree as ET
 
 from onnxsep.checking.layer_table import jump_line, layer_lines
 from onnxsep.checking.result import CheckResult, Difference, PartResult
+from onnxsep.text import printable
 
 TEXT_LIMIT = 20  # differences of a part that are printed
 GITHUB_LIMIT = 10  # errors that GitHub shows for one step
@@ -28,7 +30,9 @@ def render_text(result: CheckResult, limit: int | None = TEXT_LIMIT) -> str:
 
 def render_json(result: CheckResult) -> str:
     """For programs: everything, with ``same`` and ``exit_status``."""
-    return result.model_dump_json(indent=2) + "\n"
+    return (
+        json.dumps(json.loads(result.model_dump_json()), indent=2) + "\n"
+    )  # ASCII: nothing in it that a terminal obeys
 
 
 def render_github(result: CheckResult, limit: int = GITHUB_LIMIT) -> str:
@@ -146,7 +150,8 @@ def _command(name: str, file: str, line: int | None, title: str, message: str) -
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    lines = text.replace("%", "%25").replace("\r", "%0D").split("\n")
+    return "%0A".join(map(printable, lines))
 
 
 def _property(text: str) -> str:
@@ -159,4 +164,4 @@ def _xml(text: str) -> str:
 
 
 def _joined(lines: list[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{printable(line)}\n" for line in lines)

@@ -14,7 +14,7 @@ import typer
 
 import onnxsep
 from onnxsep.cli import compress, evaluate, finetune, interrupts, look, prune, quantize, rewrite
-from onnxsep.cli.app import app
+from onnxsep.cli.app import app, say
 from onnxsep.cli.options import Debug, debugging
 from onnxsep.errors import OnnxsepError
 from onnxsep.workers import any_left
@@ -57,7 +57,7 @@ def main() -> None:
 def _fail(message: str, status: int) -> None:
     if debugging():
         traceback.print_exc()
-    typer.echo(f"onnxsep: error: {message}", err=True)
+    say(f"onnxsep: error: {message}")
     if any_left():  # a run of a model that is out of time
         interrupts.end(status)
     sys.exit(status)

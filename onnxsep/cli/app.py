@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from onnxsep.cli.interrupts import saying
+from onnxsep.text import printable
 
 
 class _Group(TyperGroup):
@@ -26,3 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def say(message: str) -> None:
+    """Print one line to standard error; it may quote a model's text."""
+    typer.echo(printable(message), err=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from onnxsep import compression
-from onnxsep.cli.app import app
+from onnxsep.cli.app import app, say
 from onnxsep.cli.interrupts import saying
 from onnxsep.cli.options import (
     TIME_LIMIT,
@@ -137,7 +137,7 @@ def compress(
     def told(step: StepReport) -> None:
         if not quiet:
             done = "was done before" if step.resumed else f"{step.seconds:.1f} s"
-            typer.echo(f"step {step.number} {step.command}: {done}", err=True)
+            say(f"step {step.number} {step.command}: {done}")
 
     again = f"the same command goes on with what is in {place}"
     with progress_bar(quiet or as_json) as progress, saying(lambda: again if place.is_dir() else "nothing was written"):

@@ -10,7 +10,7 @@ import typer
 
 from onnxsep import finetuning
 from onnxsep.cli import interrupts
-from onnxsep.cli.app import app
+from onnxsep.cli.app import app, say
 from onnxsep.cli.options import (
     TIME_LIMIT,
     Color,
@@ -210,10 +210,10 @@ def finetune(
     else:
         return
     if done.stopped == "interrupted":
-        typer.echo(f"onnxsep: interrupted; {target} holds the best so far, --resume goes on", err=True)
+        say(f"onnxsep: interrupted; {target} holds the best so far, --resume goes on")
         raise typer.Exit(interrupts.status())
     if done.stopped == "diverged":
-        typer.echo(f"onnxsep: warning: {done.notes[-1]}", err=True)
+        say(f"onnxsep: warning: {done.notes[-1]}")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import typer
 
 import onnxsep
 from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
-from onnxsep.cli.app import app
+from onnxsep.cli.app import app, say
 from onnxsep.cli.options import (
     TIME_LIMIT,
     Color,
@@ -153,4 +153,4 @@ def modes(as_json: Json = False, debug: Debug = False) -> None:
         for name, summary in found.items():
             typer.echo(f"{name}: {summary}")
     for name, reason in broken_modes().items():
-        typer.echo(f"{name}: cannot be loaded: {reason}", err=True)
+        say(f"{name}: cannot be loaded: {reason}")

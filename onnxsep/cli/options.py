@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from onnxsep.cli.app import say
 from onnxsep.cli.interrupts import saying
 from onnxsep.data import Preprocessing
 from onnxsep.errors import OnnxsepError, OptionError, VerificationError
@@ -23,6 +24,7 @@ from onnxsep.files import printable, write_text
 from onnxsep.render import make_console
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import Savable
+from onnxsep.text import printable as plain_text
 
 _debug = False
 
@@ -161,7 +163,7 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None
             return
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("", total=None)
-            yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+            yield lambda name, done, total: bar.update(task, description=plain_text(name), completed=done, total=total)
 
 
 def check_verify(verify: str, no_verify: bool, output: Path | None, dry_run: bool, kinds: tuple[str, ...]) -> None:
@@ -184,7 +186,7 @@ def failure_shown(show: Callable[[Any], None]) -> Iterator[None]:
             try:
                 show(error.report)
             except OnnxsepError as second:
-                typer.echo(f"onnxsep: {second}", err=True)
+                say(f"onnxsep: {second}")
         raise
 
 

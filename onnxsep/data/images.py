@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from onnxsep.data.preprocessing import Color, Layout, Preprocessing
 from onnxsep.errors import DataError
+from onnxsep.files import open_regular
 from onnxsep.inputs import Dim, Input, dims_with_channels
 
 SUFFIXES = frozenset(
@@ -273,7 +274,7 @@ def _find_size(entry: Input, dims: tuple[Dim, Dim], preprocessing: Preprocessing
 def _decode(path: Path, mode: str) -> Image.Image:
     """The first frame of an image file, upright, in mode RGB or L."""
     try:
-        with Image.open(path) as opened:
+        with open_regular(path) as file, Image.open(file) as opened:
             sixteen = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM"))
             image = ImageOps.exif_transpose(opened)
             if sixteen:

@@ -2,12 +2,14 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxsep.errors import DataError
+from onnxsep.files import open_regular
 
 _NAME_HEADERS = {"file", "filename", "file_name", "id", "image", "image_id", "index", "name", "path", "sample"}
 _CLASS_HEADERS = {"category", "class", "class_id", "class_name", "label", "labels", "target", "y"}
@@ -150,7 +152,7 @@ _Row = tuple[int, list[str]]  # number of the line, cells
 def _rows(path: Path) -> list[_Row]:
     """Every line that is not empty."""
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with TextIOWrapper(open_regular(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file)
             return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except OSError as error:

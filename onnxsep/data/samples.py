@@ -13,6 +13,7 @@ import numpy as np
 from onnxsep.data.images import ImageReader
 from onnxsep.data.labels import as_labels
 from onnxsep.errors import DataError, FeedError
+from onnxsep.files import open_regular
 from onnxsep.inputs import Dim, Input, check_type, fits, show_dims, show_inputs
 
 _CHUNK = 2**24  # elements looked at together
@@ -140,7 +141,8 @@ class ImageSamples:
         """See :meth:`Samples.digest`."""
         path = self.paths[index]
         try:
-            return hashlib.sha256(repr(self.reader).encode() + path.read_bytes()).digest()
+            with open_regular(path) as file:
+                return hashlib.sha256(repr(self.reader).encode() + file.read()).digest()
         except OSError as error:
             raise DataError(f"cannot read the image {str(path)!r}: {error.strerror or error}") from error
 

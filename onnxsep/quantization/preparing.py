@@ -12,6 +12,8 @@ from onnx import shape_inference, version_converter
 
 from onnxsep.external import is_external
 from onnxsep.files import temporary_folder
+from onnxsep.functions import too_many_calls
+from onnxsep.inference import forget_impossible_sizes
 from onnxsep.io import Model
 from onnxsep.quantization.equalizing import equalize
 from onnxsep.quantization.errors import QuantizationError
@@ -49,6 +51,8 @@ def prepare(source: Model, settings: Settings) -> Prepared:
         ModelLoadError: external data cannot be read.
     """
     _refuse_quantized(source.proto)
+    if reason := too_many_calls(source.proto):
+        raise QuantizationError(f"{reason}; write the model with fewer functions")
     proto, notes = _in_memory(source)
     with temporary_folder() as folder:
         first, second = Path(folder, "source.onnx"), Path(folder, "prepared.onnx")
@@ -102,6 +106,7 @@ def _in_memory(source: Model) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         )
     proto = onnx.ModelProto()
     proto.CopyFrom(source.proto)
+    forget_impossible_sizes(proto)  # the tools' shape inference runs in this process
     external = [tensor for tensor in tensor_protos(proto) if is_external(tensor)]
     folder = source.data_folder() if external else None
     for tensor in external:

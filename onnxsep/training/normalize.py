@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from onnx import inliner, numpy_helper
 
 from onnxsep.errors import UnsupportedModelError
+from onnxsep.external import is_external
+from onnxsep.functions import too_many_calls
 from onnxsep.io import Model, read_tensor
 from onnxsep.scopes import constant_value, display_name, is_standard, scopes
 from onnxsep.training.reference import evaluate
@@ -122,6 +124,8 @@ class _Normalizer:
         self._own_names = set(writable_tensors(model.proto))
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
+        if reason := too_many_calls(proto):
+            raise UnsupportedModelError(f"{reason}; write it with fewer functions")
         if proto.functions:
             proto = inliner.inline_local_functions(proto)
         self._model = Model(proto, base_dir=model.base_dir, follow_links=model.follow_links)
@@ -216,6 +220,7 @@ class _Normalizer:
         if not is_standard(node):
             return False
         node.domain = ""
+        self._read_attributes(node)
         if node.op_type == "Identity":
             self._aliases[node.output[0]] = node.input[0]
             return True
@@ -224,6 +229,13 @@ class _Normalizer:
             self._keep(node.output[0], read_tensor(self._model, tensor))
             return True
         return self._is_folded(node)
+
+    def _read_attributes(self, node: onnx.NodeProto) -> None:
+        """Put external tensors of attributes into the node: others would open any file that they name."""
+        for attribute in node.attribute:
+            for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
+                if is_external(tensor):
+                    tensor.CopyFrom(numpy_helper.from_array(read_tensor(self._model, tensor), tensor.name))
 
     def _is_folded(self, node: onnx.NodeProto) -> bool:
         """Fold what computes shapes, axes and pads; an expression of float weights stays, so that they can be tuned."""

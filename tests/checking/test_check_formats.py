@@ -12,6 +12,7 @@ from onnx import ModelProto, parser
 
 from onnxsep.checking import CheckResult, Difference, PartResult, check
 from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
+from onnxsep.text import printable
 
 CHANGED = Difference(
     where="Relu @last",
@@ -200,9 +201,11 @@ def test_no_text_breaks_a_format(text: str) -> None:
 
     commands = [line for line in re.split(r"\r\n|\r|\n", render_github(result)) if line.startswith("::")]
     notice, error = (parse_command(line) for line in commands[:2])
-    assert (notice[0], notice[2]) == ("notice", f"skipped: {text}")
-    assert error[:2] == ("error", {"file": text, "line": "1", "title": f"check structure: {text}"})
-    assert error[2].startswith(f"{text}\n")
+    # What a terminal would obey is escaped; line ends are GitHub's own escapes.
+    shown = "\n".join("\r".join(map(printable, line.split("\r"))) for line in text.split("\n"))
+    assert (notice[0], notice[2]) == ("notice", f"skipped: {shown}")
+    assert error[:2] == ("error", {"file": shown, "line": "1", "title": f"check structure: {shown}"})
+    assert error[2].startswith(f"{shown}\n")
 
     [suite] = ET.fromstring(render_junit(result))
     if text.isprintable():

@@ -1,0 +1,91 @@
+"""Time of load and inspect by the size of the graph: a chain of Convs, many nodes, functions that call one another.
+
+    python benchmarks/large_graphs.py [--convs 500] [--nodes 20000] [--functions 2000]
+
+For n, 2 n and 4 n of each, in one run: processor seconds, and the ratio to the line before. Where time is linear in the
+size, the ratio is about 2. Of functions that call the one before twice, the graph doubles with each of them; it is
+never expanded.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import onnxsep
+
+_STANDARD, _OWN = helper.make_opsetid("", 17), helper.make_opsetid("own", 1)
+
+
+def model_of(nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto] | None = None) -> onnx.ModelProto:
+    """A model from x to what the last node computes."""
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 8, 8]) for name in ("x", nodes[-1].output[0])
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    return helper.make_model(graph, opset_imports=[_STANDARD, _OWN], ir_version=9)
+
+
+def convs(count: int) -> onnx.ModelProto:
+    """A chain of Convs and Relus."""
+    weight = np.random.default_rng(0).standard_normal((4, 4, 3, 3)).astype(np.float32)
+    nodes = []
+    for number in range(count):
+        source = f"r{number - 1}" if number else "x"
+        nodes.append(helper.make_node("Conv", [source, f"w{number}"], [f"c{number}"], pads=[1] * 4))
+        nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"]))
+    return model_of(nodes, [numpy_helper.from_array(weight, f"w{number}") for number in range(count)])
+
+
+def many_nodes(count: int) -> onnx.ModelProto:
+    """A chain of Relus."""
+    return model_of(
+        [helper.make_node("Relu", [f"r{n - 1}" if n else "x"], [f"r{n}"], name=f"n{n}") for n in range(count)]
+    )
+
+
+def functions(count: int, calls: int) -> onnx.ModelProto:
+    """Functions of which each calls the one before, ``calls`` times."""
+    model = model_of([helper.make_node(f"f{count - 1}", ["x"], ["y"], domain="own")])
+    made = [helper.make_function("own", "f0", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], [_STANDARD])]
+    for number in range(1, count):
+        names = ["a", *(f"t{call}" for call in range(1, calls)), "b"]
+        nodes = [
+            helper.make_node(f"f{number - 1}", [before], [after], domain="own")
+            for before, after in itertools.pairwise(names)
+        ]
+        made.append(helper.make_function("own", f"f{number}", ["a"], ["b"], nodes, [_STANDARD, _OWN]))
+    model.functions.extend(made)
+    return model
+
+
+def show(what: str, make: Callable[[int], onnx.ModelProto], count: int) -> None:
+    """Print the seconds for count, twice and four times that."""
+    before = None
+    with TemporaryDirectory() as folder:
+        for size in (count, 2 * count, 4 * count):
+            onnx.save(make(size), f"{folder}/m.onnx")
+            start = time.process_time()
+            onnxsep.inspect(f"{folder}/m.onnx")
+            seconds = time.process_time() - start
+            ratio = "" if before is None else f"{seconds / before:.2f} times"
+            print(f"{what:35} {size:>9,}  {seconds:8.2f} s  {ratio}", flush=True)
+            before = seconds
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--convs", type=int, default=500)
+    parser.add_argument("--nodes", type=int, default=20_000)
+    parser.add_argument("--functions", type=int, default=2_000)
+    options = parser.parse_args()
+    onnxsep.inspect(convs(1))  # what is imported when it is first needed is no part of the times
+    show("Convs in a chain", convs, options.convs)
+    show("nodes without Convs", many_nodes, options.nodes)
+    show("functions, each calls one", lambda count: functions(count, 1), options.functions)
+    show("functions, each calls one twice", lambda count: functions(count, 2), options.functions)
