@@ -161,7 +161,8 @@ def quantize(
             f" {len(dataset)} in all; give more, or a smaller --samples"
         )
 
-    prepared = prepare(source, settings)
+    agreement = Agreement(source, dataset, parts.calibration, options)
+    prepared = prepare(source, settings, agreement)
     op_types = quantizable_types(settings)
     excluded, folded = excluded_by(patterns, source.proto, prepared.proto)
     refused = not_for_quantizing(prepared.proto, op_types)
@@ -172,7 +173,6 @@ def quantize(
     if tensors:
         ranges = calibrate(prepared.proto, tensors, dataset, parts.calibration, settings, options, progress)
     correct = _corrector(dataset, parts, options, progress) if bias_correction else None
-    agreement = Agreement(source, dataset, parts.calibration, options)
     builder = Builder(source, prepared, ranges, settings, op_types, left, correct).checked(agreement)
     built = builder.build()
     accuracy, failure = None, ""

@@ -10,12 +10,13 @@ from onnxsep.errors import CalibrationError, PassError
 from onnxsep.io import Model
 from onnxsep.quantization.activations import narrowed, staying
 from onnxsep.quantization.agreement import Agreement
+from onnxsep.quantization.converting import raise_opset
 from onnxsep.quantization.correcting import Corrections, set_biases
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.finishing import finish
 from onnxsep.quantization.isolating import isolate
 from onnxsep.quantization.nodes import outcome
-from onnxsep.quantization.preparing import Prepared, raise_opset
+from onnxsep.quantization.preparing import Prepared
 from onnxsep.quantization.report import QuantizedNode
 from onnxsep.quantization.settings import Settings
 from onnxsep.quantization.toolkit import apply

@@ -22,12 +22,13 @@ from onnxsep.quantization.settings import Settings
 
 _FATAL_ONLY = 4
 
-def pre_process(source: Path, target: Path) -> tuple[str, ...]:
+def pre_process(source: Path, target: Path, *, fold: bool = True) -> tuple[str, ...]:
     """Fold BatchNormalization and constants, and infer shapes, with the runtime's ``quant_pre_process``.
 
     Args:
         source: An .onnx file, all weights in it.
         target: Where the result goes.
+        fold: Fold; without it only shapes are inferred.
 
     Returns:
         What could not be done.
@@ -43,6 +44,8 @@ def pre_process(source: Path, target: Path) -> tuple[str, ...]:
         attempts = [{"skip_symbolic_shape": True}, {"skip_symbolic_shape": True, "skip_optimization": True}]
         if importlib.util.find_spec("sympy") is not None:
             attempts.insert(0, {})
+        if not fold:
+            attempts = attempts[-1:]
         for number, options in enumerate(attempts, start=1):
             try:
                 with _temporary_files_in(source.parent):
@@ -51,7 +54,7 @@ def pre_process(source: Path, target: Path) -> tuple[str, ...]:
             except Exception:
                 if number == len(attempts):
                     raise
-    if "skip_optimization" in options or any("Optimization Failed" in message for message in messages):
+    if fold and "skip_optimization" in options or fold and any("Optimization Failed" in message for message in messages):
         return ("the runtime could not optimise the model, so BatchNormalization and constants are not folded",)
     return ()
 
