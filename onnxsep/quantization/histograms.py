@@ -2,7 +2,8 @@
 
 Entropy (S. Migacz, 8-bit Inference with TensorRT, 2017): of the ranges that clip the largest values, the one whose
 quantised distribution is nearest to the real one, by the Kullback-Leibler divergence. For that a histogram must have
-many more bins than there are levels: with as many, every range is exact, and nothing is ever clipped.
+many more bins than there are levels: with as many, every range is exact, and nothing is ever clipped. Zeros, which every
+range holds exactly, do not count, and what a finite number of values adds to a divergence by chance is taken off it.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ _BINS = {"entropy": 8192, "percentile": 8192}
 _LEVELS = 256
 _CANDIDATES = 128  # ranges that the entropy method compares
 _FEWEST = 2 * _LEVELS  # bins of the smallest of them
+_MOST_CUT = 0.01  # share of the values
 _PERCENTILE = 99.999
 
 Counts = npt.NDArray[np.int64]
@@ -28,12 +30,14 @@ class Histogram:
     Attributes:
         low: Smallest value.
         high: Largest value.
-        counts: Values in each of the equal bins between them.
+        counts: Values in each of the equal bins between them, but for zeros.
+        zeros: Values that are zero.
     """
 
     low: float
     high: float
     counts: Counts
+    zeros: int = 0
 
     @classmethod
     def empty(cls, method: Method, low: float, high: float) -> "Histogram":
@@ -44,7 +48,9 @@ class Histogram:
         """Count values; they must lie in the range."""
         bins = len(self.counts)
         if self.high > self.low:
-            places = (values.ravel().astype(np.float64) - self.low) * (bins / (self.high - self.low))
+            others = values[values != 0].astype(np.float64)
+            self.zeros += values.size - others.size
+            places = (others - self.low) * (bins / (self.high - self.low))
             self.counts += np.bincount(np.clip(places, 0, bins - 1).astype(np.int64), minlength=bins)
 
     @property
@@ -55,17 +61,20 @@ class Histogram:
 
 def percentile_range(histogram: Histogram, percentile: float | None) -> tuple[float, float]:
     """The range that holds a share of the values, in percent; as many are cut off below as above."""
-    total = int(histogram.counts.sum())
-    if not total:
+    if not histogram.width:
         return histogram.low, histogram.high
+    counts = histogram.counts.copy()
+    if histogram.zeros:
+        counts[int(np.clip(-histogram.low / histogram.width, 0, len(counts) - 1))] += histogram.zeros
+    total = int(counts.sum())
     cut = total * (1 - (_PERCENTILE if percentile is None else percentile) / 100) / 2
-    below = np.concatenate([[0], np.cumsum(histogram.counts)])
+    below = np.concatenate([[0], np.cumsum(counts)])
     edges = np.linspace(histogram.low, histogram.high, len(below))
     # Within a bin values are taken to lie evenly.
     first = int(np.searchsorted(below, cut, side="right")) - 1
     last = int(np.searchsorted(below, total - cut, side="left"))
-    low = edges[first] + (cut - below[first]) / max(histogram.counts[first], 1) * histogram.width
-    high = edges[last] - (below[last] - (total - cut)) / max(histogram.counts[last - 1], 1) * histogram.width
+    low = edges[first] + (cut - below[first]) / max(counts[first], 1) * histogram.width
+    high = edges[last] - (below[last] - (total - cut)) / max(counts[last - 1], 1) * histogram.width
     return float(low), float(max(low, high))
 
 
@@ -81,7 +90,7 @@ def entropy_range(histogram: Histogram) -> tuple[float, float]:
         most = limit * number / _CANDIDATES
         start = int(np.searchsorted(edges, -most, side="right")) - 1 if low < -most else 0
         stop = int(np.searchsorted(edges, most, side="left")) if high > most else len(counts)
-        if stop - start < _FEWEST:
+        if stop - start < _FEWEST or counts[start:stop].sum() < (1 - _MOST_CUT) * counts.sum():
             break
         divergence = _divergence(counts, start, stop)
         if divergence < best:
@@ -106,4 +115,5 @@ def _divergence(counts: Counts, start: int, stop: int) -> float:
         return float("inf")
     # What levels do not tell at all has a small probability instead of none, else the divergence would be infinite.
     share, other = real[filled] / total, np.maximum(told[filled] / told_total, 1e-9)
-    return float((share * np.log(share / other)).sum())
+    chance = (filled.sum() - np.count_nonzero(used)) / (2 * total)
+    return float((share * np.log(share / other)).sum() - chance)

@@ -16,7 +16,7 @@ from onnxsep.quantization.agreement import Agreement
 from onnxsep.quantization.converting import hint, opset_of, raise_opset
 from onnxsep.quantization.equalizing import equalize
 from onnxsep.quantization.errors import QuantizationError
-from onnxsep.quantization.padding import spell_out_pads
+from onnxsep.quantization.normalizing import normalize
 from onnxsep.quantization.settings import Settings
 from onnxsep.quantization.toolkit import pre_process
 from onnxsep.scopes import scopes
@@ -104,7 +104,7 @@ def _steps(source: Model, proto: onnx.ModelProto, settings: Settings, left_out: 
     _own_biases(proto)
     proto, again = raise_opset(proto, settings.opset)
     raised += again
-    spell_out_pads(proto)
+    normalize(proto)
     if "equalise" not in left_out and settings.equalize and (pairs := equalize(proto)):
         raised += (f"{pairs} pairs of layers equalised across the channels between them",)
     return Prepared(proto, _name_nodes(proto), notes + raised)

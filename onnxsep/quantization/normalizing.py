@@ -1,0 +1,69 @@
+"""Other forms of the same, for nodes of which the quantiser or the runtime gets only the usual form right."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnxsep.scopes import is_standard
+
+_AXES = 3  # place among a Pad's inputs, since opset 18
+
+
+def normalize(proto: onnx.ModelProto) -> None:
+    """Rewrite such nodes of the main graph, in place."""
+    _Normal(proto.graph).run()
+
+
+class _Normal:
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        self._taken = {*self._weights, *(name for node in graph.node for name in (*node.input, *node.output))}
+        self._ranks = {
+            entry.name: len(entry.type.tensor_type.shape.dim)
+            for entry in (*graph.input, *graph.value_info)
+            if entry.type.tensor_type.HasField("shape")
+        }
+
+    def run(self) -> None:
+        for node in self._graph.node:
+            if node.op_type == "Pad" and is_standard(node) and len(node.input) > _AXES and node.input[_AXES]:
+                self._all_axes(node)
+            elif node.op_type == "Gemm" and is_standard(node):
+                self._factors(node)
+
+    def _all_axes(self, node: onnx.NodeProto) -> None:
+        """Pads of all axes: the runtime's optimiser fails on Pad with axes beside integer Convs."""
+        pads, axes = (self._weights.get(node.input[index]) for index in (1, _AXES))
+        rank = self._ranks.get(node.input[0])
+        if pads is None or axes is None or rank is None:
+            return
+        full = np.zeros((2, rank), np.int64)
+        full[:, numpy_helper.to_array(axes).reshape(-1)] = numpy_helper.to_array(pads).reshape(2, -1)
+        node.input[1] = self._add(f"{node.output[0]}_pads", full.reshape(-1))
+        del node.input[_AXES:]
+
+    def _factors(self, node: onnx.NodeProto) -> None:
+        """alpha in the weight and beta in the bias: the quantiser forgets beta, and wants a plain Gemm for the rest."""
+        for attribute, index in (("alpha", 1), ("beta", 2)):
+            for entry in [entry for entry in node.attribute if entry.name == attribute and entry.f != 1]:
+                name = node.input[index] if len(node.input) > index else ""
+                tensor = self._weights.get(name)
+                if tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT:
+                    scaled = numpy_helper.to_array(tensor) * np.float32(entry.f)
+                    node.input[index] = self._add(f"{name}_times_{attribute}", scaled)
+                    entry.f = 1
+
+    def _add(self, base: str, values: np.ndarray) -> str:
+        name = next(name for name in _names(base) if name not in self._taken)
+        self._taken.add(name)
+        self._graph.initializer.append(numpy_helper.from_array(values, name))
+        return name
+
+
+def _names(base: str) -> Iterator[str]:
+    while True:
+        yield base
+        base += "_"
