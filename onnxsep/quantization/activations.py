@@ -16,7 +16,18 @@ from onnxsep.quantization.settings import Format
 from onnxsep.scopes import constant_value, is_standard
 
 _LIMITS = ("Relu", "Clip")
-_OWN_RANGE = ("Add", "AveragePool", "Concat", "Conv", "Gemm", "GlobalAveragePool", "LeakyRelu", "MatMul", "Mul", "Sigmoid")
+_OWN_RANGE = (
+    "Add",
+    "AveragePool",
+    "Concat",
+    "Conv",
+    "Gemm",
+    "GlobalAveragePool",
+    "LeakyRelu",
+    "MatMul",
+    "Mul",
+    "Sigmoid",
+)
 _WITHOUT_ZERO = "its bounds do not have 0 between them, and the range of a quantised tensor always holds 0"
 _NOT_CONSTANT = "its bounds are not constant"
 _READ_ELSEWHERE = "what it reads is needed elsewhere without it, so that it cannot become a range"

@@ -39,6 +39,9 @@ class Agreement:
         self._feeds = [data.feed(part) for part in parts]
         try:
             runner = Runner(source, options)
+        except CannotRun as error:
+            raise QuantizationError(f"the runtime cannot load the model: {error}") from error
+        try:
             self._expected = [runner(feed) for feed in self._feeds]
             again = [runner(feed) for feed in self._feeds]
         except CannotRun as error:
@@ -63,15 +66,18 @@ class Agreement:
             errors = self.errors(proto)
         except CannotRun as error:
             return f"the runtime cannot run it: {error}"
-        for name, error in errors.items():
-            if not error <= _SAME:
-                return f"output {name!r} differs by {error:.2g} of its norm"
+        for name, distance in errors.items():
+            if not distance <= _SAME:
+                return f"output {name!r} differs by {distance:.2g} of its norm"
         return ""
 
     def _errors(self, found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        floats, others = {}, {}
+        floats: dict[str, float] = {}
+        others: dict[str, float] = {}
         for name in self._expected[0]:
-            pairs = [(mine[name], his.get(name)) for mine, his in zip(self._expected, found, strict=True)]
+            pairs: list[tuple[Any, Any]] = [
+                (mine[name], his.get(name)) for mine, his in zip(self._expected, found, strict=True)
+            ]
             if not all(isinstance(value, np.ndarray) for pair in pairs for value in pair):
                 continue
             if any(mine.shape != his.shape for mine, his in pairs):

@@ -2,8 +2,8 @@
 
 Entropy (S. Migacz, 8-bit Inference with TensorRT, 2017): of the ranges that clip the largest values, the one whose
 quantised distribution is nearest to the real one, by the Kullback-Leibler divergence. For that a histogram must have
-many more bins than there are levels: with as many, every range is exact, and nothing is ever clipped. Zeros, which every
-range holds exactly, do not count, and what a finite number of values adds to a divergence by chance is taken off it.
+many more bins than there are levels: with as many, every range is exact, and nothing is ever clipped. Zeros, which
+every range holds exactly, do not count, and what a finite number of values adds to a divergence by chance is taken off.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _BINS = {"entropy": 8192, "percentile": 8192}
 _LEVELS = 256
 _CANDIDATES = 128  # ranges that the entropy method compares
 _FEWEST = 2 * _LEVELS  # bins of the smallest of them
-_MOST_CUT = 0.01  # share of the values
+_MOST_CUT = 0.001  # share of the values
 _PERCENTILE = 99.999
 
 Counts = npt.NDArray[np.int64]

@@ -100,9 +100,7 @@ def _last(name: str, steps: Mapping[str, str]) -> str:
     return name
 
 
-def isolate(
-    prepared: onnx.ModelProto, ranges: Ranges, op_types: Collection[str], left: Collection[str]
-) -> Isolated:
+def isolate(prepared: onnx.ModelProto, ranges: Ranges, op_types: Collection[str], left: Collection[str]) -> Isolated:
     """Make a copy of a model for the quantiser.
 
     Args:
@@ -281,8 +279,10 @@ def _names(graph: onnx.GraphProto) -> Iterator[str]:
 
 def _rename_tensors(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
     """Give all tensors of a graph, and of those nested in it, other names."""
-    for entry in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for entry in (*graph.input, *graph.output, *graph.value_info):
         entry.name = new(entry.name)
+    for weight in graph.initializer:
+        weight.name = new(weight.name)
     for tensor in graph.sparse_initializer:
         tensor.values.name = new(tensor.values.name)
     del graph.quantization_annotation[:]

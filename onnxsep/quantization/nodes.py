@@ -17,7 +17,7 @@ _TYPE_NAMES: dict[int, str] = {
     onnx.TensorProto.DOUBLE: "float64",
 }
 
-_INTEGER = ("QGemm", "QEmbedLayerNormalization")
+_INTEGER = ("QuantizeLinear", "QGemm", "QEmbedLayerNormalization")
 # What may read integers as it reads floats, and gives the same ones on.
 _MOVES = (
     *("Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Resize"),
@@ -135,8 +135,8 @@ def _integer_tensors(result: onnx.ModelProto) -> set[str]:
     for node in result.graph.node:
         if node.op_type == "DequantizeLinear":
             found.update(node.output)
-        elif node.op_type == "QuantizeLinear" or node.op_type in _INTEGER or node.op_type.startswith("QLinear"):
-            integers.update(node.output)
-        elif node.op_type in _MOVES and node.input[0] in integers:
+            continue
+        makes = node.op_type in _INTEGER or node.op_type.startswith("QLinear")
+        if makes or (node.op_type in _MOVES and node.input[0] in integers):
             integers.update(node.output)
     return found | integers

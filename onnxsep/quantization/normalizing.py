@@ -46,7 +46,7 @@ class _Normal:
         del node.input[_AXES:]
 
     def _factors(self, node: onnx.NodeProto) -> None:
-        """alpha in the weight and beta in the bias: the quantiser forgets beta, and wants a plain Gemm for the rest."""
+        """Alpha in the weight and beta in the bias: the quantiser forgets beta, and wants a plain Gemm for the rest."""
         for attribute, index in (("alpha", 1), ("beta", 2)):
             for entry in [entry for entry in node.attribute if entry.name == attribute and entry.f != 1]:
                 name = node.input[index] if len(node.input) > index else ""

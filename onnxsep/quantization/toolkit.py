@@ -1,11 +1,10 @@
 """ONNX Runtime's quantisation tools: the only module beside ``runtime`` that imports onnxruntime, in functions only.
 
-Its calibrators are not used: they keep every activation of every sample, or, fed in strides, let a histogram grow without
-bound; their sessions know neither threads nor custom operators; and their entropy method has as many bins as levels.
+Its calibrators are not used: they keep every activation of every sample, or, fed in strides, let a histogram grow
+without bound; their sessions know neither threads nor custom operators; their entropy has as many bins as levels.
 """
 
 import contextlib
-import importlib.util
 import io
 import logging
 import tempfile
@@ -21,6 +20,7 @@ from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.settings import Settings
 
 _FATAL_ONLY = 4
+
 
 def pre_process(source: Path, target: Path, *, fold: bool = True) -> tuple[str, ...]:
     """Fold BatchNormalization and constants, and infer shapes, with the runtime's ``quant_pre_process``.
@@ -39,11 +39,10 @@ def pre_process(source: Path, target: Path, *, fold: bool = True) -> tuple[str, 
     with _tools() as messages:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        # Symbolic shape inference needs sympy, which is no dependency of the runtime, and gives up on some models.
+        # Symbolic shape inference needs sympy, which is no dependency of the runtime, gives up on some models, and then
+        # leaves files in the folder where the command runs.
         # Old versions of the tool also fail where the optimiser does; newer ones log that and go on.
         attempts = [{"skip_symbolic_shape": True}, {"skip_symbolic_shape": True, "skip_optimization": True}]
-        if importlib.util.find_spec("sympy") is not None:
-            attempts.insert(0, {})
         if not fold:
             attempts = attempts[-1:]
         for number, options in enumerate(attempts, start=1):
@@ -54,7 +53,8 @@ def pre_process(source: Path, target: Path, *, fold: bool = True) -> tuple[str, 
             except Exception:
                 if number == len(attempts):
                     raise
-    if fold and "skip_optimization" in options or fold and any("Optimization Failed" in message for message in messages):
+    failed = "skip_optimization" in options or any("Optimization Failed" in message for message in messages)
+    if fold and failed:
         return ("the runtime could not optimise the model, so BatchNormalization and constants are not folded",)
     return ()
 

@@ -49,7 +49,7 @@ class Net:
     def name(self, base: str = "t") -> str:
         """A name that no tensor has."""
         if self.awkward and self.chance(0.4):
-            made = self.pick(self.names) + self.pick(_ENDINGS)
+            made = f"{self.pick(self.names)}{self.pick(_ENDINGS)}"
         else:
             made = f"{base}{len(self.names)}"
         while made in self.names:
@@ -72,6 +72,8 @@ class Net:
         node = helper.make_node(op, list(inputs), made, **attributes)
         if not self.chance(0.2):
             node.name = self.pick(self.names) + self.pick(_ENDINGS) if self.awkward else f"n{len(self.nodes)}"
+            while node.name in {other.name for other in self.nodes}:  # the runtime refuses two
+                node.name += "_"
         self.nodes.append(node)
         return made[0] if outputs == 1 else made
 
@@ -95,7 +97,11 @@ class Net:
             inputs.append(self.shared[bias])
         elif self.chance(0.3):
             inputs.append("")
-        attributes: dict[str, Any] = {"strides": [stride] * self.dims, "group": group, "dilations": [dilation] * self.dims}
+        attributes: dict[str, Any] = {
+            "strides": [stride] * self.dims,
+            "group": group,
+            "dilations": [dilation] * self.dims,
+        }
         if dilation == 1 and self.chance(0.2):
             attributes["auto_pad"] = self.pick(("SAME_UPPER", "SAME_LOWER"))
         else:
@@ -121,7 +127,9 @@ class Net:
         if kind == "Clip":
             low, high = self.pick(((0, 6), (0, 1), (-1, 1), (0.2, 2), (-2, -0.1), (None, 1), (0, None), (-8, 8)))
             if self.opset < 11:
-                bounds = {key: float(value) for key, value in (("min", low), ("max", high)) if value is not None}
+                bounds: dict[str, Any] = {
+                    key: float(value) for key, value in (("min", low), ("max", high)) if value is not None
+                }
                 return self.same(x, "Clip", **bounds)
             names = ["" if value is None else self.weight(np.float32(value), "bound") for value in (low, high)]
             if names[1] and self.chance(0.15):  # a bound that is computed
@@ -130,7 +138,8 @@ class Net:
         return self.same(x, kind)
 
     def normed(self, x: Feature) -> Feature:
-        kind = self.pick(["BatchNormalization"] * 4 + ["InstanceNormalization"] + ["LayerNormalization"] * (self.opset >= 17))
+        kinds = ["BatchNormalization"] * 4 + ["InstanceNormalization"]
+        kind = self.pick([*kinds, "LayerNormalization"] if self.opset >= 17 else kinds)
         scale = self.weight(self.rng.uniform(0.6, 1.4, x.channels).astype(np.float32))
         if kind == "LayerNormalization":
             scale = self.weight(self.rng.uniform(0.6, 1.4, x.size[-1]).astype(np.float32))
@@ -151,7 +160,7 @@ class Net:
             size = tuple(n // 2 for n in x.size)
             name = self.add(kind, [x.name], kernel_shape=[2] * self.dims, strides=[2] * self.dims)
             return Feature(name, x.channels, size)
-        more = {"count_include_pad": 1} if kind == "AveragePool" and self.chance(0.3) else {}
+        more: dict[str, Any] = {"count_include_pad": 1} if kind == "AveragePool" and self.chance(0.3) else {}
         return self.same(x, kind, kernel_shape=[3] * self.dims, pads=[1] * 2 * self.dims, **more)
 
     def resized(self, x: Feature) -> Feature:
@@ -166,9 +175,6 @@ class Net:
             return Feature(self.add("Resize", [x.name, scales], mode=mode), x.channels, size)
         roi = "" if self.opset >= 13 else self.weight(np.zeros(0, np.float32))
         how = self.pick(("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"))
-        if self.chance(0.3):
-            sizes = self.weight(np.array([SAMPLES_IN_BATCH, x.channels, *size], np.int64)) if False else None
-            assert sizes is None
         more = {"nearest_mode": self.pick(("floor", "round_prefer_floor"))} if mode == "nearest" else {}
         name = self.add("Resize", [x.name, roi, scales], mode=mode, coordinate_transformation_mode=how, **more)
         return Feature(name, x.channels, size)
@@ -179,7 +185,7 @@ class Net:
         begin_end = [0] * (2 + self.dims) + [0] * (1 + self.dims) + [1]
         value = float(self.pick((0.0, 0.0, 1.5, -0.5)))
         if self.opset < 11:
-            more = {"value": value} if mode == "constant" else {}
+            more: dict[str, Any] = {"value": value} if mode == "constant" else {}
             return Feature(self.add("Pad", [x.name], mode=mode, pads=begin_end, **more), x.channels, size)
         inputs = [x.name, self.weight(np.array(begin_end, np.int64))]
         if mode == "constant" and self.chance(0.6):
@@ -244,7 +250,6 @@ class Net:
         weight = numpy_helper.from_array(
             self.rng.standard_normal((x.channels, x.channels, *[1] * self.dims)).astype(np.float32) * 0.2, made[0]
         )
-        self.convs_nested = getattr(self, "convs_nested", 0) + 1
         if kind == "If":
             yes = helper.make_graph(
                 [helper.make_node("Conv", [x.name, made[0]], [made[1]])],
@@ -256,11 +261,8 @@ class Net:
             no = helper.make_graph(
                 [helper.make_node("Neg", [x.name], [made[2]])], "no", [], [info(made[2], TensorProto.FLOAT, None)]
             )
-            if self.opset >= 18:
-                mean = self.add("ReduceMean", ["x"], keepdims=0)
-            else:
-                mean = self.add("ReduceMean", ["x"], keepdims=0)
-            cond = self.add("Greater", [mean, self.weight(np.float32(self.pick((-9, 0, 9))))])
+            mean = self.add("ReduceMean", ["x"], keepdims=0)
+            cond = self.add("Greater", [mean, self.weight(np.float32(self.pick((-9, 9))))])
             return self.same(Feature(cond, x.channels, x.size), "If", then_branch=yes, else_branch=no)
         body = helper.make_graph(
             [
@@ -293,8 +295,10 @@ class Net:
 
     def head(self, x: Feature) -> str:
         pooled = self.add("GlobalAveragePool", [x.name])
-        flat = self.add("Flatten", [pooled]) if self.chance(0.6) else self.add(
-            "Reshape", [pooled, self.weight(np.array([0, -1], np.int64))]
+        flat = (
+            self.add("Flatten", [pooled])
+            if self.chance(0.6)
+            else self.add("Reshape", [pooled, self.weight(np.array([0, -1], np.int64))])
         )
         weight = self.rng.standard_normal((5, x.channels)).astype(np.float32) * (2 / x.channels) ** 0.5
         kind = self.pick(("Gemm", "Gemm", "Gemm-scaled", "MatMul"))
@@ -303,15 +307,14 @@ class Net:
             if self.chance(0.6):
                 out = self.add("Add", [out, self.weight(self.rng.standard_normal(5).astype(np.float32))])
         else:
-            more = {"alpha": 0.5, "beta": 2.0} if kind == "Gemm-scaled" else {}
+            more: dict[str, Any] = {"alpha": 0.5, "beta": 2.0} if kind == "Gemm-scaled" else {}
             bias = [self.weight(self.rng.standard_normal((1, 5) if self.chance(0.2) else 5).astype(np.float32) * 0.1)]
-            out = self.add("Gemm", [flat, self.weight(weight), *bias * self.chance(0.8)], transB=1, **more)
+            out = self.add(
+                "Gemm", [flat, self.weight(weight), *bias * (self.opset < 11 or self.chance(0.8))], transB=1, **more
+            )
         if self.chance(0.2):
             out = self.add("Softmax", [out], axis=1)
         return str(out)
-
-
-SAMPLES_IN_BATCH = 1
 
 
 def random_model(
