@@ -75,6 +75,9 @@ def percentile_range(histogram: Histogram, percentile: float | None) -> tuple[fl
     last = int(np.searchsorted(below, total - cut, side="left"))
     low = edges[first] + (cut - below[first]) / max(counts[first], 1) * histogram.width
     high = edges[last] - (below[last] - (total - cut)) / max(counts[last - 1], 1) * histogram.width
+    if histogram.zeros:  # they do not lie evenly in their bin
+        low = min(low, 0.0) if low < histogram.width else low
+        high = max(high, 0.0) if high > -histogram.width else high
     return float(low), float(max(low, high))
 
 
