@@ -9,6 +9,7 @@ from onnxsep.quantization.errors import QuantizationError
 from onnxsep.scopes import is_standard, scopes
 
 _LAST_PLAIN_RESIZE = 10  # before coordinate_transformation_mode
+_PLAIN_HARDMAX = 13  # over one axis
 
 
 def opset_of(proto: onnx.ModelProto) -> int | None:
@@ -26,6 +27,8 @@ def raise_opset(proto: onnx.ModelProto, wanted: int) -> tuple[onnx.ModelProto, t
     if version is None or version >= wanted:
         return proto, ()
     try:
+        if version < _PLAIN_HARDMAX <= wanted:
+            proto = _flat_hardmax(proto)
         converted = version_converter.convert_version(proto, wanted)
         if version <= _LAST_PLAIN_RESIZE:
             _keep_coordinates(converted)
@@ -66,6 +69,39 @@ def _keep_coordinates(proto: onnx.ModelProto) -> None:
                 if "nearest_mode" in attributes:
                     node.attribute.remove(attributes["nearest_mode"])
                 node.attribute.append(onnx.helper.make_attribute("nearest_mode", "ceil" if shrinks else "floor"))
+
+
+def _flat_hardmax(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Spell out that Hardmax flattens its input, behind which the converter puts another axis only."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    names = {name for scope in scopes(copy) for node in scope.body.node for name in (*node.input, *node.output)}
+    for scope in scopes(copy):
+        nodes = []
+        for node in scope.body.node:
+            if node.op_type != "Hardmax" or not is_standard(node):
+                nodes.append(node)
+                continue
+            axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1)
+            flat, hard, shape = (_free(f"{node.output[0]}_{part}", names) for part in ("flat", "hard", "shape"))
+            nodes += [
+                onnx.helper.make_node("Flatten", [node.input[0]], [flat], axis=axis),
+                onnx.helper.make_node("Hardmax", [flat], [hard], node.name, axis=1),
+                onnx.helper.make_node("Shape", [node.input[0]], [shape]),
+                onnx.helper.make_node("Reshape", [hard, shape], [node.output[0]]),
+            ]
+        if len(nodes) > len(scope.body.node):
+            kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+            del scope.body.node[:]
+            scope.body.node.extend(kept)
+    return copy
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def _initializers(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
