@@ -1,4 +1,4 @@
-"""Relu and Clip: where the range of a quantised tensor does their work, and where they must stay.
+"""Nodes that the quantiser must not see: Relu and Clip where no range does their work, and what leaves a range.
 
 A quantised tensor cannot leave its range, which always holds 0. So the quantiser drops a Relu or Clip and gives what it
 reads the range of what it makes. That is right only where nothing else reads it, where the bounds are constants that
@@ -29,6 +29,7 @@ _OWN_RANGE = (
     "Sigmoid",
 )
 _WITHOUT_ZERO = "its bounds do not have 0 between them, and the range of a quantised tensor always holds 0"
+_OVERSHOOTS = "cubic interpolation goes beyond the range of its input, which its output would have"
 _NOT_CONSTANT = "its bounds are not constant"
 _READ_ELSEWHERE = "what it reads is needed elsewhere without it, so that it cannot become a range"
 _NO_RANGE = "what it reads has the range of another tensor, so that it cannot become a range"
@@ -37,7 +38,7 @@ _NO_RANGE = "what it reads has the range of another tensor, so that it cannot be
 def staying(
     proto: onnx.ModelProto, op_types: Collection[str], left: Collection[str], format_: Format
 ) -> dict[str, str]:
-    """The Relus and Clips that the quantiser must not see, with the reason.
+    """The nodes that the quantiser must not see, with the reason.
 
     Args:
         proto: The prepared model.
@@ -60,6 +61,8 @@ def staying(
         )
 
     for node in proto.graph.node:
+        if node.op_type == "Resize" and taken(node) and any(entry.s == b"cubic" for entry in node.attribute):
+            found[node.name] = _OVERSHOOTS
         if node.op_type not in _LIMITS or not taken(node):
             continue
         bounds = _bounds(node, constants)

@@ -31,8 +31,13 @@ class _Normal:
         for node in self._graph.node:
             if node.op_type == "Pad" and is_standard(node) and len(node.input) > _AXES and node.input[_AXES]:
                 self._all_axes(node)
+            elif (
+                node.op_type == "Resize" and is_standard(node) and any(entry.name == "axes" for entry in node.attribute)
+            ):
+                self._all_scales(node)
             elif node.op_type == "Gemm" and is_standard(node):
                 self._factors(node)
+                self._whole_bias(node)
 
     def _all_axes(self, node: onnx.NodeProto) -> None:
         """Pads of all axes: the runtime's optimiser fails on Pad with axes beside integer Convs."""
@@ -44,6 +49,28 @@ class _Normal:
         full[:, numpy_helper.to_array(axes).reshape(-1)] = numpy_helper.to_array(pads).reshape(2, -1)
         node.input[1] = self._add(f"{node.output[0]}_pads", full.reshape(-1))
         del node.input[_AXES:]
+
+    def _all_scales(self, node: onnx.NodeProto) -> None:
+        """Scales of all axes, for the same reason."""
+        scales = self._weights.get(node.input[2]) if len(node.input) == 3 and not node.input[1] else None
+        rank = self._ranks.get(node.input[0])
+        if scales is None or rank is None:
+            return
+        (axes,) = [entry for entry in node.attribute if entry.name == "axes"]
+        full = np.ones(rank, np.float32)
+        full[list(axes.ints)] = numpy_helper.to_array(scales)
+        node.input[2] = self._add(f"{node.output[0]}_scales", full)
+        node.attribute.remove(axes)
+
+    def _whole_bias(self, node: onnx.NodeProto) -> None:
+        """A bias with an element for each column: the quantiser fails on one for all."""
+        bias, weight = self._weights.get(node.input[2] if len(node.input) > 2 else ""), self._weights.get(node.input[1])
+        if bias is None or weight is None or int(np.prod(bias.dims)) != 1 or len(weight.dims) != 2:
+            return
+        turned = any(entry.name == "transB" and entry.i for entry in node.attribute)
+        columns = weight.dims[0] if turned else weight.dims[1]
+        values = np.full(columns, numpy_helper.to_array(bias).reshape(()))
+        node.input[2] = self._add(f"{bias.name}_whole", values)
 
     def _factors(self, node: onnx.NodeProto) -> None:
         """Alpha in the weight and beta in the bias: the quantiser forgets beta, and wants a plain Gemm for the rest."""
@@ -59,7 +86,9 @@ class _Normal:
     def _add(self, base: str, values: np.ndarray) -> str:
         name = next(name for name in _names(base) if name not in self._taken)
         self._taken.add(name)
-        self._graph.initializer.append(numpy_helper.from_array(values, name))
+        tensor = self._graph.initializer.add()
+        tensor.CopyFrom(numpy_helper.from_array(values, name))
+        self._weights[name] = tensor
         return name
 
 
