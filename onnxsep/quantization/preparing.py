@@ -24,6 +24,7 @@ from onnxsep.tables import size_bytes
 from onnxsep.tensors import tensor_protos
 
 _LARGEST = 2**31 - 1
+_FOLDED = 11  # the lowest opset of what the tool gives
 _STANDARD = ("", "ai.onnx")
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 
@@ -85,10 +86,11 @@ _LEFT_OUT = {
 
 
 def _steps(source: Model, proto: onnx.ModelProto, settings: Settings, left_out: Collection[str]) -> Prepared:
-    # First, because the tool converts some operators itself, and wrongly; but it is also what inlines functions.
-    raised: tuple[str, ...] = ()
+    # To 11 first, because the tool would do that itself, and wrongly. No further, because it writes operators that have
+    # no kernel for their type as functions if their newer form is one.
+    version = opset_of(proto)
     if not proto.functions:
-        proto, raised = raise_opset(proto, settings.opset)
+        proto, _ = raise_opset(proto, _FOLDED)
     with temporary_folder() as folder:
         first, second = Path(folder, "source.onnx"), Path(folder, "prepared.onnx")
         try:
@@ -102,8 +104,9 @@ def _steps(source: Model, proto: onnx.ModelProto, settings: Settings, left_out: 
     drop_unused_imports(proto, source.proto)
     _fold_casts(proto)
     _own_biases(proto)
-    proto, again = raise_opset(proto, settings.opset)
-    raised += again
+    proto, _ = raise_opset(proto, settings.opset)
+    new = opset_of(proto)
+    raised = (f"opset raised from {version} to {new}",) if version != new else ()
     normalize(proto)
     if "equalise" not in left_out and settings.equalize and (pairs := equalize(proto)):
         raised += (f"{pairs} pairs of layers equalised across the channels between them",)
