@@ -16,11 +16,12 @@ Afterwards ports go, and names are those of the user again; new ones are made fr
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import onnx
 
+from onnxsep.quantization.naming import all_names, free_name, graphs_of, merge_initializers, rename_tensors
 from onnxsep.quantization.ordering import in_order
 from onnxsep.scopes import is_standard, scopes
 
@@ -51,16 +52,16 @@ class Isolated:
     def restore(self, result: onnx.ModelProto) -> None:
         """Take back in the quantiser's result what was done for it, in place."""
         names = self._final_names(result)
-        _rename_tensors(result.graph, lambda name: names.get(name, name))
+        rename_tensors(result.graph, lambda name: names.get(name, name))
         taken = set(self._nodes.values())
         for node in result.graph.node:
             short = node.name.removesuffix("_quant")
             if short in self._nodes:
                 node.name = self._nodes[short]
             else:
-                node.name = _free(_led_back(node.name, self._tensors), taken)
+                node.name = free_name(_led_back(node.name, self._tensors), taken)
                 taken.add(node.name)
-        _merge_initializers(result.graph)
+        merge_initializers(result.graph)
         in_order(result.graph)
 
     def _final_names(self, result: onnx.ModelProto) -> dict[str, str]:
@@ -79,15 +80,15 @@ class Isolated:
                 final[source] = output
             gone[node.output[0]] = source
             graph.node.remove(node)
-        _rename_tensors(graph, lambda name: _last(name, gone))
+        rename_tensors(graph, lambda name: _last(name, gone))
         outputs = set(final.values())
         taken = outputs | set(self._tensors.values())
-        for name in dict.fromkeys(_names(graph)):
+        for name in dict.fromkeys(all_names(graph)):
             if name in final:
                 continue
             user = self._tensors.get(name)
             if user is None or (user in outputs and name not in weights):
-                final[name] = _free(_led_back(name, self._tensors) if user is None else user + _INPUT, taken)
+                final[name] = free_name(_led_back(name, self._tensors) if user is None else user + _INPUT, taken)
                 taken.add(final[name])
             else:
                 final[name] = user
@@ -133,24 +134,24 @@ class _Made:
         self.ranges = dict(ranges)
         self.ports: dict[str, str] = {}
         self.copies: dict[str, str] = {}  # what a tensor is a copy of, by its name
-        self._taken = set(_names(proto.graph)) | {node.name for node in proto.graph.node}
+        self._taken = set(all_names(proto.graph)) | {node.name for node in proto.graph.node}
         self.captured = _captured(proto)
         self.outputs = [entry.name for entry in proto.graph.output]
 
     def fresh(self, base: str) -> str:
-        name = _free(base, self._taken)
+        name = free_name(base, self._taken)
         self._taken.add(name)
         return name
 
     def renamed(self, left: Collection[str]) -> Isolated:
         tensors: dict[str, str] = {}
         names: dict[str, str] = {"": ""}
-        for number, name in enumerate(dict.fromkeys(_names(self.graph))):
+        for number, name in enumerate(dict.fromkeys(all_names(self.graph))):
             if name:
                 names[name] = f"t{number}t"
                 tensors[names[name]] = self.copies.get(name, name)
         nodes = {node.name: f"n{number}n" for number, node in enumerate(self.graph.node)}
-        _rename_tensors(self.graph, names.__getitem__)
+        rename_tensors(self.graph, names.__getitem__)
         for node in self.graph.node:
             node.name = nodes[node.name]
         return Isolated(
@@ -167,8 +168,8 @@ def _captured(proto: onnx.ModelProto) -> set[str]:
     """Names that nested graphs of the main graph mention; those of their own tensors among them do no harm."""
     found: set[str] = set()
     for node in proto.graph.node:
-        for graph in _graphs(node):
-            found.update(_names(graph))
+        for graph in graphs_of(node):
+            found.update(all_names(graph))
     return found
 
 
@@ -248,8 +249,8 @@ def _add_ports(made: _Made, taken: Callable[[onnx.NodeProto], bool]) -> None:
             captured[name] = port(name, made.fresh(f"{name}_captured"), "")
             made.copies[captured[name]] = name
     for node in graph.node:
-        for nested in _graphs(node):
-            _rename_tensors(nested, lambda name: captured.get(name, name))
+        for nested in graphs_of(node):
+            rename_tensors(nested, lambda name: captured.get(name, name))
     for entry in graph.output:
         if entry.name in makers and taken(makers[entry.name]):
             output = entry.name
@@ -259,59 +260,6 @@ def _add_ports(made: _Made, taken: Callable[[onnx.NodeProto], bool]) -> None:
     in_order(graph)
 
 
-def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Every name of a tensor in a graph and those nested in it."""
-    yield from (entry.name for entry in (*graph.input, *graph.output, *graph.value_info))
-    yield from (tensor.name for tensor in graph.initializer)
-    yield from (tensor.values.name for tensor in graph.sparse_initializer)
-    for node in graph.node:
-        yield from (*node.input, *node.output)
-        for nested in _graphs(node):
-            yield from _names(nested)
-
-
-def _rename_tensors(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
-    """Give all tensors of a graph, and of those nested in it, other names."""
-    for entry in (*graph.input, *graph.output, *graph.value_info):
-        entry.name = new(entry.name)
-    for weight in graph.initializer:
-        weight.name = new(weight.name)
-    for tensor in graph.sparse_initializer:
-        tensor.values.name = new(tensor.values.name)
-    del graph.quantization_annotation[:]
-    for node in graph.node:
-        for field_ in (node.input, node.output):
-            for index, name in enumerate(field_):
-                if name:
-                    field_[index] = new(name)
-        for nested in _graphs(node):
-            _rename_tensors(nested, new)
-
-
 def _led_back(name: str, tensors: Mapping[str, str]) -> str:
     """A name that the quantiser made from one of ours, made from the user's instead."""
     return _OURS.sub(lambda found: tensors.get(found[0], found[0]), name)
-
-
-def _free(base: str, taken: Collection[str]) -> str:
-    name, number = base, 1
-    while name in taken:
-        number += 1
-        name = f"{base}_{number}"
-    return name
-
-
-def _merge_initializers(graph: onnx.GraphProto) -> None:
-    """Copies of a weight that were not quantised have its name again, and one of them is enough."""
-    seen: set[str] = set()
-    for tensor in list(graph.initializer):
-        if tensor.name in seen:
-            graph.initializer.remove(tensor)
-        seen.add(tensor.name)

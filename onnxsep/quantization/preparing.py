@@ -106,7 +106,7 @@ def _steps(source: Model, proto: onnx.ModelProto, settings: Settings, left_out: 
     _own_biases(proto)
     proto, _ = raise_opset(proto, settings.opset)
     new = opset_of(proto)
-    raised = (f"opset raised from {version} to {new}",) if version != new else ()
+    raised: tuple[str, ...] = (f"opset raised from {version} to {new}",) if version != new else ()
     normalize(proto)
     if "equalise" not in left_out and settings.equalize and (pairs := equalize(proto)):
         raised += (f"{pairs} pairs of layers equalised across the channels between them",)
