@@ -1,7 +1,5 @@
 """``quantize``: figures that can be worked out by hand or with the runtime's own tools, and every way to go wrong."""
 
-import contextlib
-import io
 import json
 import subprocess
 from collections.abc import Callable, Collection
@@ -13,8 +11,6 @@ import onnx
 import pytest
 from command_line import run
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationMethod
-from onnxruntime.quantization.calibrate import create_calibrator
 
 import onnxsep
 from onnxsep.data import open_data
@@ -343,41 +339,30 @@ def test_shared_bias_is_quantized_for_each_node() -> None:
 # ---------------------------------------------------------------- calibration in bounded memory
 
 
-class _AllAtOnce:
-    """The data as the runtime's own calibrator takes it."""
-
-    def __init__(self, feeds: list[dict[str, np.ndarray]]) -> None:
-        self._feeds = iter(feeds)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._feeds, None)
-
-
-@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
-def test_ranges_are_those_of_all_data_at_once(method: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_ranges_are_those_of_all_data_at_once(method: Any) -> None:
     """The last samples are the largest, so that a histogram of the first ones is too narrow."""
     data = samples(40) * np.linspace(0.01, 3, 40, dtype=np.float32)[:, None, None, None]
     prepared = prepare(load(network()), Settings()).proto
     tensors = to_calibrate(prepared, {node.op_type for node in prepared.graph.node}, ())
-    onnx.save(prepared, tmp_path / "prepared.onnx")
-    kind = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}[method]
-    with contextlib.redirect_stdout(io.StringIO()):
-        calibrator = create_calibrator(
-            tmp_path / "prepared.onnx",
-            [],
-            augmented_model_path=str(tmp_path / "augmented.onnx"),
-            calibrate_method=CalibrationMethod[kind],
-            extra_options={"symmetric": False},
-        )
-        calibrator.collect_data(_AllAtOnce([{"x": data[start : start + 8]} for start in range(0, 40, 8)]))
-        expected = calibrator.compute_data()
     opened = open_data(data, Model(prepared))
-    ranges = calibrate(prepared, tensors, opened, range(40), Settings(method=method), ONE)
-    assert set(tensors) <= set(expected.keys())
+    ranges = calibrate(prepared, tensors, opened, range(40), Settings(method=method, percentile=99.0), ONE)
+    assert list(ranges) == tensors
     assert len(tensors) == 6
+    watched = onnx.ModelProto()
+    watched.CopyFrom(prepared)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name != "x")
+    activations = Runner(Model(watched), RuntimeOptions(threads=1, optimize=False))({"x": data}) | {"x": data}
     for name in tensors:
-        pairs = [[float(np.ravel(value)[0]) for value in found[name].range_value] for found in (ranges, expected)]
-        assert pairs[0] == pytest.approx(pairs[1], rel=1e-5, abs=1e-6)
+        whole = activations[name]
+        low, high = ranges[name]
+        if method == "minmax":
+            assert (low, high) == pytest.approx((whole.min(), whole.max()))
+            continue
+        assert np.mean(whole > high) == pytest.approx(0.005, abs=1 / whole.size + 2e-4)
+        below = 0.005 if whole.min() < 0 else 0  # a Relu gives so many zeros that none can be cut off
+        assert np.mean(whole < low) == pytest.approx(below, abs=1 / whole.size + 2e-4)
 
 
 def test_narrow_percentile_clips_more() -> None:

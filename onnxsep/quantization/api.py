@@ -17,6 +17,7 @@ from onnxsep.io import Model, load
 from onnxsep.option_types import checks_types
 from onnxsep.paths import NOTHING, Reads
 from onnxsep.patterns import as_patterns
+from onnxsep.quantization.agreement import Agreement
 from onnxsep.quantization.building import Builder, Built, Correct
 from onnxsep.quantization.calibrating import Progress, calibrate
 from onnxsep.quantization.correcting import Corrections, find_corrections
@@ -160,7 +161,8 @@ def quantize(
             f" {len(dataset)} in all; give more, or a smaller --samples"
         )
 
-    prepared = prepare(source, settings)
+    agreement = Agreement(source, dataset, parts.calibration, options)
+    prepared = prepare(source, settings, agreement)
     op_types = quantizable_types(settings)
     excluded, folded = excluded_by(patterns, source.proto, prepared.proto)
     refused = not_for_quantizing(prepared.proto, op_types)
@@ -171,7 +173,7 @@ def quantize(
     if tensors:
         ranges = calibrate(prepared.proto, tensors, dataset, parts.calibration, settings, options, progress)
     correct = _corrector(dataset, parts, options, progress) if bias_correction else None
-    builder = Builder(source, prepared, ranges, settings, op_types, left, correct)
+    builder = Builder(source, prepared, ranges, settings, op_types, left, correct).checked(agreement)
     built = builder.build()
     accuracy, failure = None, ""
     if max_drop is not None and built.model is not source:

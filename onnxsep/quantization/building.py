@@ -1,23 +1,33 @@
 """A prepared model and its ranges: any choice of nodes can be quantised from them, without calibrating again."""
 
-import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import onnx
 
-from onnxsep.errors import CalibrationError
+from onnxsep.ensure import ensure_valid
+from onnxsep.errors import CalibrationError, PassError
 from onnxsep.io import Model
+from onnxsep.quantization.activations import narrowed, staying
+from onnxsep.quantization.agreement import Agreement
+from onnxsep.quantization.converting import raise_opset
 from onnxsep.quantization.correcting import Corrections, set_biases
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.finishing import finish
+from onnxsep.quantization.isolating import isolate
 from onnxsep.quantization.nodes import outcome
-from onnxsep.quantization.preparing import Prepared, raise_opset
+from onnxsep.quantization.preparing import Prepared
 from onnxsep.quantization.report import QuantizedNode
 from onnxsep.quantization.settings import Settings
 from onnxsep.quantization.toolkit import apply
+from onnxsep.quantization.trying import culprits
+from onnxsep.runtime import CannotRun
+from onnxsep.scopes import is_standard
+from onnxsep.shapes import skeleton
 
+# The error of integer operators may be so many times that of the same layers between QuantizeLinear and
+# DequantizeLinear, and so much more.
+_TIMES, _MORE = 2.0, 0.03
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 Correct = Callable[[onnx.ModelProto, onnx.ModelProto, Collection[str]], Corrections]
@@ -55,7 +65,7 @@ class Builder:
 
     source: Model
     prepared: Prepared
-    ranges: Any
+    ranges: Mapping[str, tuple[float, float]] | None
     settings: Settings
     op_types: frozenset[str]
     left: Mapping[str, str] = field(default_factory=dict)
@@ -73,6 +83,7 @@ class Builder:
             QuantizationError: the quantiser fails.
         """
         left = {**dict.fromkeys(spared, why), **self.left}
+        left |= self._staying(left)
         proto, corrections = self._float(), None
         if self.ranges is not None:
             if self.correct is not None and not quick:
@@ -85,14 +96,69 @@ class Builder:
         finish(proto, self.source.proto, self.prepared.renamed, keep_names=self.settings.keep_names)
         return Built(Model(proto), rows, corrections)
 
+    def checked(self, agreement: Agreement) -> "Builder":
+        """The same, but for the nodes that the quantiser or the runtime cannot take: they stay in float."""
+        if self.ranges is None:
+            return self
+        left = {**self.left, **self._staying(self.left)}
+        candidates = [
+            node.name
+            for node in self.prepared.proto.graph.node
+            if node.op_type in self.op_types and is_standard(node) and node.name not in left
+        ]
+        everything, layers = set(candidates), set(self._layers())
+        twin = replace(self.settings, format="qdq")
+
+        def trial(names: Sequence[str]) -> str:
+            out = {*left, *everything.difference(names)}
+            errors = self._tried(self.settings, out, agreement)
+            if isinstance(errors, str) or self.settings.format == "qdq":
+                return errors if isinstance(errors, str) else ""
+            expected = self._tried(twin, out, agreement)
+            if not isinstance(expected, str):
+                for name, error in errors.items():
+                    if not error <= _TIMES * expected.get(name, error) + _MORE:
+                        return f"its integer operator computes something else (error {error:.2g})"
+            return ""
+
+        return replace(self, left={**self.left, **culprits(candidates, layers, trial)})
+
+    def _tried(self, settings: Settings, left: Collection[str], agreement: Agreement) -> str | dict[str, float]:
+        """What is wrong with a quantised model, else the relative errors of its outputs."""
+        try:
+            proto, _ = raise_opset(self._float(), settings.opset)
+            proto = self._apply(proto, settings, left)
+        except QuantizationError:
+            return "the runtime's quantiser cannot take it"
+        rows = outcome(self.prepared.proto, proto, self.op_types, dict.fromkeys(left, "-"), {})
+        if not any(row.status == "quantized" for row in rows):
+            return {}
+        finish(proto, self.source.proto, self.prepared.renamed, keep_names=False)
+        try:
+            ensure_valid(self.source, skeleton(proto))
+        except PassError:
+            return "its quantised form is not valid"
+        try:
+            return agreement.errors(proto)
+        except CannotRun:
+            return "the runtime cannot run its quantised form"
+
+    def _staying(self, left: Collection[str]) -> dict[str, str]:
+        return staying(self.prepared.proto, self.op_types, left, self.settings.format)
+
     def _float(self) -> onnx.ModelProto:
         proto = onnx.ModelProto()
         proto.CopyFrom(self.prepared.proto)
         return proto
 
     def _apply(self, proto: onnx.ModelProto, settings: Settings, left: Collection[str]) -> onnx.ModelProto:
-        # The quantiser adjusts the ranges that it is given, as the nodes that it takes ask for.
-        return apply(proto, copy.deepcopy(self.ranges), settings, self.op_types, left)
+        assert self.ranges is not None
+        # A node that only stays because its bounds are no range keeps the ranges of what it reads narrow.
+        ranges = narrowed(proto, self.ranges, set(left).difference(self._staying(self.left)))
+        isolated = isolate(proto, ranges, self.op_types, left)
+        result = apply(isolated.proto, isolated.ranges, settings, self.op_types, isolated.exclude)
+        isolated.restore(result)
+        return result
 
     def _corrections(self, correct: Correct, left: Mapping[str, str]) -> Corrections:
         """Integer operators hide what the bias is added to, so the other format stands for them."""
@@ -109,11 +175,14 @@ class Builder:
     def layers(self, rows: Collection[QuantizedNode]) -> list[str]:
         """Names, as :meth:`build` takes them, of the quantised nodes that have weights."""
         shown = {row.name for row in rows if row.status == "quantized"}
+        return [name for name in self._layers() if self.shown(name) in shown]
+
+    def _layers(self) -> list[str]:
         weights = {tensor.name for tensor in self.prepared.proto.graph.initializer}
         return [
             node.name
             for node in self.prepared.proto.graph.node
-            if node.op_type in _WEIGHTED and weights & set(node.input[:2]) and self.shown(node.name) in shown
+            if node.op_type in _WEIGHTED and weights & set(node.input[:2])
         ]
 
     def shown(self, name: str) -> str:

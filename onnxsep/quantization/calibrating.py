@@ -6,7 +6,6 @@ bins of that known range. So the histograms are those that all data together wou
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,8 +14,8 @@ from onnxsep.data import Dataset
 from onnxsep.errors import DataError
 from onnxsep.io import Model
 from onnxsep.quantization.errors import QuantizationError
+from onnxsep.quantization.histograms import Histogram, entropy_range, percentile_range
 from onnxsep.quantization.settings import Settings
-from onnxsep.quantization.toolkit import Histogram, bins_of, ranges_from_extremes, ranges_from_histograms
 from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
 
 Progress = Callable[[str, int, int], None]
@@ -44,7 +43,7 @@ def calibrate(
     settings: Settings,
     options: RuntimeOptions,
     progress: Progress | None = None,
-) -> Any:
+) -> dict[str, tuple[float, float]]:
     """Find the range of each activation.
 
     Args:
@@ -57,7 +56,7 @@ def calibrate(
         progress: Told of every batch.
 
     Returns:
-        What ``toolkit.apply`` takes.
+        The smallest and the largest value that each activation can have once it is quantised.
 
     Raises:
         QuantizationError: the runtime cannot run the model, or an activation is NaN or infinite.
@@ -81,18 +80,14 @@ def calibrate(
     if empty := [name for name in tensors if name not in extremes]:
         raise DataError(f"{data.source}: the activation {empty[0]!r} is empty on every sample, so it has no range")
     if passes == 1:
-        return ranges_from_extremes(extremes)
-    histograms: dict[str, Histogram] = {}
-    bins = bins_of(settings.method)
+        return extremes
+    histograms = {name: Histogram.empty(settings.method, *extremes[name]) for name in tensors}
     for values in activations.batches("calibrate", 1, passes):
         for name, array in values.items():
-            low, high = extremes[name]
-            limit = np.float32(max(abs(low), abs(high)))
-            counts, edges = np.histogram(array.ravel(), bins, range=(-limit, limit))
-            if name in histograms:
-                counts = counts + histograms[name].counts
-            histograms[name] = Histogram(counts, edges, low, high)
-    return ranges_from_histograms(histograms, settings)
+            histograms[name].add(array)
+    if settings.method == "entropy":
+        return {name: entropy_range(found) for name, found in histograms.items()}
+    return {name: percentile_range(found, settings.percentile) for name, found in histograms.items()}
 
 
 class _Activations:

@@ -11,8 +11,6 @@ import onnx
 from onnxsep.quantization.preparing import drop_unused_imports
 from onnxsep.scopes import display_name, scopes
 
-_SUFFIX = "_quant"  # what the quantiser adds to the name of a node that it replaces
-
 
 def finish(result: onnx.ModelProto, source: onnx.ModelProto, renamed: dict[str, str], *, keep_names: bool) -> None:
     """Complete a quantised model, in place.
@@ -87,14 +85,10 @@ def _copy(entry: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
 
 
 def _restore_nodes(result: onnx.ModelProto, source: onnx.ModelProto, renamed: dict[str, str]) -> None:
-    """The users' names of nodes that the quantiser replaced or that were given one, their metadata and doc strings."""
+    """The users' names of nodes that were given one, their metadata and doc strings."""
     originals = {node.name: node for node in source.graph.node if node.name}
     for node in result.graph.node:
-        name = node.name
-        if name.endswith(_SUFFIX) and name not in originals:
-            short = name[: -len(_SUFFIX)]
-            name = short if short in originals or short in renamed else name
-        node.name = renamed.get(name, name)
+        node.name = renamed.get(node.name, node.name)
         original = originals.get(node.name)
         if original is None or original.op_type not in node.op_type:
             continue

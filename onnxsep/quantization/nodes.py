@@ -17,6 +17,13 @@ _TYPE_NAMES: dict[int, str] = {
     onnx.TensorProto.DOUBLE: "float64",
 }
 
+_INTEGER = ("QuantizeLinear", "QGemm", "QEmbedLayerNormalization")
+# What may read integers as it reads floats, and gives the same ones on.
+_MOVES = (
+    *("Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Resize"),
+    *("Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+)
+
 
 def excluded_by(
     patterns: Sequence[str], source: onnx.ModelProto, prepared: onnx.ModelProto
@@ -109,7 +116,7 @@ def outcome(
         else:
             reason = ""
         # The quantiser drops an activation whose effect the range of its output has already.
-        folded = not reason and node.name not in after and f"{node.name}_quant" not in after
+        folded = not reason and node.name not in after
         rows.append(
             QuantizedNode(
                 name=name,
@@ -123,10 +130,13 @@ def outcome(
 
 def _integer_tensors(result: onnx.ModelProto) -> set[str]:
     """Tensors that are quantised, or come straight from one that is."""
-    found: set[str] = set()
+    found: set[str] = set()  # the nodes are in topological order
+    integers: set[str] = set()
     for node in result.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.op_type.startswith("QLinear"):
+        if node.op_type == "DequantizeLinear":
             found.update(node.output)
-        elif any(name in found and name.endswith("_quantized") for name in node.input):
-            found.update(name for name in node.output if name.endswith("_quantized"))
-    return found
+            continue
+        makes = node.op_type in _INTEGER or node.op_type.startswith("QLinear")
+        if makes or (node.op_type in _MOVES and node.input[0] in integers):
+            integers.update(node.output)
+    return found | integers

@@ -1,22 +1,24 @@
 """What must be done to a model before the quantiser can take it: weights in memory, operators new enough, names."""
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import shape_inference, version_converter
 
 from onnxsep.external import is_external
 from onnxsep.files import temporary_folder
 from onnxsep.functions import too_many_calls
 from onnxsep.inference import forget_impossible_sizes
 from onnxsep.io import Model
+from onnxsep.quantization.agreement import Agreement
+from onnxsep.quantization.converting import hint, opset_of, raise_opset
 from onnxsep.quantization.equalizing import equalize
 from onnxsep.quantization.errors import QuantizationError
+from onnxsep.quantization.normalizing import normalize
 from onnxsep.quantization.settings import Settings
 from onnxsep.quantization.toolkit import pre_process
 from onnxsep.scopes import scopes
@@ -24,6 +26,7 @@ from onnxsep.tables import size_bytes
 from onnxsep.tensors import tensor_protos
 
 _LARGEST = 2**31 - 1
+_FOLDED = 11  # the lowest opset of what the tool gives
 _STANDARD = ("", "ai.onnx")
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 
@@ -43,8 +46,13 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(source: Model, settings: Settings) -> Prepared:
+def prepare(source: Model, settings: Settings, agreement: Agreement | None = None) -> Prepared:
     """Fold what can be folded, raise the opset where needed, and name every node. The source is not changed.
+
+    Args:
+        source: The user's model.
+        settings: What the quantiser will be asked for.
+        agreement: Compares results with the source. A step after which the model computes something else is left out.
 
     Raises:
         QuantizationError: the model is quantised already, has over 2 GB, or cannot be converted.
@@ -54,12 +62,44 @@ def prepare(source: Model, settings: Settings) -> Prepared:
     if reason := too_many_calls(source.proto):
         raise QuantizationError(f"{reason}; write the model with fewer functions")
     proto, notes = _in_memory(source)
+    prepared = _steps(source, proto, settings, ())
+    if agreement is None or not (wrong := agreement.difference(prepared.proto)):
+        return replace(prepared, notes=notes + prepared.notes)
+    # Which step does it? Each is left out in turn, the least useful one first, then all of them.
+    for left_out in (("equalise",), ("fold",), ("fold", "equalise")):
+        try:
+            prepared = _steps(source, proto, settings, left_out)
+        except QuantizationError:
+            continue
+        if not agreement.difference(prepared.proto):
+            said = " and ".join(_LEFT_OUT[step] for step in left_out)
+            return replace(prepared, notes=(*notes, *prepared.notes, f"{said}: that would change what it computes"))
+    version = opset_of(source.proto)
+    raise QuantizationError(
+        f"the model uses opset {version}, quantising it needs {settings.opset}, and raising it changes what the model"
+        f" computes ({wrong}); export it with opset {settings.opset} or newer{hint(settings.opset)}"
+        if version is not None and version < settings.opset
+        else f"preparing the model for the quantiser changes what it computes ({wrong}); export it again, simplified"
+    )
+
+
+_LEFT_OUT = {
+    "equalise": "channels between layers are not equalised",
+    "fold": "BatchNormalization and constants are not folded",
+}
+
+
+def _steps(source: Model, proto: onnx.ModelProto, settings: Settings, left_out: Collection[str]) -> Prepared:
+    # To 11 first, because the tool would do that itself, and wrongly. No further, because it writes operators that have
+    # no kernel for their type as functions if their newer form is one.
+    version = opset_of(proto)
+    if not proto.functions:
+        proto, _ = raise_opset(proto, _FOLDED)
     with temporary_folder() as folder:
         first, second = Path(folder, "source.onnx"), Path(folder, "prepared.onnx")
         try:
             first.write_bytes(proto.SerializeToString())
-            del proto
-            notes += pre_process(first, second)
+            notes = pre_process(first, second, fold="fold" not in left_out)
             proto = onnx.load(second)
         except OSError as error:
             raise QuantizationError(f"a temporary copy of the model cannot be written: {error}") from error
@@ -68,8 +108,11 @@ def prepare(source: Model, settings: Settings) -> Prepared:
     drop_unused_imports(proto, source.proto)
     _fold_casts(proto)
     _own_biases(proto)
-    proto, raised = raise_opset(proto, settings.opset)
-    if settings.equalize and (pairs := equalize(proto)):
+    proto, _ = raise_opset(proto, settings.opset)
+    new = opset_of(proto)
+    raised: tuple[str, ...] = (f"opset raised from {version} to {new}",) if version != new else ()
+    normalize(proto)
+    if "equalise" not in left_out and settings.equalize and (pairs := equalize(proto)):
         raised += (f"{pairs} pairs of layers equalised across the channels between them",)
     return Prepared(proto, _name_nodes(proto), notes + raised)
 
@@ -125,27 +168,6 @@ def _in_memory(source: Model) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     proto.graph.input.extend(inputs)
     proto.ir_version = max(proto.ir_version, 4)
     return proto, (f"{gone} graph inputs that only gave weights a default are inputs no longer",)
-
-
-def raise_opset(proto: onnx.ModelProto, wanted: int) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The model with a version of the standard operators that is at least the wanted one, and a note if it was not.
-
-    Raises:
-        QuantizationError: it cannot be converted.
-    """
-    version = next((entry.version for entry in proto.opset_import if _domain(entry.domain) == ""), None)
-    if version is None or version >= wanted:
-        return proto, ()
-    try:
-        converted = shape_inference.infer_shapes(version_converter.convert_version(proto, wanted))
-    except Exception as error:  # the converter raises several unrelated classes
-        reason = " ".join(str(error).split())[:300]
-        hint = "; --per-tensor needs only 11" if wanted == 13 else ""
-        raise QuantizationError(
-            f"the model uses opset {version}, quantising it needs {wanted}, and it cannot be converted: {reason};"
-            f" export it with a newer opset{hint}"
-        ) from error
-    return converted, (f"opset raised from {version} to {wanted}",)
 
 
 def _fold_casts(proto: onnx.ModelProto) -> None:

@@ -1,16 +1,14 @@
 """ONNX Runtime's quantisation tools: the only module beside ``runtime`` that imports onnxruntime, in functions only.
 
-Its calibrators are not used, but the algorithms in them are: they keep every activation of every sample, or, fed in
-strides, let a histogram grow without bound; their sessions know neither threads nor custom operators.
+Its calibrators are not used: they keep every activation of every sample, or, fed in strides, let a histogram grow
+without bound; their sessions know neither threads nor custom operators; their entropy has as many bins as levels.
 """
 
 import contextlib
-import importlib.util
 import io
 import logging
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +17,18 @@ import onnx
 
 from onnxsep.errors import MissingDependencyError
 from onnxsep.quantization.errors import QuantizationError
-from onnxsep.quantization.settings import Method, Settings
+from onnxsep.quantization.settings import Settings
 
 _FATAL_ONLY = 4
-_BINS = {"entropy": 128, "percentile": 2048}  # as the runtime's calibrators have them
-_LEVELS = 128  # what the entropy method merges bins to
-_PERCENTILE = 99.999
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """How the values of one activation are distributed.
-
-    Attributes:
-        counts: Values in each bin.
-        edges: Borders of the bins, one more than there are bins; from -threshold to threshold.
-        low: Smallest value.
-        high: Largest value.
-    """
-
-    counts: np.ndarray
-    edges: np.ndarray
-    low: float
-    high: float
-
-
-def bins_of(method: Method) -> int:
-    """Bins of the histograms that a method needs."""
-    return _BINS[method]
-
-
-def pre_process(source: Path, target: Path) -> tuple[str, ...]:
+def pre_process(source: Path, target: Path, *, fold: bool = True) -> tuple[str, ...]:
     """Fold BatchNormalization and constants, and infer shapes, with the runtime's ``quant_pre_process``.
 
     Args:
         source: An .onnx file, all weights in it.
         target: Where the result goes.
+        fold: Fold; without it only shapes are inferred.
 
     Returns:
         What could not be done.
@@ -65,11 +39,12 @@ def pre_process(source: Path, target: Path) -> tuple[str, ...]:
     with _tools() as messages:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        # Symbolic shape inference needs sympy, which is no dependency of the runtime, and gives up on some models.
+        # Symbolic shape inference needs sympy, which is no dependency of the runtime, gives up on some models, and then
+        # leaves files in the folder where the command runs.
         # Old versions of the tool also fail where the optimiser does; newer ones log that and go on.
         attempts = [{"skip_symbolic_shape": True}, {"skip_symbolic_shape": True, "skip_optimization": True}]
-        if importlib.util.find_spec("sympy") is not None:
-            attempts.insert(0, {})
+        if not fold:
+            attempts = attempts[-1:]
         for number, options in enumerate(attempts, start=1):
             try:
                 with _temporary_files_in(source.parent):
@@ -78,7 +53,8 @@ def pre_process(source: Path, target: Path) -> tuple[str, ...]:
             except Exception:
                 if number == len(attempts):
                     raise
-    if "skip_optimization" in options or any("Optimization Failed" in message for message in messages):
+    failed = "skip_optimization" in options or any("Optimization Failed" in message for message in messages)
+    if fold and failed:
         return ("the runtime could not optimise the model, so BatchNormalization and constants are not folded",)
     return ()
 
@@ -92,42 +68,18 @@ def quantizable_types(settings: Settings) -> frozenset[str]:
     return frozenset(known)
 
 
-def ranges_from_histograms(histograms: Mapping[str, Histogram], settings: Settings) -> Any:
-    """Ranges of activations by the entropy or the percentile method, as :func:`apply` takes them."""
-    with _tools():
-        from onnxruntime.quantization.calibrate import CalibrationMethod, HistogramCollector, TensorsData
-
-        percentile = _PERCENTILE if settings.percentile is None else settings.percentile
-        collector = HistogramCollector(
-            settings.method, False, bins_of(settings.method), _LEVELS, percentile, scenario="same"
-        )
-        for name, found in histograms.items():
-            low, high = np.float32(found.low), np.float32(found.high)
-            threshold = np.float32(found.edges[-1])
-            collector.histogram_dict[name] = (found.counts, found.edges, low, high, threshold)
-        kind = {"entropy": CalibrationMethod.Entropy, "percentile": CalibrationMethod.Percentile}[settings.method]
-        return TensorsData(kind, collector.compute_collection_result())
-
-
-def ranges_from_extremes(extremes: Mapping[str, tuple[float, float]]) -> Any:
-    """Ranges of activations from their smallest and largest values, as :func:`apply` takes them."""
-    with _tools():
-        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
-
-        return TensorsData(
-            CalibrationMethod.MinMax,
-            {name: (np.array(low, np.float32), np.array(high, np.float32)) for name, (low, high) in extremes.items()},
-        )
-
-
 def apply(
-    prepared: onnx.ModelProto, ranges: Any, settings: Settings, op_types: Collection[str], exclude: Collection[str]
+    isolated: onnx.ModelProto,
+    ranges: Mapping[str, tuple[float, float]],
+    settings: Settings,
+    op_types: Collection[str],
+    exclude: Collection[str],
 ) -> onnx.ModelProto:
-    """Quantise a prepared model.
+    """Quantise a model that ``isolating`` made.
 
     Args:
-        prepared: The model; every node has a name of its own. It may be changed.
-        ranges: From one of the functions above.
+        isolated: The model; it may be changed.
+        ranges: Of the activations.
         settings: Formats and types.
         op_types: Operators that are quantised.
         exclude: Names of nodes that stay in float.
@@ -137,19 +89,23 @@ def apply(
     """
     with _tools():
         from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
         from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
         from onnxruntime.quantization.quant_utils import QuantizationMode
 
         activations = QuantType.QInt8 if settings.activations == "int8" else QuantType.QUInt8
-        common: tuple[Any, ...] = (QuantType.QInt8, activations, ranges, [], list(exclude), list(op_types), {})
-        head = (prepared, settings.per_channel, settings.reduce_range)
+        found = TensorsData(
+            CalibrationMethod.MinMax,
+            {name: (np.array(low, np.float32), np.array(high, np.float32)) for name, (low, high) in ranges.items()},
+        )
+        common: tuple[Any, ...] = (QuantType.QInt8, activations, found, [], list(exclude), list(op_types), {})
+        head = (isolated, settings.per_channel, settings.reduce_range)
         if settings.format == "qdq":
             quantizer = QDQQuantizer(*head, *common)
         else:
             quantizer = ONNXQuantizer(*head, QuantizationMode.QLinearOps, True, *common)
         quantizer.quantize_model()
-        quantizer.model.topological_sort()
         result: onnx.ModelProto = quantizer.model.model
     return result
 
@@ -193,9 +149,8 @@ def _tools() -> Iterator[list[str]]:
             yield messages
     except QuantizationError:
         raise
-    except Exception as error:  # the tools raise whatever class; many are bare ValueError
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise QuantizationError(f"the runtime's quantiser cannot handle this model: {reason}") from error
+    except Exception as error:  # the tools raise whatever class, with texts that tell a user nothing
+        raise QuantizationError("the runtime's quantiser fails at this model") from error
     finally:
         root.removeFilter(keep)
         tools.removeHandler(keep_handler)
