@@ -91,7 +91,6 @@ def apply(
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
         from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
         from onnxruntime.quantization.quant_utils import QuantizationMode
 
         activations = QuantType.QInt8 if settings.activations == "int8" else QuantType.QUInt8
@@ -102,12 +101,31 @@ def apply(
         common: tuple[Any, ...] = (QuantType.QInt8, activations, found, [], list(exclude), list(op_types), {})
         head = (isolated, settings.per_channel, settings.reduce_range)
         if settings.format == "qdq":
-            quantizer = QDQQuantizer(*head, *common)
+            quantizer = _qdq_quantizer()(*head, *common)
         else:
             quantizer = ONNXQuantizer(*head, QuantizationMode.QLinearOps, True, *common)
         quantizer.quantize_model()
         result: onnx.ModelProto = quantizer.model.model
     return result
+
+
+def _qdq_quantizer() -> Any:
+    """The runtime's quantiser for QuantizeLinear and DequantizeLinear nodes, but with own ranges for averages.
+
+    It gives an AveragePool the scale of its input, as if that moved values. But means are spread less, those of a whole
+    image by far, so that most levels would stay unused. ``QLinearAveragePool``, which the runtime makes of it, takes a
+    scale of its own, and so has the other format.
+    """
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    class Quantizer(QDQQuantizer):  # type: ignore[misc, no-any-unimported, unused-ignore]
+        def quantize_output_same_as_input(self, output_name: str, input_name: str, node_name: str) -> None:
+            if any(output_name in node.output for node in self.model.nodes() if node.op_type == "AveragePool"):
+                self.quantize_activation_tensor(output_name)
+            else:
+                super().quantize_output_same_as_input(output_name, input_name, node_name)
+
+    return Quantizer
 
 
 @contextlib.contextmanager
