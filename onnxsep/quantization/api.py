@@ -29,6 +29,7 @@ from onnxsep.quantization.report import AccuracyDrop, BiasCorrection, IntegerTen
 from onnxsep.quantization.settings import Activations, Format, Method, Settings
 from onnxsep.quantization.sparing import Accuracy, spare
 from onnxsep.quantization.toolkit import quantizable_types
+from onnxsep.quantization.unlike import keep_unlike_in_float
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import Savable
 from onnxsep.scopes import scopes
@@ -167,6 +168,9 @@ def quantize(
     excluded, folded = excluded_by(patterns, source.proto, prepared.proto)
     refused = not_for_quantizing(prepared.proto, op_types)
     left = {**refused, **excluded}
+    left |= keep_unlike_in_float(
+        prepared.proto, op_types, left, dataset, parts.calibration, options, integer_inputs=int8_io
+    )
     tensors = to_calibrate(prepared.proto, op_types, left)
     notes = [*dataset.notes, *prepared.notes, *folded, *_nested(source)]
     ranges = None
