@@ -20,6 +20,7 @@ from onnxsep.patterns import as_patterns
 from onnxsep.quantization.agreement import Agreement
 from onnxsep.quantization.building import Builder, Built, Correct
 from onnxsep.quantization.calibrating import Progress, calibrate
+from onnxsep.quantization.choosing import Judge, choose
 from onnxsep.quantization.correcting import Corrections, find_corrections
 from onnxsep.quantization.interface import exchange_integers
 from onnxsep.quantization.measuring import Split, measure, split
@@ -163,22 +164,27 @@ def quantize(
         )
 
     agreement = Agreement(source, dataset, parts.calibration, options)
-    prepared = prepare(source, settings, agreement)
     op_types = quantizable_types(settings)
-    excluded, folded = excluded_by(patterns, source.proto, prepared.proto)
-    refused = not_for_quantizing(prepared.proto, op_types)
-    left = {**refused, **excluded}
-    left |= keep_unlike_in_float(
-        prepared.proto, op_types, left, dataset, parts.calibration, options, integer_inputs=int8_io
-    )
-    tensors = to_calibrate(prepared.proto, op_types, left)
-    notes = [*dataset.notes, *prepared.notes, *folded, *_nested(source)]
-    ranges = None
-    if tensors:
-        ranges = calibrate(prepared.proto, tensors, dataset, parts.calibration, settings, options, progress)
-    correct = _corrector(dataset, parts, options, progress) if bias_correction else None
-    builder = Builder(source, prepared, ranges, settings, op_types, left, correct).checked(agreement)
-    built = builder.build()
+    folded: tuple[str, ...] = ()
+
+    def start(settings: Settings) -> Builder:
+        nonlocal folded
+        prepared = prepare(source, settings, agreement)
+        excluded, folded = excluded_by(patterns, source.proto, prepared.proto)
+        left = {**not_for_quantizing(prepared.proto, op_types), **excluded}
+        left |= keep_unlike_in_float(
+            prepared.proto, op_types, left, dataset, parts.calibration, options, integer_inputs=int8_io
+        )
+        tensors = to_calibrate(prepared.proto, op_types, left)
+        ranges = None
+        if tensors:
+            ranges = calibrate(prepared.proto, tensors, dataset, parts.calibration, settings, options, progress)
+        correct = _corrector(dataset, parts, options, progress) if bias_correction else None
+        return Builder(source, prepared, ranges, settings, op_types, left, correct).checked(agreement)
+
+    chosen = choose(start, settings, Judge(source, dataset, parts, options))
+    builder, built = chosen.builder, chosen.built
+    notes = [*dataset.notes, *builder.prepared.notes, *chosen.notes, *folded, *_nested(source)]
     accuracy, failure = None, ""
     if max_drop is not None and built.model is not source:
         built, accuracy = _within(max_drop, builder, built, dataset, parts, output, options, progress)

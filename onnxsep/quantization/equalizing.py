@@ -1,10 +1,11 @@
 """Cross-layer equalisation: two layers in a row share a free scale for each channel between them.
 
 With x the input, A and B the weights and s > 0: B relu(A x) = (B s) relu((A / s) x), where s scales output channels
-of A (and its bias) and input channels of B. What may stand in place of the Relu is in ``passing``. So channels can be made alike, which one scale for a whole activation or
-weight needs, and the network computes the same. The factors that ``rewrite`` puts in place of one Conv, Gemm or MatMul
-are such pairs, without a Relu, in a chain of two to four. With s = sqrt(max |A_c| / max |B_c|) both ranges become their
-geometric mean (M. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019).
+of A (and its bias) and input channels of B. What may stand in place of the Relu is in ``passing``. So channels can be
+made alike, which one scale for a whole activation or weight needs, and the network computes the same. The factors that
+``rewrite`` puts in place of one Conv, Gemm or MatMul are such pairs, without a Relu, in a chain of two to four. With
+s = sqrt(max |A_c| / max |B_c|) both ranges become their geometric mean (M. Nagel et al., Data-Free Quantization Through
+Weight Equalization and Bias Correction, 2019).
 """
 
 import numpy as np
@@ -38,7 +39,7 @@ def equalize(proto: onnx.ModelProto) -> int:
         for name in node.input[1:]
         if name
     }
-    turned = [node.input[1] for node in {id(node): node for pair in pairs for node in pair}.values() if inputs_first(node)]
+    turned = {node.input[1] for pair in pairs for node in pair if inputs_first(node)}
     for name in turned:
         values[name] = values[name].T
     for _ in range(_ROUNDS):

@@ -20,16 +20,24 @@ Labels = npt.NDArray[np.int64]
 
 CONVS = ("Conv", "ConvTranspose")
 LAYERS = (*CONVS, "Gemm", "MatMul")
-MOVES = frozenset(
-    "Concat Expand Flatten Gather GatherElements GatherND Identity Pad Reshape ScatterElements ScatterND Slice Split Squeeze"
-    " Tile Transpose Unsqueeze Where DepthToSpace SpaceToDepth".split()
-)
-_UNARY = frozenset(
-    "Abs BatchNormalization Cast Ceil Celu Clip Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log"
-    " Mish Neg PRelu Reciprocal Relu Round Selu Sigmoid Softplus Softsign Sqrt Swish Tanh ThresholdedRelu".split()
-)
-_BINARY = frozenset("Add Sub Mul Div Pow Sum Max Min Mean".split())
-_SPATIAL = frozenset("AveragePool GlobalAveragePool GlobalMaxPool LpPool MaxPool Resize Upsample".split())
+# fmt: off
+MOVES = frozenset({
+    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad",
+    "Reshape", "ScatterElements", "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze", "Where",
+})
+_UNARY = frozenset({
+    "Abs", "BatchNormalization", "Cast", "Ceil", "Celu", "Clip", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu",
+    "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Mish", "Neg", "PRelu", "Reciprocal", "Relu", "Round",
+    "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh", "ThresholdedRelu",
+})
+_BINARY = frozenset({
+    "Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Sub", "Sum",
+})
+_SPATIAL = frozenset({
+    "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "MaxPool", "Resize", "Upsample",
+})
+# fmt: on
 THROUGH = _UNARY | _BINARY | MOVES | {"Resize", "Upsample"}
 """Operators behind which the parts of what they read can still be told apart, place by place."""
 
@@ -71,7 +79,7 @@ class Labelling:
         self._next = count(1)
 
     def run(self) -> dict[str, Labels]:
-        """The number of the part of every value, in the shape of the tensor; 0 is filled in by operators such as Pad."""
+        """The number of the part of every value, in the shape of the tensor; 0: filled in, by a Pad for example."""
         for entry in self._proto.graph.input:
             if self._is_float(entry.name):
                 self._labels[entry.name] = self._channels(entry.name, self._input_axis(entry.name))
@@ -137,7 +145,7 @@ class Labelling:
         known = [name for name in node.input if name in self._labels]
         if all(_is_uniform(self._labels[name]) for name in known) and node.op_type in ("Slice", "Split", "Gather"):
             return {name: self._like(self._labels[known[0]], name) for name in outputs} if known else {}
-        feed = {}
+        feed: dict[str, npt.NDArray[np.generic]] = {}
         for name in node.input:
             if name in self._labels:
                 feed[name] = self._labels[name].astype(np.float32)
@@ -159,9 +167,7 @@ class Labelling:
             ],
             [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
         )
-        model = onnx.helper.make_model(
-            graph, opset_imports=self._proto.opset_import, ir_version=self._proto.ir_version
-        )
+        model = onnx.helper.make_model(graph, opset_imports=self._proto.opset_import, ir_version=self._proto.ir_version)
         try:
             found = Runner(Model(model), self._options)(feed)
         except (CannotRun, KeyError):
@@ -219,7 +225,7 @@ def _spread(labels: Labels, shape: tuple[int, ...]) -> Labels:
     """Labels behind a pool or a resize, which mix values of one channel only."""
     if labels.ndim < 2 or len(shape) != labels.ndim or shape[:2] != labels.shape[:2] or not labels.size:
         return np.broadcast_to(np.int64(0), shape)
-    corner = labels[(slice(None), slice(None), *[slice(0, 1)] * (labels.ndim - 2))]
+    corner = labels[tuple(slice(None) if axis < 2 else slice(0, 1) for axis in range(labels.ndim))]
     return np.broadcast_to(corner if (labels == corner).all() else labels[(0,) * labels.ndim], shape)
 
 

@@ -47,11 +47,11 @@ class _Search:
         self._shapes = {entry.name: _dims(entry) for entry in entries}
 
     def run(self) -> list[Pair]:
-        pairs = []
-        for first in self._graph.node:
-            if self._usable(first) and (second := self._next_layer(first)) is not None:
-                pairs.append((first, second))
-        return pairs
+        return [
+            (first, second)
+            for first in self._graph.node
+            if self._usable(first) and (second := self._next_layer(first)) is not None
+        ]
 
     def _usable(self, node: onnx.NodeProto) -> bool:
         if node.op_type not in _LAYERS or not is_standard(node):

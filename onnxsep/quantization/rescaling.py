@@ -1,4 +1,4 @@
-"""Factors around a layer that give the channels of what it reads or makes like ranges: a Mul, and its inverse in the weight.
+"""Factors that give the channels of what a layer reads or makes like ranges: a Mul, and its inverse in the weight.
 
 Y = W x + b is s * ((W / s) x + b / s) with a factor for each output channel, and W x is (W s) (x / s) with one for each
 input channel. The factors are powers of two, so nothing is rounded.
@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from onnxsep.quantization.finishing import tensor_names
 from onnxsep.quantization.parts import CONVS, Ranges, attribute
+from onnxsep.quantization.passing import inputs_first
 from onnxsep.scopes import scopes
 
 Array = npt.NDArray[np.float64]
@@ -58,8 +59,6 @@ class Rescaler:
             weight = self._weight(node)
             assert weight is not None  # or there would be no factors
             axis = self._input_axis(node, weight.ndim)
-            shape = [1] * weight.ndim
-            shape[axis] = -1
             added = self._mul(source, 1 / factors, axis, weight.ndim, node, name)
             self._set(node, 1, self._scaled_by_input(node, weight, factors))
         node.input[0] = name
@@ -68,11 +67,11 @@ class Rescaler:
         return name
 
     def behind(self, node: onnx.NodeProto, ranges: Ranges) -> str:
-        """Let a layer make channels of like ranges, and a Mul what it made before; returns its name, "" if it cannot."""
+        """Let a layer make channels of like ranges, and a Mul what it made; returns its name, "" if it cannot."""
         weight = self._weight(node)
         if weight is None:
             return ""
-        channels = self._by_output(node, weight).shape[0]
+        channels = self._outputs(node, weight)
         if len(ranges.axes) != 1 or ranges.places.shape != (channels,):
             return ""
         bias = self._bias(node, channels)
@@ -168,14 +167,9 @@ class Rescaler:
         channels = self._by_input(node, weight).shape[1]
         return factors if factors.shape == (channels,) and channels % group == 0 else None
 
-    @staticmethod
-    def _turned(node: onnx.NodeProto) -> bool:
-        """Whether inputs come first in the weight."""
-        return node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))
-
     def _by_input(self, node: onnx.NodeProto, weight: Array) -> Array:
         """What stands for each input channel, [rest, channels]."""
-        if node.op_type == "ConvTranspose" or self._turned(node):
+        if node.op_type == "ConvTranspose" or inputs_first(node):
             return weight.reshape(len(weight), -1).T
         group = attribute(node, "group", 1)
         # [group, outputs of a group, inputs of a group, positions]
@@ -183,30 +177,27 @@ class Rescaler:
         return np.moveaxis(blocks, (1, 3), (0, 1)).reshape(-1, group * weight.shape[1])
 
     def _scaled_by_input(self, node: onnx.NodeProto, weight: Array, factors: Array) -> Array:
-        if node.op_type == "ConvTranspose" or self._turned(node):
-            return weight * factors.reshape(-1, *[1] * (weight.ndim - 1))
+        if node.op_type == "ConvTranspose" or inputs_first(node):
+            return _shaped(weight.reshape(len(weight), -1) * factors[:, None], weight)
         group = attribute(node, "group", 1)
         blocks = weight.reshape(group, len(weight) // group, weight.shape[1], -1)
-        return (blocks * factors.reshape(group, 1, -1, 1)).reshape(weight.shape)
+        return _shaped(blocks * factors.reshape(group, 1, -1, 1), weight)
 
-    def _by_output(self, node: onnx.NodeProto, weight: Array) -> Array:
-        """What stands for each output channel, [channels, rest]."""
-        if self._turned(node):
-            return weight.T
+    @staticmethod
+    def _outputs(node: onnx.NodeProto, weight: Array) -> int:
+        """How many output channels there are."""
         if node.op_type == "ConvTranspose":
-            group = attribute(node, "group", 1)
-            blocks = weight.reshape(group, len(weight) // group, weight.shape[1], -1)
-            return np.moveaxis(blocks, 2, 1).reshape(group * weight.shape[1], -1)
-        return weight.reshape(len(weight), -1)
+            return weight.shape[1] * attribute(node, "group", 1)
+        return weight.shape[-1] if inputs_first(node) else len(weight)
 
     def _scaled_by_output(self, node: onnx.NodeProto, weight: Array, factors: Array) -> Array:
-        if self._turned(node):
+        if inputs_first(node):
             return weight * factors
         if node.op_type == "ConvTranspose":
             group = attribute(node, "group", 1)
             blocks = weight.reshape(group, len(weight) // group, weight.shape[1], -1)
-            return (blocks * factors.reshape(group, 1, -1, 1)).reshape(weight.shape)
-        return weight * factors.reshape(-1, *[1] * (weight.ndim - 1))
+            return _shaped(blocks * factors.reshape(group, 1, -1, 1), weight)
+        return _shaped(weight.reshape(len(weight), -1) * factors[:, None], weight)
 
 
 def _factors(ranges: Ranges) -> Array:
@@ -216,3 +207,8 @@ def _factors(ranges: Ranges) -> Array:
     exponents = np.clip(np.rint(np.log2(relative)), _SMALLEST, 0)
     factors: Array = np.exp2(exponents)[ranges.places]
     return factors
+
+
+def _shaped(values: Array, like: Array) -> Array:
+    shaped: Array = values.reshape(like.shape)
+    return shaped

@@ -1,6 +1,6 @@
 """What joins unlike ranges stays in float: boxes in pixels beside scores, whose 256 levels would all go to the boxes.
 
-A tensor is *unlike* if one scale for all of it leaves fewer than 16 levels to one of its parts (``parts``). That matters
+A tensor is *unlike* if one scale for all of it leaves fewer than 16 levels to one of its parts (``parts``). It matters
 where the values go on to an output of the model, or to a layer in which the noise of the large part would cover the
 small one. There no node reads or makes it in integers; layers stay in int8, for they are given factors by powers of two
 (``rescaling``), which change no result.
@@ -49,8 +49,8 @@ class Unlike:
     def reason(self) -> str:
         """Why what touches it stays in float."""
         return (
-            f"one scale for {self.name!r}, which joins unlike ranges, would leave {self.levels:.2g} of {_LEVELS} levels to"
-            " a part of it"
+            f"one scale for {self.name!r}, which joins unlike ranges, would leave {self.levels:.2g} of {_LEVELS} levels"
+            " to a part of it"
         )
 
 
