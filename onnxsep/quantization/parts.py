@@ -5,8 +5,7 @@ known by a number, and every tensor gets an array of these numbers in its own sh
 numbers in the same way, whatever the axes become on the way to an output.
 """
 
-from collections.abc import Mapping
-from itertools import count
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +63,9 @@ class Labelling:
         values: Every tensor of the main graph for one input, by name.
         fine: Names of tensors whose channels are parts where a layer makes them; elsewhere such a tensor is one part.
         options: How nodes are run.
+
+    Attributes:
+        origins: For the number of each part, that of the first of the parts that one layer made together with it.
     """
 
     def __init__(
@@ -76,7 +78,8 @@ class Labelling:
         self._proto, self._values, self._fine, self._options = proto, values, fine, options
         self._constants = {tensor.name: tensor for tensor in proto.graph.initializer}
         self._labels: dict[str, Labels] = {}
-        self._next = count(1)
+        self._makers = {name for node in proto.graph.node for name in node.output}
+        self.origins: list[int] = [0]
 
     def run(self) -> dict[str, Labels]:
         """The number of the part of every value, in the shape of the tensor; 0: filled in, by a Pad for example."""
@@ -111,13 +114,13 @@ class Labelling:
         shape = self._values[name].shape
         if len(shape) < 2 or not -len(shape) <= axis < len(shape) or not 1 < shape[axis] <= _MOST:
             return self._one(shape)
-        numbers = self._fresh(shape[axis])
+        numbers = self._fresh(shape[axis], together=name in self._makers)
         places = [1] * len(shape)
         places[axis] = -1
         return np.broadcast_to(numbers.reshape(places), shape)
 
     def _one(self, shape: tuple[int, ...]) -> Labels:
-        return np.broadcast_to(np.int64(next(self._next)), shape)
+        return np.broadcast_to(self._fresh(1)[0], shape)
 
     def _made(self, node: onnx.NodeProto, name: str) -> Labels:
         if name in self._fine and is_layer(node, self._constants):
@@ -152,7 +155,7 @@ class Labelling:
             elif name in self._constants:
                 array = numpy_helper.to_array(self._constants[name])
                 if array.dtype.kind == "f":
-                    array = np.full(array.shape, 0 if node.op_type == "Pad" else next(self._next), np.float32)
+                    array = np.full(array.shape, 0 if node.op_type == "Pad" else self._fresh(1)[0], np.float32)
                 feed[name] = array
             elif name:
                 feed[name] = self._values[name]
@@ -183,8 +186,10 @@ class Labelling:
         kinds, places = np.unique(sizes, return_inverse=True)
         return self._fresh(len(kinds))[places.reshape(array.shape)] if len(kinds) <= _MOST else None
 
-    def _fresh(self, number: int) -> Labels:
-        return np.array([next(self._next) for _ in range(number)], np.int64)
+    def _fresh(self, number: int, *, together: bool = False) -> Labels:
+        first = len(self.origins)
+        self.origins += [first] * number if together else range(first, first + number)
+        return np.arange(first, first + number)
 
     def _like(self, labels: Labels, name: str) -> Labels:
         return np.broadcast_to(labels[(0,) * labels.ndim] if labels.size else np.int64(0), self._values[name].shape)
@@ -213,7 +218,12 @@ class Labelling:
             kinds, places = np.unique(pairs * width + other, return_inverse=True)
             if len(kinds) > _MOST:
                 return {output: several[0]}
-            pairs = self._fresh(len(kinds))[places.reshape(shape)]
+            numbers = self._fresh(len(kinds))
+            known: dict[tuple[int, int], int] = {}
+            for number, kind in zip(numbers.tolist(), kinds.tolist(), strict=True):
+                both = self.origins[kind // width], self.origins[kind % width]
+                self.origins[number] = known.setdefault(both, number)
+            pairs = numbers[places.reshape(shape)]
         return {output: pairs}
 
 
@@ -269,16 +279,27 @@ class Ranges:
         """The range of each part, with 0, as a scale must hold it; 0 where the part was not seen."""
         return np.where(self.low <= self.high, np.maximum(self.high, 0) - np.minimum(self.low, 0), 0.0)
 
-    @property
-    def smallest(self) -> float:
-        """How much the part that varies least varies, relative to the range of all; 1 where nothing varies."""
+    def smallest(self, origins: Sequence[int] | None = None) -> float:
+        """The smallest range of a part that varies, with 0, relative to the range of all; 1 where nothing varies.
+
+        Args:
+            origins: Taken together are parts with the same of these numbers.
+        """
         seen = self.low <= self.high
         if not seen.any():
             return 1.0
         whole = max(self.high[seen].max(), 0.0) - min(self.low[seen].min(), 0.0)
-        spread = (self.high - self.low)[seen & (self._numbers != 0)]
-        live = spread[spread > _ROUNDING * whole]
-        return float(live.min() / whole) if live.size else 1.0
+        ours = seen & (self._numbers != 0)
+        low, high = self.low[ours], self.high[ours]
+        if origins is not None:
+            kinds, places = np.unique(np.asarray(origins)[self._numbers[ours]], return_inverse=True)
+            joint = np.full(len(kinds), np.inf), np.full(len(kinds), -np.inf)
+            np.minimum.at(joint[0], places, low)
+            np.maximum.at(joint[1], places, high)
+            low, high = joint
+        live = high - low > _ROUNDING * whole
+        own = (np.maximum(high, 0) - np.minimum(low, 0))[live]
+        return float(own.min() / whole) if own.size else 1.0
 
 
 def _varies(labels: Labels, axis: int) -> bool:

@@ -174,7 +174,8 @@ class Rescaler:
         group = attribute(node, "group", 1)
         # [group, outputs of a group, inputs of a group, positions]
         blocks = weight.reshape(group, len(weight) // group, weight.shape[1], -1)
-        return np.moveaxis(blocks, (1, 3), (0, 1)).reshape(-1, group * weight.shape[1])
+        found: Array = np.moveaxis(blocks, (1, 3), (0, 1)).reshape(-1, group * weight.shape[1])
+        return found
 
     def _scaled_by_input(self, node: onnx.NodeProto, weight: Array, factors: Array) -> Array:
         if node.op_type == "ConvTranspose" or inputs_first(node):
@@ -187,8 +188,8 @@ class Rescaler:
     def _outputs(node: onnx.NodeProto, weight: Array) -> int:
         """How many output channels there are."""
         if node.op_type == "ConvTranspose":
-            return weight.shape[1] * attribute(node, "group", 1)
-        return weight.shape[-1] if inputs_first(node) else len(weight)
+            return int(weight.shape[1]) * attribute(node, "group", 1)
+        return int(weight.shape[-1] if inputs_first(node) else weight.shape[0])
 
     def _scaled_by_output(self, node: onnx.NodeProto, weight: Array, factors: Array) -> Array:
         if inputs_first(node):
