@@ -130,6 +130,13 @@ def padded_and_added(graph: Graph) -> Parts:
     return rows
 
 
+def two_forms_of_one_tensor(graph: Graph) -> Parts:
+    found = graph.conv(graph.trunk(), 16, 4, 1)
+    large = graph.node("Mul", found, graph.constant(PIXELS))
+    graph.node("Concat", large, graph.node("Sigmoid", found), out="y", axis=1)
+    return rows
+
+
 def strides_of_channels(graph: Graph) -> Parts:
     found = graph.node("Sigmoid", graph.conv(graph.trunk(), 16, 12, 1))
     graph.node("Mul", found, graph.constant(np.reshape([PIXELS] * 4 + [1] * 8, (1, 12, 1, 1))), out="y")
@@ -182,6 +189,7 @@ ORDINARY: list[Callable[[Graph], Parts]] = [
     joined_and_cut,
     joined_and_gathered,
     padded_and_added,
+    two_forms_of_one_tensor,
     strides_of_channels,
     one_conv_for_all,
     one_conv_that_is_split_by_a_reshape,

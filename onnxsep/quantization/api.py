@@ -99,9 +99,10 @@ def quantize(
         percentile: For the last of these: the share of the values, in percent, that a range holds; 99.999 by default.
         exclude: Glob patterns; nodes whose name matches one stay in float.
         keep_names: Keep the long names that the quantiser makes; by default they are shortened.
-        equalize: Scale channels between two layers in a row, which leaves what they compute, so that they are alike.
+        equalize: Scale channels between two layers in a row, which leaves what they compute, so that they are alike;
+            kept where the error on samples that do not calibrate is lower with it.
         bias_correction: Change biases so that the mean of each quantised layer's output, over the calibration samples,
-            is that of the float model.
+            is that of the float model; kept where the error on samples that do not calibrate is lower with it.
         int8_io: Float inputs and outputs become the integers that they are quantised to, of the type of the
             activations. The metadata tell their scales and zero points (:mod:`onnxsep.integer_io`), by which
             :func:`evaluate` feeds such a model with real numbers.

@@ -14,6 +14,7 @@ from onnxsep.data import Dataset
 from onnxsep.integer_io import RealRunner
 from onnxsep.io import Model
 from onnxsep.quantization.building import Builder, Built
+from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.measuring import Split
 from onnxsep.quantization.passing import find_pairs
 from onnxsep.quantization.settings import Settings
@@ -61,12 +62,20 @@ class Judge:
             self.samples = self.samples[: len(self.samples) // whole * whole]
 
     def errors(self, models: Sequence[Model]) -> list[float]:
-        """For each model, the mean of its outputs' relative errors; infinite where it does not run."""
+        """For each model, the mean of its outputs' relative errors; infinite where it does not run.
+
+        Raises:
+            QuantizationError: the source does not run on the data.
+            DataError: an image cannot be read.
+        """
         runners = [self._runner(model) for model in models]
         sums = [_Sums() if runner is not None else None for runner in runners]
         expected_of = Runner(self._source, self._options)
         for feed in self._data.feeds(self.samples):
-            expected = expected_of(feed)
+            try:
+                expected = expected_of(feed)
+            except CannotRun as error:
+                raise QuantizationError(f"the runtime cannot run the model on the data: {error}") from error
             for place, runner in enumerate(runners):
                 found = sums[place]
                 if runner is None or found is None:

@@ -5,7 +5,7 @@ known by a number, and every tensor gets an array of these numbers in its own sh
 numbers in the same way, whatever the axes become on the way to an output.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,6 @@ _SPATIAL = frozenset({
 THROUGH = _UNARY | _BINARY | MOVES | {"Resize", "Upsample"}
 """Operators behind which the parts of what they read can still be told apart, place by place."""
 
-_ROUNDING = 1e-7  # of the range of all: what varies less does not vary
 _MOST = 4096  # parts of one tensor
 _UNLIKE_FACTORS = 8.0  # of a constant vector, above which its factors make parts
 
@@ -151,7 +150,9 @@ class Labelling:
         feed: dict[str, npt.NDArray[np.generic]] = {}
         for name in node.input:
             if name in self._labels:
-                feed[name] = self._labels[name].astype(np.float32)
+                # Values of one tensor may come in several ways: x and its Sigmoid are two parts when they are joined.
+                labels = self._again(self._labels[name]) if name != known[0] else self._labels[name]
+                feed[name] = labels.astype(np.float32)
             elif name in self._constants:
                 array = numpy_helper.to_array(self._constants[name])
                 if array.dtype.kind == "f":
@@ -185,6 +186,18 @@ class Labelling:
             return None
         kinds, places = np.unique(sizes, return_inverse=True)
         return self._fresh(len(kinds))[places.reshape(array.shape)] if len(kinds) <= _MOST else None
+
+    def _again(self, labels: Labels) -> Labels:
+        """Parts of their own, with origins of their own, in the same places."""
+        if _is_uniform(labels):
+            return self._one(labels.shape)
+        kinds, places = np.unique(labels, return_inverse=True)
+        numbers = self._fresh(len(kinds))
+        known: dict[int, int] = {}
+        for number, kind in zip(numbers.tolist(), kinds.tolist(), strict=True):
+            self.origins[number] = known.setdefault(self.origins[kind], number)
+        numbers[kinds == 0] = 0
+        return numbers[places.reshape(labels.shape)]
 
     def _fresh(self, number: int, *, together: bool = False) -> Labels:
         first = len(self.origins)
@@ -237,70 +250,3 @@ def _spread(labels: Labels, shape: tuple[int, ...]) -> Labels:
         return np.broadcast_to(np.int64(0), shape)
     corner = labels[tuple(slice(None) if axis < 2 else slice(0, 1) for axis in range(labels.ndim))]
     return np.broadcast_to(corner if (labels == corner).all() else labels[(0,) * labels.ndim], shape)
-
-
-class Ranges:
-    """The smallest and the largest value of each part of one tensor, over several samples.
-
-    Args:
-        labels: The parts of its values.
-
-    Attributes:
-        axes: Along these the parts differ.
-        places: For each place along these axes, which of the parts is there.
-        low: Smallest value of each part; infinite where it was not seen.
-        high: Largest value of each part.
-    """
-
-    def __init__(self, labels: Labels) -> None:
-        self.axes = tuple(axis for axis in range(labels.ndim) if _varies(labels, axis))
-        self._others = tuple(axis for axis in range(labels.ndim) if axis not in self.axes)
-        corner = labels[tuple(slice(None) if axis in self.axes else 0 for axis in range(labels.ndim))]
-        self._numbers, places = np.unique(corner, return_inverse=True)
-        self.places: Labels = places.reshape(corner.shape)
-        self.low = np.full(len(self._numbers), np.inf)
-        self.high = np.full(len(self._numbers), -np.inf)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def add(self, values: npt.NDArray[np.generic]) -> None:
-        """Take in another sample; one whose shape differs along the axes of the parts is left out."""
-        if not values.size or tuple(values.shape[axis] for axis in self.axes) != self.places.shape:
-            return
-        for extremes, reduced, ufunc in (
-            (self.low, values.min(axis=self._others), np.minimum),
-            (self.high, values.max(axis=self._others), np.maximum),
-        ):
-            ufunc.at(extremes, self.places.ravel(), np.ravel(reduced).astype(np.float64))
-
-    @property
-    def widths(self) -> npt.NDArray[np.float64]:
-        """The range of each part, with 0, as a scale must hold it; 0 where the part was not seen."""
-        return np.where(self.low <= self.high, np.maximum(self.high, 0) - np.minimum(self.low, 0), 0.0)
-
-    def smallest(self, origins: Sequence[int] | None = None) -> float:
-        """The smallest range of a part that varies, with 0, relative to the range of all; 1 where nothing varies.
-
-        Args:
-            origins: Taken together are parts with the same of these numbers.
-        """
-        seen = self.low <= self.high
-        if not seen.any():
-            return 1.0
-        whole = max(self.high[seen].max(), 0.0) - min(self.low[seen].min(), 0.0)
-        ours = seen & (self._numbers != 0)
-        low, high = self.low[ours], self.high[ours]
-        if origins is not None:
-            kinds, places = np.unique(np.asarray(origins)[self._numbers[ours]], return_inverse=True)
-            joint = np.full(len(kinds), np.inf), np.full(len(kinds), -np.inf)
-            np.minimum.at(joint[0], places, low)
-            np.maximum.at(joint[1], places, high)
-            low, high = joint
-        live = high - low > _ROUNDING * whole
-        own = (np.maximum(high, 0) - np.minimum(low, 0))[live]
-        return float(own.min() / whole) if own.size else 1.0
-
-
-def _varies(labels: Labels, axis: int) -> bool:
-    return labels.strides[axis] != 0 and not bool((labels == labels.take([0], axis)).all())

@@ -90,7 +90,7 @@ class QuantizeReport(Record):
     nodes: tuple[QuantizedNode, ...]
     outputs: tuple[OutputError, ...]
     bias_correction: BiasCorrection | None = None
-    """None where it was not wanted, or nothing was quantised."""
+    """None where it was not wanted, nothing was quantised, or it did not lower the error (see the notes)."""
     integers: tuple[IntegerTensor, ...] = ()
     """With ``--int8-io``."""
     accuracy: AccuracyDrop | None = None

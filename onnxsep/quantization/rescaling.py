@@ -10,7 +10,8 @@ import onnx
 from onnx import numpy_helper
 
 from onnxsep.quantization.finishing import tensor_names
-from onnxsep.quantization.parts import CONVS, Ranges, attribute
+from onnxsep.quantization.part_ranges import Ranges
+from onnxsep.quantization.parts import CONVS, attribute
 from onnxsep.quantization.passing import inputs_first
 from onnxsep.scopes import scopes
 
@@ -170,7 +171,8 @@ class Rescaler:
     def _by_input(self, node: onnx.NodeProto, weight: Array) -> Array:
         """What stands for each input channel, [rest, channels]."""
         if node.op_type == "ConvTranspose" or inputs_first(node):
-            return weight.reshape(len(weight), -1).T
+            turned: Array = weight.reshape(len(weight), -1).T
+            return turned
         group = attribute(node, "group", 1)
         # [group, outputs of a group, inputs of a group, positions]
         blocks = weight.reshape(group, len(weight) // group, weight.shape[1], -1)

@@ -19,7 +19,8 @@ from onnxsep.data import Dataset
 from onnxsep.io import Model
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.nodes import to_calibrate
-from onnxsep.quantization.parts import THROUGH, Labelling, Ranges, is_layer
+from onnxsep.quantization.part_ranges import Ranges
+from onnxsep.quantization.parts import THROUGH, Labelling, is_layer
 from onnxsep.quantization.rescaling import Rescaler
 from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
 from onnxsep.scopes import scopes, used_names
