@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from command_line import run
-from damage import damaged, mutated
-from graphs import random_model
+from fuzzing.damage import damaged, mutated
+from fuzzing.graphs import random_model
 from onnx import numpy_helper
 
 import onnxsep

@@ -21,10 +21,10 @@ from pathlib import Path
 
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before numpy is imported
     os.environ.setdefault(threads, "1")
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+sys.path[:1] = [str(Path(__file__).resolve().parents[1])]  # and not this folder: its modules are those of fuzzing
 
-from examples import KINDS  # noqa: E402
-from isolated import isolated  # noqa: E402
+from fuzzing.examples import KINDS  # noqa: E402
+from fuzzing.isolated import isolated  # noqa: E402
 
 LONGEST = 120.0  # seconds for an example
 
