@@ -210,6 +210,5 @@ def _cholesky(matrix: Array) -> Array:
     for ridge in (0.0, _RIDGE, 1e3 * _RIDGE, 1e6 * _RIDGE):
         shifted = matrix + ridge * (mean if mean > 0 else 1.0) * np.eye(len(matrix))
         with suppress(np.linalg.LinAlgError):
-            factor: Array = np.linalg.cholesky(shifted)
-            return factor
+            return np.asarray(np.linalg.cholesky(shifted), np.float64)
     raise FactorizationError("the calibration data give a Gram matrix that is not positive")

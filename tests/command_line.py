@@ -21,7 +21,8 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 def run(*arguments: object, cwd: Path | None = None, columns: int = 200) -> subprocess.CompletedProcess[str]:
     """What ``onnxsep`` with these arguments prints, and its exit status."""
     given = [str(argument) for argument in arguments]
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
+    buffers = [io.BytesIO() for _ in range(2)]
+    streams = [io.TextIOWrapper(buffer, encoding="utf-8", write_through=True) for buffer in buffers]
     status: object = 0
     with _as_found(["onnxsep", *given], cwd, columns):
         try:
@@ -29,7 +30,7 @@ def run(*arguments: object, cwd: Path | None = None, columns: int = 200) -> subp
                 main()
         except SystemExit as ended:
             status = ended.code
-    texts = [stream.buffer.getvalue().decode() for stream in streams]  # type: ignore[attr-defined]
+    texts = [buffer.getvalue().decode() for buffer in buffers]
     return subprocess.CompletedProcess(given, status if isinstance(status, int) else 0, *texts)
 
 

@@ -80,6 +80,7 @@ def best_for(equation: str, factors: Sequence[Array], position: int, problem: Pr
         trial[position] = unit.reshape(factors[position].shape)
         columns.append(np.einsum(equation, *trial).reshape(-1, size))
     stack = np.stack(columns)
+    assert isinstance(problem.gram, np.ndarray)
     matrix = problem.gram.reshape(size, size)
     normal = np.einsum("aod,de,boe->ab", stack, matrix, stack)
     right = np.einsum("aod,od->a", stack, problem.cross.reshape(-1, size))

@@ -115,7 +115,7 @@ def test_what_is_read_elsewhere_too_is_left(who: str) -> None:
         out = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
         body = helper.make_graph([helper.make_node("Abs", ["t1"], ["z"])], "branch", [], [out])
         proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
-        branches = {"then_branch": body, "else_branch": body}
+        branches: dict[str, Any] = {"then_branch": body, "else_branch": body}
         proto.graph.node.append(helper.make_node("If", ["yes"], ["z1"], **branches))
     assert equalize(proto) == 0
 

@@ -13,6 +13,7 @@ import onnxsep
 from onnxsep.calibration.statistics_file import load_statistics
 from onnxsep.errors import CalibrationError
 from onnxsep.gram import DenseGram, Mixed, RowGram, gram_of, scaled_rows
+from onnxsep.io import Model
 from onnxsep.linalg import Array
 from onnxsep.modes import Task, available_modes, get_mode
 from onnxsep.runtime import RuntimeOptions
@@ -139,7 +140,7 @@ DATA = {"x": np.random.default_rng(4).standard_normal((8, 3, 40)).astype(np.floa
 Fitted = Callable[..., Any]
 
 
-def rewritten(proto: onnx.ModelProto, **options: Any) -> Any:
+def rewritten(proto: onnx.ModelProto | Model, **options: Any) -> Any:
     chosen: dict[str, Any] = {"mode": "channel", "rank": 0.5, "positions": 8, "data": DATA, **options}
     return onnxsep.rewrite(proto, runtime=RuntimeOptions(threads=1), verify="none", **chosen)
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def test_python_waits_for_no_worker() -> None:
         return number
 
     started = time.monotonic()
-    results = in_threads({number: lambda number=number: work(number) for number in range(4)}, 2)
+    results = in_threads({number: partial(work, number) for number in range(4)}, 2)
     assert next(results) == (0, 0)
     with pytest.raises(KeyboardInterrupt):
         results.throw(KeyboardInterrupt())
@@ -134,7 +135,7 @@ def test_errors_of_workers_arrive() -> None:
         within(lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         list(in_threads({"a": lambda: 1 // 0}, 3))
-    assert dict(in_threads({number: lambda number=number: number**2 for number in range(9)}, 3)) == {
+    assert dict(in_threads({number: partial(pow, number, 2) for number in range(9)}, 3)) == {
         number: number**2 for number in range(9)
     }
     assert list(in_threads({}, 3)) == []

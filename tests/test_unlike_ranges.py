@@ -40,7 +40,7 @@ class Graph:
         return name
 
     def weight(self, *shape: int) -> np.ndarray:
-        return self._random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        return np.asarray(self._random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:])))
 
     def conv(self, source: str, inputs: int, outputs: int, size: int = 3, out: str = "", **attributes: Any) -> str:
         weight = self.constant(self.weight(outputs, inputs, size, size))

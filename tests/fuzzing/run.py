@@ -40,9 +40,9 @@ def main() -> None:
     given = parser.parse_args()
     first = time.time_ns() % 10**12 if given.seed is None else given.seed
     kinds = given.kind or list(KINDS)
-    torch = find_spec("torch") is not None and find_spec("onnx2torch") is not None
-    if torch:
-        import torch
+    trains = find_spec("torch") is not None
+    if trains:
+        import torch  # noqa: F401
 
         import onnxsep.training  # noqa: F401
     print(f"seed {first}", flush=True)
@@ -52,7 +52,7 @@ def main() -> None:
             break
         kind, seed = kinds[number % len(kinds)], first + number // len(kinds)
         tried[kind] += 1
-        if wrong := _tried(kind, seed, given.command, given.found, torch=bool(torch)):
+        if wrong := _tried(kind, seed, given.command, given.found, torch=trains):
             found[kind] += 1
             print(f"{kind} {seed}: {wrong.splitlines()[0][:300]}", flush=True)
     for kind in kinds:
