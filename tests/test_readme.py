@@ -96,16 +96,7 @@ def test_every_option_is_in_the_readme(command: str) -> None:
     done = run(ROOT, ["onnxsep", command, "--help"])
     listed = set(re.findall(r"--[a-z][-a-z]+", done.stdout))
     # Those that every command shares, and --help itself, need no row.
-    shared = {
-        "--help",
-        "--debug",
-        "--threads",
-        "--time-limit",
-        "--provider",
-        "--custom-op-library",
-        "--follow-links",
-        "--no-verify",
-    }
+    shared = {"--help", "--debug", "--threads", "--provider", "--custom-op-library", "--follow-links", "--no-verify"}
     missing = {option for option in listed - shared if option not in README}
     assert not missing
 
