@@ -25,6 +25,11 @@ def sorted_copy(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     return copy
 
 
+def sort_nodes(body: Body) -> None:
+    """Put the nodes of a graph or function, and of the graphs in it, into topological order, in place."""
+    _Body(body).sort()
+
+
 def arrange_like(proto: onnx.ModelProto, stored: onnx.ModelProto) -> None:
     """Give nodes the order that they have in another model; new ones stand before the next one that it has too.
 

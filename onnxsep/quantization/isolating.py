@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from onnxsep.ordering import sort_nodes
 from onnxsep.quantization.naming import all_names, free_name, graphs_of, merge_initializers, rename_tensors
-from onnxsep.quantization.ordering import in_order
 from onnxsep.scopes import is_standard, scopes
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -62,7 +62,7 @@ class Isolated:
                 node.name = free_name(_led_back(node.name, self._tensors), taken)
                 taken.add(node.name)
         merge_initializers(result.graph)
-        in_order(result.graph)
+        sort_nodes(result.graph)
 
     def _final_names(self, result: onnx.ModelProto) -> dict[str, str]:
         """The names that all tensors get; ports are removed on the way."""
@@ -257,7 +257,7 @@ def _add_ports(made: _Made, taken: Callable[[onnx.NodeProto], bool]) -> None:
             entry.name = port(output, made.fresh(f"{output}_output"), output)
             made.copies[entry.name] = output
     graph.node.extend(ports)
-    in_order(graph)
+    sort_nodes(graph)
 
 
 def _led_back(name: str, tensors: Mapping[str, str]) -> str:
