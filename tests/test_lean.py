@@ -273,7 +273,7 @@ def test_there_is_no_rank_to_choose() -> None:
     result, row = rewrite(model, 0.5)
     assert (row.status, row.notes) == ("replaced", ())
     _, row = rewrite(model, 0.1)
-    assert row.reason == "mode lean has no rank, and its 96 parameters are more than 0.1 of 576"
+    assert row.reason == "mode lean has no rank, and its 96 weights are more than 0.1 of 576"
     _, row = rewrite(model, "energy=0.9")
     assert row.reason == "mode lean has no rank, so it cannot keep a share of the energy"
     (inspected,) = onnxsep.inspect(model, modes=["lean"]).convs

@@ -175,7 +175,7 @@ def _name_and_class(
     body = rows if columns is None else rows[1:]
     if columns is None:
         columns = (1, 2) if width == 3 and _numbered(rows) else (0, 1)
-        width = columns[1] + 1
+        width = 1 if len(titles) == 1 and not named else columns[1] + 1
     found = []
     for number, (line, row) in enumerate(body):
         if width == 1 and len(row) == 1 and not named:  # one class a line, in the order of the samples
