@@ -374,7 +374,7 @@ def test_every_place_is_checked(tmp_path: Path) -> None:
     models = []
     for attribute in attributes:
         model = model_of(numpy_helper.from_array(WEIGHTS["a"], "a"))
-        node = onnx.NodeProto(op_type="Any", attribute=[attribute])
+        node = onnx.NodeProto(op_type="Any", domain="d", attribute=[attribute])
         model.graph.node.append(node)
         models.append(model)
         model = model_of(numpy_helper.from_array(WEIGHTS["a"], "a"))
