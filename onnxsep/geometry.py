@@ -8,6 +8,12 @@ import onnx
 from onnxsep.shapes import Shape
 from onnxsep.types import AutoPad, Conv
 
+# Of operators in versions that the installed onnx does not know, nobody has checked the attributes.
+_KINDS: Mapping[str, type] = {
+    "group": int,
+    **dict.fromkeys(("kernel_shape", "strides", "dilations", "pads"), list),
+    "auto_pad": bytes,
+}
 _OF_THE_FUNCTION = "its attributes are arguments of the function"
 
 
@@ -16,6 +22,10 @@ def conv_geometry(node: onnx.NodeProto, weight_shape: tuple[int, ...]) -> Conv |
     attributes = _attributes(node)
     if attributes is None:
         return _OF_THE_FUNCTION
+    if odd := next(
+        (name for name, kinds in _KINDS.items() if not isinstance(attributes.get(name, kinds()), kinds)), ""
+    ):
+        return f"its attribute {odd!r} is of a type that no {node.op_type} has"
     dims = len(weight_shape) - 2
     group = attributes.get("group", 1)
     kernel = tuple(attributes.get("kernel_shape", weight_shape[2:]))

@@ -20,6 +20,7 @@ from onnxsep.graph import FLOAT_TYPES, ONNX_TYPES, OTHER_CONVOLUTIONS, View
 from onnxsep.io import Model
 from onnxsep.scopes import Owners, Scope, display_name, is_standard, names_within, scopes, training_names
 from onnxsep.shapes import Shape, infer_shapes, skeleton
+from onnxsep.tensors import type_name
 from onnxsep.types import Constant, Conv, ConvSite, OpType, Place, Rejected
 
 METADATA_PREFIX = "onnxsep."
@@ -151,7 +152,7 @@ class _Finder:
         except FactorizationError as error:
             return self.reject(scope, index, str(error))
         if dtype not in FLOAT_TYPES:
-            return self.reject(scope, index, f"its weight has the type {onnx.TensorProto.DataType.Name(dtype)}")
+            return self.reject(scope, index, f"its weight has the type {type_name(dtype)}")
         geometry = self._geometry(scope, index, shape)
         if isinstance(geometry, str):
             return self.reject(scope, index, geometry)

@@ -64,6 +64,12 @@ DATA_FIELDS = ("raw_data", *_FIELD_DTYPES)
 # ---------------------------------------------------------------- walking
 
 
+def type_name(number: int) -> str:
+    """The name of an element type, FLOAT for 1; type99 where onnx has none for the number, as in a damaged file."""
+    known = number in onnx.TensorProto.DataType.values()
+    return str(onnx.TensorProto.DataType.Name(number)) if known else f"type{number}"
+
+
 def bodies(proto: onnx.ModelProto) -> Iterator[tuple[Body, bool]]:
     """Every graph and function, the main graph first, and whether it is (in) a function."""
     training = ((info.initialization, info.algorithm) for info in proto.training_info)

@@ -34,6 +34,7 @@ def check_form(proto: onnx.ModelProto) -> None:
     for _, text in _text_fields(proto, {"graph", "functions", "training_info"}):
         _check_text(text)
     versions = _versions(proto.opset_import)
+    _check_versions(versions)
     for body, _ in bodies(proto):
         if isinstance(body, onnx.FunctionProto):
             versions = _versions(body.opset_import)
@@ -44,6 +45,11 @@ def check_form(proto: onnx.ModelProto) -> None:
         for node in body.node:
             _check_node(node, versions, own)
     check_calls(proto)
+
+
+def _check_versions(versions: Mapping[str, int]) -> None:
+    if (version := versions.get("", 1)) < 1:
+        raise ModelLoadError(f"it says that its operators are of version {version}. The file is damaged.")
 
 
 def _check_depth(proto: onnx.ModelProto) -> None:

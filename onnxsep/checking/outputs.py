@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 
 from onnxsep import io
 from onnxsep.checking.feeding import SAMPLES, Feeding
@@ -18,6 +17,7 @@ from onnxsep.integer_io import integer_io, quantized_feed
 from onnxsep.parts import Part, PartTally
 from onnxsep.runtime import CannotRun, RuntimeOptions
 from onnxsep.scopes import scopes
+from onnxsep.tensors import type_name
 
 
 def compare_outputs(
@@ -125,7 +125,7 @@ def _compare_types(model: io.Model, reference: io.Model, ignore_names: bool) -> 
     for expected, actual in pairs:
         types = [value.type.tensor_type.elem_type for value in (actual, expected) if value is not None]
         if len(types) == 2 and types[0] != types[1]:
-            names = [onnx.TensorProto.DataType.Name(kind) for kind in types]
+            names = [type_name(kind) for kind in types]
             message = f"element type is {names[0]}, expected {names[1]}"
             yield Difference(where=f"output {expected.name!r}", message=message)
 

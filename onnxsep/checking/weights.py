@@ -10,6 +10,7 @@ from onnxsep import io
 from onnxsep.checking.alignment import LinePair
 from onnxsep.checking.result import Difference, PartResult
 from onnxsep.checking.structure import Structure, StructureTensor
+from onnxsep.tensors import type_name
 
 _CHUNK = 2**20  # elements that are compared at once
 _TensorPair = tuple[StructureTensor | None, StructureTensor | None]
@@ -59,7 +60,7 @@ def _compare_tensors(
     model: io.Model, actual: onnx.TensorProto, reference: io.Model, expected: onnx.TensorProto, rtol: float, atol: float
 ) -> str:
     if actual.data_type != expected.data_type:
-        names = [onnx.TensorProto.DataType.Name(tensor.data_type).lower() for tensor in (actual, expected)]
+        names = [type_name(tensor.data_type).lower() for tensor in (actual, expected)]
         return f"element type is {names[0]}, expected {names[1]}"
     if actual.dims != expected.dims:
         return f"shape is {list(actual.dims)}, expected {list(expected.dims)}"

@@ -11,6 +11,8 @@ import onnx
 from google.protobuf.message import Message
 from onnx import TensorProto
 
+from onnxsep.tensors import type_name
+
 PLAIN = r"[A-Za-z0-9_./:;-]*[A-Za-z0-9_./;-]"  # never ends in a colon, so that "%name: type" can be told apart
 _LONG_TEXT = 200
 _LONG_LIST = 64
@@ -74,10 +76,7 @@ def operator_word(domain: str, name: str, overload: str = "") -> str:
 def _element_type(number: int) -> str:
     if number == TensorProto.UNDEFINED:
         return "?"
-    try:
-        name: str = TensorProto.DataType.Name(number)
-    except ValueError:
-        return f"type{number}"
+    name = type_name(number)
     return {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
 
 

@@ -225,7 +225,9 @@ def options(seed: int, command: str = "", *, torch: bool = False) -> None:
     np.savez("data.npz", **feeds)  # type: ignore[arg-type]
     found = _commands(torch)
     arguments = list(found[command or rng.choice(list(found))])
-    known = sorted(set(re.findall(r"--[a-z][-a-z0-9]+", run(arguments[0], "--help").stdout)) - {"--help", "--tune"})
+    known = sorted(
+        set(re.findall(r"--[a-z][-a-z0-9]+", run(arguments[0], "--help").stdout)) - {"--help", "--tune", "--debug"}
+    )
     for _ in range(rng.choice((1, 1, 2, 3))):
         name = rng.choice(known)
         value = rng.choice(NUMBERS + TEXTS + ("spatial", "uint8", "entropy", "full", "local", "layer"))
