@@ -18,7 +18,8 @@ from onnxsep.external import is_external
 from onnxsep.io import Model, read_tensor
 from onnxsep.scopes import hold_tensor, is_standard, scopes
 from onnxsep.tensors import DATA_FIELDS
-from onnxsep.training.converters import Operation, convert, import_torch
+from onnxsep.training.attributes import Operation
+from onnxsep.training.converters import convert, import_torch
 from onnxsep.training.module import Step, module_class, run_steps
 from onnxsep.training.normalize import (
     Normalized,
@@ -29,6 +30,7 @@ from onnxsep.training.normalize import (
     trained_outputs,
     writable_tensors,
 )
+from onnxsep.training.registered import Registered
 
 # Inputs of a node that are weights. Elementwise operators are listed apart: most of their constants are no weights.
 _WEIGHTS = {
@@ -105,7 +107,7 @@ def to_torch(model: Model) -> TorchGraph:
     """Turn a model's main graph into a torch module; the model is not changed.
 
     Raises:
-        MissingDependencyError: torch is not installed.
+        MissingDependencyError: torch is not installed; or onnx2torch, and an operator needs it.
         UnsupportedModelError: An operator cannot be computed with torch; the message names it, its version and node.
         ModelLoadError: An external weight cannot be read.
     """
@@ -115,7 +117,8 @@ def to_torch(model: Model) -> TorchGraph:
     weights, statistics = _weights(normalized, arrays), _statistics(normalized)
     weights -= statistics
     nodes, ends = normalized.graph.node, set(normalized.outputs.values())
-    steps = list(_steps(nodes, ends, normalized.opset, set(weights)))
+    others = Registered(normalized.graph, normalized.versions)
+    steps = list(_steps(nodes, ends, normalized.opset, others, set(weights)))
     if not trained_outputs(model.proto.graph):
         raise UnsupportedModelError("the model cannot be trained: it has no output of floats that depends on an input")
     module = module_class()(normalized, steps, arrays, weights, statistics)
@@ -180,13 +183,16 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
 # ---------------------------------------------------------------- from the graph to the module
 
 
-def _steps(nodes: Sequence[onnx.NodeProto], outputs: Collection[str], opset: int, learnt: set[str]) -> Iterator[Step]:
+def _steps(
+    nodes: Sequence[onnx.NodeProto], outputs: Collection[str], opset: int, others: Registered, learnt: set[str]
+) -> Iterator[Step]:
     """The nodes with their operations, and after which one each tensor is needed no more.
 
     Args:
         nodes: Of the main graph or a branch.
         outputs: The tensors that it gives.
         opset: The version of ONNX's own operators.
+        others: Converters for operators that onnxsep has no code for.
         learnt: Names of weights, and of all that depends on them; it grows.
     """
     operations = []
@@ -194,9 +200,9 @@ def _steps(nodes: Sequence[onnx.NodeProto], outputs: Collection[str], opset: int
         names = reads(node)
         learns = not learnt.isdisjoint(names)
         if node.op_type == "If" and is_standard(node):
-            operations.append(_branching(node, names, opset, learnt))
+            operations.append(_branching(node, names, opset, others, learnt))
         else:
-            operations.append(convert(node, opset, learns=learns))
+            operations.append(convert(node, opset, others, learns=learns))
         if learns:
             learnt.update(node.output)
     last = {name: index for index, operation in enumerate(operations) for name in operation.inputs}
@@ -208,13 +214,15 @@ def _steps(nodes: Sequence[onnx.NodeProto], outputs: Collection[str], opset: int
         yield Step(node, operation, tuple(ends.get(index, ())))
 
 
-def _branching(node: onnx.NodeProto, names: Sequence[str], opset: int, learnt: set[str]) -> Operation:
+def _branching(
+    node: onnx.NodeProto, names: Sequence[str], opset: int, others: Registered, learnt: set[str]
+) -> Operation:
     """An If: the branch that the condition chooses is computed; both see what they capture."""
     graphs = {entry.name: entry.g for entry in node.attribute}
     found = []
     for name in ("else_branch", "then_branch"):
         ends = [value.name for value in graphs[name].output]
-        found.append((list(_steps(graphs[name].node, ends, opset, learnt)), ends))
+        found.append((list(_steps(graphs[name].node, ends, opset, others, learnt)), ends))
 
     def call(condition: Any, *captured: Any, training: bool = False) -> tuple[Any, ...]:
         steps, ends = found[bool(condition)]
@@ -223,7 +231,8 @@ def _branching(node: onnx.NodeProto, names: Sequence[str], opset: int, learnt: s
         return tuple(tensors[name] for name in ends)
 
     call.trains = True  # type: ignore[attr-defined]
-    return Operation(tuple(names), call)
+    modules = [step.operation.module for steps, _ in found for step in steps if step.operation.module is not None]
+    return Operation(tuple(names), call, import_torch().nn.ModuleList(modules) if modules else None)
 
 
 def _weights(normalized: Normalized, arrays: Mapping[str, NDArray[Any]]) -> set[str]:
