@@ -22,7 +22,7 @@ _REASONS = {
         ),
         _QUANTISED,
     ),
-    **dict.fromkeys(("Loop", "Scan", "SequenceMap"), "how often a loop runs is not followed in training"),
+    "SequenceMap": "what runs for each tensor of a sequence is not followed in training; write it as a Loop",
     **dict.fromkeys(
         ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"),
         "it draws random numbers, so the model has no outputs that could be compared",

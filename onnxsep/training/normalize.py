@@ -157,16 +157,19 @@ class _Normalizer:
         return Normalized(plain, self._opset, self._versions, outputs, stored)
 
     def _plain(self, graph: onnx.GraphProto, renamed: dict[str, str]) -> list[onnx.NodeProto]:
-        """The nodes of a graph without constants, and with branches that are alike.
+        """The nodes of a graph without constants, and with nested graphs that are alike.
 
         Args:
-            graph: The main graph, or a branch; it is changed.
+            graph: The main graph, or one that a node holds; it is changed.
             renamed: New names of what the graph, or one around it, computes; another branch has used the old ones.
         """
         if graph.sparse_initializer:
             name = graph.sparse_initializer[0].values.name
             raise UnsupportedModelError(f"the weight {name!r} is stored as a sparse tensor; store it as a dense one")
         renamed = dict(renamed)
+        if graph is not self._model.proto.graph:
+            for value in graph.input:
+                value.name = self._unique(value.name, renamed)
         for tensor in graph.initializer:
             values = read_tensor(self._model, tensor)
             self._keep(self._unique(tensor.name, renamed), values)
@@ -182,7 +185,7 @@ class _Normalizer:
                 ends = (value.name for value in taken.output)
                 self._aliases.update((name, end) for name, end in zip(node.output, ends, strict=False) if name)
                 continue
-            if node.op_type == "If" and is_standard(node):
+            if is_standard(node):
                 for branch in branches(node):
                     inner = self._plain(branch, renamed)
                     inner = _needed(inner, (value.name for value in branch.output))
