@@ -776,6 +776,117 @@ def _sizes() -> Iterator[Form]:
     )
 
 
+def _value(name: str, kind: int = TensorProto.FLOAT, shape: list[int] | None = None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _loop(net: Network, x: str, *, limit: Any, until: float | None = None) -> str:
+    """Conv and addition again and again; all that came between is stacked."""
+    kernel = numpy_helper.from_array(net.weight(8, 8, 1, 1), "loop_kernel")
+    nodes = [
+        helper.make_node("Conv", ["state", "loop_kernel"], ["changed"]),
+        helper.make_node("Add", ["changed", x], ["next"]),
+        helper.make_node("GlobalMaxPool", ["next"], ["largest"]),
+        helper.make_node("Identity", ["goes" if until is None else "below"], ["again"]),
+    ]
+    weights = [kernel]
+    if until is not None:
+        weights.append(numpy_helper.from_array(scalar(until), "until"))
+        nodes[3:3] = [
+            helper.make_node("ReduceMax", ["largest"], ["top"], keepdims=0),
+            helper.make_node("Less", ["top", "until"], ["below"]),
+        ]
+    body = helper.make_graph(
+        nodes,
+        "body",
+        [_value("count", TensorProto.INT64, []), _value("goes", TensorProto.BOOL, []), _value("state")],
+        [_value("again", TensorProto.BOOL, []), _value("next"), _value("largest")],
+        weights,
+    )
+    last, rows = net("Loop", limit, np.array(True), x, outputs=2, body=body)
+    return str(net("Mul", last, net("ReduceMax", rows)))
+
+
+def _listed(net: Network, x: str) -> str:
+    """A list that grows in a loop, as TorchScript exports it."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Gather", [x, "count"], ["row"], axis=1),
+            helper.make_node("SequenceInsert", ["list", "row"], ["longer"]),
+            helper.make_node("Identity", ["goes"], ["again"]),
+        ],
+        "body",
+        [
+            _value("count", TensorProto.INT64, []),
+            _value("goes", TensorProto.BOOL, []),
+            helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None),
+        ],
+        [
+            _value("again", TensorProto.BOOL, []),
+            helper.make_tensor_sequence_value_info("longer", TensorProto.FLOAT, None),
+        ],
+    )
+    grown = net("Loop", np.array(3), np.array(True), net("SequenceEmpty"), body=body)
+    return str(net("ConcatFromSequence", grown, axis=1, new_axis=1))
+
+
+def _scan(net: Network, x: str, **attributes: Any) -> str:
+    """Running sums along an axis."""
+    body = helper.make_graph(
+        [helper.make_node("Add", ["sum", "slice"], ["more"]), helper.make_node("Neg", ["more"], ["less"])],
+        "body",
+        [_value("sum"), _value("slice")],
+        [_value("more"), _value("less")],
+    )
+    start = net("Mul", net("ReduceMax", x, axes=[attributes.get("scan_input_axes", [0])[0]], keepdims=0), scalar(0))
+    last, rows = net("Scan", start, x, outputs=2, body=body, num_scan_inputs=1, **attributes)
+    return str(net("Concat", net("Flatten", last), net("Flatten", rows), axis=1)) if attributes else str(rows)
+
+
+def _nested() -> Iterator[Form]:
+    yield Form("Loop", lambda net, x: _loop(net, x, limit=np.array(3)), note="a number of times")
+    yield Form("Loop", lambda net, x: _loop(net, x, limit=None, until=3.0), note="until a condition fails")
+    yield Form("Loop", _listed, 13, note="that makes a list")
+    yield Form("Scan", _scan, until=17)
+    yield Form(
+        "Scan",
+        lambda net, x: _scan(
+            net,
+            x,
+            scan_input_axes=[2],
+            scan_input_directions=[1],
+            scan_output_axes=[1],
+            scan_output_directions=[1],
+        ),
+        until=17,
+        note="axes, backwards",
+    )
+
+
+def _regions() -> Iterator[Form]:
+    corners = np.array([[0, 0, 4, 4], [1.5, 2, 5, 7.5], [-2, 3, 9, 5], [3, 3, 3, 3]], np.float32)
+    for note, since, attributes in (
+        ("defaults", 11, {}),
+        ("adaptive", 11, {"output_height": 3, "output_width": 2, "spatial_scale": 0.5}),
+        ("old corners", 16, {"output_height": 2, "coordinate_transformation_mode": "output_half_pixel"}),
+        ("sampling_ratio", 16, {"output_height": 2, "output_width": 2, "sampling_ratio": 3}),
+    ):
+        yield Form(
+            "RoiAlign",
+            lambda net, x, a=attributes: net("RoiAlign", x, corners, ints(0, 1, 1, 0), **a),  # type: ignore[misc]
+            since,
+            21,
+            note,
+        )
+    yield Form("Optional", lambda net, x: net("OptionalGetElement", net("Optional", x)), 15)
+
+
+def _batch_statistics(net: Network, x: str) -> str:
+    given = net.weight(8), net.weight(8), net.weight(8), net.random.uniform(0.5, 2, 8).astype(np.float32)
+    y, mean, variance = net("BatchNormalization", x, *given, outputs=3, training_mode=1, momentum=0.7)
+    return str(net("Add", y, net("Reshape", net("Mul", mean, variance), ints(8, 1, 1))))
+
+
 FORMS: tuple[Form, ...] = (
     *_activations(),
     *_arithmetic(),
@@ -786,6 +897,9 @@ FORMS: tuple[Form, ...] = (
     *_matrices(),
     *_windows(),
     *_sizes(),
+    *_nested(),
+    *_regions(),
+    Form("BatchNormalization", _batch_statistics, 14, note="training_mode"),
 )
 OLD: tuple[Form, ...] = (  # of opsets before the sweep's
     Form("Upsample", lambda net, x: net("Upsample", x, scales=[1.0, 1.0, 2.0, 2.0]), 7, 8, "attribute"),

@@ -132,7 +132,7 @@ def test_operator(case: tuple[str, int, list[int], dict[int, Any], dict[str, Any
     [
         ("Conv", 13, {"auto_pad": "VALID", "made_up": 1}, "made_up"),
         ("QuantizeLinear", 13, {}, "quantised"),
-        ("Loop", 13, {}, "loop"),
+        ("Loop", 13, {}, "body"),
         ("MaxPool", 12, {}, "kernel_shape"),
         ("Relu", 13, {"made_up": 1}, "made_up"),
         ("Conv", 13, {"auto_pad": "SAME"}, "auto_pad"),

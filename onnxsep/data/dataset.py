@@ -62,6 +62,27 @@ class Dataset:
     def __len__(self) -> int:
         return len(self._samples)
 
+    def fix_batch(self, size: int) -> None:
+        """Feed so many samples at a time, as another model that reads the feeds takes no other number.
+
+        Nothing changes where each sample is a feed of its own: its first axis is then no batch.
+
+        Raises:
+            DataError: the samples differ in shape.
+            OptionError: the model takes another number.
+        """
+        keys = {self._samples.key(index) for index in range(len(self))}
+        if None in keys:
+            return
+        if self.batch not in (None, size):
+            raise OptionError(f"the model takes {self.batch} samples at a time and the teacher {size}")
+        if len(keys) > 1 and size > 1:
+            raise DataError(
+                f"{self.source}: the teacher takes {size} samples at a time, and these differ in shape; give samples"
+                " of one shape"
+            )
+        self.batch = size
+
     def batches(
         self, indices: Sequence[int] | None = None, batch: int | None = None, *, fill: bool = False
     ) -> Iterator[list[int]]:

@@ -72,14 +72,13 @@ def fit_batch(data: Dataset, teacher: Model | None) -> None:
     """Where the teacher takes only one size of batch, so does the run.
 
     Raises:
+        DataError: The samples cannot be put together.
         OptionError: The model takes another one.
     """
     for entry in [] if teacher is None else model_inputs(teacher.proto):
         size = entry.dims[0] if entry.dims else None
         if isinstance(size, int):
-            if data.batch not in (None, size):
-                raise OptionError(f"the model takes {data.batch} samples at a time and the teacher {size}")
-            data.batch = size
+            data.fix_batch(size)
 
 
 def scores(

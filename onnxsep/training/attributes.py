@@ -1,10 +1,28 @@
-"""The attributes of a node, as what builds its operation reads them."""
+"""The attributes of a node, as what builds its operation reads them, and the operation."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+INSTALL = "install it with: pip install onnxsep[finetune]"
 
 Call = Callable[..., Any]
 """Computes a node: tensors of its inputs in (None for one that is left out), a tensor out, or several in a tuple."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What computes a node.
+
+    Attributes:
+        inputs: Names of the tensors that ``call`` takes; "" for one that is left out.
+        call: The function; ``training`` is an argument of those that are marked with ``trains``.
+        module: What of it is a torch module, so that it moves to the device with the rest; None where nothing is.
+    """
+
+    inputs: tuple[str, ...]
+    call: Call
+    module: Any = None
 
 
 class Attributes:
@@ -74,3 +92,8 @@ Builder = Callable[[Attributes], Call]
 def plain(call: Call) -> Builder:
     """A builder for an operator without attributes."""
     return lambda _: call
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, short and in one line."""
+    return " ".join(str(error).split())[:200]

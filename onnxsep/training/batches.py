@@ -71,6 +71,7 @@ class Batches:
             raise DataError(
                 f"{data.source}: {len(order)} samples are too few to train on and to hold some out"
                 + (f"; the model takes {fixed} at a time" if fixed > 1 else "")
+                + "; give more, or hold none out (--validation 0)" * bool(count)
             )
         self.held_out: list[int] = sorted(order[:count].tolist())
         self._training: list[int] = sorted(order[count:].tolist())
@@ -135,6 +136,8 @@ class Batches:
 
     def validation(self, process: int = 0, processes: int = 1) -> Iterator[Batch]:
         """The samples that are held out, feed by feed; those of one process, where several share them."""
+        if not self.held_out:
+            return
         for index, part in enumerate(self._data.batches(self.held_out, self._size)):
             if index % processes == process:
                 yield self.read(part)

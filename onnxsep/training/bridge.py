@@ -18,8 +18,10 @@ from onnxsep.external import is_external
 from onnxsep.io import Model, read_tensor
 from onnxsep.scopes import hold_tensor, is_standard, scopes
 from onnxsep.tensors import DATA_FIELDS
-from onnxsep.training.converters import Operation, convert, import_torch
-from onnxsep.training.module import Step, module_class, run_steps
+from onnxsep.training.attributes import Operation, one_line
+from onnxsep.training.converters import convert, import_torch, unsupported
+from onnxsep.training.module import Step, module_class
+from onnxsep.training.nested import NESTED, Body, nested
 from onnxsep.training.normalize import (
     Normalized,
     branches,
@@ -29,6 +31,7 @@ from onnxsep.training.normalize import (
     trained_outputs,
     writable_tensors,
 )
+from onnxsep.training.registered import Registered
 
 # Inputs of a node that are weights. Elementwise operators are listed apart: most of their constants are no weights.
 _WEIGHTS = {
@@ -105,7 +108,7 @@ def to_torch(model: Model) -> TorchGraph:
     """Turn a model's main graph into a torch module; the model is not changed.
 
     Raises:
-        MissingDependencyError: torch is not installed.
+        MissingDependencyError: torch is not installed; or onnx2torch, and an operator needs it.
         UnsupportedModelError: An operator cannot be computed with torch; the message names it, its version and node.
         ModelLoadError: An external weight cannot be read.
     """
@@ -115,7 +118,8 @@ def to_torch(model: Model) -> TorchGraph:
     weights, statistics = _weights(normalized, arrays), _statistics(normalized)
     weights -= statistics
     nodes, ends = normalized.graph.node, set(normalized.outputs.values())
-    steps = list(_steps(nodes, ends, normalized.opset, set(weights)))
+    others = Registered(normalized.graph, normalized.versions)
+    steps = list(_steps(nodes, ends, normalized.opset, others, set(weights)))
     if not trained_outputs(model.proto.graph):
         raise UnsupportedModelError("the model cannot be trained: it has no output of floats that depends on an input")
     module = module_class()(normalized, steps, arrays, weights, statistics)
@@ -180,23 +184,26 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
 # ---------------------------------------------------------------- from the graph to the module
 
 
-def _steps(nodes: Sequence[onnx.NodeProto], outputs: Collection[str], opset: int, learnt: set[str]) -> Iterator[Step]:
+def _steps(
+    nodes: Sequence[onnx.NodeProto], outputs: Collection[str], opset: int, others: Registered, learnt: set[str]
+) -> Iterator[Step]:
     """The nodes with their operations, and after which one each tensor is needed no more.
 
     Args:
         nodes: Of the main graph or a branch.
         outputs: The tensors that it gives.
         opset: The version of ONNX's own operators.
+        others: Converters for operators that onnxsep has no code for.
         learnt: Names of weights, and of all that depends on them; it grows.
     """
     operations = []
     for node in nodes:
         names = reads(node)
         learns = not learnt.isdisjoint(names)
-        if node.op_type == "If" and is_standard(node):
-            operations.append(_branching(node, names, opset, learnt))
+        if node.op_type in NESTED and is_standard(node):
+            operations.append(_nested(node, names, opset, others, learnt))
         else:
-            operations.append(convert(node, opset, learns=learns))
+            operations.append(convert(node, opset, others, learns=learns))
         if learns:
             learnt.update(node.output)
     last = {name: index for index, operation in enumerate(operations) for name in operation.inputs}
@@ -208,22 +215,22 @@ def _steps(nodes: Sequence[onnx.NodeProto], outputs: Collection[str], opset: int
         yield Step(node, operation, tuple(ends.get(index, ())))
 
 
-def _branching(node: onnx.NodeProto, names: Sequence[str], opset: int, learnt: set[str]) -> Operation:
-    """An If: the branch that the condition chooses is computed; both see what they capture."""
-    graphs = {entry.name: entry.g for entry in node.attribute}
-    found = []
-    for name in ("else_branch", "then_branch"):
-        ends = [value.name for value in graphs[name].output]
-        found.append((list(_steps(graphs[name].node, ends, opset, learnt)), ends))
-
-    def call(condition: Any, *captured: Any, training: bool = False) -> tuple[Any, ...]:
-        steps, ends = found[bool(condition)]
-        tensors = dict(zip(names, (condition, *captured), strict=True))
-        run_steps(steps, tensors, training)
-        return tuple(tensors[name] for name in ends)
-
-    call.trains = True  # type: ignore[attr-defined]
-    return Operation(tuple(names), call)
+def _nested(node: onnx.NodeProto, names: Sequence[str], opset: int, others: Registered, learnt: set[str]) -> Operation:
+    """A node that holds graphs; they see what they capture."""
+    bodies = {}
+    for entry in node.attribute:
+        if entry.HasField("g"):
+            if not learnt.isdisjoint(names):
+                learnt.update(value.name for value in entry.g.input)
+            ends = [value.name for value in entry.g.output]
+            steps = list(_steps(entry.g.node, ends, opset, others, learnt))
+            bodies[entry.name] = Body(tuple(value.name for value in entry.g.input), tuple(ends), steps)
+    try:
+        return nested(node, names, opset, bodies)
+    except KeyError as error:
+        raise unsupported(node, opset, f"its attribute {error} is missing") from error
+    except NotImplementedError as error:
+        raise unsupported(node, opset, one_line(error)) from error
 
 
 def _weights(normalized: Normalized, arrays: Mapping[str, NDArray[Any]]) -> set[str]:
@@ -231,6 +238,16 @@ def _weights(normalized: Normalized, arrays: Mapping[str, NDArray[Any]]) -> set[
     sources: dict[str, set[str]] = {name: ({name} if name in normalized.stored else set()) for name in arrays}
     behind_layer: set[str] = set()
     found: set[str] = set()
+    given_by = {  # what the inputs of a Loop's body may be
+        value.name: reads(node)
+        for node in every_node(normalized.graph.node)
+        for graph in branches(node)
+        for value in graph.input
+    }
+
+    def is_behind(name: str) -> bool:
+        return name in behind_layer or any(map(is_behind, given_by.get(name, ())))
+
     for node in every_node(normalized.graph.node):
         given = reads(node)
         if all(name in sources for name in given):  # a constant expression: its weights are those of its inputs
@@ -238,7 +255,7 @@ def _weights(normalized: Normalized, arrays: Mapping[str, NDArray[Any]]) -> set[
             sources.update((name, used) for name in node.output)
             continue
         positions: Sequence[int] = _WEIGHTS.get(node.op_type, ())
-        behind = any(name in behind_layer for name in (*given, *_ends(node)))
+        behind = any(map(is_behind, (*given, *_ends(node))))
         if node.op_type in _ELEMENTWISE and behind:  # in front of the first layer it is preprocessing
             positions = [index for index, name in enumerate(node.input) if _is_per_channel(arrays.get(name))]
         for index in positions:

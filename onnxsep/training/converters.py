@@ -1,7 +1,5 @@
 """The operation that computes each node with torch, or the reason why there is none."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -9,10 +7,10 @@ from onnx import defs, helper
 
 from onnxsep.errors import MissingDependencyError, UnsupportedModelError
 from onnxsep.scopes import display_name, is_standard
-from onnxsep.training.attributes import Attributes
+from onnxsep.training.attributes import INSTALL, Attributes, Operation, one_line
 from onnxsep.training.reference import has_float_output, reference_call
+from onnxsep.training.registered import Registered, is_imported
 
-_INSTALL = "install it with: pip install onnxsep[finetune]"
 # Attributes that old exporters write and that say nothing about what is computed.
 _MEANINGLESS = {"consumed_inputs", "is_test"}
 _QUANTISED = "quantised weights are integers; fine-tune first, and quantise the result"
@@ -24,27 +22,12 @@ _REASONS = {
         ),
         _QUANTISED,
     ),
-    **dict.fromkeys(("Loop", "Scan", "SequenceMap"), "how often a loop runs is not followed in training"),
+    "SequenceMap": "what runs for each tensor of a sequence is not followed in training; write it as a Loop",
     **dict.fromkeys(
         ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"),
         "it draws random numbers, so the model has no outputs that could be compared",
     ),
 }
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What computes a node.
-
-    Attributes:
-        inputs: Names of the tensors that ``call`` takes; "" for one that is left out.
-        call: The function; ``training`` is an argument of those that are marked with ``trains``.
-        module: A torch module that stands in for the function, or None.
-    """
-
-    inputs: tuple[str, ...]
-    call: Callable[..., Any]
-    module: Any = None
 
 
 def import_torch() -> Any:
@@ -56,8 +39,7 @@ def import_torch() -> Any:
     try:
         import torch
     except Exception as error:  # a broken installation raises OSError, RuntimeError, ...
-        words = " ".join(str(error).split())[:200]
-        raise MissingDependencyError(f"training needs torch ({words}); {_INSTALL}") from error
+        raise MissingDependencyError(f"training needs torch ({one_line(error)}); {INSTALL}") from error
     return torch
 
 
@@ -70,39 +52,56 @@ def check_installed() -> None:
     import_torch()
 
 
-def convert(node: onnx.NodeProto, opset: int, *, learns: bool = True) -> Operation:
+def convert(node: onnx.NodeProto, opset: int, others: Registered, *, learns: bool = True) -> Operation:
     """The operation that computes a node, which holds no graphs.
 
     Args:
         node: A node of a normalised graph.
         opset: The version of ONNX's own operators.
+        others: Converters for operators that onnxsep has no code for.
         learns: Whether weights that are trained are in front of it, so that gradients must go through it.
 
     Raises:
         UnsupportedModelError: The node cannot be computed; it names operator, version and node.
+        MissingDependencyError: onnx2torch could know the operator, and cannot be imported.
     """
     import_torch()
     from onnxsep.training.operators import OPERATORS
 
     build = OPERATORS.get(node.op_type) if is_standard(node) else None
     if build is None:
-        call = None
-        if node.op_type not in _REASONS and (not learns or not has_float_output(node, opset)):
-            call = reference_call(node, opset)
-        if call is None:
-            raise unsupported(node, opset, _REASONS.get(node.op_type, "onnxsep has no torch code for it"))
-        return Operation(tuple(node.input), call)
+        return _without_builder(node, opset, others, learns)
     values = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
     attributes = Attributes(values, opset, max((i for i, name in enumerate(node.output, 1) if name), default=1))
     attributes.ignore(*_MEANINGLESS)
     try:
         call = build(attributes)
     except (NotImplementedError, TypeError, ValueError, KeyError) as error:  # attributes may be of any type
-        raise unsupported(node, opset, " ".join(str(error).split())[:200]) from error
+        raise unsupported(node, opset, one_line(error)) from error
     unknown = attributes.unread()
     if unknown:
         raise unsupported(node, opset, f"its attribute {unknown[0]!r} is not known")
     return Operation(tuple(node.input), call)
+
+
+def _without_builder(node: onnx.NodeProto, opset: int, others: Registered, learns: bool) -> Operation:
+    """A node that the table has no builder for: by ONNX's evaluator where no gradient is needed, or as registered."""
+    reason = _REASONS.get(node.op_type) if is_standard(node) else None
+    if reason is None and (not learns or not has_float_output(node, opset)):
+        call = reference_call(node, opset)
+        if call is not None:
+            return Operation(tuple(node.input), call)
+    operation = None
+    if reason is None or is_imported():  # onnx2torch has none of those with reasons; somebody may have added one
+        try:
+            operation = others.operation(node)
+        except NotImplementedError as error:
+            raise unsupported(node, opset, str(error)) from error
+    if operation is None:
+        raise unsupported(
+            node, opset, reason or "onnxsep has no torch code for it, and no converter is registered with onnx2torch"
+        )
+    return operation
 
 
 def unsupported(node: onnx.NodeProto, opset: int, reason: str) -> UnsupportedModelError:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from onnxsep.errors import OptionError, UnsupportedModelError
 from onnxsep.scopes import display_name
-from onnxsep.training.converters import Operation, import_torch
+from onnxsep.training.attributes import Operation
+from onnxsep.training.converters import import_torch
 from onnxsep.training.normalize import Normalized
 
 
@@ -62,6 +63,10 @@ def module_class() -> Callable[..., Any]:
                     self.register_parameter(self._keys[name], torch.nn.Parameter(tensor))
                 else:
                     self.register_buffer(self._keys[name], tensor, persistent=name in statistics)
+            # Computed as they are in evaluation, see :meth:`train`.
+            self._registered = torch.nn.ModuleList(
+                step.operation.module for step in steps if step.operation.module is not None
+            )
             self._stand_ins = torch.nn.ModuleDict()  # so that torch knows their parameters
             self.register_buffer("_device_marker", torch.empty(0), persistent=False)
 
@@ -80,6 +85,11 @@ def module_class() -> Callable[..., Any]:
 
         def steps(self) -> list[Step]:
             return list(self._steps)
+
+        def train(self, mode: bool = True) -> "OnnxModule":
+            super().train(mode)
+            self._registered.eval()
+            return self
 
         def put(self, index: int, module: Any) -> None:
             """Let a torch module compute a step, from the same tensors; None gives it back to its operation."""
@@ -124,8 +134,6 @@ def _run(step: Step, arguments: Sequence[Any], training: bool) -> Any:
     """Compute one node; what torch says about a failure names no node, so that is added."""
     operation = step.operation
     try:
-        if operation.module is not None:
-            return operation.module(*arguments)
         if getattr(operation.call, "trains", False):
             return operation.call(*arguments, training=training)
         return operation.call(*arguments)

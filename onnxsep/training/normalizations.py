@@ -10,13 +10,28 @@ from onnxsep.training.attributes import Attributes, Builder, Call
 
 def _batch_norm(attributes: Attributes) -> Call:
     epsilon, momentum = attributes.get("epsilon", 1e-5), 1 - attributes.get("momentum", 0.9)
-    if not attributes.flag("spatial", True) or attributes.flag("training_mode"):
-        raise NotImplementedError("spatial=0 and training_mode=1 are not supported")
+    if not attributes.flag("spatial", True):
+        raise NotImplementedError("spatial=0 is not supported")
+    if attributes.flag("training_mode"):
+        return _batch_norm_of_batches(epsilon, momentum, attributes.outputs)
 
     def call(x: Any, scale: Any, bias: Any, mean: Any, var: Any, *, training: bool = False) -> Any:
         return functional.batch_norm(x, mean, var, scale, bias, training, momentum, epsilon)
 
     call.trains = True  # type: ignore[attr-defined]
+    return call
+
+
+def _batch_norm_of_batches(epsilon: float, momentum: float, outputs: int) -> Call:
+    """With ``training_mode``: the graph itself says that statistics are the batch's, and gives the running ones out."""
+
+    def call(x: Any, scale: Any, bias: Any, mean: Any, var: Any) -> Any:
+        y = functional.batch_norm(x, None, None, scale, bias, True, 0.0, epsilon)
+        if outputs == 1:
+            return y
+        dims = [axis for axis in range(x.dim()) if axis != 1]
+        return y, torch.lerp(mean, x.mean(dims), momentum), torch.lerp(var, x.var(dims, correction=0), momentum)
+
     return call
 
 

@@ -44,6 +44,7 @@ class Normalized:
             are in a branch; names are unique over all branches; the inputs are those that the nodes read. No Constant,
             no Identity; floats are float32.
         opset: The version of ONNX's own operators.
+        versions: The version of each domain's operators; "" is ONNX's own.
         outputs: The tensor that each output is, for those that can be trained on (:func:`trained_outputs`), or for all
             where there are none.
         stored: The stored type of each float tensor that can be written back (:func:`writable_tensors`).
@@ -51,6 +52,7 @@ class Normalized:
 
     graph: onnx.GraphProto
     opset: int
+    versions: dict[str, int]
     outputs: dict[str, str]
     stored: dict[str, np.dtype[Any]]
 
@@ -129,7 +131,10 @@ class _Normalizer:
         if proto.functions:
             proto = inliner.inline_local_functions(proto)
         self._model = Model(proto, base_dir=model.base_dir, follow_links=model.follow_links)
-        self._opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
+        self._versions = {
+            "" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in proto.opset_import
+        }
+        self._opset = self._versions.setdefault("", 1)
         weights = {tensor.name for tensor in proto.graph.initializer}  # which old models list among the inputs
         inputs = (value.name for value in proto.graph.input)
         self._taken = {name for name in inputs if name not in weights}  # names of tensors so far, in all branches
@@ -147,20 +152,24 @@ class _Normalizer:
             if name in used:
                 plain.initializer.append(numpy_helper.from_array(values, name))
         plain.input.extend(value for value in graph.input if value.name in used and value.name not in self._constants)
+        plain.value_info.extend(graph.value_info)  # for converters that look up shapes
         stored = {name: dtype for name, dtype in self._stored.items() if name in used}
-        return Normalized(plain, self._opset, outputs, stored)
+        return Normalized(plain, self._opset, self._versions, outputs, stored)
 
     def _plain(self, graph: onnx.GraphProto, renamed: dict[str, str]) -> list[onnx.NodeProto]:
-        """The nodes of a graph without constants, and with branches that are alike.
+        """The nodes of a graph without constants, and with nested graphs that are alike.
 
         Args:
-            graph: The main graph, or a branch; it is changed.
+            graph: The main graph, or one that a node holds; it is changed.
             renamed: New names of what the graph, or one around it, computes; another branch has used the old ones.
         """
         if graph.sparse_initializer:
             name = graph.sparse_initializer[0].values.name
             raise UnsupportedModelError(f"the weight {name!r} is stored as a sparse tensor; store it as a dense one")
         renamed = dict(renamed)
+        if graph is not self._model.proto.graph:
+            for value in graph.input:
+                value.name = self._unique(value.name, renamed)
         for tensor in graph.initializer:
             values = read_tensor(self._model, tensor)
             self._keep(self._unique(tensor.name, renamed), values)
@@ -176,7 +185,7 @@ class _Normalizer:
                 ends = (value.name for value in taken.output)
                 self._aliases.update((name, end) for name, end in zip(node.output, ends, strict=False) if name)
                 continue
-            if node.op_type == "If" and is_standard(node):
+            if is_standard(node):
                 for branch in branches(node):
                     inner = self._plain(branch, renamed)
                     inner = _needed(inner, (value.name for value in branch.output))

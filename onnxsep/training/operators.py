@@ -13,7 +13,9 @@ from onnxsep.training import (
     pools,
     recurrent,
     reductions,
+    regions,
     resampling,
+    sequences,
     shaping,
     windows,
 )
@@ -30,4 +32,6 @@ OPERATORS: dict[str, Builder] = {
     **indexing.TABLE,
     **resampling.TABLE,
     **recurrent.TABLE,
+    **regions.TABLE,
+    **sequences.TABLE,
 }
