@@ -131,11 +131,14 @@ def _read(path: Path, wanted: list[Input], shapes: Mapping[str, tuple[int, ...]]
     given = read_arrays(path)
     if len(wanted) == 1 and set(given) == {"x"}:
         given = {wanted[0].name: given["x"]}
-    _check_names(given, wanted)
-    for entry in wanted:
-        if entry.name not in given:
-            raise FeedError(f"{str(path)!r} has no array for input {entry}; it has: {', '.join(given) or 'none'}")
-    return {entry.name: _checked(given[entry.name], entry, shapes.get(entry.name)) for entry in wanted}
+    try:
+        _check_names(given, wanted)
+        for entry in wanted:
+            if entry.name not in given:
+                raise FeedError(f"it has no array for input {entry}; it has: {', '.join(given) or 'none'}")
+        return {entry.name: _checked(given[entry.name], entry, shapes.get(entry.name)) for entry in wanted}
+    except FeedError as error:
+        raise FeedError(f"{str(path)!r}: {error}") from None
 
 
 def _checked(array: np.ndarray, entry: Input, shape: tuple[int, ...] | None) -> np.ndarray:

@@ -4,7 +4,7 @@ import functools
 import inspect
 import os
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -23,6 +23,7 @@ _WORDS: dict[Any, str] = {
     float: "a number",
     str: "a text",
     Path: "a path",
+    os.PathLike: "a path",
     RankPolicy: "a rank",
 }
 
@@ -48,8 +49,19 @@ def checks_types(function: Callable[_Given, _Result]) -> Callable[_Given, _Resul
 
 
 @functools.cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _hints(function: Any) -> dict[str, Any]:
     return get_type_hints(function)
+
+
+def check_fields(record: Any, where: str) -> None:
+    """Refuse fields of a dataclass whose type is none of its hints.
+
+    Raises:
+        OptionError: names the first of them.
+    """
+    for name, hint in _hints(type(record)).items():
+        if not _fits(value := getattr(record, name), members(hint)):
+            raise OptionError(f"{where}: {name} must be {in_words(hint)}, not {value!r:.80}")
 
 
 def members(hint: Any) -> tuple[Any, ...]:
@@ -67,8 +79,14 @@ def in_words(hint: Any) -> str:
             found.append("one of " + ", ".join(map(str, get_args(one))))
         elif one in _WORDS:
             found.append(_WORDS[one])
+        elif get_origin(one) in _WORDS:
+            found.append(_WORDS[get_origin(one)])
         elif get_origin(one) in _LISTS:
-            found.append("a list of texts")
+            found.append("a list of " + ("paths" if Path in get_args(one) else "texts"))
+        elif get_origin(one) is Mapping:
+            found.append("a dict")
+        elif _is_ours(one):
+            found.append(f"a {one.__name__}")
     return " or ".join(dict.fromkeys(found)) or str(hint)
 
 
@@ -88,6 +106,19 @@ def _is(value: Any, kind: Any) -> bool:
         return isinstance(value, str)
     if kind is Path or kind is os.PathLike or get_origin(kind) is os.PathLike:
         return isinstance(value, os.PathLike)
-    if get_origin(kind) is Sequence and get_args(kind) == (str,):
-        return isinstance(value, Sequence) and all(isinstance(one, str) for one in value)
-    return kind is not RankPolicy or isinstance(value, RankPolicy)
+    if get_origin(kind) is tuple and get_args(kind)[1:] == (...,):  # a text is a sequence of texts, and never meant
+        parts = (*members(get_args(kind)[0]), str)
+        return isinstance(value, list | tuple) and all(_fits(one, parts) for one in value)
+    if get_origin(kind) is Sequence and get_args(kind)[0] is not Any:
+        parts = members(get_args(kind)[0])
+        return isinstance(value, Sequence) and all(_fits(one, parts) for one in value)
+    if get_origin(kind) is Mapping:
+        return isinstance(value, Mapping)
+    return not _is_ours(kind) or isinstance(value, kind)
+
+
+def _is_ours(kind: Any) -> bool:
+    """Whether it is a class of this package that has instances of its own (no protocol)."""
+    return (
+        isinstance(kind, type) and kind.__module__.startswith("onnxsep.") and not getattr(kind, "_is_protocol", False)
+    )

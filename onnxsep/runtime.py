@@ -17,6 +17,7 @@ from onnxsep.external import is_external, set_slot, slot_of
 from onnxsep.files import temporary_folder
 from onnxsep.functions import too_many_calls
 from onnxsep.io import Model
+from onnxsep.option_types import check_fields
 from onnxsep.tensors import tensor_protos
 from onnxsep.workers import OutOfTime, within
 
@@ -51,8 +52,10 @@ class RuntimeOptions:
         """Refuse what no model can be run with, before one is opened.
 
         Raises:
-            OptionError: the provider, a custom-operator library or the number of threads cannot be used.
+            OptionError: the provider, a custom-operator library or the number of threads cannot be used, or a value
+                has the wrong type.
         """
+        check_fields(self, "RuntimeOptions")
         if self.threads < 0:
             raise OptionError(f"threads must be 0 (the runtime's choice) or more, not {self.threads}")
         if self.provider != _CPU and self.provider not in (available := available_providers()):

@@ -75,7 +75,7 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
         ("cat/1.png,1\n\ncat/2.png\n", r"line 3: expected a name and a class.*'cat/2\.png'"),
         ("cat/1.png,1,2\n", "line 1: expected a name and a class"),
         ("cat/1.png,\n", "line 1: expected a name and a class"),
-        ("cat/1.png;1\n", "line 1: expected a name and a class"),
+        ("cat/1.png|1\n", "line 1: expected a name and a class"),
     ],
 )
 def test_files_that_do_not_label_the_samples(tmp_path: Path, text: str, message: str) -> None:

@@ -121,7 +121,8 @@ def check(
         raise OptionError(
             "nothing to compare: structure, weights and outputs are all switched off, and layers are not asked for"
         )
-    target = _target(reference, Reads.of(model=model)) if update else None
+    reads = Reads.of(model=model, data=data, inputs=inputs, libraries=runtime.custom_op_libraries)
+    target = _target(reference, reads) if update else None
     checked = io.load(model, follow_links=follow_links)
     parts: list[PartResult]
     if target is not None:

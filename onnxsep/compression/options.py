@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import onnx
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -89,8 +90,9 @@ def checked(function: Function, given: Mapping[str, Any], aliases: Mapping[str, 
             raise OptionError(f"{where}: there is no option {key!r}{near}; known options: {', '.join(words)}")
         if name in found:
             raise OptionError(f"{where}: {name!r} is given twice, as {key!r} too")
-        _check_value(function, name, value, f"{where}: {key!r}")
-        found[name] = tuple(value) if isinstance(value, list) else value
+        plain = value.item() if isinstance(value, np.generic) else value  # numpy's numbers are numbers
+        _check_value(function, name, plain, f"{where}: {key!r}")
+        found[name] = tuple(plain) if isinstance(plain, list) else plain
     missing = [name for name, default in known.items() if default is inspect.Parameter.empty and name not in found]
     if missing:
         raise OptionError(f"{where}: the option {missing[0].replace('_', '-')!r} is missing")

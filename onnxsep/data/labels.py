@@ -1,18 +1,14 @@
 """Labels of a dataset: the class of each sample, as a number."""
 
-import csv
-from collections.abc import Mapping, Sequence
-from io import TextIOWrapper
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxsep.data.label_table import name_and_class, read_rows, unquoted
 from onnxsep.errors import DataError
-from onnxsep.files import open_regular
 
-_NAME_HEADERS = {"file", "filename", "file_name", "id", "image", "image_id", "index", "name", "path", "sample"}
-_CLASS_HEADERS = {"category", "class", "class_id", "class_name", "label", "labels", "target", "y"}
 _MISSING = {"nan", "<na>", "nat"}  # what tables write where there is no value
 _LARGEST = 2**31
 
@@ -108,17 +104,16 @@ def read_labels(
         DataError: the file cannot be read or parsed, or samples have no label, two, or one that is no class.
     """
     places = _places(names, count)
-    rows = _name_and_class(path, _rows(path), places, named=names is not None)
+    rows = name_and_class(path, read_rows(path), places, count, named=names is not None)
     found: dict[int, tuple[int, str]] = {}
-    unused = 0
-    for line, name, label in rows:
-        stripped = _unquoted(name)
-        spellings = (name, stripped, stripped.replace("\\", "/"), *([] if names else [_as_whole(stripped)]))
-        place = next((places[spelling] for spelling in spellings if spelling in places), None)
+    others = []
+    for row in rows:
+        place = next((places[one] for one in _spellings(row[1], named=names is not None) if one in places), None)
         if place is None:
-            unused += 1
-        elif found.setdefault(place, (line, label))[1] != label:
-            raise DataError(f"{str(path)!r}: lines {found[place][0]} and {line} give {name!r} different classes")
+            others.append(row)
+        else:
+            _enter(found, place, row, path)
+    unused = len(others) - (0 if names is None else _enter_near(found, others, names, path))
     missing = [place for place in range(count) if place not in found]
     if missing:
         name = repr(names[missing[0]]) if names is not None else str(missing[0])
@@ -129,6 +124,53 @@ def read_labels(
         )
     labels, classes = _numbers(path, [found[place] for place in range(count)], classes)
     return labels, classes, (f"{unused} lines of {path.name!r} name no sample",) if unused else ()
+
+
+def _spellings(name: str, *, named: bool) -> tuple[str, ...]:
+    """What the name of a sample may stand for: spaces and quotes left out, folders as on Windows, 3.0 or 003 for 3."""
+    stripped = unquoted(name)
+    if named:
+        return name, stripped, stripped.replace("\\", "/")
+    whole = _as_whole(stripped)
+    return name, stripped, str(int(whole)) if whole.isdecimal() else whole
+
+
+def _enter(found: dict[int, tuple[int, str]], place: int, row: tuple[int, str, str], path: Path) -> None:
+    line, name, label = row
+    if found.setdefault(place, (line, label))[1] != label:
+        raise DataError(f"{str(path)!r}: lines {found[place][0]} and {line} give {name!r} different classes")
+
+
+def _enter_near(
+    found: dict[int, tuple[int, str]], rows: Sequence[tuple[int, str, str]], names: Sequence[str], path: Path
+) -> int:
+    """Find samples that have no label yet by what tables write besides: paths from elsewhere, no suffix of the file.
+
+    Returns:
+        How many rows have named a sample.
+    """
+    left = [place for place in range(len(names)) if place not in found]
+    whole = {one: place for one, place in _places(names, len(names)).items() if place in left}
+    stems: dict[str, list[int]] = {}
+    for one, place in whole.items():
+        stems.setdefault(one.removesuffix(PurePosixPath(one).suffix), []).append(place)
+    alone = {stem: places[0] for stem, places in stems.items() if len(set(places)) == 1}
+    taken = 0
+    for known in (whole, alone):
+        for row in rows:
+            place = next((known[one] for one in _ends(row[1]) if one in known), None)
+            if place in left:
+                _enter(found, place, row, path)
+                taken += 1
+        left = [place for place in left if place not in found]
+    return taken
+
+
+def _ends(name: str) -> Iterator[str]:
+    """A path, and what is left of it without its first folders."""
+    parts = [part for part in unquoted(name).replace("\\", "/").split("/") if part not in ("", ".")]
+    for first in range(len(parts)):
+        yield "/".join(parts[first:])
 
 
 def _places(names: Sequence[str] | None, count: int) -> dict[str, int]:
@@ -144,74 +186,6 @@ def _places(names: Sequence[str] | None, count: int) -> dict[str, int]:
     for base in repeated:
         del places[base]
     return places | {name: place for place, name in enumerate(names)}
-
-
-_Row = tuple[int, list[str]]  # number of the line, cells
-
-
-def _rows(path: Path) -> list[_Row]:
-    """Every line that is not empty."""
-    try:
-        with TextIOWrapper(open_regular(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file)
-            return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except OSError as error:
-        raise DataError(f"cannot read the labels {str(path)!r}: {error.strerror or error}") from error
-    except (csv.Error, ValueError) as error:
-        raise DataError(f"{str(path)!r} is not a CSV file of names and classes: {error}") from error
-
-
-def _name_and_class(
-    path: Path, rows: Sequence[_Row], places: Mapping[str, int], *, named: bool
-) -> list[tuple[int, str, str]]:
-    """(line, name, class) of every line but the titles."""
-    if not rows:
-        return []
-    titles = [_unquoted(cell).lower() for cell in rows[0][1]]
-    width = len(titles)
-    columns = _titled(titles, named=named) if not {cell.strip() for cell in rows[0][1]} & set(places) else None
-    if columns is None and titles[0] == "" and width in (2, 3):
-        columns = width - 2, width - 1
-    body = rows if columns is None else rows[1:]
-    if columns is None:
-        columns = (1, 2) if width == 3 and _numbered(rows) else (0, 1)
-        width = 1 if len(titles) == 1 and not named else columns[1] + 1
-    found = []
-    for number, (line, row) in enumerate(body):
-        if width == 1 and len(row) == 1 and not named:  # one class a line, in the order of the samples
-            row = [str(number), *row]
-        elif len(row) != width or not all(row[column].strip() for column in columns):
-            raise DataError(
-                f"{str(path)!r}, line {line}: expected a name and a class, with a comma between"
-                f" them, not {','.join(row)[:80]!r}"
-            )
-        found.append((line, row[columns[0]], _unquoted(row[columns[1]])))
-    return found
-
-
-def _titled(titles: Sequence[str], *, named: bool) -> tuple[int, int] | None:
-    """The columns of names and classes by their titles; None where the first line holds none."""
-    if len(titles) == 1:
-        return (0, 1) if titles[0] in _CLASS_HEADERS and not named else None
-    name = next((place for place, title in enumerate(titles) if title in _NAME_HEADERS), None)
-    label = next((place for place, title in enumerate(titles) if title in _CLASS_HEADERS and place != name), None)
-    if len(titles) == 2:
-        return None if name is None and label is None else (0, 1)
-    if label is None:
-        return None
-    return (0 if name is None else name), label
-
-
-def _numbered(rows: Sequence[_Row]) -> bool:
-    """Whether the first column counts the lines, from 0 or 1."""
-    first = [row[0].strip() for _, row in rows]
-    return any(first == [str(number + start) for number in range(len(rows))] for start in (0, 1))
-
-
-def _unquoted(cell: str) -> str:
-    """A cell without spaces around it, and without quotes that a space in front had hidden."""
-    text = cell.strip()
-    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def _as_whole(text: str) -> str:
@@ -232,7 +206,9 @@ def _numbers(
         if label.lower() in _MISSING and label not in (classes or ()):
             raise DataError(f"{str(path)!r}, line {line}: the class is {label!r}; give each sample one")
     whole = {text: _as_whole(text) for text in texts}
-    if classes is None and not all(text.lstrip("+-").isdecimal() for text in whole.values()):
+    if classes is None:
+        _check_alike(path, found, whole)
+    if classes is None and not all(_is_number(text) for text in texts):
         classes = sorted(texts)
     if classes is not None and texts <= set(classes):
         numbers = {name: number for number, name in enumerate(classes)}
@@ -243,3 +219,26 @@ def _numbers(
             known = "" if classes is None else f" nor one of: {', '.join(classes[:20])}"
             raise DataError(f"{str(path)!r}, line {line}: the class {label!r} is no number from 0 up{known}")
     return np.array([numbers[label] for _, label in found], np.int64), classes
+
+
+def _check_alike(path: Path, found: Sequence[tuple[int, str]], whole: Mapping[str, str]) -> None:
+    """Refuse a word among numbers: it would make names of all of them, which are ordered otherwise."""
+    digits = next(((line, text) for line, text in found if whole[text].isdecimal() and _is_plain(text)), None)
+    word = next(((line, text) for line, text in found if not _is_number(text)), None)
+    if digits and word:
+        raise DataError(
+            f"{str(path)!r}, line {word[0]}: the class {word[1]!r} is no number, and {digits[1]!r} in line {digits[0]}"
+            " is one; give the numbers of all classes, or the names of all"
+        )
+
+
+def _is_plain(text: str) -> bool:
+    return text.lstrip("+-").isdecimal()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -162,6 +162,8 @@ def finetune(
         seed=seed,
         device=device,
     )
+    if teacher is None and loss == "soft":
+        raise OptionError("--loss soft compares with a teacher; add --teacher, or leave it out")
     if resume and checkpoint is None:
         raise OptionError("there is nothing to resume from; name the checkpoint")
     place = None if checkpoint is None else Path(checkpoint)

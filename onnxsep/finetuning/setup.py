@@ -37,10 +37,7 @@ def check_labels_there(options: Options, teacher: Model | None, data: Dataset) -
 
     Raises:
         DataError: There are none.
-        OptionError: An option is for a teacher, and there is none.
     """
-    if teacher is None and options.loss == "soft":
-        raise OptionError("--loss soft compares with a teacher; add --teacher, or leave it out")
     if data.labels is not None or (teacher is not None and not options.label_weight):
         return
     without = (
