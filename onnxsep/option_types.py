@@ -59,7 +59,8 @@ def check_fields(record: Any, where: str) -> None:
     Raises:
         OptionError: names the first of them.
     """
-    for name, hint in _hints(type(record)).items():
+    kind: Any = type(record)
+    for name, hint in _hints(kind).items():
         if not _fits(value := getattr(record, name), members(hint)):
             raise OptionError(f"{where}: {name} must be {in_words(hint)}, not {value!r:.80}")
 

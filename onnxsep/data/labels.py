@@ -158,9 +158,9 @@ def _enter_near(
     taken = 0
     for known in (whole, alone):
         for row in rows:
-            place = next((known[one] for one in _ends(row[1]) if one in known), None)
-            if place in left:
-                _enter(found, place, row, path)
+            near = next((known[one] for one in _ends(row[1]) if one in known), None)
+            if near is not None and near in left:
+                _enter(found, near, row, path)
                 taken += 1
         left = [place for place in left if place not in found]
     return taken
