@@ -63,10 +63,10 @@ def find_sites(
     problems: list[str] = []
     plain = skeleton(model)
     light = infer_shapes(plain, input_shapes, problems, measured)
-    view = View(light)
+    wanted: tuple[str, ...] = ("Conv", *(_LINEAR if linear_layers else ()))
+    view = View(light, wanted)
     source = scopes(model.proto)
     first = first_convs(light, linear_layers=linear_layers)
-    wanted: tuple[str, ...] = ("Conv", *(_LINEAR if linear_layers else ()))
     finder = _Finder(model, source, view, first, _Uses(view.scopes, wanted))
     others = {**OTHER_CONVOLUTIONS, **(_QUANTISED if linear_layers else {})}
     found: list[ConvSite | Rejected] = []
