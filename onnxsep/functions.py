@@ -122,7 +122,7 @@ def _nodes(body: Body) -> Iterator[onnx.NodeProto]:
     while pending:
         for node in pending.pop():
             yield node
-            for attribute in node.attribute:
+            for attribute in node.attribute if node.attribute else ():
                 pending += [graph.node for graph in attribute.graphs]
                 if attribute.HasField("g"):
                     pending.append(attribute.g.node)

@@ -6,6 +6,7 @@ loses too much of a user's model (metadata, annotations, unused initialisers), s
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,10 +54,10 @@ class View:
 
     def __init__(self, light: onnx.ModelProto, readers: Collection[str] | None = None) -> None:
         self.scopes = scopes(light)
-        self._owners = Owners(self.scopes)
+        self.owners = Owners(self.scopes)
         seen = [range(len(scope.body.node)) for scope in self.scopes]
         if readers is not None:
-            seen = _seen(self.scopes, self._owners, readers)
+            seen = _seen(self.scopes, self.owners, readers)
         try:
             main = gs.import_onnx(_importable(light, seen))
         except Exception as error:
@@ -89,7 +90,7 @@ class View:
         inputs = self._nodes[scope][index].inputs
         if position >= len(inputs) or inputs[position].is_empty():
             return "it has no weight"
-        if self._owners.is_ambiguous(scope, inputs[position].name):
+        if self.owners.is_ambiguous(scope, inputs[position].name):
             return f"its weight {inputs[position].name!r} has a namesake in a nested graph, which ONNX does not allow"
         return self._source(inputs[position], scope)
 
@@ -150,7 +151,7 @@ class View:
         if any(attribute.ref_attr_name for attribute in proto.attribute):
             return f"its weight depends on an attribute of the function, through {label}"
         for name in proto.input:
-            if self._owners.is_ambiguous(place[0], name):
+            if self.owners.is_ambiguous(place[0], name):
                 return f"its weight depends on {name!r}, which has a namesake in a nested graph, through {label}"
         given = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant) and not tensor.is_empty()]
         foldable = is_standard(proto) and node.op not in _RANDOM and not any(True for _ in node.subgraphs())
@@ -242,18 +243,24 @@ class NewNode:
 
 def build_nodes(nodes: Sequence[NewNode]) -> list[onnx.NodeProto]:
     """Node protos, built by graphsurgeon."""
-    return [
-        OnnxExporter.export_node(
-            gs.Node(
-                new.op_type,
-                name=new.name,
-                attrs=new.attributes,
-                inputs=[gs.Variable(name) for name in new.inputs],
-                outputs=[gs.Variable(new.output)],
-            )
-        )
-        for new in nodes
-    ]
+    built = []
+    for new in nodes:
+        values = ((key, tuple(value) if isinstance(value, list) else value) for key, value in new.attributes.items())
+        proto = onnx.NodeProto()
+        proto.CopyFrom(_with_attributes(new.op_type, tuple(values)))
+        proto.name = new.name
+        proto.input.extend(new.inputs)
+        proto.output.append(new.output)
+        built.append(proto)
+    return built
+
+
+@lru_cache(maxsize=1024)
+def _with_attributes(op_type: str, attributes: tuple[tuple[str, Any], ...]) -> onnx.NodeProto:
+    """A node that is no part of a graph yet. Many nodes of a model have the same attributes, which are slow to make."""
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in attributes}
+    node: onnx.NodeProto = OnnxExporter.export_node(gs.Node(op_type, attrs=values))
+    return node
 
 
 def build_tensor(name: str, values: NDArray[np.generic]) -> onnx.TensorProto:

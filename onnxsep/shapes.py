@@ -147,6 +147,9 @@ def _copy_fields(model: Model, source: Message, light: Message) -> None:
 def _copy_message(model: Model, source: Message, light: Message) -> None:
     if isinstance(source, onnx.TensorProto) and isinstance(light, onnx.TensorProto):
         _copy_tensor(model, source, light)
+    elif isinstance(source, onnx.NodeProto) and not source.attribute:  # most nodes; there may be a million
+        light.CopyFrom(source)
+        light.ClearField("doc_string")
     elif isinstance(source, _HOLDERS):
         _copy_fields(model, source, light)
     else:
