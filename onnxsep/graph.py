@@ -55,7 +55,7 @@ class View:
     def __init__(self, light: onnx.ModelProto, readers: Collection[str] | None = None) -> None:
         self.scopes = scopes(light)
         self.owners = Owners(self.scopes)
-        seen = [range(len(scope.body.node)) for scope in self.scopes]
+        seen: Sequence[Sequence[int]] = [range(len(scope.body.node)) for scope in self.scopes]
         if readers is not None:
             seen = _seen(self.scopes, self.owners, readers)
         try:

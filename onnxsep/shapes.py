@@ -106,7 +106,9 @@ def _declared(body: onnx.GraphProto | onnx.FunctionProto) -> dict[str, _Declared
     """What says the shape of each tensor of a graph; an initialiser above all."""
     if isinstance(body, onnx.FunctionProto):
         return {}
-    return {entry.name: entry for entry in (*body.value_info, *body.input, *body.output, *body.initializer)}
+    found: dict[str, _Declared] = {value.name: value for value in (*body.value_info, *body.input, *body.output)}
+    found.update((tensor.name, tensor) for tensor in body.initializer)
+    return found
 
 
 def _shape(declared: _Declared) -> Shape | None:
