@@ -9,32 +9,37 @@ Graph in, smaller and faster graph out, whatever framework exported it; nothing 
     result.save("out.onnx")
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from onnxsep._version import __version__
-from onnxsep.checking import CheckResult, check
-from onnxsep.compression import (
-    CompressReport,
-    CompressResult,
-    FineTune,
-    Pipeline,
-    Prune,
-    Quantize,
-    Recipe,
-    Rewrite,
-    compress,
-    read_recipe,
-    shipped_recipes,
-)
-from onnxsep.errors import OnnxsepError
-from onnxsep.evaluation import EvaluationReport, evaluate
-from onnxsep.finetuning import FinetuneReport, FinetuneResult, finetune
-from onnxsep.inspection import inspect
-from onnxsep.io import Model, load
-from onnxsep.modes import Mode, available_modes
-from onnxsep.pipeline import Result, rewrite
-from onnxsep.pruning import PruneResult, prune
-from onnxsep.quantization import QuantizeResult, quantize
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.saving import SavedFiles, save
+
+if TYPE_CHECKING:
+    from onnxsep.checking import CheckResult, check
+    from onnxsep.compression import (
+        CompressReport,
+        CompressResult,
+        FineTune,
+        Pipeline,
+        Prune,
+        Quantize,
+        Recipe,
+        Rewrite,
+        compress,
+        read_recipe,
+        shipped_recipes,
+    )
+    from onnxsep.errors import OnnxsepError
+    from onnxsep.evaluation import EvaluationReport, evaluate
+    from onnxsep.finetuning import FinetuneReport, FinetuneResult, finetune
+    from onnxsep.inspection import inspect
+    from onnxsep.io import Model, load
+    from onnxsep.modes import Mode, available_modes
+    from onnxsep.pipeline import Result, rewrite
+    from onnxsep.pruning import PruneResult, prune
+    from onnxsep.quantization import QuantizeResult, quantize
+    from onnxsep.runtime import RuntimeOptions
+    from onnxsep.saving import SavedFiles, save
 
 __all__ = [
     "CheckResult",
@@ -72,3 +77,44 @@ __all__ = [
     "save",
     "shipped_recipes",
 ]
+
+# Imported when they are first asked for: an import of all takes a second, in which the command line answers no signal.
+_HOMES = {
+    "onnxsep.checking": ("CheckResult", "check"),
+    "onnxsep.compression": (
+        "CompressReport",
+        "CompressResult",
+        "FineTune",
+        "Pipeline",
+        "Prune",
+        "Quantize",
+        "Recipe",
+        "Rewrite",
+        "compress",
+        "read_recipe",
+        "shipped_recipes",
+    ),
+    "onnxsep.errors": ("OnnxsepError",),
+    "onnxsep.evaluation": ("EvaluationReport", "evaluate"),
+    "onnxsep.finetuning": ("FinetuneReport", "FinetuneResult", "finetune"),
+    "onnxsep.inspection": ("inspect",),
+    "onnxsep.io": ("Model", "load"),
+    "onnxsep.modes": ("Mode", "available_modes"),
+    "onnxsep.pipeline": ("Result", "rewrite"),
+    "onnxsep.pruning": ("PruneResult", "prune"),
+    "onnxsep.quantization": ("QuantizeResult", "quantize"),
+    "onnxsep.runtime": ("RuntimeOptions",),
+    "onnxsep.saving": ("SavedFiles", "save"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

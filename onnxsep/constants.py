@@ -22,9 +22,9 @@ MAX_FOLDED_BYTES = 2**31  # a file of a few bytes may describe a constant of any
 def stored_tensor(scopes: Sequence[Scope], constant: Constant) -> onnx.TensorProto | None:
     """The tensor proto that holds a constant; None for an expression or a Constant node of another form."""
     if not constant.nodes:
-        body = scopes[constant.scope].body
-        assert isinstance(body, onnx.GraphProto)
-        return next(tensor for tensor in body.initializer if tensor.name == constant.name)
+        tensor = scopes[constant.scope].initializer(constant.name)
+        assert tensor is not None, "matching has found it there"
+        return tensor
     scope, index = constant.nodes[-1]
     return constant_value(scopes[scope].body.node[index])
 
@@ -98,13 +98,10 @@ def find_constant(scopes: Sequence[Scope], scope: int, name: str) -> onnx.Tensor
     """The initialiser, or the value of the Constant node, that a name means in a scope; None for anything else."""
     owner: int | None = scope
     while owner is not None:
-        body = scopes[owner].body
-        for tensor in body.initializer if isinstance(body, onnx.GraphProto) else ():
-            if tensor.name == name:
-                return tensor
-        for node in body.node:
-            if name in node.output:
-                return constant_value(node)
+        if (tensor := scopes[owner].initializer(name)) is not None:
+            return tensor
+        if (node := scopes[owner].maker(name)) is not None:
+            return constant_value(node)
         owner = scopes[owner].parent
     return None
 

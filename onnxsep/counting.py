@@ -11,7 +11,7 @@ point.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +22,7 @@ import onnx
 from onnxsep.geometry import conv_geometry
 from onnxsep.io import Model, read_tensor
 from onnxsep.scopes import Scope, constant_value, is_standard, scopes
-from onnxsep.shapes import Shape, tensor_shapes
+from onnxsep.shapes import KnownShapes, Shape
 from onnxsep.types import Place
 
 Key = TypeVar("Key", bound=Hashable)
@@ -101,6 +101,8 @@ _FLOAT_FORMS = {
     "MatMulInteger": "MatMul",
     "QGemm": "Gemm",
 }
+_MULTIPLY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", *_FLOAT_FORMS})
+_POOLS = frozenset({"GlobalAveragePool", "ReduceMean"})
 
 
 def _zero_points(all_scopes: Sequence[Scope]) -> dict[tuple[int, str], tuple[onnx.TensorProto, int]]:
@@ -179,8 +181,8 @@ def count_macs(light: onnx.ModelProto) -> Operations:
 
 
 def node_macs(light: onnx.ModelProto) -> dict[Place, int | None]:
-    """The same for every node by its place: None where its sizes are not known."""
-    return _count(light, lambda node, shape, _: _node_macs(node, shape))
+    """The same for each node of these types, by its place: None where its sizes are not known."""
+    return _count(light, _MULTIPLY, lambda node, shape, _: _node_macs(node, shape))
 
 
 def compare_macs(before: Mapping[Key, int | None], after: Mapping[Key, int | None]) -> tuple[int, int, int]:
@@ -210,7 +212,7 @@ def count_flops_paper004(light: onnx.ModelProto) -> Operations:
             return None if pooled is None else math.prod(pooled)
         return _node_macs(node, shape)
 
-    return _sum(_count(light, operations).values())
+    return _sum(_count(light, _MULTIPLY | _POOLS | {"BatchNormalization"}, operations).values())
 
 
 def _sum(counts: Iterable[int | None]) -> Operations:
@@ -219,26 +221,46 @@ def _sum(counts: Iterable[int | None]) -> Operations:
 
 
 _Sizes = Callable[[str], Sequence[int] | None]
-_Integers = Mapping[str, Sequence[int]]
+_Integers = Callable[[str], Sequence[int] | None]
 
 
 def _count(
-    light: onnx.ModelProto, operations: Callable[[onnx.NodeProto, _Sizes, _Integers], int | None]
+    light: onnx.ModelProto,
+    op_types: Collection[str],
+    operations: Callable[[onnx.NodeProto, _Sizes, _Integers], int | None],
 ) -> dict[Place, int | None]:
-    """``operations`` of every node, given sizes and small integer constants by name."""
+    """``operations`` of every node of these types, given sizes and small integer constants by name."""
     counts: dict[Place, int | None] = {}
-    known: dict[int, tuple[Mapping[str, Shape], _Integers]] = {}
-    for scope in scopes(light):
-        outer: tuple[Mapping[str, Shape], _Integers] = known[scope.parent] if scope.parent is not None else ({}, {})
-        shapes = {**outer[0], **tensor_shapes(scope.body)}
-        integers = {**outer[1], **dict(_small_integers(scope))}
-        known[scope.index] = shapes, integers
+    all_scopes = scopes(light)
+    shapes = KnownShapes(all_scopes)
+    integers = _IntegerConstants(all_scopes)
+    for scope in all_scopes:
+        size = lambda name, scope=scope: _sizes(shapes.of(scope.index, name))  # noqa: E731
+        values = lambda name, scope=scope: integers.of(scope.index, name)  # noqa: E731
         for index, node in enumerate(scope.body.node):
-            if not is_standard(node) and node.op_type != "QGemm":  # the only one of these in ONNX Runtime's own domain
+            if node.op_type not in op_types:
                 continue
-            size = lambda name, shapes=shapes: _sizes(shapes.get(name))  # noqa: E731
-            counts[scope.index, index] = operations(node, size, integers)
+            if is_standard(node) or node.op_type == "QGemm":  # the only one of these in ONNX Runtime's own domain
+                counts[scope.index, index] = operations(node, size, values)
     return counts
+
+
+class _IntegerConstants:
+    """One-dimensional integer constants, such as axes, by the scope that reads them and by name."""
+
+    def __init__(self, all_scopes: Sequence[Scope]) -> None:
+        self._scopes = all_scopes
+        self._found: dict[int, dict[str, Sequence[int]]] = {}
+
+    def of(self, scope: int, name: str) -> Sequence[int] | None:
+        owner: int | None = scope
+        while owner is not None:
+            if owner not in self._found:
+                self._found[owner] = dict(_small_integers(self._scopes[owner]))
+            if name in self._found[owner]:
+                return self._found[owner][name]
+            owner = self._scopes[owner].parent
+        return None
 
 
 def _sizes(shape: Shape | None) -> Sequence[int] | None:
@@ -252,7 +274,7 @@ def _sizes(shape: Shape | None) -> Sequence[int] | None:
 def _node_macs(node: onnx.NodeProto, shape: _Sizes) -> int | None:
     """MACs of one node: 0 for operators without weights to multiply, None where sizes are not known."""
     form = _FLOAT_FORMS.get(node.op_type, node.op_type)
-    if form not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if form not in _MULTIPLY:
         return 0
     weight = _QUANTIZED[node.op_type][0] if node.op_type in _FLOAT_FORMS else 1
     if len(node.input) <= weight or not node.output:
@@ -287,7 +309,7 @@ def _is_global_mean(node: onnx.NodeProto, integers: _Integers) -> bool:
         return False
     axes: Sequence[int] | None = next((entry.ints for entry in node.attribute if entry.name == "axes"), None)
     if axes is None and len(node.input) > 1:  # an input since opset 18
-        axes = integers.get(node.input[1])
+        axes = integers(node.input[1])
     return axes is not None and sorted(axes) in ([2, 3], [-2, -1])
 
 

@@ -12,6 +12,7 @@ import onnx
 
 from onnxsep.comparison import Run, run_reference
 from onnxsep.feeds import Feeds
+from onnxsep.functions import callee, key_of
 from onnxsep.io import Model
 from onnxsep.runtime import CannotRun, RuntimeOptions
 from onnxsep.scopes import Scope, scopes
@@ -70,12 +71,26 @@ def idle_scopes(model: Model, feeds: Feeds, options: RuntimeOptions) -> set[int]
         _, run, _ = run_reference(model, feeds, replace(options, provider=RuntimeOptions().provider, optimize=False))
     except CannotRun:
         return idle
+    idle -= _certain(model.proto)
     for _ in range(min(len(idle), _MOST_RUNS)):
         failed = _alarm(_with_alarms(model, idle), feeds, run)
         if failed not in idle:
             break
         idle.remove(failed)
     return idle
+
+
+def _certain(proto: onnx.ModelProto) -> set[int]:
+    """Functions that run whenever the model does: calls lead to them from the main graph, and through no nested one."""
+    all_scopes = scopes(proto)
+    bodies = {key_of(scope.body): scope.index for scope in all_scopes if isinstance(scope.body, onnx.FunctionProto)}
+    found: set[int] = set()
+    pending = [0]
+    while pending:
+        called = {bodies[key] for node in all_scopes[pending.pop()].body.node if (key := callee(node)) in bodies}
+        pending += called - found
+        found |= called
+    return found
 
 
 def _alarm(model: Model, feeds: Feeds, run: Run) -> int | None:

@@ -8,7 +8,8 @@ often it is called: once to see which of its inputs reach which of its outputs, 
 reaches.
 """
 
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import onnx
@@ -24,7 +25,7 @@ _LINEAR = {"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"}
 
 # A set of inputs of the body that is walked, as bits; by the name of each tensor that they reach.
 _Inputs = int
-_Reached = dict[str, _Inputs]
+_Reached = MutableMapping[str, _Inputs]
 
 
 def first_convs(model: onnx.ModelProto, *, linear_layers: bool = False) -> set[Place]:
@@ -39,10 +40,13 @@ def first_convs(model: onnx.ModelProto, *, linear_layers: bool = False) -> set[P
     Raises:
         ModelLoadError: a function calls itself.
     """
-    found = _Reach(model, _CONVOLUTIONS).run()
-    if linear_layers:
-        all_scopes = scopes(model)
-        reached = _Reach(model, _CONVOLUTIONS | _LINEAR).run()
+    all_scopes = scopes(model)
+    present = {node.op_type for scope in all_scopes for node in scope.body.node}
+    found: set[Place] = set()
+    if present & _CONVOLUTIONS:
+        found = _Reach(model, all_scopes, _CONVOLUTIONS).run()
+    if linear_layers and present & _LINEAR:
+        reached = _Reach(model, all_scopes, _CONVOLUTIONS | _LINEAR).run()
         found |= {place for place in reached if all_scopes[place[0]].body.node[place[1]].op_type in _LINEAR}
     return found
 
@@ -50,9 +54,9 @@ def first_convs(model: onnx.ModelProto, *, linear_layers: bool = False) -> set[P
 class _Reach:
     """Follows inputs through nodes, nested graphs and calls."""
 
-    def __init__(self, model: onnx.ModelProto, stops: AbstractSet[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, all_scopes: Sequence[Scope], stops: AbstractSet[str]) -> None:
         self._stops = stops
-        self._scopes = scopes(model)
+        self._scopes = all_scopes
         self._nested = {(scope.parent, *scope.holder): scope for scope in self._scopes if scope.holder is not None}
         bodies = {scope.namespace - 1: scope for scope in self._scopes if scope.kind == "function"}
         self._callees_first = [bodies[index] for index in callees_first(model)]
@@ -91,7 +95,7 @@ class _Reach:
         """Walk one body; ``reached`` grows. Gives what reaches its outputs."""
         for index, node in enumerate(scope.body.node):
             inputs = [reached.get(name, 0) for name in node.input]
-            if is_standard(node) and node.op_type in self._stops:
+            if node.op_type in self._stops and is_standard(node):
                 if inputs and inputs[0]:
                     self._found((scope.index, index))
                 continue
@@ -105,15 +109,15 @@ class _Reach:
     def _node(
         self, scope: Scope, index: int, node: onnx.NodeProto, inputs: list[_Inputs], reached: _Reached
     ) -> Sequence[_Inputs]:
-        if is_standard(node) and node.op_type in _SHAPE_ONLY:
+        if node.op_type in _SHAPE_ONLY and is_standard(node):
             return ()
-        function = self._functions.get(callee(node))
+        function = self._functions.get(callee(node)) if self._functions else None
         if function is not None:
             self._called(function, inputs)
             return [_mapped(output, inputs) for output in self._outputs[function]]
         graphs = [
             self._nested[scope.index, index, attribute.name]
-            for attribute in node.attribute
+            for attribute in (node.attribute if self._nested else ())
             if (scope.index, index, attribute.name) in self._nested
         ]
         if not graphs:
@@ -127,7 +131,7 @@ class _Reach:
     def _subgraph(self, node: onnx.NodeProto, graph: Scope, inputs: list[_Inputs], reached: _Reached) -> list[_Inputs]:
         assert isinstance(graph.body, onnx.GraphProto)
         formal = [value.name for value in graph.body.input]
-        inner = {**reached}
+        inner = ChainMap[str, _Inputs]({}, *(reached.maps if isinstance(reached, ChainMap) else [reached]))
         for name, hit in zip(formal, inputs, strict=False):
             inner[name] = inner.get(name, 0) | hit
         # Loop: body outputs are (condition, carried..., scanned...), its inputs (number, condition, carried...).

@@ -5,12 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
+from onnx import inliner
 
 from onnxsep.errors import ModelLoadError
 from onnxsep.tensors import Body
 
 Key = tuple[str, str, str]  # domain, name, overload
-_MOST_NODES = 1_000_000
+_MOST_NODES = 200_000
+_FEW_NODES = 1_000  # the runtime's own time for calls grows with the square of their number: 40 s for 8,000
 _DEEPEST = 200  # onnx and the runtime expand by recursion, and a stack that is full ends the process
 
 
@@ -107,6 +109,17 @@ def too_many_calls(proto: onnx.ModelProto) -> str | None:
     return None
 
 
+def with_few_calls(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as the runtime can load it in little time: with many calls, a copy in which they are expanded.
+
+    Args:
+        proto: A model for which :func:`too_many_calls` has nothing to say.
+    """
+    if not proto.functions or expansion(proto).nodes <= _FEW_NODES:
+        return proto
+    return inliner.inline_local_functions(proto)
+
+
 def _expanded(body: Body, sizes: dict[Key, Expansion], own: int) -> Expansion:
     nodes = depth = 0
     for key, count in Counter(map(callee, _nodes(body))).items():
@@ -122,7 +135,7 @@ def _nodes(body: Body) -> Iterator[onnx.NodeProto]:
     while pending:
         for node in pending.pop():
             yield node
-            for attribute in node.attribute:
+            for attribute in node.attribute if node.attribute else ():
                 pending += [graph.node for graph in attribute.graphs]
                 if attribute.HasField("g"):
                     pending.append(attribute.g.node)

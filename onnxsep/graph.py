@@ -4,8 +4,9 @@ graphsurgeon's import gives every node its tensors and every tensor its producer
 loses too much of a user's model (metadata, annotations, unused initialisers), so only new nodes go through it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxsep.errors import UnsupportedModelError
 from onnxsep.scopes import Owners, Scope, display_name, initializer_names, is_standard, root, scopes
-from onnxsep.shapes import Shape, tensor_shapes
+from onnxsep.shapes import KnownShapes, Shape
 from onnxsep.types import Constant, Place
 
 G_LOGGER.severity = G_LOGGER.CRITICAL  # it prints to standard output, which is the user's
@@ -44,54 +45,52 @@ class View:
 
     Args:
         light: a skeleton with inferred shapes (``onnxsep.shapes``).
+        readers: the standard operators whose constants will be asked for; all nodes by default. graphsurgeon then sees
+            them and what their constants are computed from, and no more.
 
     Raises:
         UnsupportedModelError: graphsurgeon cannot import the model.
     """
 
-    def __init__(self, light: onnx.ModelProto) -> None:
+    def __init__(self, light: onnx.ModelProto, readers: Collection[str] | None = None) -> None:
         self.scopes = scopes(light)
-        self._owners = Owners(self.scopes)
+        self.owners = Owners(self.scopes)
+        seen: Sequence[Sequence[int]] = [range(len(scope.body.node)) for scope in self.scopes]
+        if readers is not None:
+            seen = _seen(self.scopes, self.owners, readers)
         try:
-            main = gs.import_onnx(_importable(light))
+            main = gs.import_onnx(_importable(light, seen))
         except Exception as error:
             raise UnsupportedModelError(
                 f"the graph cannot be read: {type(error).__name__}: {error}; is it a valid ONNX graph (onnx.checker)?"
             ) from error
-        self._bodies: list[Any] = []
-        for scope in self.scopes:
-            if scope.kind == "main":
-                self._bodies.append(main)
-            elif scope.kind == "function":
-                self._bodies.append(main.functions[scope.namespace - 1])
-            else:
-                assert scope.parent is not None
-                assert scope.holder is not None
+        self._nodes: list[dict[int, Any]] = []  # of each scope, by index
+        for scope, indices in zip(self.scopes, seen, strict=True):
+            body = main
+            if scope.kind == "function":
+                body = main.functions[scope.namespace - 1]
+            elif scope.parent is not None and scope.holder is not None:
                 index, attribute = scope.holder
-                self._bodies.append(self._bodies[scope.parent].nodes[index].attrs[attribute])
+                holder = self._nodes[scope.parent].get(index)
+                body = None if holder is None else holder.attrs[attribute]
+            self._nodes.append({} if body is None else dict(zip(indices, body.nodes, strict=True)))
         self._initializers = [initializer_names(scope) for scope in self.scopes]
         self._sparse = [_sparse_names(scope) for scope in self.scopes]
         self._place = {
-            id(node): (scope.index, index)
-            for scope in self.scopes
-            for index, node in enumerate(self._bodies[scope.index].nodes)
+            id(node): (scope, index) for scope, nodes in enumerate(self._nodes) for index, node in nodes.items()
         }
-        shapes = [tensor_shapes(scope.body) for scope in self.scopes]
-        for scope in self.scopes:  # a nested graph sees the tensors of the graphs around it
-            if scope.parent is not None:
-                shapes[scope.index] = {**shapes[scope.parent], **shapes[scope.index]}
-        self._shapes = shapes
+        self._shapes = KnownShapes(self.scopes)
 
     def shape(self, scope: int, name: str) -> Shape | None:
         """Shape of a tensor as seen from a scope; None where it is not known."""
-        return self._shapes[scope].get(name)
+        return self._shapes.of(scope, name)
 
     def constant(self, scope: int, index: int, position: int) -> Constant | str:
         """The constant that feeds input ``position`` of a node, or the reason why it is not one."""
-        inputs = self._bodies[scope].nodes[index].inputs
+        inputs = self._nodes[scope][index].inputs
         if position >= len(inputs) or inputs[position].is_empty():
             return "it has no weight"
-        if self._owners.is_ambiguous(scope, inputs[position].name):
+        if self.owners.is_ambiguous(scope, inputs[position].name):
             return f"its weight {inputs[position].name!r} has a namesake in a nested graph, which ONNX does not allow"
         return self._source(inputs[position], scope)
 
@@ -152,7 +151,7 @@ class View:
         if any(attribute.ref_attr_name for attribute in proto.attribute):
             return f"its weight depends on an attribute of the function, through {label}"
         for name in proto.input:
-            if self._owners.is_ambiguous(place[0], name):
+            if self.owners.is_ambiguous(place[0], name):
                 return f"its weight depends on {name!r}, which has a namesake in a nested graph, through {label}"
         given = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant) and not tensor.is_empty()]
         foldable = is_standard(proto) and node.op not in _RANDOM and not any(True for _ in node.subgraphs())
@@ -167,8 +166,38 @@ def _sparse_names(scope: Scope) -> set[str]:
     return {tensor.values.name for tensor in scope.body.sparse_initializer}
 
 
-def _importable(light: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that holds what matching needs and no more: names, nodes in their places, nested graphs.
+def _seen(all_scopes: Sequence[Scope], owners: Owners, readers: Collection[str]) -> list[list[int]]:
+    """Nodes of each scope that matter to constants: readers, what makes their operands, and holders of such nodes.
+
+    Of the first operand nobody asks where the second one is an initialiser, and of a Conv's never.
+    """
+    stored = [initializer_names(scope) for scope in all_scopes]
+    makers: list[dict[str, int]] = [
+        {name: index for index, node in enumerate(scope.body.node) for name in node.output} for scope in all_scopes
+    ]
+    found: list[set[int]] = [set() for _ in all_scopes]
+    pending: list[tuple[int, str]] = []
+    for scope in all_scopes:
+        for index, node in enumerate(scope.body.node):
+            if node.op_type in readers and is_standard(node):
+                found[scope.index].add(index)
+                skip = 1 if node.op_type == "Conv" or stored[scope.index].issuperset(node.input[1:2]) else 0
+                pending += [(scope.index, name) for name in node.input[skip:]]
+    while pending:
+        scope_index, name = pending.pop()
+        for owner in owners.owners(scope_index, name)[:1]:
+            index = makers[owner].get(name, -1)
+            if index >= 0 and index not in found[owner]:
+                found[owner].add(index)
+                pending += [(owner, other) for other in all_scopes[owner].body.node[index].input]
+    for scope in reversed(all_scopes):  # holders stand before what they hold
+        if found[scope.index] and scope.parent is not None and scope.holder is not None:
+            found[scope.parent].add(scope.holder[0])
+    return [sorted(indices) for indices in found]
+
+
+def _importable(light: onnx.ModelProto, seen: Sequence[Sequence[int]]) -> onnx.ModelProto:
+    """A copy that holds what matching needs and no more: names, the nodes of each scope that it sees, nested graphs.
 
     graphsurgeon stumbles over much of the rest: binary strings, element types and kinds of attributes that are newer
     than itself, graphs as defaults of a function's attributes.
@@ -177,14 +206,19 @@ def _importable(light: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(light)
     for function in copy.functions:
         del function.attribute_proto[:]
-    for scope in scopes(copy):
-        for node in scope.body.node:
+    for scope in reversed(scopes(copy)):  # what is nested before its holder, which may move or go
+        body = scope.body
+        if len(seen[scope.index]) < len(body.node):
+            kept = [body.node[index] for index in seen[scope.index]]
+            body.ClearField("node")
+            body.node.extend(kept)
+        for node in body.node:
             _keep_graphs(node.attribute)
-        if isinstance(scope.body, onnx.GraphProto):
-            for value in (*scope.body.input, *scope.body.output):
+        if isinstance(body, onnx.GraphProto):
+            for value in (*body.input, *body.output):
                 value.ClearField("type")
-            del scope.body.value_info[:]
-            for tensor in scope.body.initializer:
+            del body.value_info[:]
+            for tensor in body.initializer:
                 tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=onnx.TensorProto.FLOAT))
     return copy
 
@@ -209,18 +243,24 @@ class NewNode:
 
 def build_nodes(nodes: Sequence[NewNode]) -> list[onnx.NodeProto]:
     """Node protos, built by graphsurgeon."""
-    return [
-        OnnxExporter.export_node(
-            gs.Node(
-                new.op_type,
-                name=new.name,
-                attrs=new.attributes,
-                inputs=[gs.Variable(name) for name in new.inputs],
-                outputs=[gs.Variable(new.output)],
-            )
-        )
-        for new in nodes
-    ]
+    built = []
+    for new in nodes:
+        values = ((key, tuple(value) if isinstance(value, list) else value) for key, value in new.attributes.items())
+        proto = onnx.NodeProto()
+        proto.CopyFrom(_with_attributes(new.op_type, tuple(values)))
+        proto.name = new.name
+        proto.input.extend(new.inputs)
+        proto.output.append(new.output)
+        built.append(proto)
+    return built
+
+
+@lru_cache(maxsize=1024)
+def _with_attributes(op_type: str, attributes: tuple[tuple[str, Any], ...]) -> onnx.NodeProto:
+    """A node that is no part of a graph yet. Many nodes of a model have the same attributes, which are slow to make."""
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in attributes}
+    node: onnx.NodeProto = OnnxExporter.export_node(gs.Node(op_type, attrs=values))
+    return node
 
 
 def build_tensor(name: str, values: NDArray[np.generic]) -> onnx.TensorProto:

@@ -104,7 +104,7 @@ def forget_impossible_sizes(model: onnx.ModelProto) -> None:
             for value in (*body.input, *body.output):
                 _forget(value.type)
         for node in body.node:
-            for attribute in node.attribute:
+            for attribute in node.attribute if node.attribute else ():
                 for kind in (*([attribute.tp] if attribute.HasField("tp") else []), *attribute.type_protos):
                     _forget(kind)
 
@@ -125,7 +125,7 @@ def _refuse_zero_strides(all_scopes: Iterable[Scope]) -> None:
     """Older onnx divides by strides and kills the process where one is 0."""
     for scope in all_scopes:
         for node in scope.body.node:
-            if any(entry.name == "strides" and 0 in entry.ints for entry in node.attribute):
+            if node.attribute and any(entry.name == "strides" and 0 in entry.ints for entry in node.attribute):
                 raise InferenceError(f"{node.op_type} {display_name(node)!r} has a stride of 0")
 
 
@@ -178,7 +178,7 @@ def _is_harmless_node(node: onnx.NodeProto) -> bool:
         return not node.domain.startswith("ai.onnx")
     if node.op_type not in _HARMLESS:
         return False
-    return all(_is_harmless_attribute(entry) for entry in node.attribute)
+    return not node.attribute or all(_is_harmless_attribute(entry) for entry in node.attribute)
 
 
 def _is_harmless_attribute(entry: onnx.AttributeProto) -> bool:

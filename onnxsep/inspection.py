@@ -13,7 +13,6 @@ from onnxsep.modes import Mode, available_modes, get_mode
 from onnxsep.option_types import checks_types
 from onnxsep.planning import (
     Options,
-    Plan,
     Replacement,
     choose,
     does_not_pay,
@@ -25,7 +24,7 @@ from onnxsep.planning import (
 )
 from onnxsep.report import InspectedConv, InspectReport, InspectTotals, ModeCosts
 from onnxsep.sites import find_sites, read_weight
-from onnxsep.tables import model_info, plan_macs, planned
+from onnxsep.tables import edited, model_info, source_macs
 from onnxsep.types import ConvSite, RankPolicy, Rejected
 
 
@@ -66,10 +65,10 @@ def inspect(
 
     names = [mode.name for mode in chosen]
     plans = [make_plan(sites.found, mode, options, read) for mode in chosen]
-    results = [planned(sites, plan)[0] for plan in plans]
-    counts = [plan_macs(sites, plan) for plan in plans] or [plan_macs(sites, Plan())]
-    unknown = {place for pair in counts for one in pair for place, count in one.items() if count is None}
-    known = [{place: count or 0 for place, count in after.items() if place not in unknown} for _, after in counts]
+    before = source_macs(sites)
+    after = [{row.site.place: row.macs for row in plan.replacements} for plan in plans]
+    unknown = {place for one in (before, *after) for place, count in one.items() if count is None}
+    macs = sum(count or 0 for place, count in before.items() if place not in unknown)
     parameters = count_parameters(sites.light)
     return InspectReport(
         source=model_info(source),
@@ -82,15 +81,19 @@ def inspect(
             convs=len(sites.found),
             parameters=parameters,
             trainable_parameters=count_parameters(sites.light, "trainable"),
-            macs=sum(count or 0 for place, count in counts[0][0].items() if place not in unknown),
+            macs=macs,
             macs_unknown=len(unknown),
             flops_paper004=count_flops_paper004(sites.light).total,
             mode_convs={name: len(plan.replacements) for name, plan in zip(names, plans, strict=True)},
             mode_parameters={
-                name: parameters if result is sites.light else count_parameters(result)
-                for name, result in zip(names, results, strict=True)
+                name: count_parameters(edited(sites, plan)[0]) if plan.replacements else parameters
+                for name, plan in zip(names, plans, strict=True)
             },
-            mode_macs={name: sum(one.values()) for name, one in zip(names, known, strict=False)},
+            mode_macs={
+                name: macs
+                + sum((count or 0) - (before[place] or 0) for place, count in one.items() if place not in unknown)
+                for name, one in zip(names, after, strict=True)
+            },
         ),
         notes=sites.notes,
     )

@@ -96,7 +96,7 @@ class _Body:
     def _read_by(self, node: onnx.NodeProto) -> Collection[str]:
         """Names that a node takes from its own graph, through nested graphs too."""
         found: list[str] = [name for name in node.input if name]
-        for attribute in node.attribute:
+        for attribute in node.attribute if node.attribute else ():
             for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 self._nested.append(_Body(graph))
                 found += self._nested[-1]._free_names()

@@ -15,7 +15,7 @@ from google.protobuf.message import EncodeError
 from onnxsep.errors import MissingDependencyError, OptionError, TimeLimitError
 from onnxsep.external import is_external, set_slot, slot_of
 from onnxsep.files import temporary_folder
-from onnxsep.functions import too_many_calls
+from onnxsep.functions import too_many_calls, with_few_calls
 from onnxsep.io import Model
 from onnxsep.option_types import check_fields
 from onnxsep.tensors import tensor_protos
@@ -94,6 +94,8 @@ class Runner:
     def __init__(self, model: Model, options: RuntimeOptions = _DEFAULTS) -> None:
         if reason := too_many_calls(model.proto):
             raise CannotRun(reason)
+        if (proto := with_few_calls(model.proto)) is not model.proto:
+            model = replace(model, proto=proto, stored=None, pristine=False)
         ort = _onnxruntime()
         self._run_options, self._limit = ort.RunOptions, options.time_limit
         self._name = "the model" if model.path is None else repr(str(model.path))
@@ -165,6 +167,7 @@ def available_providers() -> tuple[str, ...]:
 
 
 def _onnxruntime() -> Any:
+    quiet_telemetry()
     try:
         import onnxruntime
     except ImportError as error:
@@ -173,6 +176,11 @@ def _onnxruntime() -> Any:
         ) from error
     onnxruntime.set_default_logger_severity(_FATAL_ONLY)
     return onnxruntime
+
+
+def quiet_telemetry() -> None:
+    """To be called before onnxruntime is imported: its telemetry leaves a file (``.ses``) in the temporary folder."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def _session_options(ort: Any, options: RuntimeOptions) -> Any:

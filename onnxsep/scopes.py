@@ -4,7 +4,7 @@ Two protos of the same structure (a model and its copy without weights) give sco
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx
@@ -25,6 +25,28 @@ class Scope:
     namespace: int
     parent: int | None = None  # index of the scope that holds this subgraph
     holder: tuple[int, str] | None = None  # the holding node's index in the parent, and the attribute's name
+    _initializers: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+    _makers: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+
+    def initializer(self, name: str) -> onnx.TensorProto | None:
+        """The dense initialiser of a name; found without a search as long as none are put in or taken out."""
+        if isinstance(self.body, onnx.FunctionProto):
+            return None
+        tensors = self.body.initializer
+        index = self._initializers.get(name, len(tensors))
+        if index >= len(tensors) or tensors[index].name != name:
+            self._initializers.update((tensors[index].name, index) for index in reversed(range(len(tensors))))
+            index = self._initializers.get(name, len(tensors))
+        return tensors[index] if index < len(tensors) and tensors[index].name == name else None
+
+    def maker(self, name: str) -> onnx.NodeProto | None:
+        """The node that computes a tensor; found without a search as long as none are put in or taken out."""
+        nodes = self.body.node
+        index = self._makers.get(name, len(nodes))
+        if index >= len(nodes) or name not in nodes[index].output:
+            self._makers.update((name, index) for index in reversed(range(len(nodes))) for name in nodes[index].output)
+            index = self._makers.get(name, len(nodes))
+        return nodes[index] if index < len(nodes) and name in nodes[index].output else None
 
 
 def scopes(model: onnx.ModelProto) -> list[Scope]:
@@ -40,6 +62,8 @@ def scopes(model: onnx.ModelProto) -> list[Scope]:
 
 def _nested(found: list[Scope], scope: Scope) -> None:
     for index, node in enumerate(scope.body.node):
+        if not node.attribute:  # of a million nodes most have none, and asking is cheaper than an empty loop
+            continue
         for attribute in node.attribute:
             if attribute.type != onnx.AttributeProto.GRAPH or attribute.ref_attr_name:
                 continue

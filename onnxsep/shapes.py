@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from onnxsep.inference import InferenceError, forget_impossible_sizes, infer
 from onnxsep.io import Model, read_tensor
+from onnxsep.scopes import Scope
 
 LARGE = 64  # elements; what shape inference reads (shapes, axes, scales) is smaller
 Shape = tuple[int | str | None, ...]
@@ -68,15 +69,53 @@ def infer_shapes(
 
 def tensor_shapes(body: onnx.GraphProto | onnx.FunctionProto) -> dict[str, Shape]:
     """Shapes known within one graph, by tensor name: integers, names of symbolic dimensions, None for unknown."""
-    shapes: dict[str, Shape] = {}
+    found = ((name, _shape(declared)) for name, declared in _declared(body).items())
+    return {name: shape for name, shape in found if shape is not None}
+
+
+class KnownShapes:
+    """Shapes of the tensors that a scope sees, those of the graphs around it included.
+
+    Nothing is read before somebody asks: of a million tensors a few are of interest.
+
+    Args:
+        all_scopes: of a model with inferred shapes.
+    """
+
+    def __init__(self, all_scopes: Sequence[Scope]) -> None:
+        self._scopes = all_scopes
+        self._declared: dict[int, Mapping[str, _Declared]] = {}
+
+    def of(self, scope: int, name: str) -> Shape | None:
+        """The shape of a tensor, as ``tensor_shapes`` gives it; None where it is not known."""
+        owner: int | None = scope
+        while owner is not None:
+            if owner not in self._declared:
+                self._declared[owner] = _declared(self._scopes[owner].body)
+            declared = self._declared[owner].get(name)
+            if declared is not None and (shape := _shape(declared)) is not None:
+                return shape
+            owner = self._scopes[owner].parent
+        return None
+
+
+_Declared = onnx.ValueInfoProto | onnx.TensorProto
+
+
+def _declared(body: onnx.GraphProto | onnx.FunctionProto) -> dict[str, _Declared]:
+    """What says the shape of each tensor of a graph; an initialiser above all."""
     if isinstance(body, onnx.FunctionProto):
-        return shapes
-    for value in (*body.value_info, *body.input, *body.output):
-        if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
-            shapes[value.name] = tuple(_dim(dim) for dim in value.type.tensor_type.shape.dim)
-    for tensor in body.initializer:
-        shapes[tensor.name] = tuple(tensor.dims)
-    return shapes
+        return {}
+    found: dict[str, _Declared] = {value.name: value for value in (*body.value_info, *body.input, *body.output)}
+    found.update((tensor.name, tensor) for tensor in body.initializer)
+    return found
+
+
+def _shape(declared: _Declared) -> Shape | None:
+    if isinstance(declared, onnx.TensorProto):
+        return tuple(declared.dims)
+    tensor = declared.type.tensor_type
+    return tuple(_dim(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
@@ -110,6 +149,9 @@ def _copy_fields(model: Model, source: Message, light: Message) -> None:
 def _copy_message(model: Model, source: Message, light: Message) -> None:
     if isinstance(source, onnx.TensorProto) and isinstance(light, onnx.TensorProto):
         _copy_tensor(model, source, light)
+    elif isinstance(source, onnx.NodeProto) and not source.attribute:  # most nodes; there may be a million
+        light.CopyFrom(source)
+        light.ClearField("doc_string")
     elif isinstance(source, _HOLDERS):
         _copy_fields(model, source, light)
     else:

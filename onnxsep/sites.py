@@ -6,6 +6,7 @@ For modes that ask for it, every Gemm and MatMul too.
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -63,11 +64,11 @@ def find_sites(
     problems: list[str] = []
     plain = skeleton(model)
     light = infer_shapes(plain, input_shapes, problems, measured)
-    view = View(light)
+    wanted: tuple[str, ...] = ("Conv", *(_LINEAR if linear_layers else ()))
+    view = View(light, wanted)
     source = scopes(model.proto)
     first = first_convs(light, linear_layers=linear_layers)
-    wanted: tuple[str, ...] = ("Conv", *(_LINEAR if linear_layers else ()))
-    finder = _Finder(model, source, view, first, _Uses(view.scopes, wanted))
+    finder = _Finder(model, source, view, first)
     others = {**OTHER_CONVOLUTIONS, **(_QUANTISED if linear_layers else {})}
     found: list[ConvSite | Rejected] = []
     for scope in view.scopes:
@@ -78,7 +79,7 @@ def find_sites(
                 found.append(finder.reject(scope, index, others[node.op_type]))
             elif node.op_type in wanted:
                 found.append(finder.site(scope, index))
-    found = finder.pinned(found)
+    found = finder.pinned(found, wanted)
     return Sites(tuple(found), tuple(source), light, tuple(problems), inferred=light is not plain)
 
 
@@ -92,13 +93,24 @@ class _Use:
 
 
 class _Uses:
-    """What uses each tensor, by the scope that it belongs to and its name."""
+    """What uses some tensors, by the scope that each belongs to and its name.
 
-    def __init__(self, all_scopes: Sequence[Scope], wanted: Sequence[str]) -> None:
-        self._owners = Owners(all_scopes)
+    Args:
+        all_scopes: of the model.
+        owners: of the same.
+        names: of the tensors.
+        wanted: operators whose second operand is a weight.
+    """
+
+    def __init__(
+        self, all_scopes: Sequence[Scope], owners: Owners, names: AbstractSet[str], wanted: Sequence[str]
+    ) -> None:
+        self._owners, self._names = owners, names
         self._uses: dict[tuple[int, str], list[_Use]] = defaultdict(list)
         for scope in all_scopes:
             for index, node in enumerate(scope.body.node):
+                if names.isdisjoint(node.input) and not any(attribute.graphs for attribute in node.attribute):
+                    continue
                 user, place = f"{node.op_type} {display_name(node)!r}", (scope.index, index)
                 weighted = is_standard(node) and node.op_type in wanted
                 for position, name in enumerate(node.input):
@@ -121,7 +133,7 @@ class _Uses:
         return [use for owner in self._owners.owners(scope, name)[:1] for use in self._uses[owner, name]]
 
     def _add(self, scope: Scope, name: str, use: _Use) -> None:
-        for owner in self._owners.owners(scope.index, name)[:1]:
+        for owner in self._owners.owners(scope.index, name)[:1] if name in self._names else ():
             self._uses[owner, name].append(use)
 
 
@@ -132,9 +144,8 @@ class _Finder:
         source: Sequence[Scope],
         view: View,
         first: set[Place],
-        uses: _Uses,
     ) -> None:
-        self._model, self._source, self._view, self._first, self._uses = model, source, view, first, uses
+        self._model, self._source, self._view, self._first = model, source, view, first
         self._training = set(training_names(model.proto))
 
     def reject(self, scope: Scope, index: int, reason: str) -> Rejected:
@@ -177,17 +188,26 @@ class _Finder:
             transposed=transposed,
         )
 
-    def pinned(self, found: Sequence[ConvSite | Rejected]) -> list[ConvSite | Rejected]:
+    def pinned(self, found: Sequence[ConvSite | Rejected], wanted: Sequence[str]) -> list[ConvSite | Rejected]:
         """The same sites with what else uses their weights: everything but the nodes that may be replaced."""
+        names: set[str] = set()
+        for item in found:
+            if isinstance(item, ConvSite):
+                names.add(item.weight.name)
+                names.update(name for place in item.weight.nodes for name in self._node(place).input)
+        if not names:
+            return list(found)
+        uses = _Uses(self._view.scopes, self._view.owners, names, wanted)
         rejected = {item.place for item in found if isinstance(item, Rejected)}
         return [
-            item if isinstance(item, Rejected) else replace(item, pinned=self._pinned(item, rejected)) for item in found
+            item if isinstance(item, Rejected) else replace(item, pinned=self._pinned(item, uses, rejected))
+            for item in found
         ]
 
-    def _pinned(self, site: ConvSite, rejected: set[Place]) -> tuple[str, ...]:
-        uses = self._uses.of(site.weight.scope, site.weight.name)
-        users = [use.user for use in uses if not use.as_weight or use.place in rejected]
-        users += self._kept_by(site.weight, site.conv)
+    def _pinned(self, site: ConvSite, uses: _Uses, rejected: set[Place]) -> tuple[str, ...]:
+        of_weight = uses.of(site.weight.scope, site.weight.name)
+        users = [use.user for use in of_weight if not use.as_weight or use.place in rejected]
+        users += self._kept_by(site.weight, site.conv, uses)
         if self._view.scopes[site.place[0]].namespace == 0 and site.weight.name in self._training:
             users.append("the training information")
         return tuple(users)
@@ -222,15 +242,18 @@ class _Finder:
         constant = self._view.constant(scope.index, index, 2)
         return constant if isinstance(constant, Constant) else None
 
-    def _kept_by(self, constant: Constant, conv: Conv) -> Iterator[str]:
+    def _node(self, place: Place) -> onnx.NodeProto:
+        return self._view.scopes[place[0]].body.node[place[1]]
+
+    def _kept_by(self, constant: Constant, conv: Conv, uses: _Uses) -> Iterator[str]:
         """What else uses a tensor as large as the weight that an expression computes the weight from, in words.
 
         Such a tensor stays in the file although the expression goes. Shapes and scalars are too small to matter.
         """
         for place in constant.nodes:
-            for name in self._view.scopes[place[0]].body.node[place[1]].input:
+            for name in self._node(place).input:
                 if _elements(self._view.shape(place[0], name)) >= conv.weight_size:
-                    yield from (use.user for use in self._uses.of(place[0], name) if use.place not in constant.nodes)
+                    yield from (use.user for use in uses.of(place[0], name) if use.place not in constant.nodes)
 
     def _weight_type(self, constant: Constant) -> tuple[tuple[int, ...], int]:
         tensor = stored_tensor(self._source, constant)

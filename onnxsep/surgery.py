@@ -3,7 +3,8 @@
 Everything else in the model stays the source's own proto.
 """
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,9 +73,17 @@ class _Surgeon:
         # Only now do the old weights lose their users, so only now can places shift.
         replaced = {replacement.site.weight: None for replacement in replacements}
         replaced |= {row.site.bias: None for row in replacements if row.new_bias and row.site.bias}
-        orphans = self._orphans(replaced)
+        orphans: dict[int, set[str]] = defaultdict(set)
+        for owner, name in self._orphans(replaced):
+            orphans[owner].add(name)
+        changed: dict[int, set[int]] = defaultdict(set)
+        for owner, index in (*self._new_nodes, *self._after):
+            changed[owner].add(index)
         for scope in self._scopes:
-            self._write(scope, orphans)
+            if scope.index in changed:
+                self._write_nodes(scope, sorted(changed[scope.index]))
+            if orphans[scope.index]:
+                self._remove_orphans(scope.body, orphans[scope.index])
         return self._edit
 
     def _build(self, replacement: Replacement) -> list[onnx.NodeProto]:
@@ -223,21 +232,27 @@ class _Surgeon:
     def _node(self, place: Place) -> onnx.NodeProto:
         return self._scopes[place[0]].body.node[place[1]]
 
-    def _write(self, scope: Scope, orphans: set[tuple[int, str]]) -> None:
-        """Put the new nodes of one scope in their places and remove what is orphaned."""
-        changed = [place for place in (*self._new_nodes, *self._after) if place[0] == scope.index]
-        body = scope.body
-        for index in sorted({index for _, index in changed}, reverse=True):
+    def _write_nodes(self, scope: Scope, changed: Sequence[int]) -> None:
+        """Put the new nodes of one scope in their places.
+
+        They are added at the end, and all are sorted in place: inserting each takes time that grows with the graph.
+        """
+        nodes = scope.body.node
+        count = len(nodes)
+        keys: list[float] = list(range(count))
+        for index in changed:
             place = (scope.index, index)
-            new = [*self._new_nodes.get(place, [body.node[index]]), *self._after.get(place, [])]
+            new = [*self._new_nodes.get(place, []), *self._after.get(place, [])]
+            nodes.extend(new)
+            keys += [index + 0.5] * len(new)
             if place in self._new_nodes:
-                del body.node[index]
-                for node in reversed(new):
-                    body.node.insert(index, node)
-            else:
-                for node in reversed(new[1:]):
-                    body.node.insert(index + 1, node)
-        gone = {name for index, name in orphans if index == scope.index}
+                keys[index] = math.inf
+        held = list(nodes)
+        order = {id(node): key for node, key in zip(held, keys, strict=True)}
+        nodes.sort(key=lambda node: order[id(node)])
+        del nodes[len(keys) - keys.count(math.inf) :]
+
+    def _remove_orphans(self, body: onnx.GraphProto | onnx.FunctionProto, gone: set[str]) -> None:
         if isinstance(body, onnx.FunctionProto):
             _remove(body.value_info, gone)
             return

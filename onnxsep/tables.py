@@ -15,7 +15,7 @@ from onnxsep.shapes import infer_shapes
 from onnxsep.sites import Sites
 from onnxsep.surgery import Edit, replace_convs
 from onnxsep.tensors import tensor_protos
-from onnxsep.types import Place, Rejected
+from onnxsep.types import ConvSite, Place, Rejected
 
 
 def model_info(model: Model) -> ModelInfo:
@@ -96,12 +96,17 @@ def _conv_report(
 
 def planned(sites: Sites, plan: Plan) -> tuple[onnx.ModelProto, Edit]:
     """What the plan would give: a skeleton with inferred shapes, and the edit; no weight is read or computed."""
+    light, edit = edited(sites, plan)
+    return (infer_shapes(light) if sites.inferred and plan.replacements else light), edit
+
+
+def edited(sites: Sites, plan: Plan) -> tuple[onnx.ModelProto, Edit]:
+    """The same without the shapes of new tensors."""
     if not plan.replacements:
         return sites.light, Edit()
     light = onnx.ModelProto()
     light.CopyFrom(sites.light)
-    edit = replace_convs(light, plan.replacements, None)
-    return (infer_shapes(light) if sites.inferred else light), edit
+    return light, replace_convs(light, plan.replacements, None)
 
 
 def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
@@ -125,9 +130,15 @@ def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
 
 
 def plan_macs(sites: Sites, plan: Plan) -> tuple[dict[Place, int | None], dict[Place, int | None]]:
-    """MACs of every node before, and of what stands there after; nodes that are not replaced have the same in both."""
-    before = node_macs(sites.light)
-    for row in plan.rows:
-        if row.site is not None and before.get(row.site.place) is None:
-            before[row.site.place] = site_macs(row.site)
+    """MACs of nodes before, and of what stands there after; nodes that are not replaced have the same in both."""
+    before = source_macs(sites)
     return before, {**before, **{row.site.place: row.macs for row in plan.replacements}}
+
+
+def source_macs(sites: Sites) -> dict[Place, int | None]:
+    """MACs of each node of the original that multiplies, by its place; None where its sizes are not known."""
+    before = node_macs(sites.light)
+    for site in sites.found:
+        if isinstance(site, ConvSite) and before.get(site.place) is None:
+            before[site.place] = site_macs(site)
+    return before

@@ -81,7 +81,7 @@ def bodies(proto: onnx.ModelProto) -> Iterator[tuple[Body, bool]]:
 
 def _with_subgraphs(body: Body) -> Iterator[Body]:
     yield body
-    for attribute in itertools.chain(_defaults(body), *(node.attribute for node in body.node)):
+    for attribute in itertools.chain(_defaults(body), *(node.attribute for node in body.node if node.attribute)):
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
             yield from _with_subgraphs(graph)
 
@@ -99,6 +99,8 @@ def walk(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, bool]]:
             yield from ((tensor, False) for tensor in _parts(body.sparse_initializer))
         yield from ((tensor, False) for tensor in _held(_defaults(body)))
         for node in body.node:
+            if not node.attribute:
+                continue
             is_constant = node.op_type == "Constant" and not in_function
             yield from ((tensor, is_constant) for tensor in _held(node.attribute))
 

@@ -64,7 +64,7 @@ def _check_depth(proto: onnx.ModelProto) -> None:
                 " graphs within graphs."
             )
         for node in body.node:
-            for attribute in node.attribute:
+            for attribute in node.attribute if node.attribute else ():
                 pending += [(graph, depth + 1) for graph in attribute.graphs]
                 if attribute.HasField("g"):
                     pending.append((attribute.g, depth + 1))

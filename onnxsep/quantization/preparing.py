@@ -11,7 +11,7 @@ import onnx
 
 from onnxsep.external import is_external
 from onnxsep.files import temporary_folder
-from onnxsep.functions import too_many_calls
+from onnxsep.functions import too_many_calls, with_few_calls
 from onnxsep.inference import forget_impossible_sizes
 from onnxsep.io import Model
 from onnxsep.quantization.agreement import Agreement
@@ -148,7 +148,7 @@ def _in_memory(source: Model) -> tuple[onnx.ModelProto, tuple[str, ...]]:
             f"the model has {size:,} bytes with its external data, and the quantiser takes at most 2 GB"
         )
     proto = onnx.ModelProto()
-    proto.CopyFrom(source.proto)
+    proto.CopyFrom(with_few_calls(source.proto))
     forget_impossible_sizes(proto)  # the tools' shape inference runs in this process
     external = [tensor for tensor in tensor_protos(proto) if is_external(tensor)]
     folder = source.data_folder() if external else None

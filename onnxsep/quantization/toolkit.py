@@ -18,6 +18,7 @@ import onnx
 from onnxsep.errors import MissingDependencyError
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.settings import Settings
+from onnxsep.runtime import quiet_telemetry
 
 _FATAL_ONLY = 4
 
@@ -145,6 +146,7 @@ def _tools() -> Iterator[list[str]]:
     Yields:
         The messages that are logged.
     """
+    quiet_telemetry()
     try:
         import onnxruntime
         import onnxruntime.quantization  # fails where a dependency of the tools is missing
