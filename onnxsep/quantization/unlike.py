@@ -1,9 +1,10 @@
 """What joins unlike ranges stays in float: boxes in pixels beside scores, whose 256 levels would all go to the boxes.
 
-A tensor is *unlike* if one scale for all of it leaves fewer than 16 levels to one of its parts (``parts``), or 8 to one
-channel of the last layer. It matters where the values go on to an output of the model, or to a layer in which the noise
-of the large part would cover the small one. There no node reads or makes it in integers; layers stay in int8, for they
-are given factors by powers of two (``rescaling``), which change no result.
+A tensor is *unlike* if one scale for all of it leaves fewer than 16 levels to one of its parts (``parts``), 64 where no
+layer comes between it and an output, or 8 to one channel of the last layer. It matters where the values go on to an
+output of the model, or to a layer in which the noise of the large part would cover the small one. There no node reads
+or makes it in integers; layers stay in int8, for they are given factors by powers of two (``rescaling``), which change
+no result.
 """
 
 from collections import defaultdict
@@ -27,6 +28,7 @@ from onnxsep.scopes import scopes, used_names
 
 _LEVELS = 256
 _FEWEST = 16  # levels of a part: a step of 6 % of its range
+_FEWEST_AT_THE_END = 64  # where that step is the error of an output, and only cheap operators stay in float
 _FEWEST_OF_CHANNELS = 8  # of a channel beside others of its layer, such as the class that varies least
 _SAMPLES = 32
 _LESS_NOISE = 2.0  # a layer reads parts with scales of their own where that lowers its noise so many times
@@ -131,7 +133,8 @@ class _Search:
     def measure(self, data: Dataset, indices: Sequence[int], options: RuntimeOptions) -> dict[str, Unlike]:
         batches = list(data.batches(indices, 1))
         first = self._run(data, batches[0], list(self._makers), options)
-        labelling = Labelling(self._proto, first, self._tail(), options)
+        tail = self._tail()
+        labelling = Labelling(self._proto, first, tail, options)
         labels, origins = labelling.run(), labelling.origins
         ranges = {name: Ranges(labels[name]) for name in self.tensors if name in labels}
         chosen = self._choices()
@@ -156,7 +159,8 @@ class _Search:
         for name, parts in ranges.items():
             levels = _LEVELS * parts.smallest(None if name in chosen else origins)
             of_channels = _LEVELS * parts.smallest()
-            if levels < _FEWEST or of_channels < _FEWEST_OF_CHANNELS:
+            fewest = _FEWEST_AT_THE_END if name in tail else _FEWEST
+            if levels < fewest or of_channels < _FEWEST_OF_CHANNELS:
                 found[name] = Unlike(name, min(levels, of_channels), parts)
         return found
 
