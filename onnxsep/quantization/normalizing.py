@@ -29,6 +29,7 @@ class _Normal:
             if entry.type.tensor_type.HasField("shape")
         }
         self._before: list[onnx.NodeProto] = []
+        self._behind: list[onnx.NodeProto] = []
 
     def run(self) -> None:
         nodes = []
@@ -43,8 +44,11 @@ class _Normal:
             elif node.op_type == "Gemm" and is_standard(node):
                 self._factors(node)
                 self._whole_bias(node)
-            nodes += [*self._before, node]
+            elif node.op_type in ("Conv", "ConvTranspose") and is_standard(node):
+                self._computed_bias(node)
+            nodes += [*self._before, node, *self._behind]
             self._before.clear()
+            self._behind.clear()
         if len(nodes) > len(self._graph.node):
             copies = onnx.GraphProto()
             copies.node.extend(nodes)
@@ -79,10 +83,12 @@ class _Normal:
         axes = next((list(entry.ints) for entry in node.attribute if entry.name == "axes"), None)
         if axes is None or len(node.input) < 4 or not node.input[3] or node.input[1]:
             return
+        policy = next((entry.s for entry in node.attribute if entry.name == _POLICY), b"stretch")
+        if policy != b"stretch" and min(axes) < 0:
+            return  # the runtime ignores the sizes then
         shape = self._node("Shape", [node.input[0]], f"{node.output[0]}_shape")
         places = self._add(f"{node.output[0]}_axes", np.array(axes, np.int64))
         sizes = node.input[3]
-        policy = next((entry.s for entry in node.attribute if entry.name == _POLICY), b"stretch")
         if policy != b"stretch":
             sizes = self._in_proportion(node, shape, places, "ReduceMin" if policy == b"not_larger" else "ReduceMax")
         node.input[3] = self._node("ScatterElements", [shape, places, sizes], f"{node.output[0]}_sizes")
@@ -99,6 +105,21 @@ class _Normal:
         exact = self._node("Mul", [sizes, ratio], f"{base}_exact", wide)
         more = self._node("Add", [exact, self._add(f"{base}_half", np.array(0.5))], f"{base}_more", wide)
         return self._node("Cast", [more], f"{base}_kept", to=onnx.TensorProto.INT64)  # which rounds down
+
+    def _computed_bias(self, node: onnx.NodeProto) -> None:
+        """A bias that is no weight is added behind: the integer operator takes none but integers."""
+        name = node.input[2] if len(node.input) > 2 else ""
+        weight = self._weights.get(node.input[1])
+        if not name or name in self._weights or weight is None or weight.data_type != onnx.TensorProto.FLOAT:
+            return
+        output, single = node.output[0], onnx.TensorProto.FLOAT
+        shape = self._add(f"{output}_bias_shape", np.array([1, -1] + [1] * (len(weight.dims) - 2), np.int64))
+        bias = self._node("Reshape", [name, shape], f"{output}_bias", single)
+        node.output[0] = self._free(f"{output}_unbiased")
+        self._graph.value_info.append(onnx.helper.make_tensor_value_info(node.output[0], single, None))
+        del node.input[2:]
+        add = self._free(f"{output}_add")
+        self._behind.append(onnx.helper.make_node("Add", [node.output[0], bias], [output], add))
 
     def _whole_bias(self, node: onnx.NodeProto) -> None:
         """A bias with an element for each column: the quantiser fails on one for all."""

@@ -1,10 +1,10 @@
 """What joins unlike ranges stays in float: boxes in pixels beside scores, whose 256 levels would all go to the boxes.
 
-A tensor is *unlike* if one scale for all of it leaves fewer than 16 levels to one of its parts (``parts``), 64 where no
-layer comes between it and an output, or 8 to one channel of the last layer. It matters where the values go on to an
-output of the model, or to a layer in which the noise of the large part would cover the small one. There no node reads
-or makes it in integers; layers stay in int8, for they are given factors by powers of two (``rescaling``), which change
-no result.
+A tensor is *unlike* if one scale for all of it leaves fewer than 16 levels to one of its parts (``parts``), or 8 to one
+channel of the last layer; 64 and 16 where no layer comes between it and an output. It matters where the values go on to
+an output of the model, or to a layer in which the noise of the large part would cover the small one. There no node
+reads or makes it in integers; layers stay in int8, for they are given factors by powers of two (``rescaling``), which
+change no result.
 """
 
 from collections import defaultdict
@@ -28,7 +28,8 @@ from onnxsep.scopes import scopes, used_names
 
 _LEVELS = 256
 _FEWEST = 16  # levels of a part: a step of 6 % of its range
-_FEWEST_AT_THE_END = 64  # where that step is the error of an output, and only cheap operators stay in float
+# Where that step is the error of an output, and only cheap operators stay in float:
+_FEWEST_AT_THE_END, _FEWEST_OF_CHANNELS_AT_THE_END = 64, 16
 _FEWEST_OF_CHANNELS = 8  # of a channel beside others of its layer, such as the class that varies least
 _SAMPLES = 32
 _LESS_NOISE = 2.0  # a layer reads parts with scales of their own where that lowers its noise so many times
@@ -159,8 +160,10 @@ class _Search:
         for name, parts in ranges.items():
             levels = _LEVELS * parts.smallest(None if name in chosen else origins)
             of_channels = _LEVELS * parts.smallest()
-            fewest = _FEWEST_AT_THE_END if name in tail else _FEWEST
-            if levels < fewest or of_channels < _FEWEST_OF_CHANNELS:
+            fewest, fewest_of_channels = (
+                (_FEWEST_AT_THE_END, _FEWEST_OF_CHANNELS_AT_THE_END) if name in tail else (_FEWEST, _FEWEST_OF_CHANNELS)
+            )
+            if levels < fewest or of_channels < fewest_of_channels:
                 found[name] = Unlike(name, min(levels, of_channels), parts)
         return found
 
