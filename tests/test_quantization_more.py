@@ -121,3 +121,22 @@ def test_pad_with_infinity(format_: str, value: float) -> None:
     x = net.add("Pad", [beginning(net), pads, net.const("least", np.float32(value))], "padded")
     result = checked(ended(net, net.add("MaxPool", [x], "pool", kernel_shape=[3, 3])), format=format_)
     assert {"padded", "pool"} <= set(left(result)) <= {"padded", "pool"}
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("op_type", ["Add", "Where"])
+def test_mask_with_infinity(format_: str, op_type: str) -> None:
+    """Attention over channels, each of which sees those before it only."""
+    net = Net()
+    rows = net.add("Reshape", [beginning(net), net.const("flat shape", np.array([0, 16, -1], np.int64))], "rows")
+    scores = net.add("MatMul", [rows, net.add("Transpose", [rows], "columns", perm=[0, 2, 1])], "scores")
+    later = np.triu(np.ones((16, 16), bool), 1)
+    if op_type == "Add":
+        masked = net.add("Add", [scores, net.const("mask", np.where(later, -np.inf, 0).astype(np.float32))], "masked")
+    else:
+        least = net.const("least", np.float32(-np.inf))
+        masked = net.add("Where", [net.const("later", later), least, scores], "masked")
+    seen = net.add("MatMul", [net.add("Softmax", [masked], "weights", axis=-1), rows], "seen")
+    x = net.add("Reshape", [seen, net.const("shape", np.array([0, 16, 8, 8], np.int64))], "image")
+    result = checked(ended(net, x), 0.06, format=format_)
+    assert "seen" not in left(result)

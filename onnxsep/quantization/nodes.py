@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 
-import numpy as np
 import onnx
 
 from onnxsep.errors import OptionError
@@ -18,7 +17,6 @@ _TYPE_NAMES: dict[int, str] = {
     onnx.TensorProto.DOUBLE: "float64",
 }
 
-_ENDLESS = 1e9  # a value that stands for infinity
 _INTEGER = ("QuantizeLinear", "QGemm", "QEmbedLayerNormalization")
 # What may read integers as it reads floats, and gives the same ones on.
 _MOVES = (
@@ -62,7 +60,7 @@ def not_for_quantizing(proto: onnx.ModelProto, op_types: Collection[str]) -> dic
     """Nodes of quantisable operators that the quantiser cannot take, with the reason."""
     types = float_tensors(proto)
     types.update((tensor.name, tensor.data_type) for tensor in proto.graph.initializer)
-    found = _beside_endless_pads(proto, op_types)
+    found = {}
     for node in proto.graph.node:
         if node.op_type not in op_types or node.domain not in ("", "ai.onnx"):
             continue
@@ -73,25 +71,6 @@ def not_for_quantizing(proto: onnx.ModelProto, op_types: Collection[str]) -> dic
         elif unknown := next((name for name in names if name not in types), None):
             found[node.name] = f"the type of {unknown!r} is not known"
     return found
-
-
-def _beside_endless_pads(proto: onnx.ModelProto, op_types: Collection[str]) -> dict[str, str]:
-    """Pads with -inf, or what stands for it, as exporters write them before a MaxPool; and what reads them."""
-    values = {tensor.name: tensor for tensor in proto.graph.initializer}
-    endless = {
-        node.output[0]
-        for node in proto.graph.node
-        if node.op_type == "Pad"
-        and len(node.input) > 2
-        and (tensor := values.get(node.input[2])) is not None
-        and not np.all(np.abs(onnx.numpy_helper.to_array(tensor).astype(np.float64)) < _ENDLESS)
-    }
-    return {
-        node.name: f"{name!r} is padded with values that no range holds"
-        for node in proto.graph.node
-        for name in (*node.output, *node.input)
-        if name in endless and node.op_type in op_types
-    }
 
 
 def to_calibrate(proto: onnx.ModelProto, op_types: Collection[str], left: Collection[str]) -> list[str]:

@@ -32,6 +32,7 @@ _FEWEST = 16  # levels of a part: a step of 6 % of its range
 _FEWEST_AT_THE_END, _FEWEST_OF_CHANNELS_AT_THE_END = 64, 16
 _FEWEST_OF_CHANNELS = 8  # of a channel beside others of its layer, such as the class that varies least
 _SAMPLES = 32
+_ENDLESS = 1e30  # what stands for infinity, in masks before a Softmax and pads before a MaxPool
 _LESS_NOISE = 2.0  # a layer reads parts with scales of their own where that lowers its noise so many times
 _SOFTMAX_TOP = 1 / 8  # the quantiser always lets a Softmax have the range 0..1
 
@@ -94,7 +95,12 @@ def keep_unlike_in_float(
     if integer_inputs:
         inputs = {entry.name for entry in proto.graph.input}
         found = {name: unlike for name, unlike in found.items() if name not in inputs}
-    return {**search.spare(found), **search.small_softmaxes()}
+    return {**search.spare(found), **search.small_softmaxes(), **search.beside_endless()}
+
+
+def _is_endless(values: npt.NDArray[np.generic]) -> bool:
+    largest = np.abs(values).max(initial=0)
+    return bool(largest > _ENDLESS)  # not where a value is NaN, which is an error
 
 
 class _Search:
@@ -116,6 +122,7 @@ class _Search:
         self._outputs = {entry.name for entry in proto.graph.output}
         self._nested = {name for scope in scopes(proto) if scope.kind == "subgraph" for name in used_names(scope)}
         self._tops: dict[str, float] = {}
+        self._endless: frozenset[str] = frozenset()
         self._watched: list[str] = []
 
     def _tail(self) -> frozenset[str]:
@@ -134,10 +141,11 @@ class _Search:
     def measure(self, data: Dataset, indices: Sequence[int], options: RuntimeOptions) -> dict[str, Unlike]:
         batches = list(data.batches(indices, 1))
         first = self._run(data, batches[0], list(self._makers), options)
+        self._endless = frozenset(name for name in self.tensors & set(self._makers) if _is_endless(first[name]))
         tail = self._tail()
         labelling = Labelling(self._proto, first, tail, options)
         labels, origins = labelling.run(), labelling.origins
-        ranges = {name: Ranges(labels[name]) for name in self.tensors if name in labels}
+        ranges = {name: Ranges(labels[name]) for name in self.tensors - self._endless if name in labels}
         chosen = self._choices()
         ranges = {name: found for name, found in ranges.items() if len(found) > 1 and name not in chosen}
         ranges |= {name: Ranges(np.arange(1, 1 + len(names))) for name, names in chosen.items()}
@@ -202,6 +210,15 @@ class _Search:
 
     def _softmaxes(self) -> list[onnx.NodeProto]:
         return [node for node in self._nodes.values() if node.op_type == "Softmax" and node.name in self._quantized]
+
+    def beside_endless(self) -> dict[str, str]:
+        """Nodes that make or read infinity, as in a mask, with the reason why they stay in float."""
+        return {
+            node.name: f"{name!r} holds infinity, or what stands for it, and no range does"
+            for node in self._nodes.values()
+            for name in (*node.output, *node.input)
+            if name in self._endless and node.name in self._quantized
+        }
 
     def small_softmaxes(self) -> dict[str, str]:
         """Softmaxes over so many values that each is small, with the reason why they stay in float."""
