@@ -1,7 +1,7 @@
 """What joins unlike ranges stays in float: boxes in pixels beside scores, whose 256 levels would all go to the boxes.
 
-A tensor is *unlike* if one scale for all of it leaves fewer than 16 levels to one of its parts (``parts``), or 8 to one
-channel of the last layer; 64 and 16 where no layer comes between it and an output. It matters where the values go on to
+A tensor is *unlike* if one scale for all of it leaves fewer than 16 levels to one of its parts (``parts``), 64 where no
+layer comes between it and an output, or 8 to one channel of the last layer. It matters where the values go on to
 an output of the model, or to a layer in which the noise of the large part would cover the small one. There no node
 reads or makes it in integers; layers stay in int8, for they are given factors by powers of two (``rescaling``), which
 change no result.
@@ -28,8 +28,7 @@ from onnxsep.scopes import scopes, used_names
 
 _LEVELS = 256
 _FEWEST = 16  # levels of a part: a step of 6 % of its range
-# Where that step is the error of an output, and only cheap operators stay in float:
-_FEWEST_AT_THE_END, _FEWEST_OF_CHANNELS_AT_THE_END = 64, 16
+_FEWEST_AT_THE_END = 64  # where that step is the error of an output, and only cheap operators stay in float
 _FEWEST_OF_CHANNELS = 8  # of a channel beside others of its layer, such as the class that varies least
 _SAMPLES = 32
 _ENDLESS = 1e30  # what stands for infinity, in masks before a Softmax and pads before a MaxPool
@@ -168,10 +167,8 @@ class _Search:
         for name, parts in ranges.items():
             levels = _LEVELS * parts.smallest(None if name in chosen else origins)
             of_channels = _LEVELS * parts.smallest()
-            fewest, fewest_of_channels = (
-                (_FEWEST_AT_THE_END, _FEWEST_OF_CHANNELS_AT_THE_END) if name in tail else (_FEWEST, _FEWEST_OF_CHANNELS)
-            )
-            if levels < fewest or of_channels < fewest_of_channels:
+            fewest = _FEWEST_AT_THE_END if name in tail else _FEWEST
+            if levels < fewest or of_channels < _FEWEST_OF_CHANNELS:
                 found[name] = Unlike(name, min(levels, of_channels), parts)
         return found
 
