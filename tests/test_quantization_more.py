@@ -140,3 +140,11 @@ def test_mask_with_infinity(format_: str, op_type: str) -> None:
     x = net.add("Reshape", [seen, net.const("shape", np.array([0, 16, 8, 8], np.int64))], "image")
     result = checked(ended(net, x), 0.06, format=format_)
     assert "seen" not in left(result)
+
+
+def test_where_beside_integer_operators() -> None:
+    net = Net()
+    x = beginning(net)
+    chosen = net.const("chosen", np.arange(8) % 3 > 0)
+    result = checked(ended(net, net.add("Where", [chosen, x, net.conv(x, 16, 16, "c")], "w")), format="qoperator")
+    assert set(left(result)) == {"w"}
