@@ -29,6 +29,7 @@ _OWN_RANGE = (
     "Sigmoid",
 )
 _WITHOUT_ZERO = "its bounds do not have 0 between them, and the range of a quantised tensor always holds 0"
+_ONLY_ZERO = "its bounds leave nothing but 0, which is no range"
 _OVERSHOOTS = "cubic interpolation goes beyond the range of its input, which its output would have"
 _NOT_CONSTANT = "its bounds are not constant"
 _READ_ELSEWHERE = "what it reads is needed elsewhere without it, so that it cannot become a range"
@@ -71,6 +72,8 @@ def staying(
             found[node.name] = _NOT_CONSTANT
         elif not bounds[0] <= 0 <= bounds[1]:
             found[node.name] = _WITHOUT_ZERO
+        elif bounds[0] == bounds[1]:
+            found[node.name] = _ONLY_ZERO
         elif format_ == "qoperator" and taken(maker):
             assert maker is not None
             if readers[node.input[0]] != 1:
@@ -95,9 +98,19 @@ def narrowed(
     for node in reversed(proto.graph.node):
         if node.op_type not in _LIMITS or not is_standard(node) or node.name in left or node.input[0] not in found:
             continue
-        if readers[node.input[0]] == 1 and node.output[0] in found and _bounds(node, constants) is not None:
+        bounds = _bounds(node, constants)
+        if bounds is None or node.output[0] not in found:
+            continue
+        if bounds[0] <= 0 <= bounds[1]:
+            found[node.output[0]] = _that_limits(found[node.output[0]], bounds)
+        if readers[node.input[0]] == 1:
             found[node.input[0]] = found[node.output[0]]
     return found
+
+
+def _that_limits(made: tuple[float, float], bounds: tuple[float, float]) -> tuple[float, float]:
+    """What a Relu or Clip makes, as a range that does its work: what only ever was 0 has none that limits anything."""
+    return (max(bounds[0], -1.0), min(bounds[1], 1.0)) if made == (0, 0) else made
 
 
 def _readers(proto: onnx.ModelProto) -> Counter[str]:

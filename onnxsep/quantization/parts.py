@@ -41,7 +41,7 @@ THROUGH = _UNARY | _BINARY | MOVES | {"Resize", "Upsample"}
 """Operators behind which the parts of what they read can still be told apart, place by place."""
 
 _MOST = 4096  # parts of one tensor
-_UNLIKE_FACTORS = 8.0  # of a constant vector, above which its factors make parts
+_UNLIKE_FACTORS = 4.0  # of a constant vector, above which its factors make parts
 
 
 def is_layer(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:

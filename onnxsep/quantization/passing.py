@@ -15,7 +15,7 @@ from onnxsep.quantization.parts import attribute
 from onnxsep.scopes import is_standard, scopes, used_names
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
-_ELEMENTWISE = frozenset({"Abs", "Dropout", "Identity", "LeakyRelu", "PRelu", "Relu"})
+_ELEMENTWISE = frozenset({"Abs", "Dropout", "Identity", "LeakyRelu", "Neg", "PRelu", "Relu"})
 _POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"})
 _REDUCTIONS = frozenset({"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"})
 

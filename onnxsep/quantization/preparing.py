@@ -20,6 +20,7 @@ from onnxsep.quantization.equalizing import equalize
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.normalizing import normalize
 from onnxsep.quantization.settings import Settings
+from onnxsep.quantization.stored import float_weights
 from onnxsep.quantization.toolkit import pre_process
 from onnxsep.scopes import scopes
 from onnxsep.tables import size_bytes
@@ -58,10 +59,12 @@ def prepare(source: Model, settings: Settings, agreement: Agreement | None = Non
         QuantizationError: the model is quantised already, has over 2 GB, or cannot be converted.
         ModelLoadError: external data cannot be read.
     """
-    _refuse_quantized(source.proto)
     if reason := too_many_calls(source.proto):
         raise QuantizationError(f"{reason}; write the model with fewer functions")
     proto, notes = _in_memory(source)
+    if stored := float_weights(proto):
+        notes += (f"{stored} weights that were stored as integers are quantised again, from what they stand for",)
+    _refuse_quantized(proto)
     prepared = _steps(source, proto, settings, ())
     if agreement is None or not (wrong := agreement.difference(prepared.proto)):
         return replace(prepared, notes=notes + prepared.notes)

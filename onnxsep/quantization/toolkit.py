@@ -65,7 +65,7 @@ def quantizable_types(settings: Settings) -> frozenset[str]:
     with _tools():
         from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-        known = {*QLinearOpsRegistry, *(QDQRegistry if settings.format == "qdq" else ())}
+        known = {*QLinearOpsRegistry, *QDQRegistry} if settings.format == "qdq" else {*QLinearOpsRegistry} - {_SPOILT}
     return frozenset(known)
 
 
@@ -104,10 +104,22 @@ def apply(
         if settings.format == "qdq":
             quantizer = _qdq_quantizer()(*head, *common)
         else:
+            _rename(isolated, _SPOILT, _HIDDEN)
             quantizer = ONNXQuantizer(*head, QuantizationMode.QLinearOps, True, *common)
         quantizer.quantize_model()
         result: onnx.ModelProto = quantizer.model.model
+    _rename(result, _HIDDEN, _SPOILT)
     return result
+
+
+# The quantiser for integer operators copies a Where, even one that is excluded, without giving it floats to read.
+_SPOILT, _HIDDEN = "Where", "Where_in_float"
+
+
+def _rename(proto: onnx.ModelProto, before: str, after: str) -> None:
+    for node in proto.graph.node:
+        if node.op_type == before:
+            node.op_type = after
 
 
 def _qdq_quantizer() -> Any:

@@ -1,9 +1,10 @@
 """What joins unlike ranges stays in float: boxes in pixels beside scores, whose 256 levels would all go to the boxes.
 
-A tensor is *unlike* if one scale for all of it leaves fewer than 16 levels to one of its parts (``parts``), or 8 to one
-channel of the last layer. It matters where the values go on to an output of the model, or to a layer in which the noise
-of the large part would cover the small one. There no node reads or makes it in integers; layers stay in int8, for they
-are given factors by powers of two (``rescaling``), which change no result.
+A tensor is *unlike* if one scale for all of it leaves fewer than 16 levels to one of its parts (``parts``), 64 where no
+layer comes between it and an output, or 8 to one channel of the last layer. It matters where the values go on to
+an output of the model, or to a layer in which the noise of the large part would cover the small one. There no node
+reads or makes it in integers; layers stay in int8, for they are given factors by powers of two (``rescaling``), which
+change no result.
 """
 
 from collections import defaultdict
@@ -27,8 +28,10 @@ from onnxsep.scopes import scopes, used_names
 
 _LEVELS = 256
 _FEWEST = 16  # levels of a part: a step of 6 % of its range
+_FEWEST_AT_THE_END = 64  # where that step is the error of an output, and only cheap operators stay in float
 _FEWEST_OF_CHANNELS = 8  # of a channel beside others of its layer, such as the class that varies least
 _SAMPLES = 32
+_ENDLESS = 1e30  # what stands for infinity, in masks before a Softmax and pads before a MaxPool
 _LESS_NOISE = 2.0  # a layer reads parts with scales of their own where that lowers its noise so many times
 _SOFTMAX_TOP = 1 / 8  # the quantiser always lets a Softmax have the range 0..1
 
@@ -91,7 +94,12 @@ def keep_unlike_in_float(
     if integer_inputs:
         inputs = {entry.name for entry in proto.graph.input}
         found = {name: unlike for name, unlike in found.items() if name not in inputs}
-    return {**search.spare(found), **search.small_softmaxes()}
+    return {**search.spare(found), **search.small_softmaxes(), **search.beside_endless()}
+
+
+def _is_endless(values: npt.NDArray[np.generic]) -> bool:
+    largest = np.abs(values).max(initial=0)
+    return bool(largest > _ENDLESS)  # not where a value is NaN, which is an error
 
 
 class _Search:
@@ -113,6 +121,7 @@ class _Search:
         self._outputs = {entry.name for entry in proto.graph.output}
         self._nested = {name for scope in scopes(proto) if scope.kind == "subgraph" for name in used_names(scope)}
         self._tops: dict[str, float] = {}
+        self._endless: frozenset[str] = frozenset()
         self._watched: list[str] = []
 
     def _tail(self) -> frozenset[str]:
@@ -131,9 +140,11 @@ class _Search:
     def measure(self, data: Dataset, indices: Sequence[int], options: RuntimeOptions) -> dict[str, Unlike]:
         batches = list(data.batches(indices, 1))
         first = self._run(data, batches[0], list(self._makers), options)
-        labelling = Labelling(self._proto, first, self._tail(), options)
+        self._endless = frozenset(name for name in self.tensors & set(self._makers) if _is_endless(first[name]))
+        tail = self._tail()
+        labelling = Labelling(self._proto, first, tail, options)
         labels, origins = labelling.run(), labelling.origins
-        ranges = {name: Ranges(labels[name]) for name in self.tensors if name in labels}
+        ranges = {name: Ranges(labels[name]) for name in self.tensors - self._endless if name in labels}
         chosen = self._choices()
         ranges = {name: found for name, found in ranges.items() if len(found) > 1 and name not in chosen}
         ranges |= {name: Ranges(np.arange(1, 1 + len(names))) for name, names in chosen.items()}
@@ -156,7 +167,8 @@ class _Search:
         for name, parts in ranges.items():
             levels = _LEVELS * parts.smallest(None if name in chosen else origins)
             of_channels = _LEVELS * parts.smallest()
-            if levels < _FEWEST or of_channels < _FEWEST_OF_CHANNELS:
+            fewest = _FEWEST_AT_THE_END if name in tail else _FEWEST
+            if levels < fewest or of_channels < _FEWEST_OF_CHANNELS:
                 found[name] = Unlike(name, min(levels, of_channels), parts)
         return found
 
@@ -195,6 +207,15 @@ class _Search:
 
     def _softmaxes(self) -> list[onnx.NodeProto]:
         return [node for node in self._nodes.values() if node.op_type == "Softmax" and node.name in self._quantized]
+
+    def beside_endless(self) -> dict[str, str]:
+        """Nodes that make or read infinity, as in a mask, with the reason why they stay in float."""
+        return {
+            node.name: f"{name!r} holds infinity, or what stands for it, and no range does"
+            for node in self._nodes.values()
+            for name in (*node.output, *node.input)
+            if name in self._endless and node.name in self._quantized
+        }
 
     def small_softmaxes(self) -> dict[str, str]:
         """Softmaxes over so many values that each is small, with the reason why they stay in float."""
