@@ -31,7 +31,7 @@ from onnxsep.linalg import Array
 _STEPS = 12
 _TOLERANCE = 1e-2  # of the norm of what is left; the next sweep goes on from there
 _LARGEST_FEATURES = 2**25  # elements of what is kept for all steps
-_LARGEST_WORK = 2.5e11  # as ``work`` counts it, some seconds on one core: a fit that takes more ends with its sweep
+_LARGEST_WORK = 1.5e11  # as ``work`` counts it, some seconds on one core: a fit that takes more ends with its sweep
 _RIDGE = 1e-10  # of the mean diagonal of F
 Floats = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating[Any]]
+Array = NDArray[Any]
 _TRANSFER = 64  # multiplications in the time that one element takes from memory, in another order often
 _SEARCHED = 6  # operands up to which all orders are tried: their number grows like a factorial
 _LARGEST = 2**26  # elements of an intermediate result, unless an operand or the result is larger
@@ -29,7 +29,8 @@ def contract(equation: str, *operands: Array) -> Array:
             del terms[place], arrays[place]
         terms.append(term)
         arrays.append(array)
-    return np.einsum(f"{terms[0]}->{result}", arrays[0])
+    product: Array = np.einsum(f"{terms[0]}->{result}", arrays[0])
+    return product
 
 
 @cache
