@@ -56,8 +56,11 @@ class Multilinear(Mode):
         fitted: list[list[Array]] = []
         for group in range(conv.group):
             gram, cross = statistics.grams[group], statistics.cross[group].reshape(outputs, *inputs)
-            by_rows = isinstance(gram, RowGram)
-            problem = RowProblem(gram, cross) if by_rows else Problem(gram.dense().reshape(*inputs, *inputs), cross)
+            problem: Problem | RowProblem
+            if isinstance(gram, RowGram):
+                problem = RowProblem(gram, cross)
+            else:
+                problem = Problem(gram.dense().reshape(*inputs, *inputs), cross)
             factors = alternate(equation, [array[group] for array in start], problem, sweeps=task.sweeps)
             fitted.append(balanced(equation, factors))
         return self.join(conv, [np.stack(parts) for parts in zip(*fitted, strict=True)])
