@@ -18,20 +18,17 @@ their place; they use products with G alone.
 
 import itertools
 import math
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from onnxsep.gram import Gram, RowGram
+from onnxsep.als_rows import RowProblem
 from onnxsep.linalg import Array
 
 _LARGEST_SYSTEM = 2_400  # unknowns of normal equations that are formed; beyond, conjugate gradients are cheaper
-_LARGEST_PART = 2**24  # elements of what rows multiply, at a time
-_LARGEST_SUM = 2**21  # elements of it, where only a diagonal is wanted
 _LARGEST_BATCH = 40_000_000  # elements of a stack of them, one for each output
 _CG_STEPS = 12
 _CG_TOLERANCE = 1e-4
@@ -45,44 +42,30 @@ class Problem:
     """What the factors are fitted to.
 
     Attributes:
-        gram: [*inputs, *inputs], symmetric, positive semidefinite; or the same as ``Gram``.
+        gram: [*inputs, *inputs], symmetric, positive semidefinite.
         cross: [outputs, *inputs].
     """
 
-    gram: Array | Gram
+    gram: Array
     cross: Array
 
     def objective(self, product: Array) -> float:
         """<M G, M> - 2 <C, M>: the squared error but for the constant ||Y||^2."""
         return float(np.vdot(self.times_gram(product) - 2 * self.cross, product))
 
+    @property
+    def exhausted(self) -> bool:
+        """Never: the cost of a sweep does not grow with the samples."""
+        return False
+
+    def improved(self, equation: str, factors: Sequence[Array], position: int) -> Array:
+        """The factor that solves its normal equations, all others given, or comes nearer to it."""
+        return _improved(equation, list(factors), position, self)
+
     def times_gram(self, product: Array) -> Array:
         """M G, in the shape of M."""
         size = math.prod(self.cross.shape[1:])
-        rows = product.reshape(-1, size)
-        if isinstance(self.gram, Gram):
-            return self.gram.times(rows).reshape(product.shape)
-        return (rows @ self.gram.reshape(size, size)).reshape(product.shape)
-
-    @property
-    def by_rows(self) -> bool:
-        """Whether there are fewer rows than inputs, and the Gram matrix is never formed."""
-        return isinstance(self.gram, RowGram)
-
-    @property
-    def moments(self) -> tuple[Array, ...]:
-        """The operands of einsums that stand for the Gram matrix: [*inputs, *inputs], or [rows, *inputs] twice."""
-        inputs = self.cross.shape[1:]
-        if isinstance(self.gram, RowGram):
-            rows = self.gram.rows.reshape(-1, *inputs)
-            return rows, rows
-        dense = self.gram.dense() if isinstance(self.gram, Gram) else self.gram
-        return (dense.reshape(*inputs, *inputs),)
-
-    @property
-    def ridge(self) -> float:
-        """What comes to the diagonal of the product of the rows."""
-        return self.gram.ridge if isinstance(self.gram, RowGram) else 0.0
+        return (product.reshape(-1, size) @ self.gram.reshape(size, size)).reshape(product.shape)
 
 
 def multiply(equation: str, factors: Sequence[Array]) -> Array:
@@ -91,7 +74,7 @@ def multiply(equation: str, factors: Sequence[Array]) -> Array:
 
 
 def alternate(
-    equation: str, factors: Sequence[Array], problem: Problem, *, sweeps: int = 30, tolerance: float = 1e-4
+    equation: str, factors: Sequence[Array], problem: Problem | RowProblem, *, sweeps: int = 30, tolerance: float = 1e-4
 ) -> list[Array]:
     """Improve the factors, one after the other, until a sweep gains less than ``tolerance`` of the objective.
 
@@ -99,7 +82,7 @@ def alternate(
         equation: an einsum of lower-case letters; the first letter of its result is the output channel, and each
             factor has every letter once.
         factors: the start.
-        problem: what to fit.
+        problem: what to fit to.
         sweeps: at most so many rounds over all factors.
         tolerance: relative to what the product explains, ||M||_G^2.
 
@@ -111,12 +94,12 @@ def alternate(
     for _ in range(sweeps):
         before = list(current)
         for position in reversed(range(len(current))):  # the last factor, nearest to the output, gains most
-            current[position] = _improved(equation, current, position, problem)
+            current[position] = problem.improved(equation, current, position)
         product = multiply(equation, current)
         lower = problem.objective(product)
         if not lower <= value:  # by rounding, where nothing is left to gain
             return before
-        if value - lower <= tolerance * abs(lower):
+        if problem.exhausted or value - lower <= tolerance * abs(lower):
             break
         value = lower
     return current
@@ -155,9 +138,9 @@ class _Step:
 
     product: str  # all factors -> M
     adjoint: str  # the other factors, and something of M's shape -> the factor's shape
-    normal: "_Block"  # the others, the others again, G -> H
+    normal: str  # the others, the others again, G -> H
     blocks: tuple["_Block", ...]  # H is the Kronecker product of these, if there is more than one
-    diagonal: "_Block"  # the same -> the diagonal of H
+    diagonal: str  # the same -> the diagonal of H
     unknowns: str  # the factor's letters, but for the output where it only selects the row
     per_output: str  # the output's letter where each output has a system of its own
     shared: bool  # every output has the same system
@@ -165,19 +148,14 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Block:
-    """An einsum of some of the other factors, of the same again and of G, and the unknowns among its letters."""
+    """Some of the operands of ``normal``, connected by their letters, and the unknowns among these."""
 
     operands: tuple[int, ...]
     equation: str
     unknowns: str
-    ridge: str = ""  # the same for a G that is the identity, "" where G has no part in it
-    identities: str = ""  # letters of the identities, or of the ones, that this takes
-    products: str = ""  # the others once, rows -> what each row has to multiply; "" where G is a matrix
-    summed: bool = False  # whether H also sums over the outputs, which the products have then
-    factors: tuple[int, ...] = ()  # these others
 
 
-def _blocks(operands: Sequence[str], moments: int, unknowns: str, product: str) -> tuple[_Block, ...]:
+def _blocks(operands: Sequence[str], unknowns: str) -> tuple[_Block, ...]:
     """Divide the operands into groups that share no letter; their Kronecker product is much cheaper to invert."""
     groups: list[tuple[set[str], list[int]]] = []
     for number, operand in enumerate(operands):
@@ -188,37 +166,13 @@ def _blocks(operands: Sequence[str], moments: int, unknowns: str, product: str) 
     blocks = []
     for letters, members in groups:
         own = "".join(letter for letter in unknowns if letter in letters)
-        blocks.append(_block(operands, members, moments, own + own.upper(), own, product))
+        equation = ",".join(operands[member] for member in members) + "->" + own + own.upper()
+        blocks.append(_Block(tuple(members), equation, own))
     return tuple(blocks)
 
 
-def _block(
-    operands: Sequence[str], members: Sequence[int], moments: int, result: str, unknowns: str, product: str
-) -> _Block:
-    """The einsum of these operands, the last ``moments`` of which are G, or its rows twice."""
-    equation = ",".join(operands[member] for member in members) + "->" + result
-    output, inputs = product[0], product[1:]
-    factors = [member for member in members if member < len(operands) - moments]
-    if len(factors) == len(members):
-        return _Block(tuple(members), equation, unknowns)
-    # With the identity for G both copies of an input are the same; of an unknown, both letters are in the result.
-    same = {letter.upper(): letter for letter in inputs if letter not in unknowns}
-    terms = ["".join(same.get(letter, letter) for letter in operands[member]) for member in factors]
-    own = "".join(letter for letter in inputs if letter in unknowns)
-    both = [letter + letter.upper() * (letter.upper() in result) for letter in own]
-    ridge = ",".join([*terms, *both]) + "->" + result
-    once = tuple(member for member in factors if member < (len(operands) - moments) // 2)
-    if moments == 1:
-        return _Block(tuple(members), equation, unknowns, ridge, own)
-    row = operands[-2][0]
-    products = ",".join([*(operands[member] for member in once), operands[-2]])
-    summed = output not in result and any(output in operands[member] for member in once)
-    products += "->" + (output if output in result else "") + row + (output if summed else "") + unknowns
-    return _Block(tuple(members), equation, unknowns, ridge, own, products, summed, once)
-
-
 @cache
-def _step(equation: str, position: int, by_rows: bool = False) -> _Step:
+def _step(equation: str, position: int) -> _Step:
     left, result = equation.split("->")
     terms = left.split(",")
     output, inputs = result[0], result[1:]
@@ -233,24 +187,17 @@ def _step(equation: str, position: int, by_rows: bool = False) -> _Step:
 
     # The letters of the factor that the others do not have are delta functions between input and unknown: as both
     # bear the same letter, they need no operand.
-    row = next(letter for letter in string.ascii_lowercase if letter not in equation)
-
-    def moments(second: str) -> list[str]:
-        return [row + inputs, row + second] if by_rows else [inputs + second]
-
-    count = len(moments(""))
-    operands = [*others, *map(primed, others), *moments(primed(inputs))]
+    operands = ",".join([*others, *map(primed, others), inputs + primed(inputs)])
     per_output = output if mixed else ""
     halves = unknowns + primed(unknowns)
     twice = [*others, *(_halfprimed(term, unknowns, output) for term in others)]
-    twice += moments(_halfprimed(inputs, unknowns, output))
-    everything = range(len(operands))
+    inner = inputs + _halfprimed(inputs, unknowns, output)
     return _Step(
         product=equation,
         adjoint=",".join([*others, result]) + "->" + own,
-        normal=_block(operands, everything, count, per_output + halves, unknowns, result),
-        blocks=() if mixed else _blocks(operands, count, unknowns, result),
-        diagonal=_block(twice, everything, count, per_output + unknowns, unknowns, result),
+        normal=f"{operands}->{per_output}{halves}",
+        blocks=() if mixed else _blocks(operands.split(","), unknowns),
+        diagonal=",".join([*twice, inner]) + f"->{per_output}{unknowns}",
         unknowns=unknowns,
         per_output=per_output,
         shared=selects and not mixed,
@@ -264,7 +211,7 @@ def _halfprimed(letters: str, unknowns: str, output: str) -> str:
 
 def _improved(equation: str, factors: list[Array], position: int, problem: Problem) -> Array:
     """The factor that solves its normal equations, or comes nearer to it."""
-    step = _step(equation, position, problem.by_rows)
+    step = _step(equation, position)
     own = equation.split("->")[0].split(",")[position]
     sizes = dict(zip(own, factors[position].shape, strict=True))
     output = equation.split("->")[1][0]
@@ -273,13 +220,12 @@ def _improved(equation: str, factors: list[Array], position: int, problem: Probl
     others = [factor for place, factor in enumerate(factors) if place != position]
     slope = problem.cross - problem.times_gram(multiply(equation, factors))
     residual = _einsum(step.adjoint, *others, slope)
-    if problem.by_rows:  # products with the rows are cheap, normal equations of them are not
-        return factors[position] + _conjugate_gradients(step, others, factors, position, residual, problem)
     if len(step.blocks) > 1:
-        return factors[position] + _solve_blocks(step.blocks, others, problem, own, residual)
+        operands = (*others, *others, problem.gram)
+        return factors[position] + _solve_blocks(step.blocks, operands, own, residual)
     if unknowns > _LARGEST_SYSTEM or batch * unknowns**2 > _LARGEST_BATCH:
         return factors[position] + _conjugate_gradients(step, others, factors, position, residual, problem)
-    normal = _evaluated(step.normal, others, problem, sizes)
+    normal = _einsum(step.normal, *others, *others, problem.gram)
     if step.per_output or step.shared:  # rows of outputs: [o, unknowns]
         axis = own.index(output)
         rows = np.moveaxis(residual, axis, 0)
@@ -290,61 +236,11 @@ def _improved(equation: str, factors: list[Array], position: int, problem: Probl
     return factors[position] + change
 
 
-def _evaluated(block: _Block, others: Sequence[Array], problem: Problem, sizes: Mapping[str, int]) -> Array:
-    """The einsum of a block."""
-    factors = (*others, *others)
-    operands = (*factors, *problem.moments)
-    if block.products:
-        value = _summed_rows(block, [others[member] for member in block.factors], problem)
-    else:
-        value = _einsum(block.equation, *(operands[member] for member in block.operands))
-    if block.ridge and problem.ridge:
-        used = [factors[member] for member in block.operands if member < len(factors)]
-        whole = any(letter + letter.upper() in block.ridge.split("->")[0].split(",") for letter in block.identities)
-        ends = [np.eye(sizes[letter]) if whole else np.ones(sizes[letter]) for letter in block.identities]
-        value = value + problem.ridge * _einsum(block.ridge, *used, *ends)
-    return value
-
-
-def _summed_rows(block: _Block, factors: Sequence[Array], problem: Problem) -> Array:
-    """The einsum of a block but for its ridge, some rows at a time."""
-    rows, result = problem.moments[0], block.equation.split("->")[1]
-    whole = any(letter.isupper() for letter in result)
-    size = _size(block.products, factors, rows)
-    if not whole and size > _LARGEST_SUM:  # the diagonal only speeds up what is exact without it
-        step = -(-size // _LARGEST_SUM)
-        rows = rows[::step] * np.sqrt(len(rows) / len(rows[::step]))
-        size //= step
-    count = max(1, _LARGEST_PART * len(rows) // max(1, size))
-    total: Array | float = 0.0
-    shape: tuple[int, ...] = ()
-    for start in range(0, len(rows), count):
-        part = _einsum(block.products, *factors, rows[start : start + count])
-        front, ends = part.shape[: part.ndim - len(block.unknowns)], part.shape[part.ndim - len(block.unknowns) :]
-        front = front[: len(front) - 1 - block.summed]
-        shape = (*front, *ends, *(ends if whole else ()))
-        flat = part.reshape(*front, -1, math.prod(ends))
-        total = total + (np.swapaxes(flat, -1, -2) @ flat if whole else (flat * flat).sum(axis=-2))
-    return np.asarray(total).reshape(shape)
-
-
-def _size(equation: str, factors: Sequence[Array], rows: Array) -> int:
-    """Elements of an einsum's result."""
-    left, result = equation.split("->")
-    sizes: dict[str, int] = {}
-    for term, array in zip(left.split(","), [*factors, rows], strict=True):
-        sizes.update(zip(term, array.shape, strict=True))
-    return math.prod(sizes[letter] for letter in result)
-
-
-def _solve_blocks(
-    blocks: Sequence[_Block], others: Sequence[Array], problem: Problem, own: str, residual: Array
-) -> Array:
+def _solve_blocks(blocks: Sequence[_Block], operands: Sequence[Array], own: str, residual: Array) -> Array:
     """Solve (H1 x H2 x ...) d = r, one block after the other."""
     change = residual
-    sizes = dict(zip(own, residual.shape, strict=True))
     for block in blocks:
-        normal = _evaluated(block, others, problem, sizes)
+        normal = _einsum(block.equation, *(operands[member] for member in block.operands))
         if not block.unknowns:  # a number
             change = change / normal if normal > 0 else np.zeros_like(change)
             continue
@@ -383,12 +279,12 @@ def _conjugate_gradients(
     step: _Step, others: list[Array], factors: list[Array], position: int, residual: Array, problem: Problem
 ) -> Array:
     """Some preconditioned steps (Hestenes and Stiefel 1952) for H d = r; each lowers the objective."""
-    own = step.product.split("->")[0].split(",")[position]
-    sizes = dict(zip(own, residual.shape, strict=True))
-    diagonal = _evaluated(step.diagonal, others, problem, sizes)
+    diagonal = _einsum(step.diagonal, *others, *others, problem.gram)
     if step.shared:  # the same for every output
+        own = step.product.split("->")[0].split(",")[position]
         diagonal = np.expand_dims(diagonal, own.index(step.product.split("->")[1][0]))
     elif step.per_output:
+        own = step.product.split("->")[0].split(",")[position]
         diagonal = np.moveaxis(diagonal, 0, own.index(step.per_output))
     mean = float(diagonal.mean())
     inverse = 1 / (diagonal + (mean * 1e-6 if mean > 0 else 1.0))

@@ -11,6 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from onnxsep.als import Problem, alternate, balanced, multiply
+from onnxsep.als_rows import RowProblem
+from onnxsep.gram import RowGram
 from onnxsep.linalg import Array
 from onnxsep.modes import Factors, Mode, Task
 from onnxsep.types import AddLayer, Conv, ConvLayer, Layer, Rank, parameters
@@ -53,7 +55,12 @@ class Multilinear(Mode):
         outputs = conv.out_channels // conv.group
         fitted: list[list[Array]] = []
         for group in range(conv.group):
-            problem = Problem(statistics.grams[group], statistics.cross[group].reshape(outputs, *inputs))
+            gram, cross = statistics.grams[group], statistics.cross[group].reshape(outputs, *inputs)
+            problem: Problem | RowProblem
+            if isinstance(gram, RowGram):
+                problem = RowProblem(gram, cross)
+            else:
+                problem = Problem(gram.dense().reshape(*inputs, *inputs), cross)
             factors = alternate(equation, [array[group] for array in start], problem, sweeps=task.sweeps)
             fitted.append(balanced(equation, factors))
         return self.join(conv, [np.stack(parts) for parts in zip(*fitted, strict=True)])
