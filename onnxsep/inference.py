@@ -28,18 +28,22 @@ _DEEPEST_CALLS = 64
 # ``_is_harmless`` lets through. EyeLike, GatherND, LabelEncoder and others have.
 _HARMLESS = set(
     """
-    Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast CastLike Ceil Celu Clip Concat Constant
-    ConstantOfShape Conv ConvTranspose Cos CumSum DepthToSpace DequantizeLinear Div Dropout Elu Equal Erf Exp Expand
-    Flatten Floor Gather Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual HardSigmoid HardSwish
-    Identity If InstanceNormalization LRN LeakyRelu Less LessOrEqual Log LogSoftmax Loop MatMul Max MaxPool Mean Min
-    Mish Mod Mul Neg Not Or PRelu Pad Pow QuantizeLinear Range Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean
-    ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round Selu Shape Sigmoid Sign Sin Size Slice
-    Softmax Softplus Softsign SpaceToDepth Sqrt Squeeze Sub Sum Tanh ThresholdedRelu Tile TopK Transpose Unsqueeze
-    Upsample Where Xor
+    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization BitShift Cast CastLike
+    Ceil Celu CenterCropPad Clip Compress Concat Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos Cosh
+    CumSum DepthToSpace DequantizeLinear Div Dropout DynamicQuantizeLinear Elu Equal Erf Exp Expand Flatten Floor
+    GRU Gather GatherElements Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GridSample
+    GroupNormalization HardSigmoid HardSwish Hardmax Identity If InstanceNormalization IsInf IsNaN LRN LSTM
+    LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax Loop LpPool MatMul MatMulInteger Max MaxPool Mean
+    MeanVarianceNormalization Min Mish Mod Mul Neg NonMaxSuppression NonZero Not OneHot Or PRelu Pad Pow QLinearConv
+    QLinearMatMul QuantizeLinear RMSNormalization RNN Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum
+    ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize
+    ReverseSequence RoiAlign Round Scan ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice
+    Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK
+    Transpose Trilu Unsqueeze Upsample Where Xor
     """.split()  # noqa: SIM905 - one name to a line would be eighty lines
 )
 _INTEGERS = {TensorProto.INT32, TensorProto.INT64}
-_LIST = {"strides", "dilations", "kernel_shape", "pads", "output_padding", "output_shape"}
+_LIST = {"strides", "dilations", "kernel_shape", "pads", "output_padding", "output_shape", "split"}
 # How the process of its own is told the folders of this one's packages, and nothing of the folder that it runs in.
 _CHILD = """
 import json, sys
@@ -178,7 +182,16 @@ def _is_harmless_node(node: onnx.NodeProto) -> bool:
         return not node.domain.startswith("ai.onnx")
     if node.op_type not in _HARMLESS:
         return False
+    if node.op_type == "Split" and not _parts_agree(node):
+        return False
     return not node.attribute or all(_is_harmless_attribute(entry) for entry in node.attribute)
+
+
+def _parts_agree(node: onnx.NodeProto) -> bool:
+    """Whether a Split says as many parts as it has outputs: inference makes room for what it says."""
+    said = (entry.i if entry.type == AttributeProto.INT else len(entry.ints) for entry in node.attribute)
+    names = (entry.name for entry in node.attribute)
+    return all(count == len(node.output) for name, count in zip(names, said, strict=True) if name != "axis")
 
 
 def _is_harmless_attribute(entry: onnx.AttributeProto) -> bool:
