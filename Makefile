@@ -11,8 +11,11 @@ ALL    := $(VENV)/.installed-$(EXTRAS)
 OUT    ?= demo-out
 DIST   ?= dist
 FUZZ   ?= 600
-# Tests of the documentation and of the scripts of models/, which do not depend on versions.
-NOT_ENGINE := test_readme.py test_models.py test_cifar_model.py test_architecture.py test_packaging.py
+# Tests of documents, scripts, options, files and recipes, which do not depend on versions of the libraries.
+NOT_ENGINE := test_readme.py test_models.py test_cifar_model.py test_architecture.py test_packaging.py test_compression.py \
+	test_joint_ranks.py test_paths.py test_work_folders.py test_old_data_files.py test_option_values.py \
+	test_options_before_work.py test_labels.py test_labels_of_tables.py test_labels_of_spreadsheets.py test_signals.py \
+	test_early_signals.py
 
 .PHONY: demo test lint types bench golden lowest fuzz sdist clean
 

@@ -17,9 +17,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-
 class OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
-    """As above: sessions that are not told how many threads to take, take one, and do not wait in circles for others."""
+    """As above: sessions that are not told how many threads to take, take one."""
 
     def __init__(self) -> None:
         super().__init__()
