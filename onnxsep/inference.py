@@ -23,6 +23,7 @@ _LARGEST_SIZE = 2**31 - 1
 _MOST_INTEGERS = 1 << 16  # in a list of integers, which inference copies
 _MOST_CALLED = 20_000  # nodes behind calls of functions
 _DEEPEST_CALLS = 64
+_WITH_AXES_OF_SPACE = 3
 
 # Found by running damaged models: none of these has ended the process on types, sizes and attributes that
 # ``_is_harmless`` lets through. EyeLike, GatherND, LabelEncoder and others have.
@@ -156,7 +157,14 @@ def _is_harmless(scope: Scope) -> bool:
             return False
     if not all(_is_ordinary_type(value.type) for value in values):
         return False
+    flat = {value.name for value in values if _has_no_axes_of_space(value.type)}
+    if flat and any(node.op_type.startswith("Conv") and flat.intersection(node.input[:1]) for node in body.node):
+        return False  # older onnx reads dimensions that are not there
     return all(_is_harmless_node(node) for node in body.node)
+
+
+def _has_no_axes_of_space(proto: onnx.TypeProto) -> bool:
+    return proto.tensor_type.HasField("shape") and len(proto.tensor_type.shape.dim) < _WITH_AXES_OF_SPACE
 
 
 def _is_ordinary(dims: Iterable[int], data_type: int) -> bool:

@@ -9,23 +9,11 @@ from pathlib import Path
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
-import onnxruntime  # noqa: E402
 import pytest  # noqa: E402
 
 # A shell starts jobs in the background with SIGINT ignored, and children inherit that; the tests of Ctrl-C need it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-class OneThread(onnxruntime.SessionOptions):  # type: ignore[misc]
-    """As above: sessions that are not told how many threads to take, take one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.intra_op_num_threads = 1
-
-
-onnxruntime.SessionOptions = OneThread
 
 ROOT = Path(__file__).resolve().parents[1]
 

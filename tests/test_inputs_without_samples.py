@@ -1,5 +1,6 @@
 """Inputs without a first axis for samples: a scalar, a state whose batch is its second axis; preprocessing."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,8 @@ def test_preprocessing_as_a_path_or_a_dict(images: Path, tmp_path: Path) -> None
         (tmp_path / "no.toml", r"no\.toml"),
         (3, "dict"),
     ):
-        for function in (onnxsep.quantize, onnxsep.evaluate, onnxsep.finetune):
+        trains = [onnxsep.finetune] if find_spec("torch") else []
+        for function in (onnxsep.quantize, onnxsep.evaluate, *trains):
             with pytest.raises(OptionError, match=words):
                 function(tmp_path / "none.onnx", data=images, preprocessing=wrong)
         with pytest.raises(OptionError, match=words):

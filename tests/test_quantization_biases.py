@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from versions import needs_new_runtime
 
 import onnxsep
 from onnxsep.data import open_data
@@ -230,6 +231,7 @@ def test_without_correction_the_report_says_nothing_of_it(images: np.ndarray) ->
     assert quantize(DIGITS, data=images[:20], bias_correction=False, runtime=ONE).report.bias_correction is None
 
 
+@needs_new_runtime
 def test_correction_with_layers_left_in_float(images: np.ndarray) -> None:
     names = [node.name for node in load(DIGITS).proto.graph.node if node.op_type == "Conv"]
     result = quantize(DIGITS, data=images[:60], exclude=names[2:4], runtime=ONE)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from test_quantization_structures import FORMATS, ONE, Net, X, beginning, checked, left, relative
+from versions import needs_new_runtime
 
 from onnxsep.io import load
 from onnxsep.quantization import quantize
@@ -65,6 +66,7 @@ def test_weight_behind_dequantize_linear(format_: str) -> None:
 # ---------------------------------------------------------------- Resize with axes beside integer Convs
 
 
+@needs_new_runtime
 @pytest.mark.parametrize(
     ("policy", "wanted", "size"),
     [("stretch", (12, 5), (12, 5)), ("not_larger", (12, 20), (12, 12)), ("not_smaller", (9, 13), (13, 13))],
@@ -113,6 +115,7 @@ def test_parts_of_an_output_that_differ_ten_times(format_: Any) -> None:
 # ---------------------------------------------------------------- values that no range holds
 
 
+@needs_new_runtime
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("value", [-np.inf, np.finfo(np.float32).min])
 def test_pad_with_infinity(format_: str, value: float) -> None:
@@ -142,6 +145,7 @@ def test_mask_with_infinity(format_: str, op_type: str) -> None:
     assert "seen" not in left(result)
 
 
+@needs_new_runtime
 def test_where_beside_integer_operators() -> None:
     net = Net()
     x = beginning(net)

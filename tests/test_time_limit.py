@@ -18,10 +18,11 @@ from onnxsep.errors import OptionError, TimeLimitError
 from onnxsep.runtime import Runner, RuntimeOptions
 
 ENDLESS = """<ir_version: 8, opset_import: ["" : 17]>
-g (float[N, 3, 8, 8] x) => (float[N, 8, 8, 8] y) <float[8, 3, 3, 3] w, float[8, 8, 3, 3] v, bool t = {1}> {
+g (float[N, 3, 8, 8] x) => (float[N, 8, 8, 8] y)
+<float[8, 3, 3, 3] w, float[8, 8, 3, 3] v, bool t = {1}, int64 m = {9223372036854775807}> {
   a = Conv<pads = [1, 1, 1, 1]>(x, w)
   b = Conv<pads = [1, 1, 1, 1]>(a, v)
-  y = Loop(, t, b) <body = body (int64 i, bool c, float[N, 8, 8, 8] u) => (bool d, float[N, 8, 8, 8] s) {
+  y = Loop(m, t, b) <body = body (int64 i, bool c, float[N, 8, 8, 8] u) => (bool d, float[N, 8, 8, 8] s) {
     d = Identity(c)
     s = Mul(u, u)
   }>

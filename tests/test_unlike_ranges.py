@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from versions import needs_new_runtime
 
 from onnxsep.io import Model
 from onnxsep.quantization import QuantizeResult, quantize
@@ -274,6 +275,7 @@ def test_choice_between_unlike_tensors_stays_in_float() -> None:
     assert np.linalg.norm((expected - actual)[small]) < 0.05 * np.linalg.norm(expected[small])
 
 
+@needs_new_runtime
 @pytest.mark.parametrize("format_", FORMATS)
 def test_softmax_over_many_values_keeps_its_levels(format_: Any) -> None:
     graph = Graph()
@@ -287,6 +289,7 @@ def test_softmax_over_many_values_keeps_its_levels(format_: Any) -> None:
     assert "0..1" in left(result)["Softmax"]
 
 
+@needs_new_runtime
 def test_ordinary_parts_stay_in_int8() -> None:
     """Branches of like ranges that are joined, and classes of which one varies less than the others."""
     graph = Graph()
