@@ -176,8 +176,9 @@ def test_preprocessing_as_a_path_or_a_dict(images: Path, tmp_path: Path) -> None
         (tmp_path / "no.toml", r"no\.toml"),
         (3, "dict"),
     ):
-        trains = [onnxsep.finetune] if find_spec("torch") else []
-        for function in (onnxsep.quantize, onnxsep.evaluate, *trains):
+        functions: list[Any] = [onnxsep.quantize, onnxsep.evaluate]
+        functions += [onnxsep.finetune] if find_spec("torch") else []
+        for function in functions:
             with pytest.raises(OptionError, match=words):
                 function(tmp_path / "none.onnx", data=images, preprocessing=wrong)
         with pytest.raises(OptionError, match=words):
