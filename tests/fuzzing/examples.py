@@ -259,8 +259,7 @@ def kills(seed: int, command: str = "", *, torch: bool = False) -> None:
     time.sleep(rng.uniform(0.6, 3.0))
     process.send_signal(stop)
     _, said = process.communicate(timeout=30)
-    importing = b"<frozen importlib" in said  # before main: Python itself tells
-    assert b"Traceback" not in said or importing or stop == signal.SIGKILL, said[-400:]
+    assert b"Traceback" not in said, said[-400:]
     feeds = {name: array[:2] for name, array in feeds.items()}
     outputs(Path("in.onnx"), feeds)
     if Path("out.onnx").exists():
