@@ -20,9 +20,9 @@ import numpy as np
 
 import onnxsep
 from onnxsep.evaluation.report import EvaluatedModel
-from onnxsep.io import Model
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.tensors import storage_bytes, tensor_protos
+from onnxsep.model.io import Model
+from onnxsep.model.tensors import storage_bytes, tensor_protos
+from onnxsep.running.runtime import RuntimeOptions
 
 RANKS: dict[str, dict[str, Any]] = {"depthwise": {"rank": 1, "refine": 2}, "spatial": {"rank": 0.33}}
 SHORTER = {"depthwise": 1, "spatial": 4}  # spatial loses little, so it is trained for a quarter of the epochs

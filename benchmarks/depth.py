@@ -17,9 +17,9 @@ import numpy as np
 import onnxsep
 from onnxsep.calibration.schedule import make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk
-from onnxsep.runtime import Runner, RuntimeOptions
-from onnxsep.sites import find_sites
-from onnxsep.types import ConvSite
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.sites import find_sites
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 NETWORKS = ("resnet20", "resnet56")
 RUNTIME = RuntimeOptions(threads=1)

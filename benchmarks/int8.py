@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 import onnxsep
 from onnxsep.evaluation.metrics import paired
-from onnxsep.io import Model
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 LINES = (("original", ""), ("spatial", "paper"), ("depthwise", "3"), ("channel", "0.5"))
 IMAGES = 500

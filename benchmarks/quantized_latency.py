@@ -14,7 +14,7 @@ import cifar
 
 import onnxsep
 from onnxsep.quantization.settings import Activations, Format
-from onnxsep.runtime import RuntimeOptions
+from onnxsep.running.runtime import RuntimeOptions
 
 CALIBRATION = 200
 

@@ -20,7 +20,7 @@ import onnx
 import onnxruntime
 
 import onnxsep
-from onnxsep.tensors import storage_bytes
+from onnxsep.model.tensors import storage_bytes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 

@@ -11,10 +11,10 @@ import argparse
 
 import numpy as np
 
-from onnxsep.linalg import Array
-from onnxsep.modes import Factors, Mode, Task, get_mode
-from onnxsep.statistics import Statistics
-from onnxsep.types import Conv
+from onnxsep.algebra.linalg import Array
+from onnxsep.algebra.statistics import Statistics
+from onnxsep.layers.conv import Conv
+from onnxsep.modes.base import Factors, Mode, Task, get_mode
 
 OUTPUTS, INPUTS, TAPS, COLUMNS = 128, 64, 9, 3000
 CONV = Conv(INPUTS, OUTPUTS, (3, 3), (1, 1), (0, 0, 0, 0), (1, 1))

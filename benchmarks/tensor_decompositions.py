@@ -17,15 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 import onnxsep
+from onnxsep.algebra.linalg import Array
+from onnxsep.algebra.statistics import Statistics
 from onnxsep.calibration.schedule import make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk
-from onnxsep.linalg import Array
-from onnxsep.modes import Factors, Mode, Task, get_mode
-from onnxsep.ranks import choose_rank
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.sites import find_sites, read_weight
-from onnxsep.statistics import Statistics
-from onnxsep.types import Conv, ConvSite, Rank, RankPolicy
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.sites import find_sites, read_weight
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.rank import Rank, RankPolicy
+from onnxsep.modes.base import Factors, Mode, Task, get_mode
+from onnxsep.modes.ranks import choose_rank
+from onnxsep.running.runtime import RuntimeOptions
 
 LAYERS = ("/layer1/layer1.1/conv1/Conv", "/layer2/layer2.1/conv1/Conv", "/layer3/layer3.1/conv1/Conv")
 

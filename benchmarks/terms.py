@@ -21,8 +21,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxsep.io import Model
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 LAYERS = 3
 SHAPES = ((16, 32), (64, 56), (128, 28), (256, 14))  # channels, size of the image

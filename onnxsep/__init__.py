@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from onnxsep.errors import OnnxsepError
     from onnxsep.evaluation import EvaluationReport, evaluate
     from onnxsep.finetuning import FinetuneReport, FinetuneResult, finetune
-    from onnxsep.inspection import inspect
-    from onnxsep.io import Model, load
-    from onnxsep.modes import Mode, available_modes
-    from onnxsep.pipeline import Result, rewrite
+    from onnxsep.model.io import Model, load
+    from onnxsep.model.saving import SavedFiles, save
+    from onnxsep.modes.base import Mode, available_modes
     from onnxsep.pruning import PruneResult, prune
     from onnxsep.quantization import QuantizeResult, quantize
-    from onnxsep.runtime import RuntimeOptions
-    from onnxsep.saving import SavedFiles, save
+    from onnxsep.rewriting.api import Result, rewrite
+    from onnxsep.rewriting.inspection import inspect
+    from onnxsep.running.runtime import RuntimeOptions
 
 __all__ = [
     "CheckResult",
@@ -97,14 +97,14 @@ _HOMES = {
     "onnxsep.errors": ("OnnxsepError",),
     "onnxsep.evaluation": ("EvaluationReport", "evaluate"),
     "onnxsep.finetuning": ("FinetuneReport", "FinetuneResult", "finetune"),
-    "onnxsep.inspection": ("inspect",),
-    "onnxsep.io": ("Model", "load"),
-    "onnxsep.modes": ("Mode", "available_modes"),
-    "onnxsep.pipeline": ("Result", "rewrite"),
+    "onnxsep.rewriting.inspection": ("inspect",),
+    "onnxsep.model.io": ("Model", "load"),
+    "onnxsep.modes.base": ("Mode", "available_modes"),
+    "onnxsep.rewriting.api": ("Result", "rewrite"),
     "onnxsep.pruning": ("PruneResult", "prune"),
     "onnxsep.quantization": ("QuantizeResult", "quantize"),
-    "onnxsep.runtime": ("RuntimeOptions",),
-    "onnxsep.saving": ("SavedFiles", "save"),
+    "onnxsep.running.runtime": ("RuntimeOptions",),
+    "onnxsep.model.saving": ("SavedFiles", "save"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -70,7 +70,8 @@ class MissingDependencyError(OnnxsepError):
 class VerificationError(OnnxsepError):
     """The result does not compute what it should; nothing was written.
 
-    ``report`` is the rewrite's report (``onnxsep.report.RewriteReport``) where the rewrite came so far, else None.
+    ``report`` is the rewrite's report (``onnxsep.rewriting.report.RewriteReport``) where the rewrite came so
+    far, else None.
     """
 
     exit_status = 3

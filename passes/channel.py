@@ -12,7 +12,7 @@ With data
     "response": U holds the principal components of the responses, the leading eigenvectors of W G W^T where G is the
     Gram matrix of the patches, K = U^T W (Zhang et al.; paper 002, section 4.1). "joint": the best map of rank r from
     what the rewritten network delivers to what the original one computes, a reduced-rank regression
-    (``onnxsep.linalg``). Both have a closed form.
+    (``onnxsep.algebra.linalg``). Both have a closed form.
 
 Why
     Parameters and MACs shrink by r/out_channels + r/(in_channels*k*k).
@@ -31,11 +31,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxsep.als import balanced
-from onnxsep.linalg import Array, principal_axes, squared_singular_values, truncated_svd
-from onnxsep.modes import Factors, Task
-from onnxsep.multilinear import Multilinear, half_rank
-from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
+from onnxsep.modes import (
+    INPUT,
+    Array,
+    Conv,
+    ConvLayer,
+    Factors,
+    Layer,
+    Multilinear,
+    Rank,
+    RankAxis,
+    Task,
+    balanced,
+    half_rank,
+    principal_axes,
+    squared_singular_values,
+    truncated_svd,
+)
 
 
 class Channel(Multilinear):

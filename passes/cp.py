@@ -4,8 +4,8 @@ What it does
     W[o, i, y, x] ~ sum_r  P[o, r] A[r, y] B[r, x] Q[r, i]
 
     The canonical polyadic decomposition of the weight (Lebedev et al. 2015; in 3-D one more depthwise Conv). The start
-    is the best sum of mutually orthogonal terms of one family, which ``onnxsep.polyadic`` explains, and alternating
-    least squares improves it. A grouped Conv is decomposed group by group.
+    is the best sum of mutually orthogonal terms of one family, which ``onnxsep.algebra.polyadic`` explains, and
+    alternating least squares improves it. A grouped Conv is decomposed group by group.
 
     The smallest number of terms that is exact is not known in general. "full" is the weight's size over its longest
     dimension, an upper bound at which the start is exact already (for n >= c it is c*kh*kw).
@@ -31,11 +31,26 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxsep.linalg import Array, scale_product, scaled_to_one
-from onnxsep.modes import Factors, Task
-from onnxsep.multilinear import Multilinear, axis_name, half_rank, kernel_axes
-from onnxsep.polyadic import exact_rank, improved, orthogonal_terms
-from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
+from onnxsep.modes import (
+    INPUT,
+    Array,
+    Conv,
+    ConvLayer,
+    Factors,
+    Layer,
+    Multilinear,
+    Rank,
+    RankAxis,
+    Task,
+    axis_name,
+    exact_rank,
+    half_rank,
+    improved,
+    kernel_axes,
+    orthogonal_terms,
+    scale_product,
+    scaled_to_one,
+)
 
 _SWEEPS = 30
 _TAPS = "abcdefgh"  # letters of the einsum for the taps of each axis

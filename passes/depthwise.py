@@ -26,12 +26,28 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxsep.als import balanced
-from onnxsep.gram import Gram, Mixed, RowGram
-from onnxsep.linalg import Array, principal_axes, reduced_rank_regression, squared_singular_values, truncated_svd
-from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Task
-from onnxsep.multilinear import Multilinear, summed
-from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
+from onnxsep.modes import (
+    INPUT,
+    NOTHING_TO_SEPARATE,
+    Array,
+    Conv,
+    ConvLayer,
+    Factors,
+    Gram,
+    Layer,
+    Mixed,
+    Multilinear,
+    Rank,
+    RankAxis,
+    RowGram,
+    Task,
+    balanced,
+    principal_axes,
+    reduced_rank_regression,
+    squared_singular_values,
+    summed,
+    truncated_svd,
+)
 
 
 class Depthwise(Multilinear):

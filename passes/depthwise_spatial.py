@@ -5,7 +5,7 @@ What it does
 
     The mode depthwise with its k x k depthwise Conv split along the axes, the future work of paper 000 (in 3-D three
     depthwise Convs). For every input channel i the slice W[:, i] is a tensor [out_channels, kh, kw] of its own, and T
-    rank-one terms of it are wanted (``onnxsep.polyadic``). Terms are found one by one: to the terms before, the
+    rank-one terms of it are wanted (``onnxsep.algebra.polyadic``). Terms are found one by one: to the terms before, the
     leading one of what they leave is added, and alternating least squares improves all together; where the largest
     mutually orthogonal terms, improved in the same way, are nearer, they take their place. So the error never rises
     with T. Exact at "full", the slice's size over its longest dimension (for out_channels >= k it is kh*kw: one term
@@ -29,11 +29,30 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxsep.linalg import Array, scale_product, scaled_to_one, truncated_svd
-from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Task
-from onnxsep.multilinear import Multilinear, axis_name, kernel_axes, summed
-from onnxsep.polyadic import compose, exact_rank, improved, orthogonal_terms, squared_errors
-from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
+from onnxsep.modes import (
+    INPUT,
+    NOTHING_TO_SEPARATE,
+    Array,
+    Conv,
+    ConvLayer,
+    Factors,
+    Layer,
+    Multilinear,
+    Rank,
+    RankAxis,
+    Task,
+    axis_name,
+    compose,
+    exact_rank,
+    improved,
+    kernel_axes,
+    orthogonal_terms,
+    scale_product,
+    scaled_to_one,
+    squared_errors,
+    summed,
+    truncated_svd,
+)
 
 _SWEEPS = 30
 _TAPS = "abcdefgh"  # letters of the einsum for the taps of each axis

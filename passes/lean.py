@@ -37,10 +37,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxsep.errors import FactorizationError
-from onnxsep.linalg import Array, solve_lower
-from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Mode, Task
-from onnxsep.types import INPUT, AddLayer, ChannelPadLayer, Conv, ConvLayer, Layer, Rank, RankAxis
+from onnxsep.modes import (
+    INPUT,
+    NOTHING_TO_SEPARATE,
+    AddLayer,
+    Array,
+    ChannelPadLayer,
+    Conv,
+    ConvLayer,
+    FactorizationError,
+    Factors,
+    Layer,
+    Mode,
+    Rank,
+    RankAxis,
+    Task,
+    solve_lower,
+)
 
 _RIDGE = 1e-12  # relative to the mean of the diagonal: against rounding, the statistics are regularised already
 

@@ -20,8 +20,8 @@ When it refuses
     A kernel that is longer than 1: that is the mode channel.
 """
 
+from onnxsep.modes import Conv
 from onnxsep.passes.channel import Channel
-from onnxsep.types import Conv
 
 
 class Pointwise(Channel):

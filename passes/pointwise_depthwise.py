@@ -28,10 +28,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxsep.linalg import Array, squared_singular_values, truncated_svd
-from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Task
-from onnxsep.multilinear import Multilinear, summed
-from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
+from onnxsep.modes import (
+    INPUT,
+    NOTHING_TO_SEPARATE,
+    Array,
+    Conv,
+    ConvLayer,
+    Factors,
+    Layer,
+    Multilinear,
+    Rank,
+    RankAxis,
+    Task,
+    squared_singular_values,
+    summed,
+    truncated_svd,
+)
 
 
 class PointwiseDepthwise(Multilinear):

@@ -24,10 +24,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxsep.linalg import Array, inverse_or_zero, squared_singular_values, truncated_svd
-from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Task
-from onnxsep.multilinear import Multilinear, axis_name, kernel_axes
-from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
+from onnxsep.modes import (
+    INPUT,
+    NOTHING_TO_SEPARATE,
+    Array,
+    Conv,
+    ConvLayer,
+    Factors,
+    Layer,
+    Multilinear,
+    Rank,
+    RankAxis,
+    Task,
+    axis_name,
+    inverse_or_zero,
+    kernel_axes,
+    squared_singular_values,
+    truncated_svd,
+)
 
 _TAPS = "abcdefgh"  # letters of the einsum for the taps of each axis, and for the channels in between
 _BONDS = "pqrstuvw"

@@ -7,9 +7,9 @@ What it does
     is the form in the published code of paper 000 (14,805,642 parameters on ResNet50V2), which its tables leave out.
 
     A is one k x 1 kernel for each input channel, whatever F is. With A of unit norm, the others are a sum of rank-one
-    terms of sum_y A[i, y] W[o, i, y, x] (``onnxsep.polyadic``), and given these, the best A has a closed form. A starts
-    from the leading left singular vector of every input channel's slice, and both are improved in turn. Never exact
-    (but for weights of this form): the rank "full" only makes the last three factors so, given A.
+    terms of sum_y A[i, y] W[o, i, y, x] (``onnxsep.algebra.polyadic``), and given these, the best A has a closed form.
+    A starts from the leading left singular vector of every input channel's slice, and both are improved in turn. Never
+    exact (but for weights of this form): the rank "full" only makes the last three factors so, given A.
 
     The start's error never rises with F. The sweeps may stop in a local optimum, so the final errors do not rise only
     nearly: in the tests they are held to a rise of 1 % of the weight's norm at most.
@@ -32,11 +32,28 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxsep.linalg import Array, scale_product, scaled_to_one, truncated_svd
-from onnxsep.modes import NOTHING_TO_SEPARATE, Factors, Task
-from onnxsep.multilinear import Multilinear, axis_name, kernel_axes
-from onnxsep.polyadic import compose, exact_rank, improved, orthogonal_terms
-from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
+from onnxsep.modes import (
+    INPUT,
+    NOTHING_TO_SEPARATE,
+    Array,
+    Conv,
+    ConvLayer,
+    Factors,
+    Layer,
+    Multilinear,
+    Rank,
+    RankAxis,
+    Task,
+    axis_name,
+    compose,
+    exact_rank,
+    improved,
+    kernel_axes,
+    orthogonal_terms,
+    scale_product,
+    scaled_to_one,
+    truncated_svd,
+)
 
 _SWEEPS = 20
 _TOLERANCE = 1e-5  # a sweep that gains less of the squared norm is the last one

@@ -30,11 +30,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxsep.als import balanced
-from onnxsep.linalg import Array, scale_product, scaled_to_one, squared_singular_values, truncated_svd
-from onnxsep.modes import Factors, Task
-from onnxsep.multilinear import Multilinear, half_rank
-from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
+from onnxsep.modes import (
+    INPUT,
+    Array,
+    Conv,
+    ConvLayer,
+    Factors,
+    Layer,
+    Multilinear,
+    Rank,
+    RankAxis,
+    Task,
+    balanced,
+    half_rank,
+    scale_product,
+    scaled_to_one,
+    squared_singular_values,
+    truncated_svd,
+)
 
 _SWEEPS = 20
 _TOLERANCE = 1e-5  # a sweep that keeps less of the squared norm in addition is the last one

@@ -15,12 +15,13 @@ from onnx import numpy_helper
 import onnxsep
 from onnxsep.calibration.schedule import Step, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk
-from onnxsep.io import Model
-from onnxsep.planning import in_main_graph
-from onnxsep.report import ConvReport
-from onnxsep.runtime import Runner, RuntimeOptions
-from onnxsep.sites import Sites, find_sites
-from onnxsep.types import Conv, ConvSite
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.planning import in_main_graph
+from onnxsep.engine.sites import Sites, find_sites
+from onnxsep.layers.conv import Conv
+from onnxsep.model.io import Model
+from onnxsep.rewriting.report import ConvReport
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 Array = NDArray[Any]
 ONE_THREAD = RuntimeOptions(threads=1)

@@ -10,8 +10,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxsep
-from onnxsep.io import Model
-from onnxsep.runtime import RuntimeOptions
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import RuntimeOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "models" / "digits" / "digits_cnn.onnx"

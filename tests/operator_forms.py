@@ -15,8 +15,8 @@ from onnx import TensorProto, defs, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxsep.errors import OnnxsepError
-from onnxsep.io import Model
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import Runner, RuntimeOptions
 from onnxsep.training import to_torch
 from onnxsep.training.session import torch_threads
 

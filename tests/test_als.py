@@ -13,13 +13,14 @@ from scipy.optimize import minimize
 from test_modes import ranks_at
 
 import onnxsep
-from onnxsep import als
-from onnxsep.als import Problem, alternate, balanced, multiply
-from onnxsep.linalg import reduced_rank_regression
-from onnxsep.modes import Mode, Task, get_mode
-from onnxsep.multilinear import Multilinear
-from onnxsep.statistics import Statistics
-from onnxsep.types import Conv, Rank
+from onnxsep.algebra import als
+from onnxsep.algebra.als import Problem, alternate, balanced, multiply
+from onnxsep.algebra.linalg import reduced_rank_regression
+from onnxsep.algebra.statistics import Statistics
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.rank import Rank
+from onnxsep.modes.base import Mode, Task, get_mode
+from onnxsep.modes.multilinear import Multilinear
 
 Array = NDArray[np.float64]
 ROOT = Path(__file__).resolve().parents[1]

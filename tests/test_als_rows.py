@@ -8,16 +8,16 @@ import onnx.parser
 import pytest
 
 import onnxsep
-from onnxsep import als_rows, gram
-from onnxsep.als import Problem, alternate, multiply
-from onnxsep.als_rows import RowProblem
-from onnxsep.contraction import contract, work
-from onnxsep.gram import RowGram, scaled_rows
-from onnxsep.linalg import Array
-from onnxsep.modes import Task, available_modes, get_mode
-from onnxsep.multilinear import Multilinear
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.types import Conv
+from onnxsep.algebra import als_rows, gram
+from onnxsep.algebra.als import Problem, alternate, multiply
+from onnxsep.algebra.als_rows import RowProblem
+from onnxsep.algebra.contraction import contract, work
+from onnxsep.algebra.gram import RowGram, scaled_rows
+from onnxsep.algebra.linalg import Array
+from onnxsep.layers.conv import Conv
+from onnxsep.modes.base import Task, available_modes, get_mode
+from onnxsep.modes.multilinear import Multilinear
+from onnxsep.running.runtime import RuntimeOptions
 
 ROWS = 30
 

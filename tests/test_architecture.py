@@ -1,4 +1,4 @@
-"""The layers of ARCHITECTURE.md hold: a module imports from its own layer or lower ones, never from higher ones."""
+"""The folders of ARCHITECTURE.md hold: a module imports from its own folder or lower ones, never from higher ones."""
 
 import ast
 import re
@@ -9,27 +9,26 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-ENTRIES = {"__init__", "__main__", "_version"}  # what users import and start; they stand above or below all layers
+ENTRIES = {"__init__", "__main__", "_version"}  # what users import and start; they stand above or below all folders
 
 
-def layers() -> dict[str, int]:
-    """The number of each module's layer, as the document lists them."""
-    block = re.search(r"## Layers.*?\n\n((?:    .*\n)+)", TEXT)
+def folders() -> dict[str, int]:
+    """The number of each folder, from below, as the document lists them."""
+    block = re.search(r"## Folders.*?\n\n((?:    .*\n)+)", TEXT)
     assert block
-    return {
-        name: number
-        for number, line in enumerate(block[1].splitlines())
-        for name in (word.strip().removesuffix("/*") for word in line.split(","))
-    }
+    return {line.strip(): number for number, line in enumerate(block[1].splitlines())}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """(name, file) of every module; those of a package within the package share the package's layer."""
+    """(folder, file) of every module."""
     for path in sorted((ROOT / "onnxsep").rglob("*.py")):
         parts = path.relative_to(ROOT / "onnxsep").with_suffix("").parts
         yield parts[0], path
     for path in sorted((ROOT / "passes").glob("*.py")):
         yield "passes", path
+
+
+ALL = [pytest.param(*item, id=str(item[1].relative_to(ROOT))) for item in modules()]
 
 
 def imported(path: Path) -> set[str]:
@@ -46,53 +45,84 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "path"), [pytest.param(*item, id=str(item[1].relative_to(ROOT))) for item in modules()]
-)
-def test_no_module_imports_from_a_higher_layer(name: str, path: Path) -> None:
+def libraries(folder: str) -> dict[str, set[str]]:
+    """Top-level names that the modules of a folder import, by module."""
+    return {
+        path.stem: {target.split(".")[0] for target in imported(path)} for name, path in modules() if name == folder
+    }
+
+
+@pytest.mark.parametrize(("name", "path"), ALL)
+def test_no_module_imports_from_a_higher_folder(name: str, path: Path) -> None:
     if name in ENTRIES:
         return
-    order = layers()
-    assert name in order, f"{name} has no layer in ARCHITECTURE.md"
+    order = folders()
+    assert name in order, f"{name} is not in ARCHITECTURE.md"
     for target in imported(path):
         top, _, rest = target.partition(".")
         if top != "onnxsep" or not rest or rest == "_version":
             continue
         other = rest.split(".")[0]
         if other in order:
-            assert order[other] <= order[name], f"{name} imports {other}, which is in a higher layer"
+            assert order[other] <= order[name], f"{name} imports {other}, which is in a higher folder"
+
+
+def test_nothing_but_entries_errors_and_folders_is_directly_in_the_package() -> None:
+    files = {path.name for path in (ROOT / "onnxsep").iterdir() if path.is_file()}
+    assert files == {*(f"{name}.py" for name in ENTRIES), "errors.py", "py.typed"}
 
 
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
         ("onnx_graphsurgeon", {"graph"}),
-        ("onnxruntime", {"runtime", "quantization"}),
+        ("onnxruntime", {"running", "quantization"}),
         ("torch", {"training"}),
     ],
 )
-def test_only_one_module_imports(library: str, allowed: set[str]) -> None:
+def test_only_these_folders_import(library: str, allowed: set[str]) -> None:
     users = {name for name, path in modules() if any(target.split(".")[0] == library for target in imported(path))}
     assert users == allowed
 
 
-def test_the_quantisation_tools_of_the_runtime_are_behind_one_module() -> None:
-    users = {
-        path.stem
-        for name, path in modules()
-        if name == "quantization" and any(target.split(".")[0] == "onnxruntime" for target in imported(path))
+def test_graphsurgeon_is_behind_one_module() -> None:
+    assert {name for name, found in libraries("graph").items() if "onnx_graphsurgeon" in found} == {"view"}
+
+
+def test_the_runtime_is_behind_one_module_and_its_quantisation_tools_behind_another() -> None:
+    assert {name for name, found in libraries("running").items() if "onnxruntime" in found} == {"runtime"}
+    assert {name for name, found in libraries("quantization").items() if "onnxruntime" in found} == {"toolkit"}
+
+
+@pytest.mark.parametrize("folder", ["algebra", "layers", "options"])
+def test_folders_that_know_no_onnx(folder: str) -> None:
+    assert not {library for found in libraries(folder).values() for library in found if library.startswith("onnx")} - {
+        "onnxsep"
     }
-    assert users == {"toolkit"}
 
 
-def test_linear_algebra_knows_no_onnx() -> None:
-    assert {target.split(".")[0] for target in imported(ROOT / "onnxsep" / "linalg.py")} <= {
-        *("numpy", "scipy", "typing", "collections", "math")
-    }
+def test_layers_import_nothing_of_ours_but_errors() -> None:
+    for name, path in modules():
+        if name == "layers":
+            ours = {target for target in imported(path) if target.startswith("onnxsep.")}
+            assert all(target.startswith(("onnxsep.layers", "onnxsep.errors")) for target in ours), path
 
 
-def test_every_layer_names_modules_that_exist() -> None:
-    assert set(layers()) == {name for name, _ in modules()} - ENTRIES
+def test_modes_import_what_they_need_through_one_door() -> None:
+    for name, path in modules():
+        if name == "passes":
+            ours = {target for target in imported(path) if target.startswith("onnxsep")}
+            assert all(target == "onnxsep.modes" or target.startswith("onnxsep.passes") for target in ours), path
+
+
+def test_nothing_imports_the_command_line() -> None:
+    for name, path in modules():
+        if name not in {"cli", *ENTRIES}:
+            assert not any(target.startswith("onnxsep.cli") for target in imported(path)), path
+
+
+def test_every_folder_of_the_document_exists() -> None:
+    assert set(folders()) == {name for name, _ in modules()} - ENTRIES
 
 
 def test_document_names_files_that_exist() -> None:

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
 from onnxsep.data import open_data
-from onnxsep.io import load
+from onnxsep.model.io import load
 
 RNG = np.random.default_rng(0)
 

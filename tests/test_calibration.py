@@ -30,9 +30,9 @@ from onnxsep.calibration.fitting import Fit, Samples, fit
 from onnxsep.calibration.layerwise import FELL_BACK
 from onnxsep.calibration.sampling import gather_outputs, gather_patches
 from onnxsep.calibration.schedule import Tail
-from onnxsep.modes import Factors, Task
+from onnxsep.layers.rank import Rank
+from onnxsep.modes.base import Factors, Task
 from onnxsep.passes.depthwise import Depthwise
-from onnxsep.types import Rank
 
 Array = NDArray[Any]
 

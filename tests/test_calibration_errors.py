@@ -26,10 +26,10 @@ from onnxsep import cli
 from onnxsep.calibration import api
 from onnxsep.calibration.walk import CalibrationOptions
 from onnxsep.errors import CalibrationError, DataError, MissingDependencyError, OptionError
-from onnxsep.modes import Factors, Mode, Task, get_mode
+from onnxsep.layers.rank import Rank
+from onnxsep.modes.base import Factors, Mode, Task, get_mode
 from onnxsep.passes.depthwise import Depthwise
 from onnxsep.passes.spatial import Spatial
-from onnxsep.types import Rank
 
 Array = NDArray[Any]
 MODEL = network(

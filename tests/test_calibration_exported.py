@@ -8,8 +8,8 @@ import pytest
 from exporters import EXPORTED
 
 import onnxsep
-from onnxsep.feeds import make_feeds
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.running.feeds import make_feeds
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 
 @pytest.mark.parametrize("name", EXPORTED)

@@ -33,7 +33,7 @@ from onnxsep.calibration import layerwise
 from onnxsep.calibration.fitting import Fit, fit
 from onnxsep.calibration.layerwise import FELL_BACK, SHARED, SHARED_BY_NESTED
 from onnxsep.calibration.schedule import Tail
-from onnxsep.graph import ONNX_TYPES
+from onnxsep.graph.view import ONNX_TYPES
 
 Array = NDArray[Any]
 

@@ -14,7 +14,7 @@ from PIL import Image
 import onnxsep
 from onnxsep.calibration import layerwise
 from onnxsep.calibration.schedule import Step, make_schedule
-from onnxsep.io import load
+from onnxsep.model.io import load
 
 Array = NDArray[Any]
 DIGITS = Path(__file__).resolve().parents[1] / "models" / "digits" / "digits_cnn.onnx"

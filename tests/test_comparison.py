@@ -9,12 +9,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxsep.comparison import Comparison, compare_outputs
 from onnxsep.errors import VerificationError
-from onnxsep.feeds import Feeds, make_feeds
-from onnxsep.float32 import as_float32, float32_copy, held_types
-from onnxsep.io import Model, load, read_tensor
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.model.io import Model, load, read_tensor
+from onnxsep.running.comparison import Comparison, compare_outputs
+from onnxsep.running.feeds import Feeds, make_feeds
+from onnxsep.running.float32 import as_float32, float32_copy, held_types
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 ONE_THREAD = RuntimeOptions(threads=1)
 # bfloat16 is a type of Conv since opset 22, which the oldest supported runtime does not know.

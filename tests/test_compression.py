@@ -29,8 +29,8 @@ from onnxsep.compression.options import ELSEWHERE, defaults
 from onnxsep.compression.recipe import FOLDER, read_recipe, shipped_recipes
 from onnxsep.compression.steps import STEPS, Step
 from onnxsep.errors import DataError, ModeNotFoundError, OptionError, VerificationError
-from onnxsep.io import Model, load
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.model.io import Model, load
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 needs_torch = pytest.mark.skipif(
     find_spec("torch") is None,

@@ -9,9 +9,9 @@ from finetuning_models import needs_torch
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
-from onnxsep.feeds import make_feeds
-from onnxsep.io import load
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.model.io import load
+from onnxsep.running.feeds import make_feeds
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 ONE = RuntimeOptions(threads=1)
 RNG = np.random.default_rng(3)

@@ -16,9 +16,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
-from onnxsep.counting import Operations, count_flops_paper004, count_macs, count_parameters
-from onnxsep.report import InspectReport
-from onnxsep.shapes import infer_shapes, skeleton
+from onnxsep.graph.counting import Operations, count_flops_paper004, count_macs, count_parameters
+from onnxsep.graph.shapes import infer_shapes, skeleton
+from onnxsep.rewriting.report import InspectReport
 
 RESNET50V2 = Path(__file__).resolve().parents[1] / "models" / "resnet50v2.py"
 IMAGE_SIZE = 64

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
-from onnxsep.counting import compare_macs
+from onnxsep.graph.counting import compare_macs
 
 
 def tensor(name: str, *shape: int) -> onnx.TensorProto:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from onnxsep.data import Dataset, Preprocessing, open_data
 from onnxsep.errors import DataError, OptionError
-from onnxsep.io import Model, load
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.model.io import Model, load
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 
 def parse(graph: str) -> Model:

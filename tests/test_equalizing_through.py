@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxsep.io import Model
+from onnxsep.model.io import Model
 from onnxsep.quantization.equalizing import equalize
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 PLAIN = RuntimeOptions(threads=1, optimize=False)
 IMAGES = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)

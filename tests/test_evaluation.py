@@ -17,16 +17,16 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from PIL import Image
 
 import onnxsep
-from onnxsep.counting import count_macs, count_nonzero_parameters, count_parameters
 from onnxsep.errors import DataError, ModelLoadError, OnnxsepError, OptionError
 from onnxsep.evaluation import EvaluationError, EvaluationReport, evaluate
 from onnxsep.evaluation.latency import measure_latency
 from onnxsep.evaluation.memory import measure_memory, memory_of
 from onnxsep.evaluation.metrics import OutputDistance, paired, share
 from onnxsep.evaluation.scores import choices, ranks
-from onnxsep.io import Model, load
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.shapes import infer_shapes
+from onnxsep.graph.counting import count_macs, count_nonzero_parameters, count_parameters
+from onnxsep.graph.shapes import infer_shapes
+from onnxsep.model.io import Model, load
+from onnxsep.running.runtime import RuntimeOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "models" / "digits" / "digits_cnn.onnx"

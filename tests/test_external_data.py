@@ -16,12 +16,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxsep import datafile
 from onnxsep.errors import ModelLoadError, ModelSaveError, OptionError
-from onnxsep.external import DataFolder
-from onnxsep.io import Model, load, read_tensor
-from onnxsep.saving import save
-from onnxsep.tensors import tensor_protos
+from onnxsep.model import datafile
+from onnxsep.model.external import DataFolder
+from onnxsep.model.io import Model, load, read_tensor
+from onnxsep.model.saving import save
+from onnxsep.model.tensors import tensor_protos
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
 
@@ -767,7 +767,7 @@ def test_data_file_as_target(tmp_path: Path) -> None:
 LIMITED = """
 import resource, sys
 from onnxsep.errors import ModelSaveError
-from onnxsep.io import load
+from onnxsep.model.io import load
 from onnxsep.saving import save
 model = load(sys.argv[1])
 model.pristine = sys.argv[3] == "unchanged"
@@ -838,7 +838,7 @@ def test_interrupt_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 MEASURED = """
 import resource, sys
-from onnxsep.io import load, read_tensor
+from onnxsep.model.io import load, read_tensor
 from onnxsep.saving import save
 model = load(sys.argv[1])
 if sys.argv[3] == "changed":

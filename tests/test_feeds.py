@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxsep.errors import FeedError, OptionError
-from onnxsep.feeds import make_feeds, parse_input_shape
-from onnxsep.io import Model, load
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.model.io import Model, load
+from onnxsep.running.feeds import make_feeds, parse_input_shape
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 
 def parse(graph: str) -> Model:

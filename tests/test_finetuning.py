@@ -29,8 +29,8 @@ from onnx import helper, numpy_helper
 import onnxsep
 from onnxsep.data import open_data
 from onnxsep.errors import DataError, ModelSaveError, OptionError, TrainingError
-from onnxsep.io import Model, load
-from onnxsep.runtime import Runner
+from onnxsep.model.io import Model, load
+from onnxsep.running.runtime import Runner
 from onnxsep.training import to_torch
 from onnxsep.training.augment import Augment
 from onnxsep.training.batches import Batches

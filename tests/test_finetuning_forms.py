@@ -11,8 +11,8 @@ from operator_forms import FORMS, Form, Network, ints, scalar
 
 import onnxsep
 from onnxsep.errors import UnsupportedModelError
-from onnxsep.io import Model
-from onnxsep.runtime import Runner
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import Runner
 
 pytestmark = needs_torch
 DATA = {"x": np.random.default_rng(7).standard_normal((48, 3, 8, 6)).astype(np.float32)}

@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 import onnxsep
 from onnxsep.data import open_data
 from onnxsep.errors import OptionError
-from onnxsep.io import Model
-from onnxsep.runtime import Runner
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import Runner
 from onnxsep.training import TorchGraph, to_torch
 from onnxsep.training.batches import Batches
 from onnxsep.training.norms import Norms

@@ -29,7 +29,7 @@ from onnx import numpy_helper
 import onnxsep
 from onnxsep.data import open_data
 from onnxsep.errors import OptionError
-from onnxsep.io import Model, load
+from onnxsep.model.io import Model, load
 from onnxsep.training.batches import Batches
 from onnxsep.training.devices import check_device, find_device
 

@@ -11,9 +11,9 @@ from onnx import numpy_helper
 
 import onnxsep
 from onnxsep.errors import UnsupportedModelError
-from onnxsep.inputs import model_inputs
-from onnxsep.io import load, read_tensor
-from onnxsep.runtime import Runner
+from onnxsep.model.io import load, read_tensor
+from onnxsep.running.inputs import model_inputs
+from onnxsep.running.runtime import Runner
 
 pytestmark = needs_torch
 CIFAR = (

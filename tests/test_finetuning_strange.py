@@ -12,8 +12,8 @@ from operator_forms import FORMS, Network, floats, ints, network, scalar
 
 import onnxsep
 from onnxsep.errors import DataError, UnsupportedModelError
-from onnxsep.io import Model
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import Runner, RuntimeOptions
 from onnxsep.training import nested
 
 pytestmark = needs_torch

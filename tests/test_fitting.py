@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from test_modes import ranks_at
 
 import onnxsep
+from onnxsep.algebra.statistics import SiteMoments
 from onnxsep.calibration.fitting import Fit, Fitter, Samples, fit, fit_bias, fit_moments
 from onnxsep.calibration.recording import _moments
 from onnxsep.calibration.schedule import Tail
-from onnxsep.modes import Factors, Mode, Task, get_mode
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.rank import Rank
+from onnxsep.modes.base import Factors, Mode, Task, get_mode
 from onnxsep.passes.depthwise import Depthwise
-from onnxsep.statistics import SiteMoments
-from onnxsep.types import Conv, Rank
 
 Array = NDArray[Any]
 MODES = {name: mode for name, mode in onnxsep.available_modes().items() if "joint" in mode.inits}

@@ -17,9 +17,9 @@ from onnx import helper, numpy_helper
 
 from onnxsep.calibration.frontier import Frontier, Store
 from onnxsep.errors import CalibrationError
-from onnxsep.graph import ONNX_TYPES
-from onnxsep.io import Model, load
-from onnxsep.runtime import Runner
+from onnxsep.graph.view import ONNX_TYPES
+from onnxsep.model.io import Model, load
+from onnxsep.running.runtime import Runner
 
 Array = NDArray[Any]
 

@@ -10,15 +10,15 @@ import onnx.parser
 import pytest
 
 import onnxsep
+from onnxsep.algebra.gram import DenseGram, Mixed, RowGram, gram_of, scaled_rows
+from onnxsep.algebra.linalg import Array
+from onnxsep.algebra.statistics import Statistics
 from onnxsep.calibration.statistics_file import load_statistics
 from onnxsep.errors import CalibrationError
-from onnxsep.gram import DenseGram, Mixed, RowGram, gram_of, scaled_rows
-from onnxsep.io import Model
-from onnxsep.linalg import Array
-from onnxsep.modes import Task, available_modes, get_mode
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.statistics import Statistics
-from onnxsep.types import Conv
+from onnxsep.layers.conv import Conv
+from onnxsep.model.io import Model
+from onnxsep.modes.base import Task, available_modes, get_mode
+from onnxsep.running.runtime import RuntimeOptions
 
 ROWS = 40
 

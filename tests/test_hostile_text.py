@@ -10,7 +10,7 @@ import pytest
 from command_line import run
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxsep.text import printable
+from onnxsep.reporting.printable import printable
 
 HOSTILE = [
     "\x1b[31mred\x1b[0m",

@@ -13,8 +13,8 @@ from PIL import Image
 from onnxsep.data.images import ImageReader, find_images
 from onnxsep.data.preprocessing import Preprocessing
 from onnxsep.errors import DataError, OptionError
-from onnxsep.inputs import model_inputs
-from onnxsep.io import Model
+from onnxsep.model.io import Model
+from onnxsep.running.inputs import model_inputs
 
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

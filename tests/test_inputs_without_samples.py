@@ -14,7 +14,7 @@ from PIL import Image
 import onnxsep
 from onnxsep.data import Preprocessing, open_data
 from onnxsep.errors import DataError, OptionError
-from onnxsep.io import load
+from onnxsep.model.io import load
 
 SILERO = Path(__file__).resolve().parents[2] / "shared" / "models" / "silero_vad_spox.onnx"
 RNG = np.random.default_rng(0)

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxsep import datafile
 from onnxsep.errors import ModelLoadError, ModelSaveError
-from onnxsep.io import Model, load, read_tensor
-from onnxsep.saving import save
-from onnxsep.tensors import tensor_protos
+from onnxsep.model import datafile
+from onnxsep.model.io import Model, load, read_tensor
+from onnxsep.model.saving import save
+from onnxsep.model.tensors import tensor_protos
 
 RNG = np.random.default_rng(0)
 NUMBERS = range(TensorProto.FLOAT, TensorProto.STRING)
@@ -642,7 +642,7 @@ def test_file_size_limit_leaves_the_target_as_it_was(tmp_path: Path) -> None:
     before = listing(tmp_path)
     script = (
         "import resource, sys, numpy, onnx\n"
-        "from onnxsep.saving import save\n"
+        "from onnxsep.model.saving import save\n"
         "from onnxsep.errors import ModelSaveError\n"
         "graph = onnx.GraphProto(initializer=[onnx.numpy_helper.from_array(numpy.ones((300, 300), 'f'), 'w')])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"

@@ -8,15 +8,16 @@ import pytest
 from digits import split
 
 import onnxsep
+from onnxsep.algebra.linalg import Array
 from onnxsep.calibration.fitting import Samples, fit
 from onnxsep.calibration.schedule import Step, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk
-from onnxsep.linalg import Array
-from onnxsep.modes import get_mode
-from onnxsep.ranks import rank_axes
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.sites import Sites, find_sites, read_weight
-from onnxsep.types import ConvSite, Rank
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.sites import Sites, find_sites, read_weight
+from onnxsep.layers.rank import Rank
+from onnxsep.modes.base import get_mode
+from onnxsep.modes.ranks import rank_axes
+from onnxsep.running.runtime import RuntimeOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 RISE = 0.02

@@ -7,7 +7,7 @@ import pytest
 
 from onnxsep.data.labels import as_labels, read_labels
 from onnxsep.errors import DataError
-from onnxsep.patterns import matches
+from onnxsep.options.patterns import matches
 
 NAMES = ["a.png", "b.png", "c.png"]
 

@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
-from onnxsep import datafile
-from onnxsep.shapes import skeleton
+from onnxsep.graph.shapes import skeleton
+from onnxsep.model import datafile
 
 Array = npt.NDArray[np.float32]
 

@@ -21,23 +21,13 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 import onnxsep
-from onnxsep.counting import count_parameters
-from onnxsep.modes import NOTHING_TO_SEPARATE, Task, factor_shapes, get_mode
-from onnxsep.report import ConvReport
-from onnxsep.shapes import skeleton
-from onnxsep.statistics import Statistics
-from onnxsep.types import (
-    INPUT,
-    AddLayer,
-    AutoPad,
-    ChannelPadLayer,
-    Conv,
-    ConvLayer,
-    channels,
-    macs,
-    parameters,
-    relative_macs,
-)
+from onnxsep.algebra.statistics import Statistics
+from onnxsep.graph.counting import count_parameters
+from onnxsep.graph.shapes import skeleton
+from onnxsep.layers.conv import AutoPad, Conv
+from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, channels, macs, parameters, relative_macs
+from onnxsep.modes.base import NOTHING_TO_SEPARATE, Task, factor_shapes, get_mode
+from onnxsep.rewriting.report import ConvReport
 
 Array = npt.NDArray[Any]
 LEAN = get_mode("lean")

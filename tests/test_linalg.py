@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxsep.linalg import (
+from onnxsep.algebra.linalg import (
     SVD,
     Array,
     inverse_or_zero,

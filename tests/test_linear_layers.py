@@ -15,15 +15,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
 from onnxsep import Mode, Result
-from onnxsep.factors import Factorized
-from onnxsep.first import first_convs
-from onnxsep.linalg import squared_singular_values, truncated_svd
-from onnxsep.modes import Factors, Task
-from onnxsep.planning import Options, make_plan, takes_new_bias
-from onnxsep.report import ConvReport
-from onnxsep.sites import find_sites
-from onnxsep.surgery import replace_convs
-from onnxsep.types import INPUT, Conv, ConvLayer, ConvSite, Layer, Rank, RankAxis, RankPolicy
+from onnxsep.algebra.linalg import squared_singular_values, truncated_svd
+from onnxsep.engine.factors import Factorized
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.planning import Options, make_plan, takes_new_bias
+from onnxsep.engine.sites import find_sites
+from onnxsep.engine.surgery import replace_convs
+from onnxsep.graph.first_convs import first_convs
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.layer import INPUT, ConvLayer, Layer
+from onnxsep.layers.rank import Rank, RankAxis, RankPolicy
+from onnxsep.modes.base import Factors, Task
+from onnxsep.rewriting.report import ConvReport
 
 Array = npt.NDArray[Any]
 FLOAT = TensorProto.FLOAT

@@ -8,9 +8,9 @@ import onnx
 from onnx import TensorProto, helper
 
 import onnxsep
-from onnxsep.functions import too_many_calls
-from onnxsep.io import load
-from onnxsep.runtime import Runner
+from onnxsep.model.functions import too_many_calls
+from onnxsep.model.io import load
+from onnxsep.running.runtime import Runner
 
 _STANDARD, _OWN = helper.make_opsetid("", 17), helper.make_opsetid("own", 1)
 

@@ -24,12 +24,13 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 import onnxsep
-from onnxsep.als import Problem
+from onnxsep.algebra.als import Problem
+from onnxsep.algebra.statistics import Statistics
 from onnxsep.errors import ModeNotFoundError
-from onnxsep.modes import Factors, Mode, Task, factor_shapes, get_mode
-from onnxsep.report import ConvReport
-from onnxsep.statistics import Statistics
-from onnxsep.types import AutoPad, Conv, Rank, RankAxis
+from onnxsep.layers.conv import AutoPad, Conv
+from onnxsep.layers.rank import Rank, RankAxis
+from onnxsep.modes.base import Factors, Mode, Task, factor_shapes, get_mode
+from onnxsep.rewriting.report import ConvReport
 
 Array = npt.NDArray[Any]
 NUMPY_TYPES: dict[str, Any] = {
@@ -700,7 +701,7 @@ class Thing:
 class Other(Spatial):
     pass
 """
-ODD_ENTRY_POINTS = """[onnxsep.modes]
+ODD_ENTRY_POINTS = """[onnxsep.modes.base]
 thing = odd_modes:Thing
 renamed = odd_modes:Other
 depthwise = odd_modes:Other

@@ -14,7 +14,7 @@ from finetuning_models import DIGITS, needs_torch
 import onnxsep
 from onnxsep import FineTune, Pipeline, Prune, Quantize, Rewrite
 from onnxsep.errors import OptionError
-from onnxsep.runtime import RuntimeOptions
+from onnxsep.running.runtime import RuntimeOptions
 
 NOWHERE = "this-file-does-not-exist.onnx"
 X = np.zeros((4, 1, 8, 8), np.float32)

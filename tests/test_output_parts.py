@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
-from onnxsep.comparison import Comparison, compare_outputs
+from onnxsep.algebra.output_parts import PartTally, channel_axes, show_indices
 from onnxsep.data import open_data
 from onnxsep.errors import VerificationError
-from onnxsep.feeds import Feeds
-from onnxsep.io import Model
-from onnxsep.parts import PartTally, channel_axes, show_indices
+from onnxsep.model.io import Model
 from onnxsep.quantization.measuring import measure
-from onnxsep.runtime import RuntimeOptions
+from onnxsep.running.comparison import Comparison, compare_outputs
+from onnxsep.running.feeds import Feeds
+from onnxsep.running.runtime import RuntimeOptions
 
 ONE_THREAD = RuntimeOptions(threads=1)
 Floats = NDArray[np.float32]
@@ -250,7 +250,7 @@ def test_scores_that_are_zeroed_are_an_error_of_one(last: bool) -> None:
 
 def test_a_limit_judges_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rewrite that takes the scores off by half fails --max-error .05, whatever the boxes are."""
-    import onnxsep.verification as verification
+    from onnxsep.rewriting import verification
 
     def broken(original: Model, result: Model, *rest: Any, **options: Any) -> Comparison:
         for tensor in result.proto.graph.initializer:

@@ -13,9 +13,11 @@ import onnx
 import pytest
 
 import onnxsep
-from onnxsep.modes import Factors, Task, factor_shapes, get_mode
-from onnxsep.statistics import Statistics
-from onnxsep.types import AddLayer, Conv, ConvLayer, Rank, macs, parameters
+from onnxsep.algebra.statistics import Statistics
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.layer import AddLayer, ConvLayer, macs, parameters
+from onnxsep.layers.rank import Rank
+from onnxsep.modes.base import Factors, Task, factor_shapes, get_mode
 
 Array = npt.NDArray[np.float64]
 

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 import onnxsep
+from onnxsep.engine.surgery import replace_convs
 from onnxsep.errors import FeedError, OptionError, PassError, VerificationError
-from onnxsep.graph import ONNX_TYPES, build_tensor
-from onnxsep.modes import Factors, Task
+from onnxsep.graph.view import ONNX_TYPES, build_tensor
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.layer import ConvLayer, Layer
+from onnxsep.layers.rank import Rank
+from onnxsep.modes.base import Factors, Task
 from onnxsep.passes.depthwise import Depthwise
 from onnxsep.passes.spatial import Spatial
-from onnxsep.surgery import replace_convs
-from onnxsep.types import Conv, ConvLayer, Layer, Rank
 
 DIGITS = Path(__file__).resolve().parents[1] / "models" / "digits" / "digits_cnn.onnx"
 RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
@@ -186,7 +188,7 @@ def test_damage_to_the_result_itself_is_found(verify: Any, damaged: str, monkeyp
                 initializer.CopyFrom(numpy_helper.from_array(values * 0, initializer.name))
         return edit
 
-    monkeypatch.setattr("onnxsep.pipeline.replace_convs", replace_and_damage)
+    monkeypatch.setattr("onnxsep.rewriting.api.replace_convs", replace_and_damage)
     with pytest.raises(VerificationError, match="all ranks are full, yet the outputs differ"):
         onnxsep.rewrite(DIGITS, mode="spatial", rank="full", force=True, verify=verify)
 

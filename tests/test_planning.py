@@ -14,21 +14,17 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
+from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.planning import SIZES_UNKNOWN, Options, Replacement, choose, does_not_pay, make_plan
 from onnxsep.errors import OptionError
-from onnxsep.first import first_convs
-from onnxsep.modes import NOTHING_TO_SEPARATE, Task, get_mode
-from onnxsep.planning import (
-    SIZES_UNKNOWN,
-    Options,
-    Replacement,
-    choose,
-    does_not_pay,
-    make_plan,
-)
-from onnxsep.ranks import rank_axes
-from onnxsep.report import ConvReport
-from onnxsep.scopes import display_name, scopes
-from onnxsep.types import Constant, Conv, ConvSite, RankPolicy, Rejected
+from onnxsep.graph.first_convs import first_convs
+from onnxsep.graph.places import Constant
+from onnxsep.graph.scopes import display_name, scopes
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.rank import RankPolicy
+from onnxsep.modes.base import NOTHING_TO_SEPARATE, Task, get_mode
+from onnxsep.modes.ranks import rank_axes
+from onnxsep.rewriting.report import ConvReport
 
 Array = npt.NDArray[Any]
 FIXED = settings(deadline=None, derandomize=True, max_examples=150)

@@ -24,7 +24,7 @@ PYPROJECT = """
     name = "tiny-modes"
     version = "1.0"
 
-    [project.entry-points."onnxsep.modes"]
+    [project.entry-points."onnxsep.modes.base"]
     tiny = "tiny_modes:Tiny"
     broken = "tiny_modes:Absent"
 
@@ -37,9 +37,7 @@ MODULE = """
     from dataclasses import replace
 
     import numpy as np
-    from onnxsep.linalg import squared_singular_values, truncated_svd
-    from onnxsep.modes import Factors, Mode
-    from onnxsep.types import INPUT, ConvLayer, RankAxis
+    from onnxsep.modes import INPUT, ConvLayer, Factors, Mode, RankAxis, squared_singular_values, truncated_svd
 
 
     class Tiny(Mode):

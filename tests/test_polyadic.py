@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxsep.linalg import Array
-from onnxsep.polyadic import compose, exact_rank, improved, orthogonal_terms, squared_errors
+from onnxsep.algebra.linalg import Array
+from onnxsep.algebra.polyadic import compose, exact_rank, improved, orthogonal_terms, squared_errors
 
 FIXED = settings(deadline=None, derandomize=True, max_examples=60)
 SHAPES = st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple)

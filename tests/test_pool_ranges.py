@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxsep.quantization import quantize
-from onnxsep.runtime import RuntimeOptions
+from onnxsep.running.runtime import RuntimeOptions
 
 ONE = RuntimeOptions(threads=1)
 

@@ -19,15 +19,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from onnxsep.constants import read_constant
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.sites import find_sites
+from onnxsep.engine.sparsity import dense_factor_notes
 from onnxsep.errors import OptionError, VerificationError
-from onnxsep.io import Model, load, read_tensor
-from onnxsep.pruning import SPARSITY_KEY, Goal, PruneResult, dense_factor_notes, prune, surviving_weights
+from onnxsep.graph.constants import read_constant
+from onnxsep.model.io import Model, load, read_tensor
+from onnxsep.model.saving import save
+from onnxsep.model.tensors import decode
+from onnxsep.pruning import SPARSITY_KEY, Goal, PruneResult, prune, surviving_weights
 from onnxsep.pruning.magnitude import outside_pattern, smallest
-from onnxsep.saving import save
-from onnxsep.sites import find_sites
-from onnxsep.tensors import decode
-from onnxsep.types import ConvSite
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "models" / "digits" / "digits_cnn.onnx"

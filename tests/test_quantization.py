@@ -16,7 +16,7 @@ import onnxsep
 from onnxsep.data import open_data
 from onnxsep.errors import DataError, OptionError, VerificationError
 from onnxsep.evaluation import evaluate
-from onnxsep.io import Model, load
+from onnxsep.model.io import Model, load
 from onnxsep.quantization import QuantizationError, QuantizeResult, quantize
 from onnxsep.quantization.calibrating import calibrate
 from onnxsep.quantization.equalizing import equalize
@@ -26,7 +26,7 @@ from onnxsep.quantization.nodes import to_calibrate
 from onnxsep.quantization.preparing import prepare
 from onnxsep.quantization.settings import Settings
 from onnxsep.quantization.sparing import spare
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "models" / "digits" / "digits_cnn.onnx"

@@ -14,14 +14,14 @@ from versions import needs_new_runtime
 
 import onnxsep
 from onnxsep.data import open_data
-from onnxsep.io import Model, load
+from onnxsep.model.io import Model, load
 from onnxsep.quantization import quantize
 from onnxsep.quantization.equalizing import equalize
 from onnxsep.quantization.measuring import split
 from onnxsep.quantization.preparing import prepare
 from onnxsep.quantization.settings import Settings
 from onnxsep.quantization.targets import find_targets
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 DIGITS = Path(__file__).resolve().parents[1] / "models" / "digits" / "digits_cnn.onnx"
 MODES = onnxsep.available_modes()

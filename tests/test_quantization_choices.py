@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxsep.data import Dataset, open_data
-from onnxsep.io import Model
+from onnxsep.model.io import Model
 from onnxsep.quantization import quantize
 from onnxsep.quantization.building import Builder
 from onnxsep.quantization.calibrating import calibrate
@@ -21,7 +21,7 @@ from onnxsep.quantization.nodes import to_calibrate
 from onnxsep.quantization.preparing import prepare
 from onnxsep.quantization.settings import Settings
 from onnxsep.quantization.toolkit import quantizable_types
-from onnxsep.runtime import RuntimeOptions
+from onnxsep.running.runtime import RuntimeOptions
 
 ONE = RuntimeOptions(threads=1)
 IMAGES = np.random.default_rng(1).standard_normal((60, 3, 8, 8)).astype(np.float32)

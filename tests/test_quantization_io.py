@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxsep
 from onnxsep.errors import ModelLoadError
 from onnxsep.evaluation import evaluate
-from onnxsep.integer_io import RealRunner, as_real, integer_io
-from onnxsep.io import load
+from onnxsep.model.io import load
 from onnxsep.quantization import QuantizationError, quantize
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.running.integer_io import RealRunner, as_real, integer_io
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 DIGITS = Path(__file__).resolve().parents[1] / "models" / "digits" / "digits_cnn.onnx"
 ONE = RuntimeOptions(threads=1)

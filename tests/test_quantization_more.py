@@ -8,9 +8,9 @@ import pytest
 from test_quantization_structures import FORMATS, ONE, Net, X, beginning, checked, left, relative
 from versions import needs_new_runtime
 
-from onnxsep.io import load
+from onnxsep.model.io import load
 from onnxsep.quantization import quantize
-from onnxsep.runtime import Runner
+from onnxsep.running.runtime import Runner
 
 
 def ended(net: Net, x: str) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from versions import needs_new_runtime
 
 from onnxsep.data import open_data
-from onnxsep.io import Model, load
+from onnxsep.model.io import Model, load
 from onnxsep.quantization import QuantizeResult, quantize
 from onnxsep.quantization.agreement import Agreement
 from onnxsep.quantization.converting import raise_opset
@@ -19,7 +19,7 @@ from onnxsep.quantization.histograms import Histogram, entropy_range, percentile
 from onnxsep.quantization.preparing import prepare
 from onnxsep.quantization.settings import Settings
 from onnxsep.quantization.trying import culprits
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 ONE = RuntimeOptions(threads=1)
 X = np.random.default_rng(7).standard_normal((24, 3, 8, 8)).astype(np.float32)

@@ -8,10 +8,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
-from onnxsep.linalg import Array, truncated_svd
-from onnxsep.modes import get_mode
-from onnxsep.ranks import choose_rank
-from onnxsep.types import Conv, RankPolicy
+from onnxsep.algebra.linalg import Array, truncated_svd
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.rank import RankPolicy
+from onnxsep.modes.base import get_mode
+from onnxsep.modes.ranks import choose_rank
 
 RNG = np.random.default_rng(0)
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "float64": TensorProto.DOUBLE}

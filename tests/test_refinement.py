@@ -16,11 +16,13 @@ from onnxsep.calibration.refinement import Half, Pair
 from onnxsep.calibration.schedule import Step, make_schedule
 from onnxsep.calibration.slopes import Convolution
 from onnxsep.calibration.walk import CalibrationOptions, Walk
-from onnxsep.io import Model
-from onnxsep.modes import Task, get_mode
-from onnxsep.planning import Options, Plan, make_plan
-from onnxsep.sites import find_sites, read_weight
-from onnxsep.types import Conv, ConvSite, RankPolicy
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.planning import Options, Plan, make_plan
+from onnxsep.engine.sites import find_sites, read_weight
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.rank import RankPolicy
+from onnxsep.model.io import Model
+from onnxsep.modes.base import Task, get_mode
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(3)

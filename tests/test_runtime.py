@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxsep.errors import MissingDependencyError, ModelLoadError, OptionError
-from onnxsep.io import Model, load
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions, available_providers, readable_reason
+from onnxsep.model.io import Model, load
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions, available_providers, readable_reason
 
 ONE_THREAD = RuntimeOptions(threads=1)
 
@@ -130,7 +130,7 @@ def test_no_place_for_the_file_that_an_old_runtime_needs(tmp_path: Path, monkeyp
     weight.tofile(tmp_path / "weights.bin")
     model = load(path)
     model.pristine = False
-    monkeypatch.setattr("onnxsep.runtime._FOLDER_KEY_SINCE", (1_000,))  # every runtime is old
+    monkeypatch.setattr("onnxsep.running.runtime._FOLDER_KEY_SINCE", (1_000,))  # every runtime is old
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(CannotRun, match=r"^a temporary copy of the model cannot be written: .*missing"):
         Runner(model)
@@ -180,7 +180,7 @@ def test_missing_external_data_is_a_load_error(tmp_path: Path) -> None:
 
 def test_too_large_for_one_proto(monkeypatch: pytest.MonkeyPatch) -> None:
     # The real limit is 2 GB, which no test should need: a lower limit takes the same way.
-    monkeypatch.setattr("onnxsep.runtime._LARGEST_PROTO", 10_000)
+    monkeypatch.setattr("onnxsep.running.runtime._LARGEST_PROTO", 10_000)
     small, large = conv(TensorProto.FLOAT), conv(TensorProto.FLOAT)
     large.proto.graph.initializer.append(numpy_helper.from_array(np.ones(5000, np.float32), "unused"))
     Runner(small, ONE_THREAD)
@@ -337,7 +337,7 @@ def in_new_process(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_does_not_import_the_runtime() -> None:
-    code = "import sys, onnxsep.comparison, onnxsep.feeds; print('onnxruntime' in sys.modules)"
+    code = "import sys, onnxsep.running.comparison, onnxsep.running.feeds; print('onnxruntime' in sys.modules)"
     assert in_new_process(code).stdout.strip() == "False"
 
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from test_modes import Case, cases, conv_model, run, weights
 
 from onnxsep.calibration.sampling import choose_positions, gather_outputs, gather_patches, input_sizes
-from onnxsep.io import Model
-from onnxsep.sites import read_weight
-from onnxsep.types import AutoPad, Conv
+from onnxsep.engine.sites import read_weight
+from onnxsep.layers.conv import AutoPad, Conv
+from onnxsep.model.io import Model
 
 Array = NDArray[Any]
 

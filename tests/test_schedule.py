@@ -12,7 +12,7 @@ from onnx import helper
 
 from onnxsep.calibration.sampling import output_shape
 from onnxsep.calibration.schedule import Tail
-from onnxsep.types import ConvSite
+from onnxsep.engine.matches import ConvSite
 
 Array = NDArray[Any]
 X = images(4, (4, 6, 6))

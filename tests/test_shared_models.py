@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 import onnxsep
-from onnxsep.feeds import make_feeds
+from onnxsep.running.feeds import make_feeds
 
 MODES = ("depthwise", "spatial")
 CONVOLUTIONS = {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv"}

@@ -15,8 +15,8 @@ import onnx
 import pytest
 
 import onnxsep
-from onnxsep.files import NewFiles, write_text
-from onnxsep.workers import any_left, in_threads, within
+from onnxsep.model.files import NewFiles, write_text
+from onnxsep.running.workers import any_left, in_threads, within
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signal to one process")
 LIMIT = 6.0  # seconds: two, and room for a machine that is busy
@@ -43,7 +43,7 @@ def test_the_main_thread_is_in_c(name: str, status: int, tmp_path: Path) -> None
     """Python raises nothing before the call ends; files beside the target and temporary folders go all the same."""
     program = (
         "import sys, pathlib, numpy as np, onnxsep.cli as cli\n"
-        "from onnxsep.files import NewFiles, temporary_folder\n"
+        "from onnxsep.model.files import NewFiles, temporary_folder\n"
         "def work():\n"
         "    target = pathlib.Path(sys.argv[1])\n"
         "    with temporary_folder() as folder, NewFiles(target) as new, new.create(target.with_name('a')) as file:\n"
@@ -76,7 +76,7 @@ def test_the_main_thread_waits_for_workers(tmp_path: Path) -> None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
     program = (
-        "import sys, pathlib, onnxsep.cli as cli, onnxsep.factors as factors\n"
+        "import sys, pathlib, onnxsep.cli as cli, onnxsep.engine.factors as factors\n"
         "slow = factors._factorize\n"
         "def told(*given):\n"
         "    pathlib.Path(sys.argv[2]).with_name('ready').touch()\n"
@@ -144,7 +144,7 @@ def test_errors_of_workers_arrive() -> None:
 def test_a_file_that_is_complete_is_not_abandoned(tmp_path: Path) -> None:
     """Another process abandons everything just after a file got its name, and while another is being made."""
     program = (
-        "import sys, pathlib; from onnxsep.files import NewFiles, abandon\n"
+        "import sys, pathlib; from onnxsep.model.files import NewFiles, abandon\n"
         "done, other = (pathlib.Path(sys.argv[1], name) for name in ('done', 'other'))\n"
         "with NewFiles(done) as new:\n"
         "    new.create(done.with_name('data')).close()\n"

@@ -18,9 +18,9 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 import onnxsep
 from onnxsep.errors import FeedError, ModelLoadError
-from onnxsep.functions import expansion
-from onnxsep.inputs import read_arrays
-from onnxsep.io import load
+from onnxsep.model.functions import expansion
+from onnxsep.model.io import load
+from onnxsep.running.inputs import read_arrays
 
 FLOAT = TensorProto.FLOAT
 

@@ -17,9 +17,11 @@ from onnx.reference import ReferenceEvaluator
 import onnxsep
 from onnxsep import Mode, Result
 from onnxsep.errors import PassError
-from onnxsep.modes import Factors, Task
-from onnxsep.report import ConvReport
-from onnxsep.types import INPUT, Conv, ConvLayer, Layer, Rank, RankAxis
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.layer import INPUT, ConvLayer, Layer
+from onnxsep.layers.rank import Rank, RankAxis
+from onnxsep.modes.base import Factors, Task
+from onnxsep.rewriting.report import ConvReport
 
 Array = npt.NDArray[Any]
 Body = onnx.GraphProto | onnx.FunctionProto

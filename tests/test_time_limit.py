@@ -15,7 +15,7 @@ from onnxsep import cli
 from onnxsep.cli.options import runtime_of
 from onnxsep.compression.manifest import Manifest
 from onnxsep.errors import OptionError, TimeLimitError
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 ENDLESS = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N, 3, 8, 8] x) => (float[N, 8, 8, 8] y)

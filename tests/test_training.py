@@ -14,8 +14,8 @@ from onnx import helper, numpy_helper
 
 import onnxsep
 from onnxsep.errors import FeedError, OptionError, UnsupportedModelError
-from onnxsep.io import Model, load, read_tensor
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.model.io import Model, load, read_tensor
+from onnxsep.running.runtime import Runner, RuntimeOptions
 from onnxsep.training import TuneResult, to_torch, tune, write_back
 from onnxsep.training.augment import Augment, image_layout
 from onnxsep.training.objective import Objective

@@ -9,8 +9,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxsep.errors import UnsupportedModelError
-from onnxsep.io import Model
-from onnxsep.runtime import Runner
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import Runner
 from onnxsep.training import to_torch
 
 pytestmark = pytest.mark.skipif(

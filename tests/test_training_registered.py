@@ -14,8 +14,8 @@ from operator_forms import Network, feeds
 
 import onnxsep
 from onnxsep.errors import MissingDependencyError, UnsupportedModelError
-from onnxsep.io import Model
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import Runner, RuntimeOptions
 from onnxsep.training import registered, to_torch
 
 pytestmark = needs_torch

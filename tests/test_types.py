@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from onnxsep import available_modes
 from onnxsep.errors import OptionError
-from onnxsep.types import INPUT, AutoPad, Conv, ConvLayer, RankAxis, RankPolicy, macs, parameters, relative_macs
+from onnxsep.layers.conv import AutoPad, Conv
+from onnxsep.layers.layer import INPUT, ConvLayer, macs, parameters, relative_macs
+from onnxsep.layers.rank import RankAxis, RankPolicy
 
 FIXED = settings(deadline=None, derandomize=True, max_examples=200)
 

@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from versions import needs_new_runtime
 
-from onnxsep.io import Model
+from onnxsep.model.io import Model
 from onnxsep.quantization import QuantizeResult, quantize
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 ONE = RuntimeOptions(threads=1)
 IMAGES = np.random.default_rng(7).standard_normal((40, 3, 16, 16)).astype(np.float32)

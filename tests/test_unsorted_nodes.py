@@ -11,8 +11,8 @@ from finetuning_models import needs_torch
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
-from onnxsep.io import load
-from onnxsep.ordering import sorted_copy
+from onnxsep.model.io import load
+from onnxsep.model.ordering import sorted_copy
 
 X = {"x": np.random.default_rng(7).standard_normal((24, 3, 12, 12)).astype(np.float32)}
 

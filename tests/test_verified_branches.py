@@ -10,12 +10,12 @@ from versions import needs_new_runtime
 
 import onnxsep
 from onnxsep.errors import VerificationError
-from onnxsep.execution import idle_scopes, unseen_places
-from onnxsep.feeds import Feeds, make_feeds
-from onnxsep.io import load
-from onnxsep.report import RewriteReport
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.scopes import scopes
+from onnxsep.graph.scopes import scopes
+from onnxsep.model.io import load
+from onnxsep.rewriting.report import RewriteReport
+from onnxsep.running.execution import idle_scopes, unseen_places
+from onnxsep.running.feeds import Feeds, make_feeds
+from onnxsep.running.runtime import RuntimeOptions
 
 ONE = RuntimeOptions(threads=1)
 LIMIT = 0.05

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from onnxsep.calibration.layerwise import Calibrated, calibrate
 from onnxsep.calibration.recording import calibrate_from, record
+from onnxsep.calibration.report import CalibrationReport, TuneReport
 from onnxsep.calibration.statistics_file import load_statistics, save_statistics
 from onnxsep.calibration.walk import CalibrationOptions
 from onnxsep.data import Dataset, Feed, Preprocessing, Source, open_data
+from onnxsep.engine.planning import Plan
+from onnxsep.engine.sites import Sites
+from onnxsep.engine.surgery import Edit
 from onnxsep.errors import CalibrationError, OptionError
-from onnxsep.factors import Progress
-from onnxsep.io import Model
-from onnxsep.modes import Mode
-from onnxsep.planning import Plan
-from onnxsep.report import CalibrationReport, TuneReport
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.sites import Sites
-from onnxsep.surgery import Edit
+from onnxsep.model.io import Model
+from onnxsep.modes.base import Mode
+from onnxsep.options.progress import Progress
+from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training import check_installed, tune, write_back
 
 INITS = ("svd", "response", "compensated", "joint")

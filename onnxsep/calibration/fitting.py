@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxsep.algebra.gram import Gram, Mixed, gram_of, mean_product
+from onnxsep.algebra.linalg import Array
+from onnxsep.algebra.statistics import SiteMoments, Statistics
 from onnxsep.calibration.sampling import Floats
 from onnxsep.calibration.schedule import Tail
-from onnxsep.gram import Gram, Mixed, gram_of, mean_product
-from onnxsep.linalg import Array
-from onnxsep.modes import Factors, Mode, Task
-from onnxsep.statistics import SiteMoments, Statistics
-from onnxsep.types import Conv, Rank
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.rank import Rank
+from onnxsep.modes.base import Factors, Mode, Task
 
 PRIOR = 1e-3  # of the mean diagonal of the Gram matrix
 _ROUNDS = 3  # of the target for clipped outputs; more lower the error of the layer, but not that of the network

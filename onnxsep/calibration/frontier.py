@@ -18,10 +18,10 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsep.errors import CalibrationError
-from onnxsep.files import temporary_folder
-from onnxsep.io import Model, read_tensor
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
-from onnxsep.scopes import names_within
+from onnxsep.graph.scopes import names_within
+from onnxsep.model.files import temporary_folder
+from onnxsep.model.io import Model, read_tensor
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 
 class Store:

@@ -17,23 +17,27 @@ import onnx
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from onnxsep.algebra.gram import Mixed, mean_product, scaled_rows
+from onnxsep.algebra.linalg import Array
 from onnxsep.calibration.fitting import Fit, Samples, fit, fit_bias
 from onnxsep.calibration.refinement import Half, Pair
 from onnxsep.calibration.sampling import Floats, gather_outputs, gather_patches, input_sizes, output_shape
 from onnxsep.calibration.schedule import Step, Tail, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk, finite, split
-from onnxsep.constants import read_constant
+from onnxsep.engine.factors import Factorized, OutputErrors, checked_factors
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.planning import Plan, Replacement, factor_key, in_main_graph, naming
+from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import CalibrationError, FactorizationError
-from onnxsep.factors import STORED_TYPES, Factorized, OutputErrors, Progress, checked_factors
-from onnxsep.gram import Mixed, mean_product, scaled_rows
-from onnxsep.graph import build_tensor
-from onnxsep.io import Model
-from onnxsep.linalg import Array
-from onnxsep.modes import Task
-from onnxsep.planning import Plan, Replacement, factor_key, in_main_graph, naming
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.sites import Sites, read_weight
-from onnxsep.types import Conv, ConvSite, Place
+from onnxsep.graph.constants import read_constant
+from onnxsep.graph.element_types import STORED_TYPES
+from onnxsep.graph.places import Place
+from onnxsep.graph.view import build_tensor
+from onnxsep.layers.conv import Conv
+from onnxsep.model.io import Model
+from onnxsep.modes.base import Task
+from onnxsep.options.progress import Progress
+from onnxsep.running.runtime import RuntimeOptions
 
 _LARGE = 1500  # inputs * taps of a group
 FELL_BACK = "on held-out positions nothing was better than the factors of the weights alone"
@@ -53,7 +57,7 @@ class Calibrated:
     """What calibration found.
 
     Attributes:
-        outcomes: factors, or why there are none, by ``onnxsep.planning.factor_key``.
+        outcomes: factors, or why there are none, by ``onnxsep.engine.planning.factor_key``.
         by_place: the same with bias and errors, by the place of each Conv.
         notes: by the place of the Conv.
         samples: how many were used.

@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxsep.algebra.gram import gram_of
+from onnxsep.algebra.statistics import Moments, SiteMoments
 from onnxsep.calibration.fitting import fit_moments
 from onnxsep.calibration.layerwise import FELL_BACK, SHARED, Calibrated, blas_threads, outcome_of, read_bias, told
 from onnxsep.calibration.sampling import Floats
 from onnxsep.calibration.schedule import make_schedule
 from onnxsep.calibration.statistics_file import Recorded, model_fingerprint
 from onnxsep.calibration.walk import CalibrationOptions, Walk, split
+from onnxsep.engine.factors import Factorized
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.planning import Plan, factor_key, in_main_graph, naming
+from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import CalibrationError, FactorizationError
-from onnxsep.factors import Factorized, Progress
-from onnxsep.gram import gram_of
-from onnxsep.io import Model
-from onnxsep.planning import Plan, factor_key, in_main_graph, naming
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.sites import Sites, read_weight
-from onnxsep.statistics import Moments, SiteMoments
-from onnxsep.types import Conv, ConvSite, Place
+from onnxsep.graph.places import Place
+from onnxsep.layers.conv import Conv
+from onnxsep.model.io import Model
+from onnxsep.options.progress import Progress
+from onnxsep.running.runtime import RuntimeOptions
 
 
 def record(

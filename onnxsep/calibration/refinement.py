@@ -26,17 +26,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxsep.algebra.linalg import Array
 from onnxsep.calibration.fitting import Fit, Fitter, Samples
 from onnxsep.calibration.frontier import Frontier, Kept
 from onnxsep.calibration.sampling import Floats, gather_outputs
 from onnxsep.calibration.schedule import Step, Tail
 from onnxsep.calibration.slopes import Convolution, behind, clipped, lost
 from onnxsep.calibration.walk import Walk
-from onnxsep.linalg import Array
-from onnxsep.modes import Task
-from onnxsep.planning import Replacement
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.types import Conv
+from onnxsep.engine.planning import Replacement
+from onnxsep.layers.conv import Conv
+from onnxsep.modes.base import Task
+from onnxsep.running.runtime import RuntimeOptions
 
 _GAMMA = 2.0
 _EVEN = 0.1  # of the mean weight of an output, added to all: what hardly counts may still not become anything

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.types import Conv
+from onnxsep.layers.conv import Conv
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]

@@ -13,12 +13,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxsep.algebra.linalg import Array
 from onnxsep.calibration.frontier import reads
-from onnxsep.constants import find_constant
-from onnxsep.io import Model, read_tensor
-from onnxsep.linalg import Array
-from onnxsep.scopes import Scope, is_standard
-from onnxsep.types import ConvSite, Place
+from onnxsep.engine.matches import ConvSite
+from onnxsep.graph.constants import find_constant
+from onnxsep.graph.places import Place
+from onnxsep.graph.scopes import Scope, is_standard
+from onnxsep.model.io import Model, read_tensor
 
 
 @dataclass(frozen=True)

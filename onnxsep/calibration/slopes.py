@@ -7,14 +7,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxsep.algebra.linalg import Array
 from onnxsep.calibration.fitting import majorised
 from onnxsep.calibration.sampling import Floats, pad_before
 from onnxsep.calibration.schedule import Tail
 from onnxsep.errors import CalibrationError
-from onnxsep.io import Model
-from onnxsep.linalg import Array
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
-from onnxsep.types import Conv
+from onnxsep.layers.conv import Conv
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 _OPSET, _IR_VERSION = 13, 8
 

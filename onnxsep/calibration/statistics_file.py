@@ -19,13 +19,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxsep.algebra.gram import DenseGram, RowGram
+from onnxsep.algebra.statistics import Moments, SiteMoments
 from onnxsep.errors import CalibrationError
-from onnxsep.files import NewFiles, open_regular
-from onnxsep.gram import DenseGram, RowGram
-from onnxsep.io import Model, read_tensor
-from onnxsep.paths import Kind
-from onnxsep.statistics import Moments, SiteMoments
-from onnxsep.types import Place
+from onnxsep.graph.places import Place
+from onnxsep.model.files import NewFiles, open_regular
+from onnxsep.model.io import Model, read_tensor
+from onnxsep.model.paths import Kind
 
 _FORMAT = "onnxsep statistics 2"
 _WITHOUT_ROWS = "onnxsep statistics 1"  # the format before, which knows covariances only

@@ -12,11 +12,11 @@ from onnxsep.calibration.fitting import PRIOR
 from onnxsep.calibration.frontier import Frontier, Store
 from onnxsep.calibration.sampling import Floats, Indices, choose_positions, gather_patches, input_sizes
 from onnxsep.calibration.schedule import Step
+from onnxsep.engine.matches import ConvSite
 from onnxsep.errors import CalibrationError
-from onnxsep.float32 import as_float32, float32_copy, held_types
-from onnxsep.io import Model
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.types import ConvSite
+from onnxsep.model.io import Model
+from onnxsep.running.float32 import as_float32, float32_copy, held_types
+from onnxsep.running.runtime import RuntimeOptions
 
 HELD_OUT = 0.1  # of the images
 

@@ -16,7 +16,6 @@ from typing import Literal
 
 import onnx
 
-from onnxsep import io
 from onnxsep.checking.diff import StructureDiff, structure_part
 from onnxsep.checking.feeding import SAMPLES, Feeding, layers_report
 from onnxsep.checking.layer_table import layer_summary
@@ -28,12 +27,13 @@ from onnxsep.checking.weights import compare_weights, tensor_pairs
 from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, open_data
 from onnxsep.data import Source as DataSource
 from onnxsep.errors import ModelLoadError, OptionError
-from onnxsep.files import open_regular, write_text
-from onnxsep.integer_io import as_real
-from onnxsep.option_types import checks_types
-from onnxsep.paths import Kind, Reads, check_paths, is_model
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.saving import save
+from onnxsep.model import io
+from onnxsep.model.files import open_regular, write_text
+from onnxsep.model.paths import Kind, Reads, check_paths, is_model
+from onnxsep.model.saving import save
+from onnxsep.options.hints import checks_types
+from onnxsep.running.integer_io import as_real
+from onnxsep.running.runtime import RuntimeOptions
 
 Source = str | os.PathLike[str] | onnx.ModelProto | io.Model
 _TEXT_SUFFIX = ".txt"
@@ -76,14 +76,14 @@ def check(
         weights: Whether to compare the values of all weights, Constants included; by default as ``structure``.
         outputs: Whether to run both models on the same inputs and compare what they compute.
         layers: Whether to compare every tensor that both models have, on the same inputs: where does an error arise?
-            It judges nothing (:class:`onnxsep.report.LayersReport`).
+            It judges nothing (:class:`onnxsep.checking.layer_report.LayersReport`).
         rtol: Weights are the same where ``|model - reference| <= atol + rtol * |reference|`` for each element; for
             integers and booleans without ``rtol``. Strings must be equal.
         atol: See ``rtol``.
         output_rtol: Outputs are the same where ``|model - reference| <= output_atol * largest + output_rtol *
             |reference|`` for each element; ``largest`` is the output's largest magnitude in the reference (1 where it
-            is all zeros). Where an output has parts of unlike ranges (:mod:`onnxsep.parts`), the largest of its part.
-            Integers, booleans and strings must be equal.
+            is all zeros). Where an output has parts of unlike ranges (:mod:`onnxsep.algebra.output_parts`), the
+            largest of its part. Integers, booleans and strings must be equal.
         output_atol: See ``output_rtol``.
         inputs: An .npz or .npy file with inputs; None for random ones, where there are no ``data``.
         data: Samples to run the models on, as for :func:`onnxsep.data.open_data`.

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnxsep.checking.layer_report import LayersReport
 from onnxsep.checking.layers import Feeds, compare_layers
 from onnxsep.data import Dataset, Preprocessing, Source, open_data
 from onnxsep.errors import FeedError, OptionError
-from onnxsep.feeds import make_feeds
-from onnxsep.integer_io import as_real
-from onnxsep.io import Model
-from onnxsep.report import LayersReport
-from onnxsep.runtime import CannotRun, RuntimeOptions
+from onnxsep.model.io import Model
+from onnxsep.running.feeds import make_feeds
+from onnxsep.running.integer_io import as_real
+from onnxsep.running.runtime import CannotRun, RuntimeOptions
 
 SAMPLES = 32
 _NOISE = "the inputs are random: noise tells less than real inputs (--data or --inputs)"

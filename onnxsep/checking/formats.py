@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 from onnxsep.checking.layer_table import jump_line, layer_lines
 from onnxsep.checking.result import CheckResult, Difference, PartResult
-from onnxsep.text import printable
+from onnxsep.reporting.printable import printable
 
 TEXT_LIMIT = 20  # differences of a part that are printed
 GITHUB_LIMIT = 10  # errors that GitHub shows for one step

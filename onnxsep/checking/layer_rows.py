@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxsep.algebra.output_parts import PartTally, worst
+from onnxsep.checking.layer_report import LayerDifference
 from onnxsep.checking.matching import Match
 from onnxsep.checking.network import Network, Value
-from onnxsep.parts import PartTally, worst
-from onnxsep.report import LayerDifference, part_reports
+from onnxsep.reporting.records import part_reports
 
 _RISE = 3.0  # times the error of what a tensor is computed from: a jump
 _GAINS = 0.1  # from 1: the channels of an equalised tensor have factors further off

@@ -1,6 +1,7 @@
 """The tensors of two models as lines of text."""
 
-from onnxsep.report import LayerDifference, LayersReport, part_text
+from onnxsep.checking.layer_report import LayerDifference, LayersReport
+from onnxsep.reporting.records import part_text
 
 _HEAD = ("relative", "SNR, dB", "inputs'", "operator", "tensor")
 

@@ -12,15 +12,15 @@ import numpy as np
 import onnx
 from onnx import inliner
 
+from onnxsep.checking.layer_report import LayersReport
 from onnxsep.checking.layer_rows import MatchTally, Rows, usual_error
 from onnxsep.checking.matching import Match, match_tensors
 from onnxsep.checking.network import LAYERS, Network, Value
-from onnxsep.comparison import samples_of
-from onnxsep.float32 import as_float32, float32_copy, held_types
-from onnxsep.integer_io import IntegerIO, integer_io, quantized_feed
-from onnxsep.io import Model
-from onnxsep.report import LayersReport
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.model.io import Model
+from onnxsep.running.comparison import samples_of
+from onnxsep.running.float32 import as_float32, float32_copy, held_types
+from onnxsep.running.integer_io import IntegerIO, integer_io, quantized_feed
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 Feeds = Callable[[int], Iterator[Mapping[str, Any]]]
 """Inputs for the reference, at most so many samples at a time where they can be divided; the same ones every time."""

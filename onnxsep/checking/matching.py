@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from onnxsep.checking.alignment import common
 from onnxsep.checking.network import DEPTH, LAYERS, Network, Stem, Value
-from onnxsep.sites import METADATA_PREFIX
+from onnxsep.engine.sites import METADATA_PREFIX
 
 _SOURCE = f"{METADATA_PREFIX}source"
 

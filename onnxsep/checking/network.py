@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from onnxsep.io import Model
-from onnxsep.scopes import constant_value, display_name, names_within
+from onnxsep.graph.scopes import constant_value, display_name, names_within
+from onnxsep.model.io import Model
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul"})  # classes; a Gemm is a MatMul
 ACTIVATIONS = frozenset({"Relu", "Clip"})  # which quantisers fold into the range of what is before

@@ -5,19 +5,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnxsep import io
+from onnxsep.algebra.output_parts import Part, PartTally
 from onnxsep.checking.feeding import SAMPLES, Feeding
 from onnxsep.checking.result import Difference, PartResult
 from onnxsep.checking.weights import compare_arrays
-from onnxsep.comparison import Outputs, Run, run_reference, samples_of
 from onnxsep.errors import FeedError
-from onnxsep.execution import describe, idle_scopes
-from onnxsep.feeds import Feeds
-from onnxsep.integer_io import integer_io, quantized_feed
-from onnxsep.parts import Part, PartTally
-from onnxsep.runtime import CannotRun, RuntimeOptions
-from onnxsep.scopes import scopes
-from onnxsep.tensors import type_name
+from onnxsep.graph.scopes import scopes
+from onnxsep.model import io
+from onnxsep.model.tensors import type_name
+from onnxsep.running.comparison import Outputs, Run, run_reference, samples_of
+from onnxsep.running.execution import describe, idle_scopes
+from onnxsep.running.feeds import Feeds
+from onnxsep.running.integer_io import integer_io, quantized_feed
+from onnxsep.running.runtime import CannotRun, RuntimeOptions
 
 
 def compare_outputs(

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from onnxsep.report import LayersReport
+from onnxsep.checking.layer_report import LayersReport
 
 
 class Difference(BaseModel):

@@ -53,8 +53,8 @@ from onnxsep.checking.words import (
     type_text,
     word,
 )
-from onnxsep.io import Model, read_tensor
-from onnxsep.shapes import infer_shapes, skeleton
+from onnxsep.graph.shapes import infer_shapes, skeleton
+from onnxsep.model.io import Model, read_tensor
 
 HEADER = "onnxsep structure, version 1"
 INDENT = "  "

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
-from onnxsep import io
 from onnxsep.checking.alignment import LinePair
 from onnxsep.checking.result import Difference, PartResult
 from onnxsep.checking.structure import Structure, StructureTensor
-from onnxsep.tensors import type_name
+from onnxsep.model import io
+from onnxsep.model.tensors import type_name
 
 _CHUNK = 2**20  # elements that are compared at once
 _TensorPair = tuple[StructureTensor | None, StructureTensor | None]

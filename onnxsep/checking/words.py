@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import Message
 from onnx import TensorProto
 
-from onnxsep.tensors import type_name
+from onnxsep.model.tensors import type_name
 
 PLAIN = r"[A-Za-z0-9_./:;-]*[A-Za-z0-9_./;-]"  # never ends in a colon, so that "%name: type" can be told apart
 _LONG_TEXT = 200

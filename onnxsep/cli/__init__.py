@@ -17,7 +17,7 @@ from onnxsep.cli import compress, evaluate, finetune, interrupts, look, prune, q
 from onnxsep.cli.app import app, say
 from onnxsep.cli.options import Debug, debugging
 from onnxsep.errors import OnnxsepError
-from onnxsep.workers import any_left
+from onnxsep.running.workers import any_left
 
 __all__ = ["app", "compress", "evaluate", "finetune", "look", "main", "prune", "quantize", "rewrite"]
 

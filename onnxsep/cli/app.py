@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from onnxsep.cli.interrupts import saying
-from onnxsep.text import printable
+from onnxsep.reporting.printable import printable
 
 
 class _Group(TyperGroup):

@@ -45,7 +45,7 @@ from onnxsep.compression.folder_files import WORK
 from onnxsep.compression.manifest import MANIFEST
 from onnxsep.compression.render import print_compress
 from onnxsep.compression.report import StepReport
-from onnxsep.paths import OTHER_RESULT, REPORT, Reads, check_paths
+from onnxsep.model.paths import OTHER_RESULT, REPORT, Reads, check_paths
 
 
 @app.command()

@@ -33,7 +33,7 @@ from onnxsep.cli.options import (
     runtime_of,
 )
 from onnxsep.evaluation.render import print_evaluation
-from onnxsep.render import make_console
+from onnxsep.reporting.text import make_console
 
 
 @app.command()

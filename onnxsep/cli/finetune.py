@@ -41,7 +41,7 @@ from onnxsep.cli.options import (
 from onnxsep.errors import OnnxsepError, OptionError
 from onnxsep.finetuning.options import CHOICES, TEMPERATURE, Augmentation
 from onnxsep.finetuning.render import print_finetune
-from onnxsep.paths import REPORT, RESULT, Reads, check_paths
+from onnxsep.model.paths import REPORT, RESULT, Reads, check_paths
 from onnxsep.training import parallel
 from onnxsep.training.checkpoint import CHECKPOINT
 from onnxsep.training.figures import BatchNorm, Optimizer, Precision

@@ -20,7 +20,7 @@ from types import FrameType
 
 import typer
 
-from onnxsep.files import abandon
+from onnxsep.model.files import abandon
 
 _GRACE = 1.2  # seconds for the main thread
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")

@@ -37,8 +37,9 @@ from onnxsep.cli.options import (
     runtime_of,
     shapes_of,
 )
-from onnxsep.modes import broken_modes
-from onnxsep.render import make_console, print_inspect
+from onnxsep.modes.base import broken_modes
+from onnxsep.reporting.text import make_console
+from onnxsep.rewriting.render import print_inspect
 
 _FORMATS = {"text": render_text, "json": render_json, "github": render_github, "junit": render_junit}
 

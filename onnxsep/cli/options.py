@@ -19,12 +19,12 @@ from onnxsep.cli.app import say
 from onnxsep.cli.interrupts import saying
 from onnxsep.data import Preprocessing
 from onnxsep.errors import OnnxsepError, OptionError, VerificationError
-from onnxsep.feeds import parse_input_shape
-from onnxsep.files import printable, write_text
-from onnxsep.render import make_console
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.saving import Savable
-from onnxsep.text import printable as plain_text
+from onnxsep.model.files import printable, write_text
+from onnxsep.model.saving import Savable
+from onnxsep.reporting.printable import printable as plain_text
+from onnxsep.reporting.text import make_console
+from onnxsep.running.feeds import parse_input_shape
+from onnxsep.running.runtime import RuntimeOptions
 
 _debug = False
 

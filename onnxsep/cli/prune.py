@@ -29,8 +29,8 @@ from onnxsep.cli.options import (
     shapes_of,
     shower,
 )
-from onnxsep.cli.prune_table import print_prune
-from onnxsep.paths import REPORT, RESULT, Reads, check_paths
+from onnxsep.model.paths import REPORT, RESULT, Reads, check_paths
+from onnxsep.pruning.render import print_prune
 from onnxsep.pruning.selecting import Norm, Scope
 from onnxsep.pruning.verifying import Verify
 

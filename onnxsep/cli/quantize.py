@@ -35,8 +35,8 @@ from onnxsep.cli.options import (
     saved,
     shower,
 )
-from onnxsep.cli.quantize_table import print_quantize
-from onnxsep.paths import REPORT, RESULT, Reads, check_paths
+from onnxsep.model.paths import REPORT, RESULT, Reads, check_paths
+from onnxsep.quantization.render import print_quantize
 from onnxsep.quantization.settings import Activations, Format, Method
 
 

@@ -40,9 +40,9 @@ from onnxsep.cli.options import (
     shapes_of,
     shower,
 )
-from onnxsep.paths import REPORT, RESULT, Reads, check_paths
-from onnxsep.render import print_rewrite
-from onnxsep.verification import Verify
+from onnxsep.model.paths import REPORT, RESULT, Reads, check_paths
+from onnxsep.rewriting.render import print_rewrite
+from onnxsep.running.verification import Verify
 
 
 @app.command()

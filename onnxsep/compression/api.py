@@ -23,17 +23,17 @@ from onnxsep.data import AnyPreprocessing, Preprocessing, Source, check_sampling
 from onnxsep.errors import OptionError
 from onnxsep.evaluation.api import check_runs
 from onnxsep.evaluation.metrics import Metric, load_metric
-from onnxsep.external import is_external
-from onnxsep.factors import Progress
-from onnxsep.feeds import check_input_shapes
-from onnxsep.files import printable, write_text
-from onnxsep.io import Model, load
-from onnxsep.option_types import checks_types
-from onnxsep.paths import NOTHING, OTHER_RESULT, Reads, check_paths
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.saving import Savable, SavedFiles, write_model
-from onnxsep.tables import model_info
-from onnxsep.tensors import tensor_protos
+from onnxsep.model.external import is_external
+from onnxsep.model.files import printable, write_text
+from onnxsep.model.io import Model, load
+from onnxsep.model.paths import NOTHING, OTHER_RESULT, Reads, check_paths
+from onnxsep.model.saving import Savable, SavedFiles, write_model
+from onnxsep.model.tensors import tensor_protos
+from onnxsep.options.hints import checks_types
+from onnxsep.options.progress import Progress
+from onnxsep.reporting.model_info import model_info
+from onnxsep.running.feeds import check_input_shapes
+from onnxsep.running.runtime import RuntimeOptions
 
 AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
 

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from onnxsep.paths import Kind, read_record
+from onnxsep.model.paths import Kind, read_record
 
 MANIFEST, LOCK = "manifest.json", "lock"
 # What a step writes, after its number and name; and what is left where a process was killed while it wrote.

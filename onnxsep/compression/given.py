@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy.typing as npt
 
 from onnxsep.data import Preprocessing, Source
-from onnxsep.runtime import RuntimeOptions
+from onnxsep.running.runtime import RuntimeOptions
 
 Labels = str | os.PathLike[str] | npt.ArrayLike | None
 

@@ -16,13 +16,13 @@ from pydantic import Field, ValidationError
 from onnxsep._version import __version__
 from onnxsep.data import Preprocessing
 from onnxsep.errors import OptionError
-from onnxsep.external import is_external
-from onnxsep.files import printable
-from onnxsep.io import Model, read_file, read_tensor
-from onnxsep.paths import RECIPE, Kind, read_record
-from onnxsep.report import Record
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.tensors import tensor_protos
+from onnxsep.model.external import is_external
+from onnxsep.model.files import printable
+from onnxsep.model.io import Model, read_file, read_tensor
+from onnxsep.model.paths import RECIPE, Kind, read_record
+from onnxsep.model.tensors import tensor_protos
+from onnxsep.reporting.records import Record
+from onnxsep.running.runtime import RuntimeOptions
 
 _PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy", "torch")
 _VALUES = (

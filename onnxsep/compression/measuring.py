@@ -9,9 +9,9 @@ from onnxsep.compression.given import Given, Labels
 from onnxsep.data import Preprocessing, Source, open_data
 from onnxsep.evaluation import EvaluationReport, evaluate
 from onnxsep.evaluation.metrics import Metric
-from onnxsep.factors import Progress
-from onnxsep.feeds import make_feeds
-from onnxsep.io import Model
+from onnxsep.model.io import Model
+from onnxsep.options.progress import Progress
+from onnxsep.running.feeds import make_feeds
 
 _MOST = 1000  # samples of the data that steps have seen; on them more would say no more
 _RANDOM = 16  # random inputs, where there is nothing else

@@ -15,11 +15,11 @@ import onnx
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from onnxsep.errors import OptionError
-from onnxsep.io import Model
-from onnxsep.modes import Mode
-from onnxsep.option_types import in_words, members
-from onnxsep.saving import Savable
-from onnxsep.tomlfile import nearest
+from onnxsep.model.io import Model
+from onnxsep.model.saving import Savable
+from onnxsep.modes.base import Mode
+from onnxsep.options.hints import in_words, members
+from onnxsep.options.tomlfile import nearest
 
 Function = Callable[..., Savable]
 

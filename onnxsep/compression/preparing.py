@@ -19,8 +19,8 @@ from onnxsep.compression.measuring import Measuring
 from onnxsep.compression.recipe import Recipe
 from onnxsep.data import Dataset, Source, open_data
 from onnxsep.errors import DataError, OnnxsepError, OptionError
-from onnxsep.files import printable
-from onnxsep.io import Model, load
+from onnxsep.model.files import printable
+from onnxsep.model.io import Model, load
 
 
 def lasting(data: Source | None) -> Source | None:

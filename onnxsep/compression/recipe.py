@@ -22,8 +22,8 @@ from onnxsep.compression.manifest import DoneStep, Manifest, read_manifest
 from onnxsep.compression.options import as_json
 from onnxsep.compression.steps import STEPS, Step
 from onnxsep.errors import OptionError
-from onnxsep.files import printable
-from onnxsep.tomlfile import check_keys, nearest, read_toml
+from onnxsep.model.files import printable
+from onnxsep.options.tomlfile import check_keys, nearest, read_toml
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from onnxsep.compression.report import CompressReport
 from onnxsep.evaluation import EvaluationReport, cells
 from onnxsep.evaluation.report import EvaluatedModel
-from onnxsep.render import header_line, make_table, print_table, safe
+from onnxsep.reporting.text import header_line, make_table, print_table, safe
 
 Cell = Callable[[EvaluatedModel], str]
 

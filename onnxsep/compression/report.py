@@ -6,7 +6,7 @@ from pydantic import SerializeAsAny
 
 from onnxsep._version import __version__
 from onnxsep.evaluation import EvaluationReport
-from onnxsep.report import ModelInfo, Record
+from onnxsep.reporting.records import ModelInfo, Record
 
 
 class StepReport(Record):

@@ -13,9 +13,9 @@ from onnxsep.compression.report import StepReport
 from onnxsep.compression.steps import Step
 from onnxsep.compression.work_folder import WorkFolder
 from onnxsep.errors import OnnxsepError
-from onnxsep.factors import Progress
-from onnxsep.io import Model
-from onnxsep.report import Record
+from onnxsep.model.io import Model
+from onnxsep.options.progress import Progress
+from onnxsep.reporting.records import Record
 
 Told = Callable[[StepReport], None]
 

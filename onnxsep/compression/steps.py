@@ -14,14 +14,14 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from onnxsep.compression.given import Given
 from onnxsep.compression.options import Function, as_json, checked, defaults
-from onnxsep.factors import Progress
 from onnxsep.finetuning import finetune
-from onnxsep.io import Model, load
-from onnxsep.pipeline import rewrite
+from onnxsep.model.io import Model, load
+from onnxsep.model.saving import Savable
+from onnxsep.options.progress import Progress
 from onnxsep.pruning import prune
 from onnxsep.quantization import quantize
-from onnxsep.report import Record
-from onnxsep.saving import Savable
+from onnxsep.reporting.records import Record
+from onnxsep.rewriting.api import rewrite
 
 ORIGINAL, NONE = "original", "none"  # words for a teacher; a file of this name is "./original"
 _Own = TypeVar("_Own", bound="Step")

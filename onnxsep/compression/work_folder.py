@@ -12,11 +12,11 @@ from onnxsep.compression.folder_files import LOCK, MANIFEST, WORK, is_own, names
 from onnxsep.compression.manifest import DoneStep, Manifest, difference, model_hash, read_manifest
 from onnxsep.compression.steps import STEPS
 from onnxsep.errors import ModelLoadError, ModelSaveError, OptionError
-from onnxsep.files import write_text
-from onnxsep.io import Model, load
-from onnxsep.paths import NOTHING, check_paths
-from onnxsep.report import Record
-from onnxsep.saving import Savable, save
+from onnxsep.model.files import write_text
+from onnxsep.model.io import Model, load
+from onnxsep.model.paths import NOTHING, check_paths
+from onnxsep.model.saving import Savable, save
+from onnxsep.reporting.records import Record
 
 try:
     import fcntl

@@ -19,8 +19,8 @@ from onnxsep.data.labels import as_labels, read_labels
 from onnxsep.data.preprocessing import AnyPreprocessing, Preprocessing
 from onnxsep.data.samples import FeedSamples, Given, ImageSamples, Samples, from_arrays
 from onnxsep.errors import DataError, FeedError, OptionError
-from onnxsep.inputs import Input, model_inputs, read_arrays
-from onnxsep.io import Model
+from onnxsep.model.io import Model
+from onnxsep.running.inputs import Input, model_inputs, read_arrays
 
 DEFAULT_BATCH = 16
 

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 
 from onnxsep.data.preprocessing import Color, Layout, Preprocessing
 from onnxsep.errors import DataError
-from onnxsep.files import open_regular
-from onnxsep.inputs import Dim, Input, dims_with_channels
+from onnxsep.model.files import open_regular
+from onnxsep.running.inputs import Dim, Input, dims_with_channels
 
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}

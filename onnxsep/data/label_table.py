@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 
 from onnxsep.errors import DataError
-from onnxsep.files import open_regular
+from onnxsep.model.files import open_regular
 
 _NAME_HEADERS = {"file", "filename", "file_name", "id", "image", "image_id", "index", "name", "path", "sample"}
 _CLASS_HEADERS = {"category", "class", "class_id", "class_name", "label", "labels", "target", "y"}

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from onnxsep.errors import OptionError
-from onnxsep.tomlfile import check_keys, nearest, read_toml
+from onnxsep.options.tomlfile import check_keys, nearest, read_toml
 
 Layout = Literal["NCHW", "NHWC"]
 Color = Literal["RGB", "BGR", "GRAY"]

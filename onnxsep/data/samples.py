@@ -13,8 +13,8 @@ import numpy as np
 from onnxsep.data.images import ImageReader
 from onnxsep.data.labels import as_labels
 from onnxsep.errors import DataError, FeedError
-from onnxsep.files import open_regular
-from onnxsep.inputs import Dim, Input, check_type, fits, show_dims, show_inputs
+from onnxsep.model.files import open_regular
+from onnxsep.running.inputs import Dim, Input, check_type, fits, show_dims, show_inputs
 
 _CHUNK = 2**24  # elements looked at together
 _MADE_UP = ("unk__", "dynamic_axes_", "batch")  # so named dimensions may be the same one under two names

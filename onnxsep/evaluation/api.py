@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxsep.counting import count_nonzero_parameters, count_parameters
 from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, Source, check_batch, check_sampling, open_data
 from onnxsep.errors import DataError, OptionError
 from onnxsep.evaluation.latency import Progress, measure_latency
@@ -18,12 +17,13 @@ from onnxsep.evaluation.quality import Found, Quality, Task, run_over
 from onnxsep.evaluation.report import EvaluatedModel, EvaluationReport, Latency, Memory, Ratios
 from onnxsep.evaluation.sessions import Candidate, Session, check_same_interface, most_fixed, named
 from onnxsep.evaluation.work import count_work
-from onnxsep.files import printable
-from onnxsep.integer_io import integer_io, quantized_feed
-from onnxsep.io import Model, load
-from onnxsep.option_types import checks_types
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.tables import size_bytes
+from onnxsep.graph.counting import count_nonzero_parameters, count_parameters
+from onnxsep.model.files import printable
+from onnxsep.model.io import Model, load
+from onnxsep.options.hints import checks_types
+from onnxsep.reporting.model_info import size_bytes
+from onnxsep.running.integer_io import integer_io, quantized_feed
+from onnxsep.running.runtime import RuntimeOptions
 
 AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
 

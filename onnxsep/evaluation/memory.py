@@ -16,12 +16,12 @@ import onnx
 
 from onnxsep.errors import OnnxsepError
 from onnxsep.evaluation.report import Memory
-from onnxsep.external import is_external
-from onnxsep.files import temporary_folder
-from onnxsep.io import Model, load
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions, available_providers
-from onnxsep.saving import save
-from onnxsep.tensors import tensor_protos
+from onnxsep.model.external import is_external
+from onnxsep.model.files import temporary_folder
+from onnxsep.model.io import Model, load
+from onnxsep.model.saving import save
+from onnxsep.model.tensors import tensor_protos
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions, available_providers
 
 # Isolated: the process takes its modules from the folders that this one has, and none from the current folder.
 _START = "import sys; sys.path[:] = sys.argv[1:]; from onnxsep.evaluation.memory import main; main()"

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxsep.algebra.output_parts import PartTally, worst
 from onnxsep.errors import OptionError
 from onnxsep.evaluation.errors import EvaluationError
 from onnxsep.evaluation.report import Accuracy, OutputError, Paired, Share
-from onnxsep.parts import PartTally, worst
-from onnxsep.report import part_reports
+from onnxsep.reporting.records import part_reports
 
 Metric = Callable[[Mapping[str, Any], npt.NDArray[np.int64] | None], float]
 """Outputs by name and the labels of the samples, in the order of the data, to a number; higher is better."""

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from onnxsep.evaluation import cells
 from onnxsep.evaluation.report import Accuracy, EvaluatedModel, EvaluationReport, Memory
-from onnxsep.render import make_table, print_table, safe
+from onnxsep.reporting.text import make_table, print_table, safe
 
 Cell = Callable[[EvaluatedModel], str]
 

@@ -1,7 +1,7 @@
 """What an evaluation found: the data behind its table, and what ``--json`` prints."""
 
 from onnxsep._version import __version__
-from onnxsep.report import PartReport, Record
+from onnxsep.reporting.records import PartReport, Record
 
 
 class Share(Record):
@@ -102,7 +102,7 @@ class EvaluatedModel(Record):
     file_bytes: int
     """The .onnx file and its external data."""
     parameters: int
-    """Every weight element that the file holds (``onnxsep.counting``, convention ``stored``)."""
+    """Every weight element that the file holds (``onnxsep.graph.counting``, convention ``stored``)."""
     nonzero_parameters: int
     macs: int
     """Conv, ConvTranspose, Gemm and MatMul, for one sample of the data, or for the batch that the model insists on."""

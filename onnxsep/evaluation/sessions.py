@@ -7,11 +7,11 @@ from typing import Any
 
 from onnxsep.errors import FeedError
 from onnxsep.evaluation.errors import EvaluationError
-from onnxsep.files import printable
-from onnxsep.inputs import Input, model_inputs
-from onnxsep.integer_io import RealRunner, as_real
-from onnxsep.io import Model
-from onnxsep.runtime import CannotRun, RuntimeOptions
+from onnxsep.model.files import printable
+from onnxsep.model.io import Model
+from onnxsep.running.inputs import Input, model_inputs
+from onnxsep.running.integer_io import RealRunner, as_real
+from onnxsep.running.runtime import CannotRun, RuntimeOptions
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from onnxsep.counting import Operations, count_macs
-from onnxsep.io import Model
-from onnxsep.scopes import scopes
-from onnxsep.shapes import infer_shapes, skeleton
+from onnxsep.graph.counting import Operations, count_macs
+from onnxsep.graph.scopes import scopes
+from onnxsep.graph.shapes import infer_shapes, skeleton
+from onnxsep.model.io import Model
 
 _RUNTIME_DOMAIN = "com.microsoft"
 # Quantised operators of ONNX Runtime's own, which ONNX's shape inference does not know: the standard operator whose

@@ -11,11 +11,11 @@ from onnxsep.errors import OptionError
 from onnxsep.finetuning.options import TEMPERATURE, Augmentation, Options
 from onnxsep.finetuning.report import FinetuneReport
 from onnxsep.finetuning.run import AnyModel, Given, run
-from onnxsep.io import Model
-from onnxsep.option_types import checks_types
-from onnxsep.paths import NOTHING, Reads
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.saving import Savable, SavedFiles
+from onnxsep.model.io import Model
+from onnxsep.model.paths import NOTHING, Reads
+from onnxsep.model.saving import Savable, SavedFiles
+from onnxsep.options.hints import checks_types
+from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training import check_installed
 from onnxsep.training.checkpoint import is_checkpoint
 from onnxsep.training.converters import import_torch

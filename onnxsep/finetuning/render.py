@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from onnxsep.finetuning.report import FinetuneReport
-from onnxsep.render import header_line, make_table, print_table, safe
+from onnxsep.reporting.text import header_line, make_table, print_table, safe
 from onnxsep.training.figures import Figures
 
 _STOPPED = {

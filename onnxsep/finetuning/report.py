@@ -3,7 +3,7 @@
 from typing import Literal
 
 from onnxsep._version import __version__
-from onnxsep.report import ModelInfo, Record
+from onnxsep.reporting.records import ModelInfo, Record
 from onnxsep.training.figures import EpochFigures, Figures, Stopped
 
 

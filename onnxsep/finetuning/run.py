@@ -14,10 +14,10 @@ from onnxsep.errors import OptionError
 from onnxsep.finetuning import setup
 from onnxsep.finetuning.options import Options
 from onnxsep.finetuning.report import FinetuneReport
-from onnxsep.io import Model, load
-from onnxsep.paths import Reads, check_paths
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.tables import model_info
+from onnxsep.model.io import Model, load
+from onnxsep.model.paths import Reads, check_paths
+from onnxsep.reporting.model_info import model_info
+from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training import TorchGraph, to_torch, write_back
 from onnxsep.training.batches import Batches
 from onnxsep.training.checkpoint import CHECKPOINT, CheckpointFile, check_new

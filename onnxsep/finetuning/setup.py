@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.data import Dataset, check_labels
+from onnxsep.engine.sparsity import counts_as_pruned
 from onnxsep.errors import DataError, OptionError, UnsupportedModelError
 from onnxsep.evaluation.scores import find_scores
 from onnxsep.finetuning.options import Augmentation, Options
-from onnxsep.inputs import model_inputs
-from onnxsep.io import Model, read_tensor
-from onnxsep.pruning.mark import counts_as_pruned
+from onnxsep.model.io import Model, read_tensor
+from onnxsep.running.inputs import model_inputs
 from onnxsep.training import TorchGraph
 from onnxsep.training.augment import Augment, image_layout
 from onnxsep.training.batches import Batch, Batches

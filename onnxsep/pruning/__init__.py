@@ -1,7 +1,7 @@
 """Pruning: single weights become zero, or whole channels leave the graph; see ``api.prune``."""
 
+from onnxsep.engine.sparsity import SPARSITY_KEY
 from onnxsep.pruning.api import PruneResult, prune
-from onnxsep.pruning.mark import SPARSITY_KEY, dense_factor_notes
 from onnxsep.pruning.report import PruneReport
 from onnxsep.pruning.schedule import Goal, surviving_weights
 
@@ -10,7 +10,6 @@ __all__ = [
     "Goal",
     "PruneReport",
     "PruneResult",
-    "dense_factor_notes",
     "prune",
     "surviving_weights",
 ]

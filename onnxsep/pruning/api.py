@@ -9,13 +9,14 @@ from typing import TypedDict, get_args
 
 import onnx
 
+from onnxsep.engine.sites import find_sites
 from onnxsep.errors import OptionError, VerificationError
-from onnxsep.factors import Progress
-from onnxsep.feeds import check_input_shapes
-from onnxsep.io import Model, load
-from onnxsep.option_types import checks_types
-from onnxsep.paths import NOTHING, Reads
-from onnxsep.patterns import as_patterns
+from onnxsep.model.io import Model, load
+from onnxsep.model.paths import NOTHING, Reads
+from onnxsep.model.saving import Savable
+from onnxsep.options.hints import checks_types
+from onnxsep.options.patterns import as_patterns
+from onnxsep.options.progress import Progress
 from onnxsep.pruning.outcome import Outcome
 from onnxsep.pruning.report import FileSizes, PruneReport
 from onnxsep.pruning.schedule import Goal
@@ -24,12 +25,11 @@ from onnxsep.pruning.sizes import MEASURED_BELOW, zipped_bytes
 from onnxsep.pruning.structured import prune_channels
 from onnxsep.pruning.verifying import Verify, verify_pruned
 from onnxsep.pruning.weights import prune_weights
-from onnxsep.report import VerificationReport
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.saving import Savable
-from onnxsep.sites import find_sites
-from onnxsep.tables import model_info, size_bytes
-from onnxsep.verification import Settings, check_settings
+from onnxsep.reporting.model_info import model_info, size_bytes
+from onnxsep.reporting.records import VerificationReport
+from onnxsep.running.feeds import check_input_shapes
+from onnxsep.running.runtime import RuntimeOptions
+from onnxsep.running.verification import Settings, check_settings
 
 
 @dataclass(frozen=True)

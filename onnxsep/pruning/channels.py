@@ -14,8 +14,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxsep.io import Model
-from onnxsep.scopes import (
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.sites import Sites
+from onnxsep.graph.places import Constant, Place
+from onnxsep.graph.scopes import (
     Owners,
     Scope,
     constant_value,
@@ -26,9 +28,8 @@ from onnxsep.scopes import (
     training_names,
     used_names,
 )
-from onnxsep.shapes import tensor_shapes
-from onnxsep.sites import Sites
-from onnxsep.types import Constant, ConvSite, Place
+from onnxsep.graph.shapes import tensor_shapes
+from onnxsep.model.io import Model
 
 Ids = NDArray[np.int64]
 """Numbers of channels, one for each entry of an axis."""

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxsep.counting import compare_macs, count_parameters, node_macs
-from onnxsep.io import Model
+from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.sites import Sites
+from onnxsep.graph.counting import compare_macs, count_parameters, node_macs
+from onnxsep.graph.places import Place
+from onnxsep.graph.scopes import scopes
+from onnxsep.model.io import Model
 from onnxsep.pruning.report import PrunedLayer, PruneTotals
-from onnxsep.scopes import scopes
-from onnxsep.sites import Sites
-from onnxsep.types import ConvSite, Place, Rejected
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from onnxsep._version import __version__
-from onnxsep.report import ModelInfo, Record, VerificationReport
+from onnxsep.reporting.records import ModelInfo, Record, VerificationReport
 
 
 class PrunedLayer(Record):
@@ -50,7 +50,7 @@ class PruneTotals(Record):
     """None where whole channels are removed."""
     parameters_before: int
     parameters_after: int
-    """Every weight element of the model (``onnxsep.counting``, convention ``stored``), zero or not."""
+    """Every weight element of the model (``onnxsep.graph.counting``, convention ``stored``), zero or not."""
     macs_before: int
     macs_after: int
     macs_unknown: int

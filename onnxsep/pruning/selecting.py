@@ -8,10 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.sites import Sites
 from onnxsep.errors import OptionError
+from onnxsep.graph.places import Constant, Place
 from onnxsep.pruning.channels import Channels, Cut, Ids
-from onnxsep.sites import Sites
-from onnxsep.types import Constant, ConvSite, Place
 
 Norm = Literal["l1", "l2"]
 Scope = Literal["global", "layer"]

@@ -3,9 +3,9 @@
 import zlib
 from collections.abc import Iterator
 
-from onnxsep.external import is_external, slot_of
-from onnxsep.io import Model
-from onnxsep.tensors import tensor_protos
+from onnxsep.model.external import is_external, slot_of
+from onnxsep.model.io import Model
+from onnxsep.model.tensors import tensor_protos
 
 LEVEL = 6  # what zip takes by default
 MEASURED_BELOW = 10**9  # bytes; above it the packing alone would take minutes

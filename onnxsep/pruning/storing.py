@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxsep.constants import stored_tensor
-from onnxsep.external import is_external
-from onnxsep.io import Model
-from onnxsep.scopes import Scope, hold_tensor, scopes
-from onnxsep.tensors import DATA_FIELDS
-from onnxsep.types import Constant
+from onnxsep.graph.constants import stored_tensor
+from onnxsep.graph.places import Constant
+from onnxsep.graph.scopes import Scope, hold_tensor, scopes
+from onnxsep.model.external import is_external
+from onnxsep.model.io import Model
+from onnxsep.model.tensors import DATA_FIELDS
 
 
 def with_values(model: Model, values: Mapping[Constant, NDArray[np.generic]]) -> tuple[Model, tuple[str, ...]]:

@@ -10,12 +10,16 @@ from functools import partial
 
 import numpy as np
 
-from onnxsep.constants import read_constant
-from onnxsep.ensure import ensure_valid
+from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.sites import Sites
 from onnxsep.errors import OptionError
-from onnxsep.factors import Progress
-from onnxsep.io import Model
-from onnxsep.patterns import check_patterns, left_out
+from onnxsep.graph.constants import read_constant
+from onnxsep.graph.ensure import ensure_valid
+from onnxsep.graph.places import Place
+from onnxsep.graph.shapes import infer_shapes, skeleton
+from onnxsep.model.io import Model
+from onnxsep.options.patterns import check_patterns, left_out
+from onnxsep.options.progress import Progress
 from onnxsep.pruning.channels import Channels, Ids
 from onnxsep.pruning.following import follow
 from onnxsep.pruning.outcome import Outcome, left_row, make_totals, sharing_notes
@@ -23,9 +27,6 @@ from onnxsep.pruning.report import PrunedLayer
 from onnxsep.pruning.schedule import Goal
 from onnxsep.pruning.selecting import Counter, Gone, Importance, Norm, Scope, families, filter_norms, search
 from onnxsep.pruning.slicing import mask_readers, take_out
-from onnxsep.shapes import infer_shapes, skeleton
-from onnxsep.sites import Sites
-from onnxsep.types import ConvSite, Place, Rejected
 
 
 def prune_channels(

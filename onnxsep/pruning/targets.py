@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.constants import read_constant
-from onnxsep.io import Model
-from onnxsep.patterns import check_patterns, left_out
-from onnxsep.sites import Sites
-from onnxsep.types import Constant, ConvSite, Place, Rejected
+from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.sites import Sites
+from onnxsep.graph.constants import read_constant
+from onnxsep.graph.places import Constant, Place
+from onnxsep.model.io import Model
+from onnxsep.options.patterns import check_patterns, left_out
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,19 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from onnxsep.comparison import compare_outputs, run_reference, samples_of
+from onnxsep.algebra.output_parts import PartTally
 from onnxsep.errors import FeedError, VerificationError
-from onnxsep.execution import unseen_places
-from onnxsep.feeds import Feeds, make_feeds
-from onnxsep.io import Model
-from onnxsep.parts import PartTally
-from onnxsep.report import VerificationReport
-from onnxsep.runtime import CannotRun, RuntimeOptions
-from onnxsep.scopes import Owners, Scope, constant_value, scopes
-from onnxsep.tables import size_bytes
-from onnxsep.types import Place
-from onnxsep.verification import FULL_BELOW, Settings, full_report, not_run
+from onnxsep.graph.places import Place
+from onnxsep.graph.scopes import Owners, Scope, constant_value, scopes
+from onnxsep.model.io import Model
+from onnxsep.reporting.model_info import size_bytes
+from onnxsep.reporting.records import VerificationReport
+from onnxsep.rewriting.verification import not_run
+from onnxsep.running.comparison import compare_outputs, run_reference, samples_of
+from onnxsep.running.execution import unseen_places
+from onnxsep.running.feeds import Feeds, make_feeds
+from onnxsep.running.runtime import CannotRun, RuntimeOptions
+from onnxsep.running.verification import FULL_BELOW, Settings, full_report
 
 Verify = Literal["auto", "full", "none"]
 _AMPLIFIED = 10  # times what the model's own rounding makes: that is no error of the result

@@ -6,18 +6,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.factors import Progress
-from onnxsep.io import Model
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.sites import Sites
+from onnxsep.engine.sparsity import set_mark
+from onnxsep.graph.places import Constant, Place
+from onnxsep.model.io import Model
+from onnxsep.options.progress import Progress
 from onnxsep.pruning.magnitude import Mask, outside_pattern, smallest
-from onnxsep.pruning.mark import set_mark
 from onnxsep.pruning.outcome import Outcome, left_row, make_totals, sharing_notes
 from onnxsep.pruning.report import PrunedLayer
 from onnxsep.pruning.schedule import Goal
 from onnxsep.pruning.selecting import Scope
 from onnxsep.pruning.storing import with_values
 from onnxsep.pruning.targets import Target, Targets, find_targets
-from onnxsep.sites import Sites
-from onnxsep.types import Constant, ConvSite, Place
 
 NO_GAIN = (
     "ONNX Runtime computes with zeros as with any number: they give no speed, and no smaller file until it is zipped; "

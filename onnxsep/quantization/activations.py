@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 
 from onnxsep.calibration.frontier import reads
+from onnxsep.graph.scopes import constant_value, is_standard
 from onnxsep.quantization.settings import Format
-from onnxsep.scopes import constant_value, is_standard
 
 _LIMITS = ("Relu", "Clip")
 _OWN_RANGE = (

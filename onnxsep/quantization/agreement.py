@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 
 from onnxsep.data import Dataset
-from onnxsep.io import Model
+from onnxsep.model.io import Model
 from onnxsep.quantization.errors import QuantizationError
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 _BATCHES = 2
 _SAMPLES = 2  # in each of them, as far as the model leaves the number open

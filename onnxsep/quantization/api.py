@@ -11,12 +11,15 @@ import onnx
 
 from onnxsep.checking.feeding import Feeding, layers_report
 from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, Source, check_sampling, open_data
-from onnxsep.ensure import ensure_valid
 from onnxsep.errors import OptionError, VerificationError
-from onnxsep.io import Model, load
-from onnxsep.option_types import checks_types
-from onnxsep.paths import NOTHING, Reads
-from onnxsep.patterns import as_patterns
+from onnxsep.graph.ensure import ensure_valid
+from onnxsep.graph.scopes import scopes
+from onnxsep.graph.shapes import skeleton
+from onnxsep.model.io import Model, load
+from onnxsep.model.paths import NOTHING, Reads
+from onnxsep.model.saving import Savable
+from onnxsep.options.hints import checks_types
+from onnxsep.options.patterns import as_patterns
 from onnxsep.quantization.agreement import Agreement
 from onnxsep.quantization.building import Builder, Built, Correct
 from onnxsep.quantization.calibrating import Progress, calibrate
@@ -31,11 +34,8 @@ from onnxsep.quantization.settings import Activations, Format, Method, Settings
 from onnxsep.quantization.sparing import Accuracy, spare
 from onnxsep.quantization.toolkit import quantizable_types
 from onnxsep.quantization.unlike import keep_unlike_in_float
-from onnxsep.runtime import RuntimeOptions
-from onnxsep.saving import Savable
-from onnxsep.scopes import scopes
-from onnxsep.shapes import skeleton
-from onnxsep.tables import model_info, size_bytes
+from onnxsep.reporting.model_info import model_info, size_bytes
+from onnxsep.running.runtime import RuntimeOptions
 
 _SAMPLES = 200
 _INT8_ON_X86 = (  # measured in benchmarks/quantized_latency.py
@@ -104,7 +104,7 @@ def quantize(
         bias_correction: Change biases so that the mean of each quantised layer's output, over the calibration samples,
             is that of the float model; kept where the error on samples that do not calibrate is lower with it.
         int8_io: Float inputs and outputs become the integers that they are quantised to, of the type of the
-            activations. The metadata tell their scales and zero points (:mod:`onnxsep.integer_io`), by which
+            activations. The metadata tell their scales and zero points (:mod:`onnxsep.running.integer_io`), by which
             :func:`evaluate` feeds such a model with real numbers.
         preprocessing: How images become values: a Preprocessing, the path of a TOML file, or a dict with its keys.
         labels: A CSV file of names and classes, or the classes, instead of those of the data; for ``max_drop``.

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
-from onnxsep.ensure import ensure_valid
 from onnxsep.errors import CalibrationError, PassError
-from onnxsep.io import Model
+from onnxsep.graph.ensure import ensure_valid
+from onnxsep.graph.scopes import is_standard
+from onnxsep.graph.shapes import skeleton
+from onnxsep.model.io import Model
 from onnxsep.quantization.activations import narrowed, staying
 from onnxsep.quantization.agreement import Agreement
 from onnxsep.quantization.converting import raise_opset
@@ -21,9 +23,7 @@ from onnxsep.quantization.report import QuantizedNode
 from onnxsep.quantization.settings import Settings
 from onnxsep.quantization.toolkit import apply
 from onnxsep.quantization.trying import culprits
-from onnxsep.runtime import CannotRun
-from onnxsep.scopes import is_standard
-from onnxsep.shapes import skeleton
+from onnxsep.running.runtime import CannotRun
 
 # The error of integer operators may be so many times that of the same layers between QuantizeLinear and
 # DequantizeLinear, and so much more.

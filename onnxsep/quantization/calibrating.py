@@ -12,11 +12,11 @@ import onnx
 
 from onnxsep.data import Dataset
 from onnxsep.errors import DataError
-from onnxsep.io import Model
+from onnxsep.model.io import Model
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.histograms import Histogram, entropy_range, percentile_range
 from onnxsep.quantization.settings import Settings
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 Progress = Callable[[str, int, int], None]
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxsep.data import Dataset
-from onnxsep.integer_io import RealRunner
-from onnxsep.io import Model
+from onnxsep.model.io import Model
 from onnxsep.quantization.building import Builder, Built
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.measuring import Split
 from onnxsep.quantization.passing import find_pairs
 from onnxsep.quantization.settings import Settings
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.running.integer_io import RealRunner
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 _MOST = 64  # samples to judge with
 

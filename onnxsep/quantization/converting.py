@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import onnx
 from onnx import numpy_helper, shape_inference, version_converter
 
+from onnxsep.graph.scopes import is_standard, scopes
 from onnxsep.quantization.errors import QuantizationError
-from onnxsep.scopes import is_standard, scopes
 
 _LAST_PLAIN_RESIZE = 10  # before coordinate_transformation_mode
 _PLAIN_HARDMAX = 13  # over one axis

@@ -18,10 +18,10 @@ from onnx import numpy_helper
 
 from onnxsep.calibration.frontier import Frontier, Store, reads
 from onnxsep.data import Dataset
-from onnxsep.io import Model
+from onnxsep.model.io import Model
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.targets import Target, find_targets
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 Progress = Callable[[str, int, int], None]
 Array = npt.NDArray[np.float64]

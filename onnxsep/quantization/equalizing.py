@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from onnxsep.quantization.parts import attribute
+from onnxsep.quantization.part_labels import attribute
 from onnxsep.quantization.passing import find_pairs, inputs_first
 
 _ROUNDS = 20  # over all pairs: a layer can be in two of them

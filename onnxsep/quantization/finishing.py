@@ -8,8 +8,8 @@ from itertools import count
 
 import onnx
 
+from onnxsep.graph.scopes import display_name, scopes
 from onnxsep.quantization.preparing import drop_unused_imports
-from onnxsep.scopes import display_name, scopes
 
 
 def finish(result: onnx.ModelProto, source: onnx.ModelProto, renamed: dict[str, str], *, keep_names: bool) -> None:

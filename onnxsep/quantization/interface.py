@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxsep.integer_io import TYPES, Integers, Kind, metadata_of
+from onnxsep.graph.scopes import scopes
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.finishing import rename, short_names, tensor_names
 from onnxsep.quantization.report import IntegerTensor
-from onnxsep.scopes import scopes
+from onnxsep.running.integer_io import TYPES, Integers, Kind, metadata_of
 
 # They only move values, so that they may stand on either side of a QuantizeLinear.
 _MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})

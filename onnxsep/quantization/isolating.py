@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from onnxsep.ordering import sort_nodes
+from onnxsep.graph.scopes import is_standard, scopes
+from onnxsep.model.ordering import sort_nodes
 from onnxsep.quantization.naming import all_names, free_name, graphs_of, merge_initializers, rename_tensors
-from onnxsep.scopes import is_standard, scopes
 
 Ranges = Mapping[str, tuple[float, float]]
 

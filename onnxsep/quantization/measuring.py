@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxsep.comparison import samples_of
+from onnxsep.algebra.output_parts import PartTally
 from onnxsep.data import Dataset
 from onnxsep.errors import VerificationError
-from onnxsep.integer_io import RealRunner
-from onnxsep.io import Model
-from onnxsep.parts import PartTally
+from onnxsep.model.io import Model
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.report import OutputError
-from onnxsep.report import part_reports
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.reporting.records import part_reports
+from onnxsep.running.comparison import samples_of
+from onnxsep.running.integer_io import RealRunner
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 _HELD_OUT = 5  # one sample of so many is kept for measuring
 _MOST_HELD_OUT = 64

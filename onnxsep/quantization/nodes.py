@@ -6,7 +6,7 @@ from difflib import get_close_matches
 import onnx
 
 from onnxsep.errors import OptionError
-from onnxsep.patterns import matches
+from onnxsep.options.patterns import matches
 from onnxsep.quantization.calibrating import float_tensors
 from onnxsep.quantization.report import QuantizedNode
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxsep.scopes import is_standard
+from onnxsep.graph.scopes import is_standard
 
 _POLICY = "keep_aspect_ratio_policy"
 _AXES = 3  # place among a Pad's inputs, since opset 18

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from onnxsep.quantization.parts import Labels
+from onnxsep.quantization.part_labels import Labels
 
 _ROUNDING = 1e-7  # of the range of all: what varies less does not vary
 

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxsep.quantization.parts import attribute
-from onnxsep.scopes import is_standard, scopes, used_names
+from onnxsep.graph.scopes import is_standard, scopes, used_names
+from onnxsep.quantization.part_labels import attribute
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _ELEMENTWISE = frozenset({"Abs", "Dropout", "Identity", "LeakyRelu", "Neg", "PRelu", "Relu"})

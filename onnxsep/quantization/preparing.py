@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxsep.external import is_external
-from onnxsep.files import temporary_folder
-from onnxsep.functions import too_many_calls, with_few_calls
-from onnxsep.inference import forget_impossible_sizes
-from onnxsep.io import Model
+from onnxsep.graph.inference import forget_impossible_sizes
+from onnxsep.graph.scopes import scopes
+from onnxsep.model.external import is_external
+from onnxsep.model.files import temporary_folder
+from onnxsep.model.functions import too_many_calls, with_few_calls
+from onnxsep.model.io import Model
+from onnxsep.model.tensors import tensor_protos
 from onnxsep.quantization.agreement import Agreement
 from onnxsep.quantization.converting import hint, opset_of, raise_opset
 from onnxsep.quantization.equalizing import equalize
@@ -22,9 +24,7 @@ from onnxsep.quantization.normalizing import normalize
 from onnxsep.quantization.settings import Settings
 from onnxsep.quantization.stored import float_weights
 from onnxsep.quantization.toolkit import pre_process
-from onnxsep.scopes import scopes
-from onnxsep.tables import size_bytes
-from onnxsep.tensors import tensor_protos
+from onnxsep.reporting.model_info import size_bytes
 
 _LARGEST = 2**31 - 1
 _FOLDED = 11  # the lowest opset of what the tool gives

@@ -3,7 +3,8 @@
 from typing import Literal
 
 from onnxsep._version import __version__
-from onnxsep.report import LayersReport, ModelInfo, PartReport, Record
+from onnxsep.checking.layer_report import LayersReport
+from onnxsep.reporting.records import ModelInfo, PartReport, Record
 
 
 class QuantizedNode(Record):

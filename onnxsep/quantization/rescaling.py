@@ -9,11 +9,11 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from onnxsep.graph.scopes import scopes
 from onnxsep.quantization.finishing import tensor_names
+from onnxsep.quantization.part_labels import CONVS, attribute
 from onnxsep.quantization.part_ranges import Ranges
-from onnxsep.quantization.parts import CONVS, attribute
 from onnxsep.quantization.passing import inputs_first
-from onnxsep.scopes import scopes
 
 Array = npt.NDArray[np.float64]
 _SMALLEST = -30  # exponent of a factor

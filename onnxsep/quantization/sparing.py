@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from onnxsep.data import Dataset
 from onnxsep.evaluation.quality import Task, run_over
 from onnxsep.evaluation.sessions import Candidate, Session
-from onnxsep.io import Model
-from onnxsep.runtime import RuntimeOptions
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import RuntimeOptions
 
 Progress = Callable[[str, int, int], None]
 

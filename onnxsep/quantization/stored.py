@@ -2,9 +2,9 @@
 
 import onnx
 
-from onnxsep.io import Model
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
-from onnxsep.scopes import constant_value, is_standard, scopes, used_names
+from onnxsep.graph.scopes import constant_value, is_standard, scopes, used_names
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 
 def float_weights(proto: onnx.ModelProto) -> int:

@@ -18,7 +18,7 @@ import onnx
 from onnxsep.errors import MissingDependencyError
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.settings import Settings
-from onnxsep.runtime import quiet_telemetry
+from onnxsep.running.runtime import quiet_telemetry
 
 _FATAL_ONLY = 4
 

@@ -17,14 +17,14 @@ import onnx
 from onnx import numpy_helper
 
 from onnxsep.data import Dataset
-from onnxsep.io import Model
+from onnxsep.graph.scopes import scopes, used_names
+from onnxsep.model.io import Model
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.nodes import to_calibrate
+from onnxsep.quantization.part_labels import THROUGH, Labelling, is_layer
 from onnxsep.quantization.part_ranges import Ranges
-from onnxsep.quantization.parts import THROUGH, Labelling, is_layer
 from onnxsep.quantization.rescaling import Rescaler
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
-from onnxsep.scopes import scopes, used_names
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 _LEVELS = 256
 _FEWEST = 16  # levels of a part: a step of 6 % of its range

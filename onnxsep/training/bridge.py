@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxsep.errors import OptionError, UnsupportedModelError
-from onnxsep.external import is_external
-from onnxsep.io import Model, read_tensor
-from onnxsep.scopes import hold_tensor, is_standard, scopes
-from onnxsep.tensors import DATA_FIELDS
+from onnxsep.graph.scopes import hold_tensor, is_standard, scopes
+from onnxsep.model.external import is_external
+from onnxsep.model.io import Model, read_tensor
+from onnxsep.model.tensors import DATA_FIELDS
 from onnxsep.training.attributes import Operation, one_line
 from onnxsep.training.converters import convert, import_torch, unsupported
 from onnxsep.training.module import Step, module_class

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxsep.errors import OptionError
-from onnxsep.files import NewFiles
-from onnxsep.paths import Kind
+from onnxsep.model.files import NewFiles
+from onnxsep.model.paths import Kind
 from onnxsep.training.converters import import_torch
 
 _FORMAT = "onnxsep finetune 1"

@@ -6,7 +6,7 @@ import onnx
 from onnx import defs, helper
 
 from onnxsep.errors import MissingDependencyError, UnsupportedModelError
-from onnxsep.scopes import display_name, is_standard
+from onnxsep.graph.scopes import display_name, is_standard
 from onnxsep.training.attributes import INSTALL, Attributes, Operation, one_line
 from onnxsep.training.reference import has_float_output, reference_call
 from onnxsep.training.registered import Registered, is_imported

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.errors import FeedError, OptionError
-from onnxsep.io import Model
-from onnxsep.runtime import RuntimeOptions
+from onnxsep.model.io import Model
+from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training.augment import Augment, image_layout
 from onnxsep.training.bridge import TorchGraph, to_torch
 from onnxsep.training.converters import import_torch

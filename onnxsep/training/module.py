@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsep.errors import OptionError, UnsupportedModelError
-from onnxsep.scopes import display_name
+from onnxsep.graph.scopes import display_name
 from onnxsep.training.attributes import Operation
 from onnxsep.training.converters import import_torch
 from onnxsep.training.normalize import Normalized

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from onnx import inliner, numpy_helper
 
 from onnxsep.errors import UnsupportedModelError
-from onnxsep.external import is_external
-from onnxsep.functions import too_many_calls
-from onnxsep.io import Model, read_tensor
-from onnxsep.scopes import constant_value, display_name, is_standard, scopes
+from onnxsep.graph.scopes import constant_value, display_name, is_standard, scopes
+from onnxsep.model.external import is_external
+from onnxsep.model.functions import too_many_calls
+from onnxsep.model.io import Model, read_tensor
 from onnxsep.training.reference import evaluate
 
 _T = onnx.TensorProto

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import defs, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxsep.scopes import is_standard
+from onnxsep.graph.scopes import is_standard
 
 _FLOATS = {"tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"}
 

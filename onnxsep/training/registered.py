@@ -16,7 +16,7 @@ import onnx
 from onnx import defs, helper
 
 from onnxsep.errors import MissingDependencyError
-from onnxsep.scopes import display_name, is_standard
+from onnxsep.graph.scopes import display_name, is_standard
 from onnxsep.training.attributes import INSTALL, Operation, one_line
 
 _TORCHVISION = ("NonMaxSuppression", "RoiAlign")  # onnx2torch computes these with it

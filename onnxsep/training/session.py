@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.errors import OptionError, UnsupportedModelError
-from onnxsep.scopes import display_name
+from onnxsep.graph.scopes import display_name
 from onnxsep.training.bridge import TorchGraph
 from onnxsep.training.converters import import_torch
 from onnxsep.training.samples import Feeds

@@ -6,9 +6,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnxsep.errors import FeedError
-from onnxsep.float32 import as_float32, float32_copy, held_types
-from onnxsep.io import Model
-from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.model.io import Model
+from onnxsep.running.float32 import as_float32, float32_copy, held_types
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 from onnxsep.training.normalize import trained_outputs
 from onnxsep.training.samples import Feeds
 

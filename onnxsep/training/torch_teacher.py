@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.errors import OnnxsepError
-from onnxsep.io import Model
+from onnxsep.model.io import Model
 from onnxsep.training.bridge import to_torch
 from onnxsep.training.converters import import_torch
 from onnxsep.training.figures import Precision

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnxsep.checking import CheckResult, Difference, check
 from onnxsep.checking.structure import HEADER, describe
 from onnxsep.errors import FeedError, ModelLoadError, ModelSaveError, OptionError
-from onnxsep.io import Model, load
-from onnxsep.runtime import RuntimeOptions
+from onnxsep.model.io import Model, load
+from onnxsep.running.runtime import RuntimeOptions
 
 MODELS = EXPORTED
 SMALL = """

@@ -16,12 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
 from onnxsep.checking import layers as layers_module
+from onnxsep.checking.layer_report import LayerDifference, LayersReport
 from onnxsep.checking.layers import compare_layers
 from onnxsep.errors import OnnxsepError, OptionError
-from onnxsep.io import Model
+from onnxsep.model.io import Model
 from onnxsep.quantization.report import QuantizeReport
-from onnxsep.report import LayerDifference, LayersReport, RewriteReport
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.rewriting.report import RewriteReport
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 ONE_THREAD = RuntimeOptions(threads=1)
 Floats = NDArray[np.float32]

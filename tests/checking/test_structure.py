@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxsep import io
 from onnxsep.checking.structure import HEADER, describe
 from onnxsep.checking.words import quoted, word
-from onnxsep.tensors import tensor_protos
+from onnxsep.model import io
+from onnxsep.model.tensors import tensor_protos
 
 MODELS = (*EXPORTED, *NEGATIVE)
 

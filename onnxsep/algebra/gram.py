@@ -1,0 +1,247 @@
+"""Second-order statistics of what a Conv reads, as matrices that are no larger than their data need.
+
+With rows x of d values, the Gram matrix G is the mean of x x^T. Of n rows with n < d it has rank n at most, and the
+rows themselves are smaller: 1,280 rows of 65,536 values are 0.7 GB, their Gram matrix 34 GB. ``RowGram`` keeps the rows
+and a multiple of the identity (the prior of a fit); the other operations follow from
+
+    M G = (M X^T) X + ridge M
+    G^-1 = (1 - X^T (X X^T + ridge)^-1 X) / ridge        (Woodbury 1950)
+
+with X the rows divided by the root of their number.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxsep.algebra.linalg import Array, principal_axes, reduced_rank_regression
+
+_CHUNK = 4096  # rows at a time
+_SMALL = 2048  # d up to which the matrix, of 34 MB, is quicker to work with
+Indices = NDArray[np.int64]
+
+
+class Gram(ABC):
+    """A symmetric, positive semidefinite matrix [d, d]: the mean of x x^T, and perhaps a ridge."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """D."""
+
+    @abstractmethod
+    def dense(self) -> Array:
+        """The matrix itself, [d, d]."""
+
+    @abstractmethod
+    def times(self, matrix: Array) -> Array:
+        """M G of M [m, d]."""
+
+    @abstractmethod
+    def diagonal(self) -> Array:
+        """[d]."""
+
+    @abstractmethod
+    def block(self, rows: Indices, columns: Indices) -> Array:
+        """Some rows and columns, [len(rows), len(columns)]."""
+
+    @abstractmethod
+    def blocks(self, index: Indices) -> Array:
+        """The blocks [b, q, q] at the same rows and columns [b, q]."""
+
+    @abstractmethod
+    def with_ridge(self, ridge: float) -> "Gram":
+        """The same with a number added to the diagonal."""
+
+    @abstractmethod
+    def with_mean(self, mean: Array) -> "Gram":
+        """The same plus m m^T: of centred rows it makes the mean square of the rows as they were."""
+
+    @abstractmethod
+    def regression(self, cross: Array, rank: int) -> tuple[Array, Array]:
+        """``onnxsep.algebra.linalg.reduced_rank_regression`` for C [n, d] and this G."""
+
+    @property
+    def mean_diagonal(self) -> float:
+        """The mean of a value's square."""
+        return float(self.diagonal().mean()) if self.size else 0.0
+
+
+@dataclass(frozen=True)
+class DenseGram(Gram):
+    """The matrix itself."""
+
+    matrix: Array
+
+    @property
+    def size(self) -> int:
+        """See ``Gram``."""
+        return len(self.matrix)
+
+    def dense(self) -> Array:
+        """See ``Gram``."""
+        return self.matrix
+
+    def times(self, matrix: Array) -> Array:
+        """See ``Gram``."""
+        product: Array = matrix @ self.matrix
+        return product
+
+    def diagonal(self) -> Array:
+        """See ``Gram``."""
+        return np.diagonal(self.matrix)
+
+    def block(self, rows: Indices, columns: Indices) -> Array:
+        """See ``Gram``."""
+        return self.matrix[np.ix_(rows, columns)]
+
+    def blocks(self, index: Indices) -> Array:
+        """See ``Gram``."""
+        return self.matrix[index[:, :, None], index[:, None, :]]
+
+    def with_ridge(self, ridge: float) -> Gram:
+        """See ``Gram``."""
+        matrix = self.matrix.copy()
+        index = np.arange(len(matrix))
+        matrix[index, index] += ridge
+        return DenseGram(matrix)
+
+    def with_mean(self, mean: Array) -> Gram:
+        """See ``Gram``."""
+        return DenseGram(self.matrix + np.outer(mean, mean))
+
+    def regression(self, cross: Array, rank: int) -> tuple[Array, Array]:
+        """See ``Gram``."""
+        return reduced_rank_regression(cross, self.matrix, rank)
+
+
+@dataclass(frozen=True)
+class RowGram(Gram):
+    """X^T X + ridge, of fewer rows than columns.
+
+    Attributes:
+        rows: X, [n, d].
+        ridge: 0 or more.
+    """
+
+    rows: Array
+    ridge: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """See ``Gram``."""
+        return int(self.rows.shape[1])
+
+    def dense(self) -> Array:
+        """See ``Gram``."""
+        matrix: Array = self.rows.T @ self.rows
+        index = np.arange(self.size)
+        matrix[index, index] += self.ridge
+        return matrix
+
+    def times(self, matrix: Array) -> Array:
+        """See ``Gram``."""
+        product: Array = (matrix @ self.rows.T) @ self.rows
+        product += self.ridge * matrix
+        return product
+
+    def diagonal(self) -> Array:
+        """See ``Gram``."""
+        return np.asarray(np.einsum("nd,nd->d", self.rows, self.rows)) + self.ridge
+
+    def block(self, rows: Indices, columns: Indices) -> Array:
+        """See ``Gram``."""
+        block: Array = self.rows[:, rows].T @ self.rows[:, columns]
+        block += self.ridge * (rows[:, None] == columns)
+        return block
+
+    def blocks(self, index: Indices) -> Array:
+        """See ``Gram``."""
+        parts = np.moveaxis(self.rows[:, index], 0, 1)  # [b, n, q]
+        blocks: Array = np.swapaxes(parts, 1, 2) @ parts
+        blocks += self.ridge * np.eye(index.shape[1])
+        return blocks
+
+    def with_ridge(self, ridge: float) -> Gram:
+        """See ``Gram``."""
+        return replace(self, ridge=self.ridge + ridge)
+
+    def with_mean(self, mean: Array) -> Gram:
+        """See ``Gram``."""
+        return replace(self, rows=np.concatenate([self.rows, mean[None]]))
+
+    def regression(self, cross: Array, rank: int) -> tuple[Array, Array]:
+        """See ``Gram``."""
+        if self.ridge <= 0:  # not all directions are seen
+            return reduced_rank_regression(cross, self.dense(), rank)
+        solved = self._solved(cross)
+        seen = solved @ cross.T
+        left = principal_axes((seen + seen.T) / 2, rank) if rank < len(cross) else np.eye(len(cross))
+        return left, left.T @ solved
+
+    def _solved(self, matrix: Array) -> Array:
+        """M G^-1."""
+        values, vectors = self._spectrum
+        projected = (matrix @ self.rows.T) @ vectors
+        inner = (projected / (values + self.ridge)) @ vectors.T
+        solved: Array = (matrix - inner @ self.rows) / self.ridge
+        return solved
+
+    @cached_property
+    def _spectrum(self) -> tuple[Array, Array]:
+        values, vectors = np.linalg.eigh(self.rows @ self.rows.T)
+        return np.maximum(values, 0.0), vectors
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The mean of x0 x^T, of two kinds of rows, plus a ridge.
+
+    Attributes:
+        left: [n, d], rows x0 divided by the root of their number; None where ``right`` is the whole matrix [d, d].
+        right: [n, d], rows x in the same way.
+        ridge: 0 or more.
+    """
+
+    left: Array | None
+    right: Array
+    ridge: float = 0.0
+
+    @classmethod
+    def of(cls, gram: Gram) -> "Mixed":
+        """Where both kinds of rows are the same."""
+        return cls(gram.rows, gram.rows, gram.ridge) if isinstance(gram, RowGram) else cls(None, gram.dense())
+
+    def dense(self) -> Array:
+        """The matrix itself, [d, d]."""
+        matrix: Array = self.right.copy() if self.left is None else self.left.T @ self.right
+        index = np.arange(len(matrix))
+        matrix[index, index] += self.ridge
+        return matrix
+
+
+def gram_of(rows: NDArray[np.floating[Any]]) -> Gram:
+    """The Gram matrix of rows [n, d], in the form that takes less memory."""
+    if len(rows) < rows.shape[1] and rows.shape[1] > _SMALL:
+        return RowGram(scaled_rows(rows))
+    return DenseGram(mean_product(rows, rows))
+
+
+def scaled_rows(rows: NDArray[np.floating[Any]]) -> Array:
+    """Rows whose sum of products is their mean, in double precision."""
+    scaled = rows.astype(np.float64)
+    scaled /= np.sqrt(len(rows))
+    return scaled
+
+
+def mean_product(left: NDArray[np.floating[Any]], right: NDArray[np.floating[Any]]) -> Array:
+    """The mean over rows of left^T right, [left columns, right columns]; products in single, sums in double."""
+    total = np.zeros((left.shape[1], right.shape[1]))
+    for start in range(0, len(left), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        total += left[part].astype(np.float32).T @ right[part].astype(np.float32)
+    return total / max(len(left), 1)

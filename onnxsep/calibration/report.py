@@ -1,0 +1,33 @@
+"""What the factors were fitted to, as records."""
+
+from onnxsep.reporting.records import Record
+
+
+class TuneReport(Record):
+    """What tuning by distillation did."""
+
+    steps: int
+    best_step: int
+    """The step whose weights were taken; 0 where tuning did not help."""
+    loss_before: float
+    loss_after: float
+    """Difference of the outputs on held-out samples; ``onnxsep.training`` says in which measure."""
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class CalibrationReport(Record):
+    """What the factors were fitted to."""
+
+    init: str
+    source: str
+    """The data's file or folder, or the statistics file."""
+    fingerprint: str
+    """SHA-256 of the samples, or of the statistics."""
+    samples: int
+    positions: int
+    seed: int
+    refine: int = 0
+    """Rounds in which two Convs in a row were fitted again."""
+    notes: tuple[str, ...] = ()
+    tune: TuneReport | None = None

@@ -1,0 +1,1 @@
+"""From a match to new nodes: matching, planning, factors, surgery."""

@@ -1,0 +1,260 @@
+"""Deciding what becomes of every Conv: which are replaced, at which rank, and why the others are left alone."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+from onnxsep.algebra.linalg import Array
+from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.errors import FactorizationError, OnnxsepError, PassError
+from onnxsep.graph.places import Constant, Place
+from onnxsep.layers.layer import INPUT, ConvLayer, Layer, macs, parameters, relative_macs
+from onnxsep.layers.rank import Rank, RankPolicy
+from onnxsep.modes.base import Mode, factor_shapes
+from onnxsep.modes.ranks import choose_rank
+from onnxsep.options.patterns import check_patterns, left_out
+
+SIZES_UNKNOWN = "sizes unknown"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose about which Convs to replace, and how far."""
+
+    rank: RankPolicy = field(default_factory=lambda: RankPolicy("paper"))
+    force: bool = False
+    include_first: bool = False
+    recurse: bool = False
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    round_ranks: int = 0
+    calibrated: bool = False  # factors are fitted to data, so that Convs of the main graph get a bias of their own
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """The plan for one Conv that will be replaced."""
+
+    site: ConvSite
+    mode: Mode
+    rank: Rank
+    layers: tuple[Layer, ...]
+    exact: bool  # at full rank, so that the result must equal the original
+    notes: tuple[str, ...] = ()
+    new_bias: bool = False  # the bias is fitted too, and not the source's own tensor
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the replacement, weights and bias."""
+        return parameters(self.layers)
+
+    @property
+    def macs(self) -> int | None:
+        """MACs of the replacement; None where the input's size is not known."""
+        size = self.site.input_size
+        return None if size is None else (self.site.batch or 1) * macs(self.layers, size)
+
+
+@dataclass
+class Plan:
+    """One row for every convolution, in graph order."""
+
+    rows: list[Replacement | Rejected] = field(default_factory=list)
+
+    @property
+    def replacements(self) -> list[Replacement]:
+        """The Convs that are replaced."""
+        return [row for row in self.rows if isinstance(row, Replacement)]
+
+    def annotate(self, notes: Mapping[Place, str]) -> None:
+        """Add a note to the replacements at these places."""
+        for number, row in enumerate(self.rows):
+            if isinstance(row, Replacement) and row.site.place in notes:
+                self.rows[number] = replace(row, notes=(*row.notes, notes[row.site.place]))
+
+
+def site_macs(site: ConvSite) -> int | None:
+    """MACs of the Conv itself, for the batch of the model (1 where it is free); None where sizes are not known."""
+    return None if site.input_size is None else (site.batch or 1) * site.conv.macs(site.input_size)
+
+
+def reject(site: ConvSite, reason: str) -> Rejected:
+    """Leave a Conv alone."""
+    return Rejected(site.name, site.op_type, site.where, reason, site.place, site)
+
+
+def refusal(site: ConvSite, mode: Mode) -> str | None:
+    """Why a mode cannot take a site; None if it can."""
+    if site.op_type != "Conv" and not mode.linear_layers:
+        return f"mode {mode.name} takes Convs only"
+    return mode.accepts(site.conv)
+
+
+def make_plan(
+    found: Iterable[ConvSite | Rejected], mode: Mode, options: Options, read: Callable[[ConvSite], Array]
+) -> Plan:
+    """Choose a rank for every Conv that the mode accepts and for which it pays.
+
+    Args:
+        found: as ``onnxsep.engine.sites.find_sites`` gives them.
+        mode: the mode.
+        options: the user's choices.
+        read: gives the weight of a site; called only where the rank depends on it (``energy=``).
+
+    Raises:
+        OptionError: a pattern of ``only`` or ``skip`` matches no convolution.
+    """
+    found = list(found)
+    check_patterns([item.name for item in found], options.only, options.skip, "convolution")
+    plan = Plan()
+    for item in found:
+        with naming(mode, item.name):
+            plan.rows.append(_decide(item, mode, options, read))
+    if not options.force:
+        settle_shared(plan)
+    return plan
+
+
+@contextmanager
+def naming(mode: Mode, name: str) -> Iterator[None]:
+    """A mode may come from anywhere and raise anything: say which one, and at which Conv.
+
+    Raises:
+        PassError: instead of anything that is not an error of ours.
+    """
+    try:
+        yield
+    except OnnxsepError:
+        raise
+    except Exception as error:
+        raise PassError(f"mode {mode.name}, Conv {name!r}: {type(error).__name__}: {error}") from error
+
+
+def _decide(
+    item: ConvSite | Rejected, mode: Mode, options: Options, read: Callable[[ConvSite], Array]
+) -> Replacement | Rejected:
+    if isinstance(item, Rejected):
+        return item
+    reason = (
+        refusal(item, mode)
+        or left_out(item.name, options.only, options.skip)
+        or (f"made by onnxsep (mode {item.made_by}); --recurse splits it again" if _finished(item, options) else None)
+        or (_first(item) if _kept(item, options) else None)
+    )
+    if reason:
+        return reject(item, reason)
+    candidate = choose(item, mode, options, read)
+    if isinstance(candidate, Rejected) or options.force:
+        return candidate
+    reason = does_not_pay(candidate)
+    return reject(item, f"does not pay: {reason} (--force)") if reason else candidate
+
+
+def _finished(site: ConvSite, options: Options) -> bool:
+    return bool(site.made_by) and not options.recurse
+
+
+def _first(site: ConvSite) -> str:
+    return f"first {site.op_type}, reached straight from an input; --include-first replaces it"
+
+
+def _kept(site: ConvSite, options: Options) -> bool:
+    return site.first and not options.include_first
+
+
+def choose(site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSite], Array]) -> Replacement | Rejected:
+    """The replacement of one Conv at the rank that the policy gives, whether it pays or not.
+
+    Rejected where no rank satisfies the policy, or the weight that it depends on cannot be used.
+    """
+    try:
+        rank, notes = choose_rank(site.conv, mode, options.rank, options.round_ranks, lambda: read(site))
+    except FactorizationError as error:
+        return reject(site, str(error))
+    new_bias = options.calibrated and takes_new_bias(site)
+    layers = mode.layers(replace(site.conv, bias=True) if new_bias else site.conv, rank)
+    if site.input_size is None:
+        notes += (SIZES_UNKNOWN,)
+    if not site.stored:
+        notes += ("its weight was computed by an expression of constants; the factors are stored",)
+    return Replacement(site, mode, rank, layers, mode.is_exact(site.conv, rank), notes, new_bias)
+
+
+def takes_new_bias(site: ConvSite) -> bool:
+    """Whether a fitted bias can take the place of the one that the Conv has, or has not."""
+    if site.op_type == "MatMul":  # it has no place for one
+        return False
+    return in_main_graph(site) and (site.bias is not None or not site.conv.bias)
+
+
+def in_main_graph(site: ConvSite) -> bool:
+    """Whether the Conv runs once for each input; those in nested graphs and functions may not run, or run often."""
+    return site.place[0] == 0
+
+
+def mac_ratio(candidate: Replacement) -> Fraction:
+    """MACs after / before: exact where sizes are known, else that of a large input of even size."""
+    site = candidate.site
+    after = candidate.macs
+    before = site_macs(site)
+    if after is not None and before:
+        return Fraction(after, before)
+    return relative_macs(candidate.layers) / relative_macs([ConvLayer("conv", INPUT, site.conv)])
+
+
+def does_not_pay(candidate: Replacement) -> str | None:
+    """Why a replacement costs more than it saves: its parameters do not fall, or its MACs rise. None if it pays."""
+    site, before, after = candidate.site, candidate.site.conv.parameters, candidate.parameters
+    if after >= before:
+        return f"{before:,} -> {after:,} parameters"
+    ratio = mac_ratio(candidate)
+    if ratio <= 1:
+        return None
+    macs_before, macs_after = site_macs(site), candidate.macs
+    if macs_before and macs_after:
+        return f"{macs_before:,} -> {macs_after:,} MACs"
+    return f"{float(ratio):.2f} times the MACs at any large size"
+
+
+def settle_shared(plan: Plan) -> None:
+    """Leave alone Convs whose shared weight has to stay, or needs several sets of factors: parameters would rise."""
+    users: dict[Constant, list[int]] = defaultdict(list)
+    for number, row in enumerate(plan.rows):
+        if row.site is not None:
+            users[row.site.weight].append(number)
+    for numbers in users.values():
+        rows = [plan.rows[number] for number in numbers]
+        replaced = [row for row in rows if isinstance(row, Replacement)]
+        reason = _shared_reason(rows, replaced) if replaced else None
+        for number in numbers if reason else ():
+            row = plan.rows[number]
+            if isinstance(row, Replacement):
+                plan.rows[number] = reject(row.site, f"does not pay: {reason} (--force)")
+
+
+def _shared_reason(rows: Sequence[Replacement | Rejected], replaced: Sequence[Replacement]) -> str | None:
+    kept = [f"Conv {row.name!r}, which is left alone" for row in rows if isinstance(row, Rejected)]
+    stay = (*replaced[0].site.pinned, *kept)
+    if stay:
+        return f"its weight stays, for it is also used by {stay[0]}"
+    forms = {factor_key(row): row for row in replaced}
+    bias = replaced[0].site.conv.parameters - replaced[0].site.conv.weight_size
+    factors = sum(form.parameters - bias for form in forms.values())
+    if len(forms) > 1 and factors >= replaced[0].site.conv.weight_size:
+        return f"its weight is shared and would need {len(forms)} different sets of factors"
+    return None
+
+
+def factor_key(replacement: Replacement) -> Hashable:
+    """What the factors depend on: replacements with equal keys have the same factors and share them."""
+    shapes = tuple(factor_shapes(replacement.layers))
+    site = replacement.site
+    return (site.weight, site.transposed, site.conv.group, replacement.mode.name, replacement.rank, shapes)
+
+
+def drop(plan: Plan, replacement: Replacement, reason: str) -> None:
+    """Leave a Conv alone after all."""
+    number = next(index for index, row in enumerate(plan.rows) if row is replacement)
+    plan.rows[number] = reject(replacement.site, reason)

@@ -1,0 +1,308 @@
+"""Finding every convolution of a model: those with constant weights as ConvSite, the others as Rejected.
+
+For modes that ask for it, every Gemm and MatMul too.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import onnx
+
+from onnxsep.engine.matches import ConvSite, OpType, Rejected
+from onnxsep.errors import FactorizationError
+from onnxsep.graph.constants import read_constant, stored_tensor
+from onnxsep.graph.first_convs import first_convs
+from onnxsep.graph.geometry import conv_geometry, linear_geometry
+from onnxsep.graph.places import Constant, Place
+from onnxsep.graph.scopes import Owners, Scope, display_name, is_standard, names_within, scopes, training_names
+from onnxsep.graph.shapes import Shape, infer_shapes, skeleton
+from onnxsep.graph.view import FLOAT_TYPES, ONNX_TYPES, OTHER_CONVOLUTIONS, View
+from onnxsep.layers.conv import Conv
+from onnxsep.model.io import Model
+from onnxsep.model.tensors import type_name
+
+METADATA_PREFIX = "onnxsep."
+_LINEAR = ("Gemm", "MatMul")
+_QUANTISED = {
+    "MatMulInteger": "MatMulInteger: its weight is quantised already",
+    "QLinearMatMul": "QLinearMatMul: its weight is quantised already",
+}
+
+
+@dataclass(frozen=True)
+class Sites:
+    """All convolutions in graph order, and the light model with inferred shapes that they were found in."""
+
+    found: tuple[ConvSite | Rejected, ...]
+    scopes: tuple[Scope, ...]  # of the source model itself
+    light: onnx.ModelProto
+    notes: tuple[str, ...] = ()
+    inferred: bool = True  # shape inference did not fail
+
+
+def find_sites(
+    model: Model,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    linear_layers: bool = False,
+    measured: Mapping[str, tuple[int, ...]] | None = None,
+) -> Sites:
+    """Look at every node of every graph and function; reads no weight, except where an expression hides its shape.
+
+    Args:
+        model: the model.
+        input_shapes: shapes for inputs whose dimensions are free, by input name.
+        linear_layers: list Gemm and MatMul nodes too.
+        measured: shapes of tensors of the main graph that are known from a run.
+
+    Raises:
+        UnsupportedModelError: the graph cannot be read.
+    """
+    problems: list[str] = []
+    plain = skeleton(model)
+    light = infer_shapes(plain, input_shapes, problems, measured)
+    wanted: tuple[str, ...] = ("Conv", *(_LINEAR if linear_layers else ()))
+    view = View(light, wanted)
+    source = scopes(model.proto)
+    first = first_convs(light, linear_layers=linear_layers)
+    finder = _Finder(model, source, view, first)
+    others = {**OTHER_CONVOLUTIONS, **(_QUANTISED if linear_layers else {})}
+    found: list[ConvSite | Rejected] = []
+    for scope in view.scopes:
+        for index, node in enumerate(scope.body.node):
+            if not is_standard(node):
+                continue
+            if node.op_type in others:
+                found.append(finder.reject(scope, index, others[node.op_type]))
+            elif node.op_type in wanted:
+                found.append(finder.site(scope, index))
+    found = finder.pinned(found, wanted)
+    return Sites(tuple(found), tuple(source), light, tuple(problems), inferred=light is not plain)
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One use of a tensor: by what, in words; the node, where it is one; and whether it is its weight."""
+
+    user: str
+    place: Place | None
+    as_weight: bool = False
+
+
+class _Uses:
+    """What uses some tensors, by the scope that each belongs to and its name.
+
+    Args:
+        all_scopes: of the model.
+        owners: of the same.
+        names: of the tensors.
+        wanted: operators whose second operand is a weight.
+    """
+
+    def __init__(
+        self, all_scopes: Sequence[Scope], owners: Owners, names: AbstractSet[str], wanted: Sequence[str]
+    ) -> None:
+        self._owners, self._names = owners, names
+        self._uses: dict[tuple[int, str], list[_Use]] = defaultdict(list)
+        for scope in all_scopes:
+            for index, node in enumerate(scope.body.node):
+                if names.isdisjoint(node.input) and not any(attribute.graphs for attribute in node.attribute):
+                    continue
+                user, place = f"{node.op_type} {display_name(node)!r}", (scope.index, index)
+                weighted = is_standard(node) and node.op_type in wanted
+                for position, name in enumerate(node.input):
+                    self._add(scope, name, _Use(user, place, as_weight=weighted and position == 1))
+                for graph in (graph for attribute in node.attribute for graph in attribute.graphs):
+                    for name in names_within(graph):
+                        self._add(scope, name, _Use(user, place))
+            if isinstance(scope.body, onnx.FunctionProto):
+                for name in scope.body.output:
+                    self._add(scope, name, _Use("an output of the function", None))
+                continue
+            for output in scope.body.output:
+                self._add(scope, output.name, _Use("an output of the graph", None))
+            for annotation in scope.body.quantization_annotation:
+                for entry in annotation.quant_parameter_tensor_names:
+                    self._add(scope, entry.value, _Use("a quantisation annotation", None))
+
+    def of(self, scope: int, name: str) -> list[_Use]:
+        """The uses of the tensor that a name means in a scope."""
+        return [use for owner in self._owners.owners(scope, name)[:1] for use in self._uses[owner, name]]
+
+    def _add(self, scope: Scope, name: str, use: _Use) -> None:
+        for owner in self._owners.owners(scope.index, name)[:1] if name in self._names else ():
+            self._uses[owner, name].append(use)
+
+
+class _Finder:
+    def __init__(
+        self,
+        model: Model,
+        source: Sequence[Scope],
+        view: View,
+        first: set[Place],
+    ) -> None:
+        self._model, self._source, self._view, self._first = model, source, view, first
+        self._training = set(training_names(model.proto))
+
+    def reject(self, scope: Scope, index: int, reason: str) -> Rejected:
+        node = scope.body.node[index]
+        return Rejected(display_name(node), node.op_type, scope.where, reason, (scope.index, index))
+
+    def site(self, scope: Scope, index: int) -> ConvSite | Rejected:
+        """The site of a Conv, Gemm or MatMul node, or why its geometry or weight is not constant."""
+        node = scope.body.node[index]
+        constant = self._view.constant(scope.index, index, 1)
+        if isinstance(constant, str):
+            return self.reject(scope, index, self._no_weight(scope, index, constant))
+        try:
+            shape, dtype = self._weight_type(constant)
+        except FactorizationError as error:
+            return self.reject(scope, index, str(error))
+        if dtype not in FLOAT_TYPES:
+            return self.reject(scope, index, f"its weight has the type {type_name(dtype)}")
+        geometry = self._geometry(scope, index, shape)
+        if isinstance(geometry, str):
+            return self.reject(scope, index, geometry)
+        conv, transposed = geometry
+        if len(node.device_configurations if hasattr(node, "device_configurations") else ()):
+            return self.reject(scope, index, "its device configuration (sharding) cannot be carried to the new nodes")
+        input_shape = self._view.shape(scope.index, node.input[0])
+        return ConvSite(
+            name=display_name(node),
+            conv=conv,
+            dtype=FLOAT_TYPES[dtype],
+            input_size=_sizes(input_shape, conv.dims) if conv.dims else _no_sizes(input_shape),
+            batch=_batch(input_shape) if conv.dims else _rows(input_shape),
+            weight=constant,
+            place=(scope.index, index),
+            where=scope.where,
+            first=(scope.index, index) in self._first,
+            bias=self._bias(scope, index) if conv.bias else None,
+            made_by=next((entry.value for entry in node.metadata_props if entry.key == METADATA_PREFIX + "mode"), ""),
+            stored=stored_tensor(self._source, constant) is not None,
+            op_type=cast(OpType, node.op_type),
+            transposed=transposed,
+        )
+
+    def pinned(self, found: Sequence[ConvSite | Rejected], wanted: Sequence[str]) -> list[ConvSite | Rejected]:
+        """The same sites with what else uses their weights: everything but the nodes that may be replaced."""
+        names: set[str] = set()
+        for item in found:
+            if isinstance(item, ConvSite):
+                names.add(item.weight.name)
+                names.update(name for place in item.weight.nodes for name in self._node(place).input)
+        if not names:
+            return list(found)
+        uses = _Uses(self._view.scopes, self._view.owners, names, wanted)
+        rejected = {item.place for item in found if isinstance(item, Rejected)}
+        return [
+            item if isinstance(item, Rejected) else replace(item, pinned=self._pinned(item, uses, rejected))
+            for item in found
+        ]
+
+    def _pinned(self, site: ConvSite, uses: _Uses, rejected: set[Place]) -> tuple[str, ...]:
+        of_weight = uses.of(site.weight.scope, site.weight.name)
+        users = [use.user for use in of_weight if not use.as_weight or use.place in rejected]
+        users += self._kept_by(site.weight, site.conv, uses)
+        if self._view.scopes[site.place[0]].namespace == 0 and site.weight.name in self._training:
+            users.append("the training information")
+        return tuple(users)
+
+    def _no_weight(self, scope: Scope, index: int, reason: str) -> str:
+        """Why a node has no constant weight; of a linear one the constant operand must be the second."""
+        is_linear = scope.body.node[index].op_type in _LINEAR
+        if is_linear and isinstance(self._view.constant(scope.index, index, 0), Constant):
+            return "its constant operand is the first one; only a constant second operand can be replaced"
+        return reason
+
+    def _geometry(self, scope: Scope, index: int, weight_shape: tuple[int, ...]) -> tuple[Conv, bool] | str:
+        """The geometry and whether the weight is stored transposed, or the reason why there is none."""
+        node = scope.body.node[index]
+        if node.op_type in _LINEAR:
+            return linear_geometry(node, weight_shape, self._bias_shape(scope, index))
+        conv = conv_geometry(node, weight_shape)
+        return conv if isinstance(conv, str) else (conv, False)
+
+    def _bias_shape(self, scope: Scope, index: int) -> Shape | None:
+        """The shape of a Gemm's C, which a function's body does not tell unless it is a constant."""
+        node = scope.body.node[index]
+        if node.op_type != "Gemm" or len(node.input) < 3 or not node.input[2]:
+            return None
+        constant = self._bias(scope, index)
+        try:
+            return self._view.shape(scope.index, node.input[2]) if constant is None else self._weight_type(constant)[0]
+        except FactorizationError:
+            return None
+
+    def _bias(self, scope: Scope, index: int) -> Constant | None:
+        constant = self._view.constant(scope.index, index, 2)
+        return constant if isinstance(constant, Constant) else None
+
+    def _node(self, place: Place) -> onnx.NodeProto:
+        return self._view.scopes[place[0]].body.node[place[1]]
+
+    def _kept_by(self, constant: Constant, conv: Conv, uses: _Uses) -> Iterator[str]:
+        """What else uses a tensor as large as the weight that an expression computes the weight from, in words.
+
+        Such a tensor stays in the file although the expression goes. Shapes and scalars are too small to matter.
+        """
+        for place in constant.nodes:
+            for name in self._node(place).input:
+                if _elements(self._view.shape(place[0], name)) >= conv.weight_size:
+                    yield from (use.user for use in uses.of(place[0], name) if use.place not in constant.nodes)
+
+    def _weight_type(self, constant: Constant) -> tuple[tuple[int, ...], int]:
+        tensor = stored_tensor(self._source, constant)
+        if tensor is not None:
+            return tuple(tensor.dims), tensor.data_type
+        values = read_constant(self._model, self._source, constant)
+        return values.shape, ONNX_TYPES.get(values.dtype.name, onnx.TensorProto.UNDEFINED)
+
+
+def _sizes(shape: Shape | None, dims: int) -> tuple[int, ...] | None:
+    if shape is None or len(shape) != dims + 2:
+        return None
+    sizes = tuple(size for size in shape[2:] if isinstance(size, int))
+    return sizes if len(sizes) == dims else None
+
+
+def _no_sizes(shape: Shape | None) -> tuple[int, ...] | None:
+    """What a Gemm or MatMul has instead of spatial sizes: (), or None where the number of its rows is not known."""
+    known = shape is not None and all(isinstance(size, int) for size in shape[1:-1])
+    return () if known else None
+
+
+def _rows(shape: Shape | None) -> int | None:
+    """The rows of a Gemm's or MatMul's input, a free first dimension counted as 1."""
+    if shape is None or _no_sizes(shape) is None:
+        return None
+    return math.prod(size for size in shape[:-1] if isinstance(size, int))
+
+
+def _elements(shape: Shape | None) -> int:
+    """Number of elements; 0 where the shape is not known."""
+    return 0 if shape is None else math.prod(size if isinstance(size, int) else 0 for size in shape)
+
+
+def _batch(shape: Shape | None) -> int | None:
+    return shape[0] if shape and isinstance(shape[0], int) else None
+
+
+def read_weight(model: Model, sites: Sites, site: ConvSite) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The weight of a site in double precision, [out_channels, in_channels / group, *kernel_shape].
+
+    It is [out_channels, in_channels] for a Gemm or MatMul, however it is stored.
+
+    Raises:
+        FactorizationError: the weight holds NaN or infinity.
+    """
+    weight = read_constant(model, sites.scopes, site.weight).astype(np.float64)
+    if not np.isfinite(weight).all():
+        raise FactorizationError("its weight holds NaN or infinity")
+    return np.ascontiguousarray(weight.T) if site.transposed else weight

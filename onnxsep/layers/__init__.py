@@ -1,0 +1,1 @@
+"""What a Conv is, and what takes its place, as plain records."""

@@ -1,0 +1,89 @@
+"""The nouns of onnxsep: a convolution's geometry, the layers of a replacement, ranks.
+
+Nothing here knows ONNX or holds weights, so parameters and MACs can be counted for a plan before any weight is read.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+AutoPad = Literal["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"]
+
+
+@dataclass(frozen=True)
+class Conv:
+    """The geometry of one convolution of any number of spatial dimensions, as ONNX's Conv defines it.
+
+    A Gemm or a MatMul is one without spatial dimensions: kernel_shape (), and a weight [out_channels, in_channels].
+    ``pads`` holds all begins, then all ends (ONNX's order) and counts only where ``auto_pad`` is NOTSET.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    group: int = 1
+    bias: bool = False
+    auto_pad: AutoPad = "NOTSET"
+
+    @property
+    def dims(self) -> int:
+        """Number of spatial dimensions."""
+        return len(self.kernel_shape)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """[out_channels, in_channels / group, *kernel_shape]."""
+        return (self.out_channels, self.in_channels // self.group, *self.kernel_shape)
+
+    @property
+    def weight_size(self) -> int:
+        """Elements of the weight."""
+        return math.prod(self.weight_shape)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the weight and the bias."""
+        return self.weight_size + (self.out_channels if self.bias else 0)
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial sizes of the output for an input of spatial sizes ``size`` (0 where the kernel does not fit)."""
+        sizes = []
+        for axis, extent in enumerate(size):
+            stride = self.strides[axis]
+            window = (self.kernel_shape[axis] - 1) * self.dilations[axis] + 1
+            if self.auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+                sizes.append(-(-extent // stride))
+                continue
+            padding = 0 if self.auto_pad == "VALID" else self.pads[axis] + self.pads[axis + self.dims]
+            sizes.append(max(0, (extent + padding - window) // stride + 1))
+        return tuple(sizes)
+
+    def macs(self, size: Sequence[int]) -> int:
+        """Multiply-accumulate operations for one image of spatial sizes ``size``, padding counted like data."""
+        return math.prod(self.output_size(size)) * self.weight_size
+
+    def along(self, axes: Collection[int], in_channels: int, out_channels: int, *, bias: bool) -> "Conv":
+        """The convolution over ``axes`` only: they keep kernel, stride, pads and dilation."""
+        return replace(
+            self,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_shape=_keep(self.kernel_shape, axes, 1),
+            strides=_keep(self.strides, axes, 1),
+            dilations=_keep(self.dilations, axes, 1),
+            pads=_keep(self.pads[: self.dims], axes, 0) + _keep(self.pads[self.dims :], axes, 0),
+            bias=bias,
+        )
+
+    def pointwise(self, in_channels: int, out_channels: int, *, bias: bool, group: int = 1) -> "Conv":
+        """A 1 x 1 convolution with as many spatial dimensions as this one."""
+        ones = (1,) * self.dims
+        return Conv(in_channels, out_channels, ones, ones, (0,) * (2 * self.dims), ones, group=group, bias=bias)
+
+
+def _keep(values: Sequence[int], axes: Collection[int], other: int) -> tuple[int, ...]:
+    return tuple(value if axis in axes else other for axis, value in enumerate(values))

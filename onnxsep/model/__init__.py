@@ -1,0 +1,1 @@
+"""The file of a model and its bytes: reading, checking, saving."""

@@ -1,0 +1,68 @@
+"""The one door of modes: all that a mode needs, whether it stands in ``passes/`` or in another package.
+
+A package of your own lists its mode in the entry-point group ``onnxsep.modes``; ARCHITECTURE.md shows how.
+"""
+
+from onnxsep.algebra.als import balanced
+from onnxsep.algebra.gram import Gram, Mixed, RowGram
+from onnxsep.algebra.linalg import (
+    Array,
+    inverse_or_zero,
+    principal_axes,
+    reduced_rank_regression,
+    scale_product,
+    scaled_to_one,
+    solve_lower,
+    squared_singular_values,
+    truncated_svd,
+)
+from onnxsep.algebra.polyadic import compose, exact_rank, improved, orthogonal_terms, squared_errors
+from onnxsep.algebra.statistics import Statistics
+from onnxsep.errors import FactorizationError
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, Layer
+from onnxsep.layers.rank import Rank, RankAxis
+from onnxsep.modes.base import NOTHING_TO_SEPARATE, Factors, Mode, Task, available_modes, get_mode
+from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_axes, summed
+
+__all__ = [
+    "INPUT",
+    "NOTHING_TO_SEPARATE",
+    "AddLayer",
+    "Array",
+    "ChannelPadLayer",
+    "Conv",
+    "ConvLayer",
+    "FactorizationError",
+    "Factors",
+    "Gram",
+    "Layer",
+    "Mixed",
+    "Mode",
+    "Multilinear",
+    "Rank",
+    "RankAxis",
+    "RowGram",
+    "Statistics",
+    "Task",
+    "available_modes",
+    "axis_name",
+    "balanced",
+    "compose",
+    "exact_rank",
+    "get_mode",
+    "half_rank",
+    "improved",
+    "inverse_or_zero",
+    "kernel_axes",
+    "orthogonal_terms",
+    "principal_axes",
+    "reduced_rank_regression",
+    "scale_product",
+    "scaled_to_one",
+    "solve_lower",
+    "squared_errors",
+    "squared_singular_values",
+    "summed",
+    "truncated_svd",
+]

@@ -1,0 +1,184 @@
+"""What a mode is, and where modes are found.
+
+A mode says how one Conv becomes several layers. It is a class with a handful of small methods on plain arrays and
+geometry; matching, choosing ranks, counting, building nodes, sharing weights and verifying are the engine's work. The
+built-in modes live in ``passes/``, one file each, and enter by the same door as those of other packages: the
+entry-point group ``onnxsep.modes.base``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import ClassVar
+
+from onnxsep.algebra.linalg import Array
+from onnxsep.algebra.statistics import Statistics
+from onnxsep.errors import FactorizationError, ModeNotFoundError
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.layer import ConvLayer, Layer
+from onnxsep.layers.rank import Rank, RankAxis
+
+ENTRY_POINT_GROUP = "onnxsep.modes.base"
+
+
+NOTHING_TO_SEPARATE = "a 1 x 1 kernel has nothing to separate"
+"""Why modes that separate the kernel refuse a 1 x 1 Conv."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a mode found: one weight for each Conv among its layers, in their order. Fields may be added."""
+
+    weights: Sequence[Array]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a mode factorises. Fields may be added; a mode reads those that it knows."""
+
+    conv: Conv
+    weight: Array
+    """float64 [out_channels, in_channels / group, *kernel_shape], finite."""
+    statistics: Statistics | None = None
+    """What calibration data tell about the Conv, the prior included; None where there are none."""
+    start: Factors | None = None
+    """Factors of this rank to improve, where there are some."""
+    sweeps: int = 12
+    """Limit for iterative fits."""
+
+
+class Mode(ABC):
+    """How one Conv becomes several layers.
+
+    The engine calls ``accepts``; then ``rank_axis`` until it returns None, choosing one rank each time; then ``layers``
+    for the counts; then ``factorize``, whose weights must have the shapes of the Convs among ``layers``, in that order.
+    The bias stays the source's own tensor, on the one layer whose ``conv.bias`` is true.
+    """
+
+    name: ClassVar[str]
+    """What the user writes after ``--mode``."""
+    summary: ClassVar[str]
+    """One line for ``--help`` and for the list of modes."""
+    inits: ClassVar[tuple[str, ...]] = ("svd",)
+    """How its factors can be found: "svd" (``factorize``), and what ``fit`` can do with calibration data."""
+    linear_layers: ClassVar[bool] = False
+    """Whether it takes Gemm and MatMul nodes too: a Conv without spatial dimensions, kernel_shape ()."""
+
+    @abstractmethod
+    def accepts(self, conv: Conv) -> str | None:
+        """None if the mode can replace ``conv``; else the reason why not, in words for the user."""
+
+    @abstractmethod
+    def rank_axis(self, conv: Conv, chosen: Rank) -> RankAxis | None:
+        """The range of the next rank, given those that were chosen already; None when all are chosen."""
+
+    @abstractmethod
+    def layers(self, conv: Conv, rank: Rank) -> tuple[Layer, ...]:
+        """The replacement: its last layer computes the output of ``conv``, and exactly at full rank."""
+
+    def is_exact(self, conv: Conv, rank: Rank) -> bool:
+        """Whether the replacement equals the Conv at these ranks, whatever its weight: by default, if all are full."""
+        for position, used in enumerate(rank):
+            axis = self.rank_axis(conv, rank[:position])
+            if axis is None or used < axis.full:
+                return False
+        return True
+
+    def spectrum(self, task: Task, chosen: Rank) -> Array:
+        """Squared singular values [slices, n], descending, that the next rank truncates (for ``energy=``).
+
+        Raises:
+            FactorizationError: the mode has no such values.
+        """
+        raise FactorizationError(
+            f"mode {self.name} has no singular values to keep a share of; use an integer or a share of the parameters"
+        )
+
+    @abstractmethod
+    def factorize(self, task: Task, rank: Rank) -> Factors:
+        """The weights of ``layers(task.conv, rank)`` that come nearest to the Conv's.
+
+        Args:
+            task: the Conv and its weight.
+            rank: as chosen within the ranges of ``rank_axis``.
+        """
+
+    def fit(self, task: Task, rank: Rank, init: str) -> Factors:
+        """The weights of ``layers`` that come nearest to the Conv's outputs, as ``task.statistics`` describe them.
+
+        With x a patch and y the wanted outputs, all minimise the mean of |y - M x|^2 over what M the form can express;
+        they differ in how far they go: "response" and "compensated" are Algorithms 1 and 2 of paper 002, "joint" solves
+        for all factors together.
+
+        Args:
+            task: the Conv, its weight and the statistics.
+            rank: as for ``factorize``.
+            init: one of ``inits``, but not "svd".
+        """
+        raise NotImplementedError(f"mode {self.name} does not offer {init!r}")
+
+    @abstractmethod
+    def reconstruct(self, conv: Conv, factors: Factors) -> Array:
+        """The weight, in the shape of ``conv``'s, of the one Conv that equals the replacement with these factors."""
+
+
+@cache
+def _installed() -> dict[str, Mode]:
+    found: dict[str, Mode] = {}
+    listed: dict[str, dict[str, EntryPoint]] = {}
+    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: (entry.name, entry.value)):
+        listed.setdefault(entry_point.name, {})[entry_point.value] = entry_point
+    for name, places in listed.items():
+        if len(places) > 1:
+            _broken()[name] = f"several packages bring a mode of this name: {', '.join(places)}; uninstall all but one"
+            continue
+        (entry_point,) = places.values()
+        try:
+            mode = entry_point.load()()
+            if not isinstance(mode, Mode) or getattr(mode, "name", "") != name or not getattr(mode, "summary", ""):
+                raise TypeError(f"{entry_point.value} must give an onnxsep.Mode with the name {name!r} and a summary")
+        except Exception as error:  # one broken package must not take the other modes away; get_mode() tells why
+            _broken()[name] = f"{type(error).__name__}: {error}"
+            continue
+        found[name] = mode
+    return found
+
+
+@cache
+def _broken() -> dict[str, str]:
+    return {}
+
+
+def available_modes() -> dict[str, Mode]:
+    """All installed modes by name, in alphabetical order."""
+    return dict(_installed())
+
+
+def broken_modes() -> dict[str, str]:
+    """Why modes that are listed by a package cannot be used, by name."""
+    _installed()
+    return dict(_broken())
+
+
+def get_mode(mode: str | Mode) -> Mode:
+    """The mode of that name; a Mode object is returned as it is.
+
+    Raises:
+        ModeNotFoundError: no such mode is installed, or the package that brings it cannot be imported.
+    """
+    if isinstance(mode, Mode):
+        return mode
+    modes = _installed()
+    if mode in modes:
+        return modes[mode]
+    if mode in _broken():
+        raise ModeNotFoundError(f"the mode {mode!r} is installed but cannot be loaded: {_broken()[mode]}")
+    known = ", ".join(modes) or "none: is onnxsep installed? (entry points of group onnxsep.modes.base)"
+    raise ModeNotFoundError(f"unknown mode {mode!r}; the installed modes are: {known}")
+
+
+def factor_shapes(layers: Sequence[Layer]) -> list[tuple[int, ...]]:
+    """The weight shapes that ``factorize`` must return for ``layers``."""
+    return [layer.conv.weight_shape for layer in layers if isinstance(layer, ConvLayer)]

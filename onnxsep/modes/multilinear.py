@@ -1,0 +1,111 @@
+"""Modes whose weight is a product of factors, and which calibration data can therefore fit jointly.
+
+Such a mode states its product as an einsum, and how its Conv weights become the factors of that einsum and back. The
+weight error, the joint fit to data (``onnxsep.algebra.als``) and the balance of the factors follow from that.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from onnxsep.algebra.als import Problem, alternate, balanced, multiply
+from onnxsep.algebra.als_rows import RowProblem
+from onnxsep.algebra.gram import RowGram
+from onnxsep.algebra.linalg import Array
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.layer import AddLayer, ConvLayer, Layer, parameters
+from onnxsep.layers.rank import Rank
+from onnxsep.modes.base import Factors, Mode, Task
+
+
+class Multilinear(Mode):
+    """A mode whose weight, of each group, is an einsum of its factors."""
+
+    inits: ClassVar[tuple[str, ...]] = ("svd", "joint")
+
+    @abstractmethod
+    def equation(self, conv: Conv) -> str:
+        """The product, such as "toi,tik->oik": lower-case letters, the output channel first in the result."""
+
+    @abstractmethod
+    def inputs(self, conv: Conv) -> tuple[int, ...]:
+        """Sizes of the result's letters after the first; their product is in_channels / group * taps, in that order."""
+
+    @abstractmethod
+    def split(self, conv: Conv, factors: Factors) -> list[Array]:
+        """The factors of the einsum, each with a leading axis for the groups, from the weights of the Convs."""
+
+    @abstractmethod
+    def join(self, conv: Conv, arrays: Sequence[Array]) -> Factors:
+        """The inverse of ``split``."""
+
+    def reconstruct(self, conv: Conv, factors: Factors) -> Array:
+        """The product, in the shape of the weight."""
+        arrays = self.split(conv, factors)
+        products = [multiply(self.equation(conv), [array[group] for array in arrays]) for group in range(conv.group)]
+        return np.stack(products).reshape(conv.weight_shape)
+
+    def fit(self, task: Task, rank: Rank, init: str) -> Factors:
+        """All factors together, from ``task.start`` or the weights' own, by alternating least squares."""
+        if init != "joint" or task.statistics is None:
+            return super().fit(task, rank, init)
+        conv, statistics = task.conv, task.statistics
+        start = self.split(conv, task.start or self.factorize(task, rank))
+        equation, inputs = self.equation(conv), self.inputs(conv)
+        outputs = conv.out_channels // conv.group
+        fitted: list[list[Array]] = []
+        for group in range(conv.group):
+            gram, cross = statistics.grams[group], statistics.cross[group].reshape(outputs, *inputs)
+            problem: Problem | RowProblem
+            if isinstance(gram, RowGram):
+                problem = RowProblem(gram, cross)
+            else:
+                problem = Problem(gram.dense().reshape(*inputs, *inputs), cross)
+            factors = alternate(equation, [array[group] for array in start], problem, sweeps=task.sweeps)
+            fitted.append(balanced(equation, factors))
+        return self.join(conv, [np.stack(parts) for parts in zip(*fitted, strict=True)])
+
+
+def half_rank(conv: Conv, layers: Callable[[int], Sequence[Layer]], full: int, step: int) -> int:
+    """The largest rank at which the layers have at most half of the Conv's parameters, or ``step``.
+
+    That is what the rank "paper" means where no paper fixes one.
+
+    Args:
+        conv: the Conv.
+        layers: its replacement at a rank; parameters rise with it.
+        full: the largest rank.
+        step: ranks are multiples of it.
+    """
+    low, high = 1, full // step
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = 2 * parameters(layers(middle * step)) <= conv.parameters
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low * step
+
+
+def kernel_axes(conv: Conv) -> tuple[list[int], list[int]]:
+    """The axes along which the kernel is longer than 1, and the others."""
+    wide = [axis for axis, size in enumerate(conv.kernel_shape) if size > 1]
+    return wide, [axis for axis in range(conv.dims) if axis not in wide]
+
+
+def axis_name(conv: Conv, axis: int) -> str:
+    """What a layer along one axis is called."""
+    names = {2: ("vertical", "horizontal"), 3: ("depth", "vertical", "horizontal")}
+    return names[conv.dims][axis] if conv.dims in names else f"axis{axis}"
+
+
+def summed(terms: Sequence[Sequence[ConvLayer]]) -> tuple[Layer, ...]:
+    """Parallel chains of Convs, and Adds that sum their outputs, each as soon as there are two, for little memory."""
+    layers: list[Layer] = []
+    total = ""
+    for number, chain in enumerate(terms, start=1):
+        layers.extend(chain)
+        if number > 1:
+            layers.append(AddLayer(f"sum_{number}", (total, chain[-1].name)))
+        total = layers[-1].name
+    return tuple(layers)

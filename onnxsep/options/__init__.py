@@ -1,0 +1,1 @@
+"""What options of commands are made of."""

@@ -1,0 +1,26 @@
+"""A model as its header and its files describe it."""
+
+from onnxsep.model.external import is_external, slot_of
+from onnxsep.model.files import printable
+from onnxsep.model.io import Model
+from onnxsep.model.tensors import tensor_protos
+from onnxsep.reporting.records import ModelInfo
+
+
+def model_info(model: Model) -> ModelInfo:
+    """Producer, versions and sizes of a model."""
+    proto = model.proto
+    return ModelInfo(
+        path=None if model.path is None else printable(model.path),
+        producer=" ".join(part for part in (proto.producer_name, proto.producer_version) if part),
+        ir_version=proto.ir_version,
+        opsets={entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        size_bytes=size_bytes(model),
+    )
+
+
+def size_bytes(model: Model) -> int:
+    """Bytes of the .onnx and of the slots of external data that it uses, each once."""
+    slots = {slot_of(tensor) for tensor in tensor_protos(model.proto) if is_external(tensor)}
+    own = model.path.stat().st_size if model.pristine and model.path else model.proto.ByteSize()
+    return own + sum(slot.length or 0 for slot in slots)

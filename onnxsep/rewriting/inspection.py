@@ -1,0 +1,154 @@
+"""``inspect``: every Conv of a model and what each mode would cost, without changing or running anything."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import onnx
+
+from onnxsep.algebra.linalg import Array
+from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.planning import (
+    Options,
+    Replacement,
+    choose,
+    does_not_pay,
+    mac_ratio,
+    make_plan,
+    naming,
+    refusal,
+    site_macs,
+)
+from onnxsep.engine.sites import find_sites, read_weight
+from onnxsep.graph.counting import count_flops_paper004, count_parameters
+from onnxsep.layers.rank import RankPolicy
+from onnxsep.model.io import Model, load
+from onnxsep.modes.base import Mode, available_modes, get_mode
+from onnxsep.options.hints import checks_types
+from onnxsep.reporting.model_info import model_info
+from onnxsep.rewriting.report import InspectedConv, InspectReport, InspectTotals, ModeCosts
+from onnxsep.rewriting.rows import edited, source_macs
+from onnxsep.running.feeds import check_input_shapes
+
+
+@checks_types
+def inspect(
+    model: str | os.PathLike[str] | onnx.ModelProto | Model,
+    *,
+    modes: Sequence[str | Mode] = (),
+    rank: RankPolicy | str | float = "paper",
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    follow_links: bool = False,
+) -> InspectReport:
+    """List every convolution with its parameters and MACs, and those of each mode at the rank asked for.
+
+    Gemm and MatMul nodes are listed where one of the modes takes them.
+
+    Args:
+        model: a file, a ModelProto, or what ``load`` gave.
+        modes: the modes to show; all installed ones by default.
+        rank: as for ``rewrite``.
+        input_shapes: shapes for inputs whose dimensions are free, by input name.
+        follow_links: follow links in the location of external data.
+
+    Raises:
+        ModelLoadError: the model cannot be read.
+        OptionError: the rank cannot be used.
+        FeedError: a shape does not fit the model.
+        ModeNotFoundError: no such mode.
+    """
+    options = Options(rank=RankPolicy.parse(rank))
+    chosen = [get_mode(mode) for mode in modes] or list(available_modes().values())
+    source = load(model, follow_links=follow_links)
+    check_input_shapes(source, input_shapes or {})
+    sites = find_sites(source, input_shapes or {}, linear_layers=any(mode.linear_layers for mode in chosen))
+
+    def read(site: ConvSite) -> Array:
+        return read_weight(source, sites, site)
+
+    names = [mode.name for mode in chosen]
+    plans = [make_plan(sites.found, mode, options, read) for mode in chosen]
+    before = source_macs(sites)
+    after = [{row.site.place: row.macs for row in plan.replacements} for plan in plans]
+    unknown = {place for one in (before, *after) for place, count in one.items() if count is None}
+    macs = sum(count or 0 for place, count in before.items() if place not in unknown)
+    parameters = count_parameters(sites.light)
+    return InspectReport(
+        source=model_info(source),
+        rank=str(options.rank),
+        convs=tuple(
+            _row(item, [plan.rows[number] for plan in plans], chosen, options, read)
+            for number, item in enumerate(sites.found)
+        ),
+        totals=InspectTotals(
+            convs=len(sites.found),
+            parameters=parameters,
+            trainable_parameters=count_parameters(sites.light, "trainable"),
+            macs=macs,
+            macs_unknown=len(unknown),
+            flops_paper004=count_flops_paper004(sites.light).total,
+            mode_convs={name: len(plan.replacements) for name, plan in zip(names, plans, strict=True)},
+            mode_parameters={
+                name: count_parameters(edited(sites, plan)[0]) if plan.replacements else parameters
+                for name, plan in zip(names, plans, strict=True)
+            },
+            mode_macs={
+                name: macs
+                + sum((count or 0) - (before[place] or 0) for place, count in one.items() if place not in unknown)
+                for name, one in zip(names, after, strict=True)
+            },
+        ),
+        notes=sites.notes,
+    )
+
+
+def _row(
+    item: ConvSite | Rejected,
+    decided: Sequence[Replacement | Rejected],
+    modes: Sequence[Mode],
+    options: Options,
+    read: Callable[[ConvSite], Array],
+) -> InspectedConv:
+    if isinstance(item, Rejected):
+        return InspectedConv(name=item.name, op_type=item.op_type, where=item.where, reason=item.reason)
+    return InspectedConv(
+        name=item.name,
+        op_type=item.op_type,
+        where=item.where,
+        weight_shape=item.conv.weight_shape,
+        group=item.conv.group,
+        strides=item.conv.strides,
+        input_size=item.input_size,
+        first=item.first,
+        parameters=item.conv.parameters,
+        macs=site_macs(item),
+        modes={mode.name: _costs(item, mode, row, options, read) for mode, row in zip(modes, decided, strict=True)},
+    )
+
+
+def _costs(
+    site: ConvSite,
+    mode: Mode,
+    decided: Replacement | Rejected,
+    options: Options,
+    read: Callable[[ConvSite], Array],
+) -> ModeCosts:
+    reason = decided.reason if isinstance(decided, Rejected) else ""
+    with naming(mode, site.name):
+        if refusal(site, mode):
+            return ModeCosts(eligible=False, reason=reason)
+        # What is left alone (a first Conv, one that does not pay) has its costs all the same.
+        candidate = choose(site, mode, options, read) if isinstance(decided, Rejected) else decided
+    if isinstance(candidate, Rejected):
+        return ModeCosts(eligible=True, reason=candidate.reason)
+    return ModeCosts(
+        eligible=True,
+        pays=does_not_pay(candidate) is None,
+        replaced=isinstance(decided, Replacement),
+        reason=reason,
+        notes=candidate.notes,
+        rank=candidate.rank,
+        parameters=candidate.parameters,
+        macs=candidate.macs,
+        parameter_ratio=candidate.parameters / site.conv.parameters,
+        mac_ratio=float(mac_ratio(candidate)),
+    )

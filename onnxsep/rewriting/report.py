@@ -1,0 +1,149 @@
+"""What a command found and did: the data behind the tables, and what ``--json`` and ``--report`` write."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from onnxsep._version import __version__
+from onnxsep.calibration.report import CalibrationReport
+from onnxsep.checking.layer_report import LayersReport
+from onnxsep.reporting.records import ModelInfo, Record, VerificationReport
+
+
+class ConvReport(Record):
+    """What became of one convolution. MACs are for the batch of the model, or for one image where it is free."""
+
+    name: str
+    op_type: str
+    where: str
+    """The nested graph or function that holds it; empty for the main graph."""
+    status: Literal["replaced", "left"]
+    reason: str = ""
+    """Why it was left alone."""
+    notes: tuple[str, ...] = ()
+    weight_shape: tuple[int, ...] | None = None
+    """[out_channels, in_channels / group, *kernel_shape]; None where it is not known."""
+    group: int | None = None
+    strides: tuple[int, ...] | None = None
+    mode: str | None = None
+    """The mode that replaced it."""
+    rank: tuple[int, ...] | None = None
+    parameters_before: int | None = None
+    parameters_after: int | None = None
+    macs_before: int | None = None
+    macs_after: int | None = None
+    weight_error: float | None = None
+    """||W - W'|| / ||W|| in the Frobenius norm, of the weights as stored."""
+    output_error: float | None = None
+    """Relative error of the Conv's own output on random input; measured by a local verification."""
+    svd_error: float | None = None
+    """With calibration data: |u - u'| / |u - mean u| of the Conv's output behind BatchNormalization, residual Add and
+    activation, on held-out positions, of factors from the weights alone with a fitted bias."""
+    fitted_error: float | None = None
+    """The same for the factors that were taken, on the positions that they were fitted to."""
+    held_out_error: float | None = None
+    """The same on held-out positions."""
+
+
+class Totals(Record):
+    """Sums over the model."""
+
+    convs: int
+    replaced: int
+    parameters_before: int
+    parameters_after: int
+    """Every weight element that the file holds (``onnxsep.graph.counting``, convention ``stored``)."""
+    macs_before: int
+    macs_after: int
+    """Conv, ConvTranspose, Gemm and MatMul whose sizes are known."""
+    macs_unknown: int
+    """Nodes whose sizes are not known, so that they are not in the sums (of the original model)."""
+
+
+class RewriteReport(Record):
+    """One run of ``onnxsep rewrite``."""
+
+    onnxsep: str = __version__
+    source: ModelInfo
+    output: str | None = None
+    output_bytes: int | None = None
+    mode: str
+    rank: str
+    options: dict[str, bool | int | str | tuple[str, ...]]
+    convs: tuple[ConvReport, ...]
+    totals: Totals
+    removed_weights: tuple[str, ...] = ()
+    removed_inputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    calibration: CalibrationReport | None = None
+    verification: VerificationReport
+    dry_run: bool = False
+    layers: LayersReport | None = None
+    """The tensors of source and result, where they were asked for."""
+    seconds: float
+
+
+class ModeCosts(Record):
+    """What one mode would make of one Conv at the asked rank."""
+
+    eligible: bool
+    """Whether the mode can take the Conv at all."""
+    pays: bool = False
+    """Whether its parameters fall and its MACs do not rise."""
+    replaced: bool = False
+    """Whether ``rewrite`` would replace it, without ``--force`` and ``--include-first``."""
+    reason: str = ""
+    """Why it would be left alone."""
+    notes: tuple[str, ...] = ()
+    rank: tuple[int, ...] | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    parameter_ratio: float | None = None
+    """Parameters after / before: P_s and P_d of paper 000 for a Conv without bias."""
+    mac_ratio: float | None = None
+    """MACs after / before (M_s, M_d); for unknown sizes that of a large input of even size."""
+
+
+class InspectedConv(Record):
+    """One convolution and what each mode would cost."""
+
+    name: str
+    op_type: str
+    where: str
+    reason: str = ""
+    """Why no mode can take it; empty where at least the weight is constant."""
+    weight_shape: tuple[int, ...] | None = None
+    group: int | None = None
+    strides: tuple[int, ...] | None = None
+    input_size: tuple[int, ...] | None = None
+    first: bool = False
+    parameters: int | None = None
+    macs: int | None = None
+    modes: dict[str, ModeCosts] = Field(default_factory=dict)
+
+
+class InspectTotals(Record):
+    """Sums over the model, as it is and as each mode would leave it."""
+
+    convs: int
+    parameters: int
+    trainable_parameters: int
+    macs: int
+    macs_unknown: int
+    flops_paper004: int
+    """What paper 004 calls FLOPs (``onnxsep.graph.counting``)."""
+    mode_convs: dict[str, int]
+    """How many Convs ``rewrite`` would replace in each mode, first Convs left alone."""
+    mode_parameters: dict[str, int]
+    mode_macs: dict[str, int]
+
+
+class InspectReport(Record):
+    """What ``onnxsep inspect`` shows."""
+
+    onnxsep: str = __version__
+    source: ModelInfo
+    rank: str
+    convs: tuple[InspectedConv, ...]
+    totals: InspectTotals
+    notes: tuple[str, ...] = ()

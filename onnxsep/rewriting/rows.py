@@ -1,0 +1,122 @@
+"""Turning a plan and what was measured into report records."""
+
+from collections.abc import Mapping
+
+import onnx
+
+from onnxsep.engine.factors import Factorized
+from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.planning import Plan, Replacement, site_macs
+from onnxsep.engine.sites import Sites
+from onnxsep.engine.surgery import Edit, replace_convs
+from onnxsep.graph.counting import compare_macs, count_parameters, node_macs
+from onnxsep.graph.places import Place
+from onnxsep.graph.shapes import infer_shapes
+from onnxsep.rewriting.report import ConvReport, Totals
+
+
+def conv_reports(
+    plan: Plan, factors: Mapping[Place, Factorized], output_errors: Mapping[Place, float]
+) -> tuple[ConvReport, ...]:
+    """One record for every convolution, in graph order.
+
+    Args:
+        plan: what was decided.
+        factors: by the place of the replaced Conv.
+        output_errors: of a local verification, by the place of the replaced Conv; empty without one.
+    """
+    return tuple(_conv_report(row, factors, output_errors) for row in plan.rows)
+
+
+def _conv_report(
+    row: Replacement | Rejected, factors: Mapping[Place, Factorized], output_errors: Mapping[Place, float]
+) -> ConvReport:
+    site = row.site
+    if isinstance(row, Rejected):
+        return ConvReport(
+            name=row.name,
+            op_type=row.op_type,
+            where=row.where,
+            status="left",
+            reason=row.reason,
+            weight_shape=site.conv.weight_shape if site else None,
+            group=site.conv.group if site else None,
+            strides=site.conv.strides if site else None,
+            parameters_before=site.conv.parameters if site else None,
+            parameters_after=site.conv.parameters if site else None,
+            macs_before=site_macs(site) if site else None,
+            macs_after=site_macs(site) if site else None,
+        )
+    assert site is not None
+    errors = factors[site.place].errors
+    return ConvReport(
+        name=site.name,
+        op_type=site.op_type,
+        where=site.where,
+        status="replaced",
+        mode=row.mode.name,
+        notes=row.notes,
+        weight_shape=site.conv.weight_shape,
+        group=site.conv.group,
+        strides=site.conv.strides,
+        rank=row.rank,
+        parameters_before=site.conv.parameters,
+        parameters_after=row.parameters,
+        macs_before=site_macs(site),
+        macs_after=row.macs,
+        weight_error=factors[site.place].weight_error,
+        svd_error=errors.svd if errors else None,
+        fitted_error=errors.fitted if errors else None,
+        held_out_error=errors.held_out if errors else None,
+        output_error=output_errors.get(site.place),
+    )
+
+
+def planned(sites: Sites, plan: Plan) -> tuple[onnx.ModelProto, Edit]:
+    """What the plan would give: a skeleton with inferred shapes, and the edit; no weight is read or computed."""
+    light, edit = edited(sites, plan)
+    return (infer_shapes(light) if sites.inferred and plan.replacements else light), edit
+
+
+def edited(sites: Sites, plan: Plan) -> tuple[onnx.ModelProto, Edit]:
+    """The same without the shapes of new tensors."""
+    if not plan.replacements:
+        return sites.light, Edit()
+    light = onnx.ModelProto()
+    light.CopyFrom(sites.light)
+    return light, replace_convs(light, plan.replacements, None)
+
+
+def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
+    """Sums over the original and the result.
+
+    Args:
+        sites: of the original.
+        plan: what was decided.
+        light: skeleton of the result, with inferred shapes.
+    """
+    before, after, unknown = compare_macs(*plan_macs(sites, plan))
+    return Totals(
+        convs=len(plan.rows),
+        replaced=len(plan.replacements),
+        parameters_before=count_parameters(sites.light),
+        parameters_after=count_parameters(light),
+        macs_before=before,
+        macs_after=after,
+        macs_unknown=unknown,
+    )
+
+
+def plan_macs(sites: Sites, plan: Plan) -> tuple[dict[Place, int | None], dict[Place, int | None]]:
+    """MACs of nodes before, and of what stands there after; nodes that are not replaced have the same in both."""
+    before = source_macs(sites)
+    return before, {**before, **{row.site.place: row.macs for row in plan.replacements}}
+
+
+def source_macs(sites: Sites) -> dict[Place, int | None]:
+    """MACs of each node of the original that multiplies, by its place; None where its sizes are not known."""
+    before = node_macs(sites.light)
+    for site in sites.found:
+        if isinstance(site, ConvSite) and before.get(site.place) is None:
+            before[site.place] = site_macs(site)
+    return before

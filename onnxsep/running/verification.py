@@ -1,0 +1,80 @@
+"""How models are compared: what the user asks for, and the record of a comparison of all outputs."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from onnxsep.errors import OptionError
+from onnxsep.options.progress import Progress
+from onnxsep.reporting.records import OutputReport, VerificationReport, part_reports
+from onnxsep.running.comparison import Comparison
+from onnxsep.running.feeds import Feeds
+from onnxsep.running.runtime import RuntimeOptions
+
+Verify = Literal["auto", "full", "local", "none"]
+
+
+FULL_BELOW = 10**9  # bytes; a full verification holds the model several times
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What does not concern the choice of Convs: inputs, runtime, verification."""
+
+    verify: Verify = "auto"
+    inputs: Path | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seed: int = 0
+    max_error: float | None = None
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    progress: Progress | None = None
+    given: Feeds | None = None
+    """What ``inputs`` holds, once ``decide`` has read it."""
+
+
+def check_settings(settings: Settings, kinds: Collection[str], *, dry_run: bool) -> None:
+    """Refuse settings that make no sense, before any work is done.
+
+    Args:
+        settings: what the user chose.
+        kinds: the kinds of verification that there are.
+        dry_run: whether nothing is to be verified anyway.
+
+    Raises:
+        OptionError: a value is out of range, or two contradict each other.
+    """
+    kind, limit = settings.verify, settings.max_error
+    settings.runtime.check()
+    if kind not in kinds:
+        raise OptionError(f"verify={kind!r} is not one of {', '.join(kinds)}")
+    if settings.seed < 0:
+        raise OptionError(f"the seed must be 0 or more, not {settings.seed}")
+    if limit is not None and not 0 <= limit < math.inf:
+        raise OptionError(f"--max-error {limit} is no error that could be allowed; use a number such as 0.1")
+    if limit is not None and (dry_run or kind == "none"):
+        why = "--dry-run" if dry_run else "--no-verify"
+        raise OptionError(f"--max-error needs a verification, and {why} switches it off; leave out one of the two")
+
+
+def full_report(whole: Comparison, notes: Sequence[str], alone: Sequence[Comparison] = ()) -> VerificationReport:
+    """The record of a comparison of all outputs, and of pieces that these say nothing about."""
+    return VerificationReport(
+        kind="full",
+        ran=True,
+        max_abs=max(one.max_abs for one in (whole, *alone)),
+        mean_abs=max(one.mean_abs for one in (whole, *alone)),
+        relative=max(one.relative for one in (whole, *alone)),
+        outputs=tuple(
+            OutputReport(
+                name=one.name,
+                max_abs=one.max_abs,
+                mean_abs=one.mean_abs,
+                relative=one.relative,
+                parts=part_reports(one.parts),
+            )
+            for one in whole.outputs
+        ),
+        notes=tuple(notes),
+    )
