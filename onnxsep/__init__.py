@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from onnxsep.finetuning import FinetuneReport, FinetuneResult, finetune
     from onnxsep.model.io import Model, load
     from onnxsep.model.saving import SavedFiles, save
-    from onnxsep.modes.base import Mode, available_modes
+    from onnxsep.modes import Mode, available_modes
     from onnxsep.pruning import PruneResult, prune
     from onnxsep.quantization import QuantizeResult, quantize
     from onnxsep.rewriting.api import Result, rewrite
@@ -99,7 +99,7 @@ _HOMES = {
     "onnxsep.finetuning": ("FinetuneReport", "FinetuneResult", "finetune"),
     "onnxsep.rewriting.inspection": ("inspect",),
     "onnxsep.model.io": ("Model", "load"),
-    "onnxsep.modes.base": ("Mode", "available_modes"),
+    "onnxsep.modes": ("Mode", "available_modes"),
     "onnxsep.rewriting.api": ("Result", "rewrite"),
     "onnxsep.pruning": ("PruneResult", "prune"),
     "onnxsep.quantization": ("QuantizeResult", "quantize"),

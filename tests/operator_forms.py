@@ -18,7 +18,7 @@ from onnxsep.errors import OnnxsepError
 from onnxsep.model.io import Model
 from onnxsep.running.runtime import Runner, RuntimeOptions
 from onnxsep.training import to_torch
-from onnxsep.training.session import torch_threads
+from onnxsep.training.conversion_checks import torch_threads
 
 FIRST, LAST = 11, 24  # opsets
 CLASSES = 5

@@ -16,7 +16,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
-from onnxsep.graph.counting import Operations, count_flops_paper004, count_macs, count_parameters
+from onnxsep.graph.counting import Operations, count_flops_paper004, count_macs
+from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.shapes import infer_shapes, skeleton
 from onnxsep.rewriting.report import InspectReport
 

@@ -35,9 +35,9 @@ from onnxsep.training import to_torch
 from onnxsep.training.augment import Augment
 from onnxsep.training.batches import Batches
 from onnxsep.training.checkpoint import Checkpoint, CheckpointFile
-from onnxsep.training.figures import Settings
 from onnxsep.training.learner import Learner
 from onnxsep.training.losses import Loss, LossSettings
+from onnxsep.training.run_records import Settings
 from onnxsep.training.schedule import one_cycle, share_of_rate
 from onnxsep.training.trainer import Trainer
 

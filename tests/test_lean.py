@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 
 import onnxsep
 from onnxsep.algebra.statistics import Statistics
-from onnxsep.graph.counting import count_parameters
+from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.shapes import skeleton
 from onnxsep.layers.conv import AutoPad, Conv
 from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, channels, macs, parameters, relative_macs

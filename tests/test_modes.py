@@ -701,7 +701,7 @@ class Thing:
 class Other(Spatial):
     pass
 """
-ODD_ENTRY_POINTS = """[onnxsep.modes.base]
+ODD_ENTRY_POINTS = """[onnxsep.modes]
 thing = odd_modes:Thing
 renamed = odd_modes:Other
 depthwise = odd_modes:Other

@@ -24,7 +24,7 @@ PYPROJECT = """
     name = "tiny-modes"
     version = "1.0"
 
-    [project.entry-points."onnxsep.modes.base"]
+    [project.entry-points."onnxsep.modes"]
     tiny = "tiny_modes:Tiny"
     broken = "tiny_modes:Absent"
 

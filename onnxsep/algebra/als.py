@@ -20,20 +20,32 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from onnxsep.algebra.als_rows import RowProblem
 from onnxsep.algebra.linalg import Array
+from onnxsep.algebra.normal_equations import Block, Step, normal_equations
 
 _LARGEST_SYSTEM = 2_400  # unknowns of normal equations that are formed; beyond, conjugate gradients are cheaper
+
+
 _LARGEST_BATCH = 40_000_000  # elements of a stack of them, one for each output
+
+
 _CG_STEPS = 12
+
+
 _CG_TOLERANCE = 1e-4
+
+
 _BALANCING = 30  # rounds over all pairs of factors
+
+
 _EVEN = 1.1  # scales this near to one end it
+
+
 _RIDGE = 1e-10  # of the mean diagonal of the normal equations
 
 
@@ -132,86 +144,9 @@ def balanced(equation: str, factors: Sequence[Array]) -> list[Array]:
     return current
 
 
-@dataclass(frozen=True)
-class _Step:
-    """The einsums of one factor's normal equations H d = r."""
-
-    product: str  # all factors -> M
-    adjoint: str  # the other factors, and something of M's shape -> the factor's shape
-    normal: str  # the others, the others again, G -> H
-    blocks: tuple["_Block", ...]  # H is the Kronecker product of these, if there is more than one
-    diagonal: str  # the same -> the diagonal of H
-    unknowns: str  # the factor's letters, but for the output where it only selects the row
-    per_output: str  # the output's letter where each output has a system of its own
-    shared: bool  # every output has the same system
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Some of the operands of ``normal``, connected by their letters, and the unknowns among these."""
-
-    operands: tuple[int, ...]
-    equation: str
-    unknowns: str
-
-
-def _blocks(operands: Sequence[str], unknowns: str) -> tuple[_Block, ...]:
-    """Divide the operands into groups that share no letter; their Kronecker product is much cheaper to invert."""
-    groups: list[tuple[set[str], list[int]]] = []
-    for number, operand in enumerate(operands):
-        touching = [group for group in groups if group[0] & set(operand)]
-        groups = [group for group in groups if not group[0] & set(operand)]
-        letters = set(operand).union(*(group[0] for group in touching))
-        groups.append((letters, sorted([number, *(member for group in touching for member in group[1])])))
-    blocks = []
-    for letters, members in groups:
-        own = "".join(letter for letter in unknowns if letter in letters)
-        equation = ",".join(operands[member] for member in members) + "->" + own + own.upper()
-        blocks.append(_Block(tuple(members), equation, own))
-    return tuple(blocks)
-
-
-@cache
-def _step(equation: str, position: int) -> _Step:
-    left, result = equation.split("->")
-    terms = left.split(",")
-    output, inputs = result[0], result[1:]
-    own = terms[position]
-    others = [term for place, term in enumerate(terms) if place != position]
-    selects = output in own
-    mixed = selects and any(output in term for term in others)
-    unknowns = own.replace(output, "")
-
-    def primed(letters: str) -> str:
-        return "".join(letter if letter == output else letter.upper() for letter in letters)
-
-    # The letters of the factor that the others do not have are delta functions between input and unknown: as both
-    # bear the same letter, they need no operand.
-    operands = ",".join([*others, *map(primed, others), inputs + primed(inputs)])
-    per_output = output if mixed else ""
-    halves = unknowns + primed(unknowns)
-    twice = [*others, *(_halfprimed(term, unknowns, output) for term in others)]
-    inner = inputs + _halfprimed(inputs, unknowns, output)
-    return _Step(
-        product=equation,
-        adjoint=",".join([*others, result]) + "->" + own,
-        normal=f"{operands}->{per_output}{halves}",
-        blocks=() if mixed else _blocks(operands.split(","), unknowns),
-        diagonal=",".join([*twice, inner]) + f"->{per_output}{unknowns}",
-        unknowns=unknowns,
-        per_output=per_output,
-        shared=selects and not mixed,
-    )
-
-
-def _halfprimed(letters: str, unknowns: str, output: str) -> str:
-    """The second copy of an operand on the diagonal: letters of the unknowns are the same in both copies."""
-    return "".join(letter if letter in unknowns or letter == output else letter.upper() for letter in letters)
-
-
 def _improved(equation: str, factors: list[Array], position: int, problem: Problem) -> Array:
     """The factor that solves its normal equations, or comes nearer to it."""
-    step = _step(equation, position)
+    step = normal_equations(equation, position)
     own = equation.split("->")[0].split(",")[position]
     sizes = dict(zip(own, factors[position].shape, strict=True))
     output = equation.split("->")[1][0]
@@ -236,7 +171,7 @@ def _improved(equation: str, factors: list[Array], position: int, problem: Probl
     return factors[position] + change
 
 
-def _solve_blocks(blocks: Sequence[_Block], operands: Sequence[Array], own: str, residual: Array) -> Array:
+def _solve_blocks(blocks: Sequence[Block], operands: Sequence[Array], own: str, residual: Array) -> Array:
     """Solve (H1 x H2 x ...) d = r, one block after the other."""
     change = residual
     for block in blocks:
@@ -276,7 +211,7 @@ def _solve(normal: Array, right: Array) -> Array:
 
 
 def _conjugate_gradients(
-    step: _Step, others: list[Array], factors: list[Array], position: int, residual: Array, problem: Problem
+    step: Step, others: list[Array], factors: list[Array], position: int, residual: Array, problem: Problem
 ) -> Array:
     """Some preconditioned steps (Hestenes and Stiefel 1952) for H d = r; each lowers the objective."""
     diagonal = _einsum(step.diagonal, *others, *others, problem.gram)

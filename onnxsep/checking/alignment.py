@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
-from onnxsep.checking.statements import Statement
+from onnxsep.checking.structure_statements import Statement
 
 _EDITS = 300  # that the search for common lines looks ahead at once
 _Path = tuple[Any, int, int, int]  # the path before, then an equal run

@@ -21,8 +21,8 @@ from onnxsep.checking.feeding import SAMPLES, Feeding, layers_report
 from onnxsep.checking.layer_table import layer_summary
 from onnxsep.checking.outputs import compare_outputs
 from onnxsep.checking.result import CheckResult, PartResult
-from onnxsep.checking.statements import Statement, read_statements
 from onnxsep.checking.structure import HEADER, describe
+from onnxsep.checking.structure_statements import Statement, read_statements
 from onnxsep.checking.weights import compare_weights, tensor_pairs
 from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, open_data
 from onnxsep.data import Source as DataSource

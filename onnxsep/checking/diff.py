@@ -9,8 +9,8 @@ from typing import Any
 
 from onnxsep.checking.alignment import LinePair, align
 from onnxsep.checking.result import Difference, PartResult
-from onnxsep.checking.statements import NAME, QUOTED, Statement, split_at_commas
-from onnxsep.checking.words import PLAIN
+from onnxsep.checking.structure_statements import NAME, QUOTED, Statement, split_at_commas
+from onnxsep.checking.structure_words import PLAIN
 
 
 @dataclass

@@ -26,23 +26,27 @@ Left out, because every export changes them: doc strings, producer, producer ver
 position of a weight among the graph's inputs, and stored types of tensors inside the graph, which inference replaces.
 """
 
-import json
-import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import onnx
 from google.protobuf import text_format
 from google.protobuf.message import Message
-from onnx import AttributeProto, TensorProto
+from onnx import TensorProto
 
-from onnxsep.checking.words import (
+from onnxsep.checking.structure_tensors import (
+    StructureTensor,
+    Tensors,
+    consumers,
+    graphs,
+    is_constant_tensor,
+    metadata_of,
+    uses,
+)
+from onnxsep.checking.structure_words import (
     PLAIN,
-    SHOW,
-    SHOW_EACH,
-    list_text,
     node_word,
     operator_word,
     quoted,
@@ -54,28 +58,10 @@ from onnxsep.checking.words import (
     word,
 )
 from onnxsep.graph.shapes import infer_shapes, skeleton
-from onnxsep.model.io import Model, read_tensor
+from onnxsep.model.io import Model
 
 HEADER = "onnxsep structure, version 1"
 INDENT = "  "
-_SHOWN_ELEMENTS = 16
-_FIELDS = {
-    "FLOAT": "f", "INT": "i", "STRING": "s", "TENSOR": "t", "GRAPH": "g", "SPARSE_TENSOR": "sparse_tensor",
-    "TYPE_PROTO": "tp", "FLOATS": "floats", "INTS": "ints", "STRINGS": "strings", "TENSORS": "tensors",
-    "GRAPHS": "graphs", "SPARSE_TENSORS": "sparse_tensors", "TYPE_PROTOS": "type_protos",
-}  # fmt: skip
-_SHOWN_TYPES = frozenset(
-    (TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64, TensorProto.BOOL, TensorProto.STRING)
-)
-
-
-@dataclass(frozen=True)
-class StructureTensor:
-    """A tensor that the text declares: ``line`` is its index in the lines, ``where`` names it uniquely."""
-
-    line: int
-    where: str
-    tensor: TensorProto
 
 
 @dataclass(frozen=True)
@@ -99,7 +85,7 @@ def describe(model: Model) -> Structure:
     """
     writer = _Writer(model)
     writer.model()
-    return Structure(tuple(writer.lines), tuple(writer.tensors))
+    return Structure(tuple(writer.lines), tuple(writer.tensors.found))
 
 
 _Declared = dict[str, list[tuple[str, Callable[[], None]]]]  # by tensor name: type, and what writes the declaration
@@ -122,8 +108,7 @@ class _Writer:
         self._source = model
         self._known = frozenset(symbols(model.proto))
         self.lines: list[str] = []
-        self.tensors: list[StructureTensor] = []
-        self._places: dict[str, int] = {}
+        self.tensors = Tensors(model, self.lines)
 
     def model(self) -> None:
         proto, inferred = self._source.proto, infer_shapes(skeleton(self._source))
@@ -172,15 +157,15 @@ class _Writer:
             depth=1,
             path=f"function {title} > ",
             types={info.name: type_text(info.type) for info in infos},
-            infos=_metadata_of(infos),
+            infos=metadata_of(infos),
             annotations={},
-            consumers=_consumers(function.node),
+            consumers=consumers(function.node),
         )
         for name in sorted(function.attribute):
             self._line(1, f"attribute {word(name)}")
         for attribute in sorted(function.attribute_proto, key=lambda attribute: attribute.name):
             name = word(attribute.name)
-            self._line(1, f"attribute {name} = {self._attribute(attribute, f'{block.path}{name}')}")
+            self._line(1, f"attribute {name} = {self.tensors.attribute(attribute, f'{block.path}{name}')}")
         for name in function.input:
             self._line(1, f"input {tensor_word(name)}")
         self._nodes(block, {}, function.node, ())
@@ -200,9 +185,9 @@ class _Writer:
             depth=depth + 1,
             path=path,
             types={info.name: type_text(info.type, self._known) for info in known},
-            infos=_metadata_of((*graph.value_info, *(value for value in graph.input if value.name in weights))),
+            infos=metadata_of((*graph.value_info, *(value for value in graph.input if value.name in weights))),
             annotations={item.tensor_name: item.quant_parameter_tensor_names for item in graph.quantization_annotation},
-            consumers=_consumers(graph.node),
+            consumers=consumers(graph.node),
         )
         declared: _Declared = {}
         inputs = {value.name: type_text(value.type) for value in graph.input}
@@ -253,34 +238,14 @@ class _Writer:
         self._messages(block.depth + 1, "device", getattr(node, "device_configurations", ()))
 
     def _sparse(self, block: _Block, kind: str, name: str, sparse: onnx.SparseTensorProto, rest: str = "") -> None:
-        self._collect_sparse(f"{block.path}{tensor_word(name)}", sparse)
+        self.tensors.collect_sparse(f"{block.path}{tensor_word(name)}", sparse)
         self._line(block.depth, f"{kind} {tensor_word(name)}: {tensor_type_text(sparse)}{rest}")
         self._tensor_notes(block, name)
 
     def _declare(self, block: _Block, kind: str, name: str, tensor: TensorProto, rest: str) -> None:
-        self._collect(f"{block.path}{tensor_word(name)}", tensor)
-        value = self._value(tensor, block.consumers.get(name, set()))
+        self.tensors.collect(f"{block.path}{tensor_word(name)}", tensor)
+        value = self.tensors.value(tensor, block.consumers.get(name, set()))
         self._line(block.depth, f"{kind} {tensor_word(name)}: {tensor_type_text(tensor)}{value}{rest}")
-
-    def _collect(self, where: str, tensor: TensorProto) -> None:
-        """Remember a tensor that the next line declares."""
-        count = self._places[where] = self._places.get(where, 0) + 1
-        if count > 1:  # only in invalid models, or where nodes without outputs hold tensors
-            where = f"{where} ({count})"
-        self.tensors.append(StructureTensor(len(self.lines), where, tensor))
-
-    def _collect_sparse(self, where: str, sparse: onnx.SparseTensorProto) -> None:
-        self._collect(f"{where}, values", sparse.values)
-        self._collect(f"{where}, indices", sparse.indices)
-
-    def _value(self, tensor: TensorProto, consumers: Collection[str] = ()) -> str:
-        """`` = value`` where the tensor is small and no float; data of a quantised layer is not structure either."""
-        quantised = set(consumers) == {"DequantizeLinear"}
-        if tensor.data_type not in _SHOWN_TYPES or math.prod(tensor.dims) > _SHOWN_ELEMENTS or quantised:
-            return ""
-        if tensor.data_type == TensorProto.STRING:
-            return f" = [{', '.join(map(string_text, tensor.string_data))}]"
-        return f" = {json.dumps(read_tensor(self._source, tensor).tolist())}"
 
     def _nodes(
         self,
@@ -292,13 +257,13 @@ class _Writer:
         """Nodes in stored order; what is ``declared``, and Constants, just before the node that uses them first."""
         kept = []
         for index, node in enumerate(nodes):
-            if _is_constant_tensor(node):
+            if is_constant_tensor(node):
                 kind = tensor_type_text(node.attribute[0].t)
                 declared.setdefault(node.output[0], []).append((kind, partial(self._constant, block, node)))
             else:
                 kept.append((node, inferred[index] if inferred else None))
         for node, twin in kept:
-            for name, _ in _uses([node]):
+            for name, _ in uses([node]):
                 for _, write in declared.pop(name, ()):
                     write()
             self._node(block, node, twin)
@@ -314,9 +279,9 @@ class _Writer:
         label = tensor_word(next(filter(None, node.output), "")) if node.output else word(node.op_type)
         attributes = sorted(node.attribute, key=lambda attribute: attribute.name)
         settings = [
-            f"{word(attribute.name)} = {self._attribute(attribute, f'{block.path}{label}, {word(attribute.name)}')}"
-            for attribute in attributes
-            if not _graphs(attribute)
+            f"{name} = {self.tensors.attribute(attribute, f'{block.path}{label}, {name}')}"
+            for name, attribute in ((word(attribute.name), attribute) for attribute in attributes)
+            if not graphs(attribute)
         ]
         types = [block.types.get(name, "?") for name in node.output]
         self._line(
@@ -334,81 +299,9 @@ class _Writer:
             self._metadata(depth, getattr(attribute.t, "metadata_props", ()), of=f"{word(attribute.name)}: ")
         for name in node.output:
             self._tensor_notes(block, name)
-        others = {attribute.name: _graphs(attribute) for attribute in twin.attribute} if twin else {}
+        others = {attribute.name: graphs(attribute) for attribute in twin.attribute} if twin else {}
         for attribute in attributes:
-            for index, graph in enumerate(_graphs(attribute)):
+            for index, graph in enumerate(graphs(attribute)):
                 name = word(attribute.name) + (f"[{index}]" if attribute.graphs else "")
                 other = others[attribute.name][index] if others else None
                 self._graph(depth, f"{name}: graph", f"{block.path}{label} {name} > ", graph, other)
-
-    def _attribute(self, attribute: AttributeProto, where: str) -> str:
-        if attribute.ref_attr_name:
-            return f"parameter {word(attribute.ref_attr_name)}"
-        kind = _attribute_kind(attribute)
-        values = getattr(attribute, kind)
-        if kind in SHOW:
-            return SHOW[kind](values)
-        if kind in SHOW_EACH:
-            return list_text(kind, values, SHOW_EACH[kind])
-        if kind == "t":
-            return self._tensor_attribute(where, values)
-        if kind == "sparse_tensor":
-            return self._sparse_attribute(where, values)
-        show = self._tensor_attribute if kind == "tensors" else self._sparse_attribute
-        return list_text(kind, [show(f"{where}[{index}]", value) for index, value in enumerate(values)], str)
-
-    def _tensor_attribute(self, where: str, tensor: TensorProto) -> str:
-        self._collect(where, tensor)
-        return f"tensor {tensor_type_text(tensor)}{self._value(tensor)}"
-
-    def _sparse_attribute(self, where: str, sparse: onnx.SparseTensorProto) -> str:
-        self._collect_sparse(where, sparse)
-        return f"sparse tensor {tensor_type_text(sparse)}"
-
-
-# Looking into nodes ---------------------------------------------------------------------------------------------------
-
-
-def _is_constant_tensor(node: onnx.NodeProto) -> bool:
-    """A Constant whose value is one tensor; those with another attribute are written as nodes."""
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
-        return False
-    if len(node.attribute) != 1 or node.attribute[0].ref_attr_name or node.input:
-        return False
-    return bool(node.attribute[0].HasField("t") or node.attribute[0].HasField("sparse_tensor"))
-
-
-def _attribute_kind(attribute: AttributeProto) -> str:
-    """The field that holds the value: by the declared type, or by what is there where old files declare none."""
-    if attribute.type:
-        return _FIELDS[AttributeProto.AttributeType.Name(attribute.type)]
-    return next((field.name for field, _ in attribute.ListFields() if field.name in _FIELDS.values()), "i")
-
-
-def _graphs(attribute: AttributeProto) -> list[onnx.GraphProto]:
-    return ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
-
-
-def _uses(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
-    """Every tensor that nodes read, with the operator that reads it; nested graphs included."""
-    for node in nodes:
-        yield from ((name, node.op_type) for name in node.input if name)
-        for attribute in node.attribute:
-            for graph in _graphs(attribute):
-                yield from _uses(graph.node)
-                yield from ((value.name, "output") for value in graph.output)
-
-
-def _metadata_of(infos: Iterable[onnx.ValueInfoProto]) -> dict[str, list[onnx.StringStringEntryProto]]:
-    found: dict[str, list[onnx.StringStringEntryProto]] = {}
-    for info in infos:
-        if entries := list(getattr(info, "metadata_props", ())):
-            found.setdefault(info.name, []).extend(entries)
-    return found
-
-
-def _consumers(nodes: Iterable[onnx.NodeProto]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for name, operator in _uses(nodes):
-        found.setdefault(name, set()).add(operator)
-    return found

@@ -8,7 +8,8 @@ import onnx
 
 from onnxsep.checking.alignment import LinePair
 from onnxsep.checking.result import Difference, PartResult
-from onnxsep.checking.structure import Structure, StructureTensor
+from onnxsep.checking.structure import Structure
+from onnxsep.checking.structure_tensors import StructureTensor
 from onnxsep.model import io
 from onnxsep.model.tensors import type_name
 

@@ -44,8 +44,8 @@ from onnxsep.finetuning.render import print_finetune
 from onnxsep.model.paths import REPORT, RESULT, Reads, check_paths
 from onnxsep.training import parallel
 from onnxsep.training.checkpoint import CHECKPOINT
-from onnxsep.training.figures import BatchNorm, Optimizer, Precision
 from onnxsep.training.losses import TeacherTerm
+from onnxsep.training.run_records import BatchNorm, Optimizer, Precision
 from onnxsep.training.schedule import Schedule
 
 

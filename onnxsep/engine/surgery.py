@@ -17,7 +17,7 @@ from onnxsep.engine.factors import Factorized
 from onnxsep.engine.node_forms import ADD_BROADCASTS, PADS_ARE_AN_INPUT, Form, channel_pads, weighted_form
 from onnxsep.engine.planning import Replacement, factor_key
 from onnxsep.engine.sites import METADATA_PREFIX
-from onnxsep.graph.names import Names
+from onnxsep.graph.new_names import Names
 from onnxsep.graph.places import Constant, Place
 from onnxsep.graph.scopes import Owners, Scope, display_name, opset_imports, scopes, training_names, used_names
 from onnxsep.graph.shapes import stub

@@ -11,13 +11,13 @@ import onnx
 from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, Source, check_batch, check_sampling, open_data
 from onnxsep.errors import DataError, OptionError
 from onnxsep.evaluation.latency import Progress, measure_latency
+from onnxsep.evaluation.macs import count_work
 from onnxsep.evaluation.memory import measure_memory
 from onnxsep.evaluation.metrics import Metric, load_metric
 from onnxsep.evaluation.quality import Found, Quality, Task, run_over
 from onnxsep.evaluation.report import EvaluatedModel, EvaluationReport, Latency, Memory, Ratios
 from onnxsep.evaluation.sessions import Candidate, Session, check_same_interface, most_fixed, named
-from onnxsep.evaluation.work import count_work
-from onnxsep.graph.counting import count_nonzero_parameters, count_parameters
+from onnxsep.graph.parameters import count_nonzero_parameters, count_parameters
 from onnxsep.model.files import printable
 from onnxsep.model.io import Model, load
 from onnxsep.options.hints import checks_types

@@ -102,7 +102,7 @@ class EvaluatedModel(Record):
     file_bytes: int
     """The .onnx file and its external data."""
     parameters: int
-    """Every weight element that the file holds (``onnxsep.graph.counting``, convention ``stored``)."""
+    """Every weight element that the file holds (``onnxsep.graph.parameters``, convention ``stored``)."""
     nonzero_parameters: int
     macs: int
     """Conv, ConvTranspose, Gemm and MatMul, for one sample of the data, or for the batch that the model insists on."""

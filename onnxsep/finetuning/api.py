@@ -18,12 +18,12 @@ from onnxsep.options.hints import checks_types
 from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training import check_installed
 from onnxsep.training.checkpoint import is_checkpoint
+from onnxsep.training.conversion_checks import torch_threads
 from onnxsep.training.converters import import_torch
-from onnxsep.training.figures import BatchNorm, Optimizer, Precision
 from onnxsep.training.losses import TeacherTerm
 from onnxsep.training.parallel import joined
+from onnxsep.training.run_records import BatchNorm, Optimizer, Precision
 from onnxsep.training.schedule import Schedule
-from onnxsep.training.session import torch_threads
 from onnxsep.training.trainer import Told
 
 

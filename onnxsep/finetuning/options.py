@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 from onnxsep.errors import OptionError
 from onnxsep.training.devices import check_device
-from onnxsep.training.figures import BatchNorm, Optimizer, Precision
 from onnxsep.training.losses import TeacherTerm
+from onnxsep.training.run_records import BatchNorm, Optimizer, Precision
 from onnxsep.training.schedule import Schedule
 
 Augmentation = Literal["auto", "none", "crop", "flip", "crop,flip"]

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from onnxsep.finetuning.report import FinetuneReport
 from onnxsep.reporting.text import header_line, make_table, print_table, safe
-from onnxsep.training.figures import Figures
+from onnxsep.training.run_records import Figures
 
 _STOPPED = {
     "early": "stopped early: nothing had become better",

@@ -4,7 +4,7 @@ from typing import Literal
 
 from onnxsep._version import __version__
 from onnxsep.reporting.records import ModelInfo, Record
-from onnxsep.training.figures import EpochFigures, Figures, Stopped
+from onnxsep.training.run_records import EpochFigures, Figures, Stopped
 
 
 class FinetuneReport(Record):

@@ -21,12 +21,12 @@ from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training import TorchGraph, to_torch, write_back
 from onnxsep.training.batches import Batches
 from onnxsep.training.checkpoint import CHECKPOINT, CheckpointFile, check_new
+from onnxsep.training.conversion_checks import arrays_of, check_conversion, check_gradients, check_outputs
 from onnxsep.training.converters import import_torch
-from onnxsep.training.figures import Settings, Trained
 from onnxsep.training.learner import Learner
 from onnxsep.training.losses import Loss, LossSettings
 from onnxsep.training.parallel import Group
-from onnxsep.training.session import arrays_of, check_conversion, check_gradients, check_outputs
+from onnxsep.training.run_records import Settings, Trained
 from onnxsep.training.teacher import Teacher
 from onnxsep.training.torch_teacher import fastest_teacher
 from onnxsep.training.trainer import Told, Trainer

@@ -18,9 +18,9 @@ from onnxsep.running.inputs import model_inputs
 from onnxsep.training import TorchGraph
 from onnxsep.training.augment import Augment, image_layout
 from onnxsep.training.batches import Batch, Batches
-from onnxsep.training.figures import BatchNorm, Precision
 from onnxsep.training.learner import Learner
 from onnxsep.training.norms import Norms, norm_places
+from onnxsep.training.run_records import BatchNorm, Precision
 from onnxsep.training.samples import Feeds
 from onnxsep.training.trainer import Augmenter
 

@@ -3,7 +3,7 @@
 A mode says how one Conv becomes several layers. It is a class with a handful of small methods on plain arrays and
 geometry; matching, choosing ranks, counting, building nodes, sharing weights and verifying are the engine's work. The
 built-in modes live in ``passes/``, one file each, and enter by the same door as those of other packages: the
-entry-point group ``onnxsep.modes.base``.
+entry-point group ``onnxsep.modes``.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
 
-ENTRY_POINT_GROUP = "onnxsep.modes.base"
+ENTRY_POINT_GROUP = "onnxsep.modes"
 
 
 NOTHING_TO_SEPARATE = "a 1 x 1 kernel has nothing to separate"
@@ -175,7 +175,7 @@ def get_mode(mode: str | Mode) -> Mode:
         return modes[mode]
     if mode in _broken():
         raise ModeNotFoundError(f"the mode {mode!r} is installed but cannot be loaded: {_broken()[mode]}")
-    known = ", ".join(modes) or "none: is onnxsep installed? (entry points of group onnxsep.modes.base)"
+    known = ", ".join(modes) or "none: is onnxsep installed? (entry points of group onnxsep.modes)"
     raise ModeNotFoundError(f"unknown mode {mode!r}; the installed modes are: {known}")
 
 

@@ -7,7 +7,8 @@ import onnx
 
 from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.sites import Sites
-from onnxsep.graph.counting import compare_macs, count_parameters, node_macs
+from onnxsep.graph.counting import compare_macs, node_macs
+from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.places import Place
 from onnxsep.graph.scopes import scopes
 from onnxsep.model.io import Model

@@ -50,7 +50,7 @@ class PruneTotals(Record):
     """None where whole channels are removed."""
     parameters_before: int
     parameters_after: int
-    """Every weight element of the model (``onnxsep.graph.counting``, convention ``stored``), zero or not."""
+    """Every weight element of the model (``onnxsep.graph.parameters``, convention ``stored``), zero or not."""
     macs_before: int
     macs_after: int
     macs_unknown: int

@@ -19,7 +19,8 @@ from onnxsep.engine.planning import (
     site_macs,
 )
 from onnxsep.engine.sites import find_sites, read_weight
-from onnxsep.graph.counting import count_flops_paper004, count_parameters
+from onnxsep.graph.counting import count_flops_paper004
+from onnxsep.graph.parameters import count_parameters
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.io import Model, load
 from onnxsep.modes.base import Mode, available_modes, get_mode

@@ -52,7 +52,7 @@ class Totals(Record):
     replaced: int
     parameters_before: int
     parameters_after: int
-    """Every weight element that the file holds (``onnxsep.graph.counting``, convention ``stored``)."""
+    """Every weight element that the file holds (``onnxsep.graph.parameters``, convention ``stored``)."""
     macs_before: int
     macs_after: int
     """Conv, ConvTranspose, Gemm and MatMul whose sizes are known."""

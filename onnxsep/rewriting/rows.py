@@ -9,7 +9,8 @@ from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.planning import Plan, Replacement, site_macs
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.surgery import Edit, replace_convs
-from onnxsep.graph.counting import compare_macs, count_parameters, node_macs
+from onnxsep.graph.counting import compare_macs, node_macs
+from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.places import Place
 from onnxsep.graph.shapes import infer_shapes
 from onnxsep.rewriting.report import ConvReport, Totals

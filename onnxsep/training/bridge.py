@@ -22,15 +22,8 @@ from onnxsep.training.attributes import Operation, one_line
 from onnxsep.training.converters import convert, import_torch, unsupported
 from onnxsep.training.module import Step, module_class
 from onnxsep.training.nested import NESTED, Body, nested
-from onnxsep.training.normalize import (
-    Normalized,
-    branches,
-    every_node,
-    normalized_copy,
-    reads,
-    trained_outputs,
-    writable_tensors,
-)
+from onnxsep.training.node_order import branches, every_node, reads
+from onnxsep.training.normalize import Normalized, normalized_copy, trained_outputs, writable_tensors
 from onnxsep.training.registered import Registered
 
 # Inputs of a node that are weights. Elementwise operators are listed apart: most of their constants are no weights.

@@ -24,11 +24,17 @@ from onnxsep.model.io import Model
 from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training.augment import Augment, image_layout
 from onnxsep.training.bridge import TorchGraph, to_torch
+from onnxsep.training.conversion_checks import (
+    arrays_of,
+    check_conversion,
+    check_gradients,
+    check_outputs,
+    torch_threads,
+)
 from onnxsep.training.converters import import_torch
 from onnxsep.training.objective import Objective
 from onnxsep.training.samples import Samples
 from onnxsep.training.schedule import one_cycle
-from onnxsep.training.session import arrays_of, check_conversion, check_gradients, check_outputs, torch_threads
 from onnxsep.training.teacher import Teacher
 
 TuneProgress = Callable[[int, int, float], None]

@@ -6,9 +6,9 @@ from typing import Any
 
 from onnxsep.training.bridge import TorchGraph
 from onnxsep.training.converters import import_torch
-from onnxsep.training.figures import BatchNorm, Precision
 from onnxsep.training.norms import Norms
 from onnxsep.training.parallel import Group
+from onnxsep.training.run_records import BatchNorm, Precision
 from onnxsep.training.samples import Feeds
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from onnxsep.training.batches import Batch, Batches
 from onnxsep.training.converters import import_torch
-from onnxsep.training.figures import Figures
 from onnxsep.training.learner import Learner
 from onnxsep.training.losses import Loss
 from onnxsep.training.parallel import Group
+from onnxsep.training.run_records import Figures
 from onnxsep.training.teacher import Outputs, TeacherCall
 
 _MOST_KEPT = 256 * 2**20  # bytes of the teacher's outputs, which never change

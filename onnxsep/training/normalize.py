@@ -6,9 +6,8 @@ taken. Here all of that becomes initialisers in float32 and the nodes that the o
 because they go back by name.
 """
 
-import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,19 +18,32 @@ from numpy.typing import NDArray
 from onnx import inliner, numpy_helper
 
 from onnxsep.errors import UnsupportedModelError
-from onnxsep.graph.scopes import constant_value, display_name, is_standard, scopes
+from onnxsep.graph.scopes import constant_value, is_standard, scopes
 from onnxsep.model.external import is_external
 from onnxsep.model.functions import too_many_calls
 from onnxsep.model.io import Model, read_tensor
+from onnxsep.training.node_order import branches, check_sorted, needed_nodes, reads, sorted_nodes
 from onnxsep.training.reference import evaluate
 
 _T = onnx.TensorProto
+
+
 _FLOATS = {_T.FLOAT16, _T.BFLOAT16, _T.DOUBLE}  # what becomes float32
+
+
 _FLOAT_DTYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64), np.dtype(ml_dtypes.bfloat16))
+
+
 # Operators whose output is no float although an input may be one, so that folding them loses no weight.
 _READ_ONLY = {"Shape", "Size", "Cast"}
+
+
 _NEVER_FOLDED = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+
+
 _TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "stash_type"}
+
+
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -93,31 +105,6 @@ def trained_outputs(graph: onnx.GraphProto) -> list[str]:
     ]
 
 
-def branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The graphs that a node holds."""
-    return [graph for entry in node.attribute for graph in ([entry.g] if entry.HasField("g") else entry.graphs)]
-
-
-def reads(node: onnx.NodeProto) -> list[str]:
-    """The tensors that a node reads from around it: its inputs, and what the graphs that it holds capture."""
-    names = [name for name in node.input if name]
-    for graph in branches(node):
-        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-        for inner in graph.node:
-            names += [name for name in reads(inner) if name not in own]
-            own.update(inner.output)
-        names += [value.name for value in graph.output if value.name not in own]
-    return list(dict.fromkeys(names))
-
-
-def every_node(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes in the order in which they run; what is in a branch in front of the node that holds it."""
-    for node in nodes:
-        for graph in branches(node):
-            yield from every_node(graph.node)
-        yield node
-
-
 class _Normalizer:
     def __init__(self, model: Model) -> None:
         self._stored: dict[str, np.dtype[Any]] = {}
@@ -144,10 +131,10 @@ class _Normalizer:
         wanted = trained_outputs(graph) or [value.name for value in graph.output]
         nodes = self._plain(graph, {})
         outputs = {name: self._aliases.get(name, name) for name in wanted}
-        needed = _needed(nodes, outputs.values())
+        needed = needed_nodes(nodes, outputs.values())
         plain = onnx.GraphProto(name=graph.name, node=needed)
         used = {name for node in needed for name in reads(node)} | set(outputs.values())
-        _check_sorted(needed, {*self._constants, *(value.name for value in graph.input)}, outputs)
+        check_sorted(needed, {*self._constants, *(value.name for value in graph.input)}, outputs)
         for name, values in self._constants.items():
             if name in used:
                 plain.initializer.append(numpy_helper.from_array(values, name))
@@ -174,7 +161,7 @@ class _Normalizer:
             values = read_tensor(self._model, tensor)
             self._keep(self._unique(tensor.name, renamed), values)
         nodes: list[onnx.NodeProto] = []
-        for node in _sorted(graph.node):
+        for node in sorted_nodes(graph.node):
             for index, name in enumerate(node.input):
                 node.input[index] = self._current(name, renamed)
             for index, name in enumerate(node.output):
@@ -188,7 +175,7 @@ class _Normalizer:
             if is_standard(node):
                 for branch in branches(node):
                     inner = self._plain(branch, renamed)
-                    inner = _needed(inner, (value.name for value in branch.output))
+                    inner = needed_nodes(inner, (value.name for value in branch.output))
                     del branch.node[:], branch.initializer[:]
                     branch.node.extend(inner)
             if not self._is_constant(node):
@@ -307,47 +294,3 @@ def _convert_types(attributes: Iterable[onnx.AttributeProto]) -> None:
             attribute.i = _T.FLOAT
         if attribute.HasField("t") and attribute.t.data_type in _FLOATS:
             attribute.t.CopyFrom(numpy_helper.from_array(_as_float32(numpy_helper.to_array(attribute.t))))
-
-
-def _needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """The nodes that the outputs depend on, in their order."""
-    wanted, found = set(outputs), []
-    for node in reversed(nodes):
-        if wanted.intersection(filter(None, node.output)):
-            wanted.update(reads(node))
-            found.append(node)
-    return found[::-1]
-
-
-def _sorted(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes, each behind those that it reads from. Sorted ones stay as they are, and so do those in a circle."""
-    made = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    needs = [{made[name] for name in reads(node) if name in made} for node in nodes]
-    readers: dict[int, list[int]] = {}
-    for index, needed in enumerate(needs):
-        for other in needed:
-            readers.setdefault(other, []).append(index)
-    ready = [index for index, needed in enumerate(needs) if not needed]  # ascending, so a heap
-    order = []
-    while ready:
-        order.append(index := heapq.heappop(ready))
-        for reader in readers.get(index, ()):
-            needs[reader].discard(index)
-            if not needs[reader]:
-                heapq.heappush(ready, reader)
-    return [nodes[index] for index in order] if len(order) == len(nodes) else list(nodes)
-
-
-def _check_sorted(nodes: Sequence[onnx.NodeProto], known: set[str], outputs: dict[str, str]) -> None:
-    known = {"", *known}
-    for node in nodes:
-        for name in reads(node):
-            if name not in known:
-                raise UnsupportedModelError(
-                    f"{node.op_type} {display_name(node)!r} reads {name!r}, which nothing computes before it;"
-                    " is it a valid ONNX graph?"
-                )
-        known.update(node.output)
-    for name, source in outputs.items():
-        if source not in known:
-            raise UnsupportedModelError(f"nothing computes the output {name!r}; is it a valid ONNX graph?")

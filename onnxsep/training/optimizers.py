@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from onnxsep.training.figures import Settings
+from onnxsep.training.run_records import Settings
 from onnxsep.training.schedule import share_of_rate
 
 _MOMENTUM = 0.9

@@ -9,7 +9,7 @@ from onnxsep.errors import OnnxsepError
 from onnxsep.model.io import Model
 from onnxsep.training.bridge import to_torch
 from onnxsep.training.converters import import_torch
-from onnxsep.training.figures import Precision
+from onnxsep.training.run_records import Precision
 from onnxsep.training.samples import Feeds
 from onnxsep.training.teacher import TeacherCall
 

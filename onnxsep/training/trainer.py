@@ -19,12 +19,12 @@ from onnxsep.training.augment import Augment
 from onnxsep.training.batches import Batch, Batches, Share, Step
 from onnxsep.training.checkpoint import Checkpoint, CheckpointFile
 from onnxsep.training.converters import import_torch
-from onnxsep.training.figures import EpochFigures, Figures, Settings, Stopped, Trained, figures_from
 from onnxsep.training.learner import Learner
 from onnxsep.training.losses import Loss
 from onnxsep.training.measuring import HeldOut, Tally
 from onnxsep.training.optimizers import Steps
 from onnxsep.training.parallel import told
+from onnxsep.training.run_records import EpochFigures, Figures, Settings, Stopped, Trained, figures_from
 from onnxsep.training.teacher import Outputs, TeacherCall
 
 Told = Callable[[str, int, int], None]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxsep.checking.structure import HEADER, describe
-from onnxsep.checking.words import quoted, word
+from onnxsep.checking.structure_words import quoted, word
 from onnxsep.model import io
 from onnxsep.model.tensors import tensor_protos
 

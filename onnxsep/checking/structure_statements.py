@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 from onnxsep.checking.structure import INDENT
-from onnxsep.checking.words import PLAIN
+from onnxsep.checking.structure_words import PLAIN
 
 QUOTED = r'"(?:[^"\\]|\\.)*"'
 NAME = re.compile(rf"(?P<mark>[%@$])(?:{QUOTED}|{PLAIN})|{QUOTED}")
