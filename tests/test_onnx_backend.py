@@ -1,4 +1,4 @@
-"""The onnx package's own backend cases that hold a Conv, rewritten at a rank that is exact, still give their reference outputs.
+"""onnx's own backend cases that hold a Conv, rewritten at a rank that is exact, still give their reference outputs.
 
 Inputs, references and tolerances are those of onnx's own runner (onnx.backend.test.runner).
 """
