@@ -15,16 +15,21 @@ FUZZ   ?= 600
 NOT_ENGINE := test_readme.py test_models.py test_cifar_model.py test_architecture.py test_packaging.py test_compression.py \
 	test_joint_ranks.py test_paths.py test_work_folders.py test_old_data_files.py test_option_values.py \
 	test_options_before_work.py test_labels.py test_labels_of_tables.py test_labels_of_spreadsheets.py test_signals.py \
-	test_early_signals.py
+	test_early_signals.py test_plugins.py
 
-.PHONY: demo test lint types bench golden lowest fuzz sdist clean
+.PHONY: demo test deep lint types bench golden lowest fuzz sdist clean
 
 demo: $(STAMP)
 	mkdir -p $(OUT)
 	$(BIN)/onnxsep rewrite models/digits/digits_cnn.onnx $(OUT)/digits_spatial.onnx --mode spatial
 
+# Worksteal: each process begins with a half of the files in order, so that most fixtures of modules are made once.
 test: $(ALL) lint types
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
+
+# The tests with all of their random examples and all trained models.
+deep: $(ALL)
+	ONNXSEP_TESTS=deep $(BIN)/pytest -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -59,7 +64,7 @@ $(ALL): $(STAMP)
 lowest:
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[dev]"
-	$(LOWEST)/bin/pytest -n auto $(addprefix --ignore=tests/,$(NOT_ENGINE))
+	$(LOWEST)/bin/pytest -n auto --dist worksteal $(addprefix --ignore=tests/,$(NOT_ENGINE))
 
 # New random examples for FUZZ seconds; what is found becomes a test.
 fuzz: $(ALL)

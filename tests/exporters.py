@@ -17,5 +17,7 @@ EXPORTED = (
     "subpixel_sr_pt12",
     "ultraface_rfb640_pt13",
 )
+# The same exporter and the same blocks as cifar10_resnet20_ts, three times as many of them.
+LONG = "cifar10_resnet56_ts"
 NEGATIVE = ("negative/neg_custom_domain_decodeimage", "negative/neg_opset1_constant_weights_cntk")
 """Valid models that plain ONNX Runtime cannot run."""

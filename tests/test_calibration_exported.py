@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from exporters import EXPORTED
+from exporters import EXPORTED, LONG
+from random_examples import DEEP
 
 import onnxsep
 from onnxsep.running.feeds import make_feeds
 from onnxsep.running.runtime import Runner, RuntimeOptions
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", [name for name in EXPORTED if DEEP or name != LONG])
 def test_fitted_to_random_inputs(shared: Path, tmp_path: Path, name: str) -> None:
     path = shared / "models" / f"{name}.onnx"
     source = onnxsep.load(path)

@@ -46,6 +46,7 @@ description = "What needs no torch."
 [[steps]]
 command = "rewrite"
 mode = "spatial"
+positions = 8
 
 [[steps]]
 command = "prune"
@@ -770,9 +771,11 @@ init = "svd"
 [[steps]]
 command = "finetune"
 epochs = 12
+samples = 600
 
 [[steps]]
 command = "quantize"
+samples = 50
 """
 
 
@@ -828,7 +831,7 @@ def test_an_output_that_is_not_there_is_found_before_any_work(digits: Path) -> N
 
 
 def test_a_failed_verification_in_python(digits: Path) -> None:
-    steps = Pipeline([Rewrite(mode="spatial"), Quantize(max_error=1e-9)])
+    steps = Pipeline([Rewrite(mode="spatial", positions=8), Quantize(samples=50, max_error=1e-9)])
     with pytest.raises(VerificationError, match=r"step 2 .quantize.: the relative error") as caught:
         steps(DIGITS, data=digits / "train.npz", runs=0)
     assert caught.value.report.options["max_error"] == 1e-9

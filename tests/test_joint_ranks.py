@@ -29,7 +29,7 @@ def captured(name: str) -> tuple[Step, Samples, Array]:
     model = onnxsep.load(ROOT / "models" / "digits" / "digits_cnn.onnx")
     sites: Sites = find_sites(model, linear_layers=True)
     (site,) = (found for found in sites.found if isinstance(found, ConvSite) and found.name == name)
-    walk = Walk(model, [{"image": split()[0].images[:60]}], CalibrationOptions(), RuntimeOptions(threads=1))
+    walk = Walk(model, [{"image": split()[0].images[:30]}], CalibrationOptions(), RuntimeOptions(threads=1))
     (step,) = make_schedule(model, sites.scopes, [site])
     walk.advance(step)
     (rows,) = walk.rows(site)

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from random_examples import examples
 
 import onnxsep
 from onnxsep.algebra.als import Problem
@@ -200,7 +201,7 @@ def cases(draw: st.DrawFn, dims: int, auto_pad: AutoPad) -> Case:
 @pytest.mark.parametrize("auto_pad", ["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(deadline=None, derandomize=True, max_examples=examples(20, deep=60))
 @given(data=st.data())
 def test_full_rank_is_exact(mode: str, dims: int, auto_pad: AutoPad, data: st.DataObject) -> None:
     case = data.draw(cases(dims, auto_pad))
@@ -244,7 +245,7 @@ def with_weight(model: onnx.ModelProto, case: Case, weight: Array) -> onnx.Model
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=examples(20, deep=40))
 @given(data=st.data())
 def test_replacement_computes_what_it_reconstructs(mode: str, dims: int, data: st.DataObject) -> None:
     """At any rank: strides, pads, dilations and the bias are where they belong."""

@@ -125,7 +125,7 @@ def test_digits_model_keeps_its_accuracy(
 ) -> None:
     result = quantize(
         DIGITS,
-        data={"x": digits["x"][:200]},
+        data={"x": digits["x"][:100]},
         format=format_,
         activations=activations,
         method=method,

@@ -9,7 +9,8 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 import onnx
 from onnx import AttributeProto, TensorProto, shape_inference
@@ -19,6 +20,8 @@ from onnxsep.model.functions import expansion
 
 _SECONDS = 60
 _MEMORY = 8 << 30  # bytes of address space
+_MOST_KEPT = 32  # answers of that process
+_LARGEST_KEPT = 1 << 20  # bytes of a skeleton whose answer is kept
 _LARGEST_SIZE = 2**31 - 1
 _MOST_INTEGERS = 1 << 16  # in a list of integers, which inference copies
 _MOST_CALLED = 20_000  # nodes behind calls of functions
@@ -215,23 +218,37 @@ def _is_harmless_attribute(entry: onnx.AttributeProto) -> bool:
 def _in_a_process(model: onnx.ModelProto, options: dict[str, bool]) -> onnx.ModelProto:
     if not sys.executable:
         raise InferenceError("the model holds what needs a process of its own, and none can be started here")
-    arguments = [json.dumps(sys.path), str(_MEMORY), json.dumps(options)]
+    try:
+        content = model.SerializeToString()
+    except ValueError as error:  # it is too large for protobuf
+        raise InferenceError(_one_line(str(error))) from error
+    ask: Callable[[bytes, str], bytes] = _remembered if len(content) <= _LARGEST_KEPT else _remembered.__wrapped__
+    found = onnx.ModelProto()
+    found.ParseFromString(ask(content, json.dumps(options)))
+    return found
+
+
+@lru_cache(maxsize=_MOST_KEPT)
+def _remembered(content: bytes, options: str) -> bytes:
+    """The model with shapes, serialized as the model is; errors are not remembered.
+
+    One rewrite asks no question twice; several calls on one model do, such as the same network in every mode, and to
+    start a process for each takes longer than all other work on a small one.
+    """
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-c", _CHILD, *arguments],
-            input=model.SerializeToString(),
+            [sys.executable, "-I", "-c", _CHILD, json.dumps(sys.path), str(_MEMORY), options],
+            input=content,
             capture_output=True,
             timeout=_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise InferenceError(f"it took more than {_SECONDS} seconds") from None
-    except (OSError, ValueError) as error:  # no process could be started; the model is too large for protobuf
+    except (OSError, ValueError) as error:  # no process could be started
         raise InferenceError(_one_line(str(error))) from error
     if done.returncode == 0 and done.stdout[:1] == b"M":
-        found = onnx.ModelProto()
-        found.ParseFromString(done.stdout[1:])
-        return found
+        return done.stdout[1:]
     if done.stdout[:1] == b"E":
         raise InferenceError(_one_line(done.stdout[1:].decode("utf-8", "replace")))
     raise InferenceError(f"onnx's shape inference ended its process (status {done.returncode}); is the model valid?")
