@@ -34,7 +34,7 @@ def model_of(nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto] | None
 
 def convs(count: int) -> onnx.ModelProto:
     """A chain of Convs and Relus."""
-    weight = np.random.default_rng(0).standard_normal((4, 4, 3, 3)).astype(np.float32)
+    weight = (np.random.default_rng(0).standard_normal((4, 4, 3, 3)) * (2 / 36) ** 0.5).astype(np.float32)
     nodes = []
     for number in range(count):
         source = f"r{number - 1}" if number else "x"

@@ -17,6 +17,7 @@ import onnx
 
 from onnxsep.errors import MissingDependencyError
 from onnxsep.quantization.errors import QuantizationError
+from onnxsep.quantization.lookups import Lookups, quick_find_by_name
 from onnxsep.quantization.settings import Settings
 from onnxsep.runtime import quiet_telemetry
 
@@ -102,11 +103,13 @@ def apply(
         common: tuple[Any, ...] = (QuantType.QInt8, activations, found, [], list(exclude), list(op_types), {})
         head = (isolated, settings.per_channel, settings.reduce_range)
         if settings.format == "qdq":
-            quantizer = _qdq_quantizer()(*head, *common)
+            kind, mode = _qdq_quantizer(), ()
         else:
             _rename(isolated, _SPOILT, _HIDDEN)
-            quantizer = ONNXQuantizer(*head, QuantizationMode.QLinearOps, True, *common)
-        quantizer.quantize_model()
+            kind, mode = ONNXQuantizer, (QuantizationMode.QLinearOps, True)
+        with quick_find_by_name():
+            quantizer = _with_lookups(kind)(*head, *mode, *common)
+            quantizer.quantize_model()
         result: onnx.ModelProto = quantizer.model.model
     _rename(result, _HIDDEN, _SPOILT)
     return result
@@ -139,6 +142,24 @@ def _qdq_quantizer() -> Any:
                 super().quantize_output_same_as_input(output_name, input_name, node_name)
 
     return Quantizer
+
+
+def _with_lookups(quantizer: Any) -> Any:
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    class Model(Lookups, ONNXModel):  # type: ignore[misc, no-any-unimported, unused-ignore]
+        pass
+
+    class Quick(quantizer):  # type: ignore[misc]
+        @property
+        def model(self) -> Any:
+            return self._quick_model
+
+        @model.setter
+        def model(self, made: Any) -> None:
+            self._quick_model = Model(made.model)
+
+    return Quick
 
 
 @contextlib.contextmanager
