@@ -33,14 +33,18 @@ def model_of(nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto] | None
 
 
 def convs(count: int) -> onnx.ModelProto:
-    """A chain of Convs and Relus."""
-    weight = (np.random.default_rng(0).standard_normal((4, 4, 3, 3)) * (2 / 36) ** 0.5).astype(np.float32)
-    nodes = []
+    """A chain of Convs and Relus, whose values stay between 0 and 2."""
+    random = np.random.default_rng(0)
+    weight = random.random((4, 4, 3, 3), np.float32)
+    weight /= 2 * weight.sum(axis=(1, 2, 3), keepdims=True)
+    nodes, weights = [], []
     for number in range(count):
         source = f"r{number - 1}" if number else "x"
-        nodes.append(helper.make_node("Conv", [source, f"w{number}"], [f"c{number}"], pads=[1] * 4))
+        nodes.append(helper.make_node("Conv", [source, f"w{number}", f"b{number}"], [f"c{number}"], pads=[1] * 4))
         nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"]))
-    return model_of(nodes, [numpy_helper.from_array(weight, f"w{number}") for number in range(count)])
+        weights.append(numpy_helper.from_array(weight, f"w{number}"))
+        weights.append(numpy_helper.from_array(np.ones(4, np.float32), f"b{number}"))
+    return model_of(nodes, weights)
 
 
 def many_nodes(count: int) -> onnx.ModelProto:

@@ -5,6 +5,7 @@ of the graph's size. Its results stay the same, byte for byte.
 """
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, overload
@@ -71,8 +72,17 @@ class Lookups:
         self._tensors.pop(tensor.name, None)
         self._tensors_seen = len(self.model.graph.initializer)
 
-    def remove_node(self, node: onnx.NodeProto) -> None:
-        super().remove_node(node)  # type: ignore[misc]
+    def remove_nodes(self, nodes_to_remove: Collection[onnx.NodeProto]) -> None:
+        nodes = self.model.graph.node
+        places: dict[str, list[int]] = {}
+        for place, node in enumerate(nodes):
+            places.setdefault(node.name, []).append(place)
+        gone = set()
+        for node in nodes_to_remove:
+            same = (place for place in places.get(node.name, ()) if place not in gone and nodes[place] == node)
+            gone.update(itertools.islice(same, 1))
+        for place in sorted(gone, reverse=True):
+            del nodes[place]
         self._forget_nodes()
 
     def replace_gemm_with_matmul(self) -> Any:
