@@ -4,6 +4,7 @@ It goes through all nodes and all initialisers for each tensor that it quantises
 of the graph's size. Its results stay the same, byte for byte.
 """
 
+# ruff: noqa: D102 - methods of the runtime, which its own documentation describes
 import contextlib
 import itertools
 import sys
