@@ -15,14 +15,17 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
+from onnxsep.quantization.settings import Format
 from onnxsep.runtime import Runner, RuntimeOptions
+
+Command = Callable[[str], object]
 
 _STANDARD, _OWN = helper.make_opsetid("", 17), helper.make_opsetid("own", 1)
 
@@ -89,21 +92,27 @@ def session(path: str) -> None:
     Runner(onnxsep.load(path), RuntimeOptions(threads=1))
 
 
-def quantized(file_format: Literal["qdq", "qoperator"]) -> Callable[[str], None]:
+def quantized(file_format: Format) -> Command:
     data = {"x": np.random.default_rng(0).random((8, 4, 8, 8), np.float32)}
     return lambda path: onnxsep.quantize(path, data=data, format=file_format).save(f"{path}.out")
 
 
-ALL = {"inspect": onnxsep.inspect, "rewrite": rewritten, "prune": pruned, "check": checked, "(session)": session}
-UNRUN = {"inspect": onnxsep.inspect, "rewrite": rewritten}
-QUANTIZE = {name: quantized(name) for name in ("qdq", "qoperator")}
+ALL: dict[str, Command] = {
+    "inspect": onnxsep.inspect,
+    "rewrite": rewritten,
+    "prune": pruned,
+    "check": checked,
+    "(session)": session,
+}
+UNRUN: dict[str, Command] = {"inspect": onnxsep.inspect, "rewrite": rewritten}
+QUANTIZE: dict[str, Command] = {name: quantized(name) for name in get_args(Format)}
 
 
 def show(
     what: str,
     make: Callable[[int], onnx.ModelProto],
     sizes: Sequence[int],
-    commands: Mapping[str, Callable[[str], object]],
+    commands: Mapping[str, Command],
 ) -> None:
     """Print the seconds of some commands for these sizes, and the ratio of each to the one before."""
     before: dict[str, float] = {}

@@ -78,7 +78,7 @@ class Lookups:
         places: dict[str, list[int]] = {}
         for place, node in enumerate(nodes):
             places.setdefault(node.name, []).append(place)
-        gone = set()
+        gone: set[int] = set()
         for node in nodes_to_remove:
             same = (place for place in places.get(node.name, ()) if place not in gone and nodes[place] == node)
             gone.update(itertools.islice(same, 1))

@@ -103,7 +103,8 @@ def apply(
         common: tuple[Any, ...] = (QuantType.QInt8, activations, found, [], list(exclude), list(op_types), {})
         head = (isolated, settings.per_channel, settings.reduce_range)
         if settings.format == "qdq":
-            kind, mode = _qdq_quantizer(), ()
+            kind: Any = _qdq_quantizer()
+            mode: tuple[Any, ...] = ()
         else:
             _rename(isolated, _SPOILT, _HIDDEN)
             kind, mode = ONNXQuantizer, (QuantizationMode.QLinearOps, True)
@@ -135,8 +136,12 @@ def _qdq_quantizer() -> Any:
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     class Quantizer(QDQQuantizer):  # type: ignore[misc, no-any-unimported, unused-ignore]
+        def __init__(self, model: onnx.ModelProto, *options: Any) -> None:
+            self._averages = {node.name for node in model.graph.node if node.op_type == "AveragePool"}
+            super().__init__(model, *options)
+
         def quantize_output_same_as_input(self, output_name: str, input_name: str, node_name: str) -> None:
-            if any(output_name in node.output for node in self.model.nodes() if node.op_type == "AveragePool"):
+            if node_name in self._averages:
                 self.quantize_activation_tensor(output_name)
             else:
                 super().quantize_output_same_as_input(output_name, input_name, node_name)
@@ -145,6 +150,7 @@ def _qdq_quantizer() -> Any:
 
 
 def _with_lookups(quantizer: Any) -> Any:
+    """A class of the runtime's quantisers whose model has tables."""
     from onnxruntime.quantization.onnx_model import ONNXModel
 
     class Model(Lookups, ONNXModel):  # type: ignore[misc, no-any-unimported, unused-ignore]
