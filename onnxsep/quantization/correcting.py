@@ -20,6 +20,7 @@ from onnxsep.calibration.frontier import Frontier, Store, reads
 from onnxsep.data import Dataset
 from onnxsep.model.io import Model
 from onnxsep.quantization.errors import QuantizationError
+from onnxsep.quantization.pending import Pending
 from onnxsep.quantization.targets import Target, find_targets
 from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
@@ -197,8 +198,9 @@ class _Walk:
         self._maker = {name: place for place, node in enumerate(self._nodes) for name in node.output if name}
         self._tensors = {tensor.name: tensor for tensor in simulated.graph.initializer}
         self._again = self._run_again(simulated)
-        self._waiting = [self._place[target.seen] for target in targets]
         self._live = {entry.name for entry in simulated.graph.input} - set(self._tensors)
+        goals = [self._place[target.seen] for target in targets]
+        self._pending = Pending([set(reads(node)) for node in self._nodes], self._maker, goals, self._live)
         self._frontier = Frontier(Model(simulated), feeds, options, Store(_HELD))
 
     def _run_again(self, simulated: onnx.ModelProto) -> set[int]:
@@ -214,12 +216,13 @@ class _Walk:
 
     def mean(self, target: Target) -> Array:
         """Mean of the output where a target is seen, [channels]; targets are asked for in their order."""
-        goal = self._waiting.pop(0)
-        needed, _ = self._behind([goal], self._live)
+        goal = self._place[target.seen]
+        needed = self._behind(goal)
         changing = self._changed_by(self._place[target.name], needed)
         final = needed - self._again - changing
         made = {name for place in final for name in self._nodes[place].output if name}
-        _, keep = self._behind(self._waiting, self._live | made)
+        self._pending.done(goal, made)
+        keep = {name for name in self._live | made if name in self._pending}
         name, averaging = _averaged(self._nodes[goal].output[0], target)
         self._frontier.advance([*(self._nodes[place] for place in sorted(needed)), *averaging], {*keep, name})
         self._live = keep
@@ -249,18 +252,15 @@ class _Walk:
         )
         return integers * scale, scale
 
-    def _behind(self, goals: Sequence[int], known: Collection[str]) -> tuple[set[int], set[str]]:
-        """The nodes that lead from known tensors to the goals, and those of the known tensors that they read."""
-        found, read = set(goals), set()
-        waiting = list(goals)
+    def _behind(self, goal: int) -> set[int]:
+        """The nodes that lead from what is there to a goal."""
+        found, waiting = {goal}, [goal]
         while waiting:
             for name in reads(self._nodes[waiting.pop()]):
-                if name in known:
-                    read.add(name)
-                elif name in self._maker and (place := self._maker[name]) not in found:
+                if name not in self._live and name in self._maker and (place := self._maker[name]) not in found:
                     found.add(place)
                     waiting.append(place)
-        return found, read
+        return found
 
     def _changed_by(self, start: int, among: Collection[int]) -> set[int]:
         """The node and those of the others that depend on it."""

@@ -17,6 +17,7 @@ import onnx
 
 from onnxsep.errors import MissingDependencyError
 from onnxsep.quantization.errors import QuantizationError
+from onnxsep.quantization.lookups import Lookups, quick_find_by_name
 from onnxsep.quantization.settings import Settings
 from onnxsep.running.runtime import quiet_telemetry
 
@@ -102,11 +103,14 @@ def apply(
         common: tuple[Any, ...] = (QuantType.QInt8, activations, found, [], list(exclude), list(op_types), {})
         head = (isolated, settings.per_channel, settings.reduce_range)
         if settings.format == "qdq":
-            quantizer = _qdq_quantizer()(*head, *common)
+            kind: Any = _qdq_quantizer()
+            mode: tuple[Any, ...] = ()
         else:
             _rename(isolated, _SPOILT, _HIDDEN)
-            quantizer = ONNXQuantizer(*head, QuantizationMode.QLinearOps, True, *common)
-        quantizer.quantize_model()
+            kind, mode = ONNXQuantizer, (QuantizationMode.QLinearOps, True)
+        with quick_find_by_name():
+            quantizer = _with_lookups(kind)(*head, *mode, *common)
+            quantizer.quantize_model()
         result: onnx.ModelProto = quantizer.model.model
     _rename(result, _HIDDEN, _SPOILT)
     return result
@@ -132,13 +136,36 @@ def _qdq_quantizer() -> Any:
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     class Quantizer(QDQQuantizer):  # type: ignore[misc, no-any-unimported, unused-ignore]
+        def __init__(self, model: onnx.ModelProto, *options: Any) -> None:
+            self._averages = {node.name for node in model.graph.node if node.op_type == "AveragePool"}
+            super().__init__(model, *options)
+
         def quantize_output_same_as_input(self, output_name: str, input_name: str, node_name: str) -> None:
-            if any(output_name in node.output for node in self.model.nodes() if node.op_type == "AveragePool"):
+            if node_name in self._averages:
                 self.quantize_activation_tensor(output_name)
             else:
                 super().quantize_output_same_as_input(output_name, input_name, node_name)
 
     return Quantizer
+
+
+def _with_lookups(quantizer: Any) -> Any:
+    """A class of the runtime's quantisers whose model has tables."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    class Model(Lookups, ONNXModel):  # type: ignore[misc, no-any-unimported, unused-ignore]
+        pass
+
+    class Quick(quantizer):  # type: ignore[misc]
+        @property
+        def model(self) -> Any:
+            return self._quick_model
+
+        @model.setter
+        def model(self, made: Any) -> None:
+            self._quick_model = Model(made.model)
+
+    return Quick
 
 
 @contextlib.contextmanager
