@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
 from onnxsep.quantization.settings import Format
-from onnxsep.runtime import Runner, RuntimeOptions
+from onnxsep.running.runtime import Runner, RuntimeOptions
 
 Command = Callable[[str], object]
 
