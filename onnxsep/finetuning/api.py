@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from onnxsep.data import AnyPreprocessing, Preprocessing, Source
 from onnxsep.errors import OptionError
-from onnxsep.finetuning.options import TEMPERATURE, Augmentation, Options
+from onnxsep.finetuning.options import TEMPERATURE, Options
 from onnxsep.finetuning.report import FinetuneReport
 from onnxsep.finetuning.run import AnyModel, Given, run
 from onnxsep.io import Model
@@ -17,6 +17,7 @@ from onnxsep.paths import NOTHING, Reads
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import Savable, SavedFiles
 from onnxsep.training import check_installed
+from onnxsep.training.augment import Augmentation
 from onnxsep.training.checkpoint import is_checkpoint
 from onnxsep.training.converters import import_torch
 from onnxsep.training.figures import BatchNorm, Optimizer, Precision

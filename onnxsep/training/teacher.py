@@ -9,8 +9,8 @@ from onnxsep.errors import FeedError
 from onnxsep.float32 import as_float32, float32_copy, held_types
 from onnxsep.io import Model
 from onnxsep.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.training.batches import Feeds
 from onnxsep.training.normalize import trained_outputs
-from onnxsep.training.samples import Feeds
 
 Outputs = Mapping[str, NDArray[Any]]
 TeacherCall = Callable[[Feeds], Outputs]
