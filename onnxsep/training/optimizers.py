@@ -48,7 +48,8 @@ class Steps:
 
     def end(self) -> None:
         """Move the weights along their gradients."""
-        self._torch.nn.utils.clip_grad_norm_(self._values, _LARGEST_GRADIENT)
+        if not self._settings.relative:  # Adam's relative steps are bounded already; clipped, they gain less
+            self._torch.nn.utils.clip_grad_norm_(self._values, _LARGEST_GRADIENT)
         self.optimizer.step()
 
 
