@@ -37,6 +37,7 @@ from onnxsep.training.batches import Batches
 from onnxsep.training.checkpoint import Checkpoint, CheckpointFile
 from onnxsep.training.learner import Learner
 from onnxsep.training.losses import Loss, LossSettings
+from onnxsep.training.objective import Reference
 from onnxsep.training.run_records import Settings
 from onnxsep.training.schedule import one_cycle, share_of_rate
 from onnxsep.training.trainer import Trainer
@@ -155,11 +156,12 @@ def test_losses_are_those_of_the_definition(probabilities: bool) -> None:
     soft = heat**2 * (p * np.log(p / q)).sum(1).mean()
     given = [softmax(values) if probabilities else values for values in (ours, theirs)]
     found, wanted = ({"y": values.astype(np.float32)} for values in given)
-    loss = Loss(torch, LossSettings("soft", weight, heat, "y"), found, [wanted])
+    reference = Reference(torch, [wanted])
+    loss = Loss(torch, LossSettings("soft", weight, heat, "y"), found, reference)
     outcome = loss({"y": torch.from_numpy(found["y"])}, wanted, labels)
     assert float(outcome.loss) == pytest.approx(weight * hard + (1 - weight) * soft, rel=1e-4)
     assert outcome.correct == int((ours.argmax(1) == labels).sum())
-    unlabelled = Loss(torch, LossSettings("soft", 0.0, heat, "y"), found, [wanted])
+    unlabelled = Loss(torch, LossSettings("soft", 0.0, heat, "y"), found, reference)
     outcome = unlabelled({"y": torch.from_numpy(found["y"])}, wanted, None)
     assert float(outcome.loss) == pytest.approx(soft, rel=1e-4)
     assert outcome.correct == int((ours.argmax(1) == theirs.argmax(1)).sum())
@@ -302,7 +304,7 @@ def trainer(told: Any, graph: Any, model: Model, checkpoint: CheckpointFile | No
 
     data = open_data(small_data(), model)
     batches = Batches(data, range(len(data)), 16, 0.1, 0)
-    loss = Loss(torch, LossSettings(None, 1.0, 1.0, "y"), {"y": np.zeros((2, 4), np.float32)}, [])
+    loss = Loss(torch, LossSettings(None, 1.0, 1.0, "y"), {"y": np.zeros((2, 4), np.float32)}, None)
     settings = Settings(4, "sgd", 0.05, "one-cycle", 0.0, 0, 0)
     return Trainer(Learner(graph), batches, loss, None, None, settings, checkpoint, told)
 

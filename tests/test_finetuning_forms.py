@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from operator_forms import FORMS, Form, Network, ints, scalar
 
 import onnxsep
+from onnxsep.data import open_data
 from onnxsep.errors import UnsupportedModelError
 from onnxsep.model.io import Model
 from onnxsep.running.runtime import Runner
@@ -114,7 +115,8 @@ def test_tuning_takes_such_outputs_too() -> None:
     net, scores = scores_and()
     names = net("Gather", np.array(["a", "b", "c", "d", "e"], dtype=object), net("ArgMax", scores, axis=1))
     model = any_batch(net.model(**{names: TensorProto.STRING, "kernel": TensorProto.FLOAT, "y": TensorProto.FLOAT}))
-    tuned = onnxsep.training.tune(disturbed(model), model, [DATA], steps=40, learning_rate=0.05, augment=False)
+    data = open_data(DATA, model)
+    tuned = onnxsep.training.tune(disturbed(model), model, data, steps=40, learning_rate=0.05, augment=False)
     assert tuned.held_out_after < 0.8 * tuned.held_out_before
     assert "kernel" in tuned.arrays
 

@@ -148,20 +148,17 @@ def tune_result(
     """
     if not fitting.tune or not edit.new_weights or fitted.report is None:
         return result, fitted
-
-    def show(done: int, total: int, loss: float) -> None:
-        if progress:
-            progress(f"tuning: loss {loss:.4g}", done, total)
-
+    assert fitted.dataset is not None
     tuned = tune(
         result,
         source,
-        list(fitted.batches()),
+        fitted.dataset,
         edit.new_weights,
+        chosen=fitted.indices,
         steps=fitting.tune,
         seed=fitting.seed,
         runtime=runtime,
-        progress=show,
+        progress=progress,
     )
     report = TuneReport(
         steps=tuned.steps,
@@ -169,9 +166,10 @@ def tune_result(
         loss_before=tuned.held_out_before,
         loss_after=tuned.held_out_after,
         seconds=tuned.seconds,
-        notes=(tuned.note,) if tuned.note else (),
+        notes=tuned.notes,
     )
-    return write_back(result, tuned.arrays), replace(fitted, report=fitted.report.model_copy(update={"tune": report}))
+    changed = write_back(result, tuned.arrays) if tuned.arrays else result
+    return changed, replace(fitted, report=fitted.report.model_copy(update={"tune": report}))
 
 
 def _from_statistics(

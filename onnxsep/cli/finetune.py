@@ -39,10 +39,11 @@ from onnxsep.cli.options import (
     shower,
 )
 from onnxsep.errors import OnnxsepError, OptionError
-from onnxsep.finetuning.options import CHOICES, TEMPERATURE, Augmentation
+from onnxsep.finetuning.options import CHOICES, TEMPERATURE
 from onnxsep.finetuning.render import print_finetune
 from onnxsep.model.paths import REPORT, RESULT, Reads, check_paths
 from onnxsep.training import parallel
+from onnxsep.training.augment import Augmentation
 from onnxsep.training.checkpoint import CHECKPOINT
 from onnxsep.training.losses import TeacherTerm
 from onnxsep.training.run_records import BatchNorm, Optimizer, Precision

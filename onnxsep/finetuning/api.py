@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from onnxsep.data import AnyPreprocessing, Preprocessing, Source
 from onnxsep.errors import OptionError
-from onnxsep.finetuning.options import TEMPERATURE, Augmentation, Options
+from onnxsep.finetuning.options import TEMPERATURE, Options
 from onnxsep.finetuning.report import FinetuneReport
 from onnxsep.finetuning.run import AnyModel, Given, run
 from onnxsep.model.io import Model
@@ -17,6 +17,7 @@ from onnxsep.model.saving import Savable, SavedFiles
 from onnxsep.options.hints import checks_types
 from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training import check_installed
+from onnxsep.training.augment import Augmentation
 from onnxsep.training.checkpoint import is_checkpoint
 from onnxsep.training.conversion_checks import torch_threads
 from onnxsep.training.converters import import_torch

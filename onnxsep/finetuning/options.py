@@ -3,15 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
 from onnxsep.errors import OptionError
+from onnxsep.training.augment import Augmentation
 from onnxsep.training.devices import check_device
 from onnxsep.training.losses import TeacherTerm
 from onnxsep.training.run_records import BatchNorm, Optimizer, Precision
 from onnxsep.training.schedule import Schedule
 
-Augmentation = Literal["auto", "none", "crop", "flip", "crop,flip"]
 CHOICES: dict[str, tuple[str, ...]] = {
     "loss": get_args(TeacherTerm),
     "optimizer": get_args(Optimizer),

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy.typing as npt
 import onnx
 
-from onnxsep.data import Dataset, Preprocessing, Source, open_data
-from onnxsep.errors import OptionError
+from onnxsep.data import Preprocessing, Source, open_data
+from onnxsep.errors import TrainingError
 from onnxsep.finetuning import setup
 from onnxsep.finetuning.options import Options
 from onnxsep.finetuning.report import FinetuneReport
@@ -18,17 +18,15 @@ from onnxsep.model.io import Model, load
 from onnxsep.model.paths import Reads, check_paths
 from onnxsep.reporting.model_info import model_info
 from onnxsep.running.runtime import RuntimeOptions
-from onnxsep.training import TorchGraph, to_torch, write_back
+from onnxsep.training import TorchGraph, write_back
+from onnxsep.training.augment import augmenter
 from onnxsep.training.batches import Batches
 from onnxsep.training.checkpoint import CHECKPOINT, CheckpointFile, check_new
-from onnxsep.training.conversion_checks import arrays_of, check_conversion, check_gradients, check_outputs
-from onnxsep.training.converters import import_torch
 from onnxsep.training.learner import Learner
-from onnxsep.training.losses import Loss, LossSettings
-from onnxsep.training.parallel import Group
+from onnxsep.training.losses import LossSettings
+from onnxsep.training.parallel import Group, told
+from onnxsep.training.preparing import lesson, torch_copy
 from onnxsep.training.run_records import Settings, Trained
-from onnxsep.training.teacher import Teacher
-from onnxsep.training.torch_teacher import fastest_teacher
 from onnxsep.training.trainer import Told, Trainer
 
 AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
@@ -68,7 +66,6 @@ class _Prepared:
 
     source: Model
     original: Model | None
-    dataset: Dataset
     graph: TorchGraph
     learner: Learner
     batches: Batches
@@ -87,6 +84,8 @@ def run(given: Given, options: Options, group: Group) -> tuple[Model, tuple[str,
     started = time.perf_counter()
     ready = group.alike(lambda: _prepare(given, options, group))
     trained = ready.trainer.run(resume=given.resume)
+    if trained.problem and not trained.best_epoch:
+        raise told(TrainingError(f"{trained.problem}; lower the learning rate (--rate). Nothing was written"))
     changed = write_back(ready.source, trained.arrays) if trained.arrays else ready.source
     result = changed.ordered_as(ready.source)
     return result, tuple(trained.arrays), _report(ready, trained, time.perf_counter() - started)
@@ -109,27 +108,15 @@ def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
     setup.fit_batch(dataset, original)
     chosen = dataset.sample(options.samples, options.seed)
     batches = Batches(dataset, chosen, options.batch, options.validation, options.seed)
-    graph = to_torch(source)
-    if not graph.parameters:
-        raise OptionError("there are no weights to train in the model's main graph")
-    graph.module.to(group.device)
-    first = batches.first()
-    ours = arrays_of(graph, first.feeds)
-    check_conversion(Teacher(source, given.runtime), first.feeds, ours)
+    copy = torch_copy(source, batches, group.device, given.runtime)
+    graph = copy.graph
     term = None if original is None or weight == 1 else options.loss
     must = term is None or term == "soft" or bool(options.label_weight)
-    scores = setup.scores(ours, first.size, options.output, dataset, chosen, needed=must)
+    scores = setup.scores(copy.outputs, copy.samples, options.output, dataset, chosen, needed=must)
     weight = weight if scores is not None else 0.0  # labels that no output answers to: the teacher alone
-    runner = None if original is None or term is None else Teacher(original, given.runtime)
-    reference = [] if runner is None else [runner(item.feeds) for item in setup.reference(batches)]
-    objective = Loss(import_torch(), LossSettings(term, weight, options.temperature, scores), ours, reference)
-    teacher, notes = None, dataset.notes
-    if original is not None and runner is not None:
-        check_outputs(objective.outputs, ours, runner(first.feeds))
-        teacher, slower = fastest_teacher(original, runner, first.feeds, group.device, options.precision)
-        notes += slower
-    check_gradients(graph, first.feeds, objective.reads)
-    augmenter, augmented = setup.augmenter(options.augment, first.feeds, has_teacher=term is not None)
+    losses = LossSettings(term, weight, options.temperature, scores)
+    learnt = lesson(copy, batches, losses, original, given.runtime, options.precision)
+    moves, augmented = augmenter(options.augment, batches.first().feeds, has_teacher=term is not None)
     norm, norms, found = setup.batch_norm(graph, batches, options, group.count, has_scores=scores is not None)
     zeros = setup.is_pruned(source, graph) if options.keep_zeros is None else options.keep_zeros
     learner = Learner(
@@ -139,9 +126,9 @@ def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
         keep_zeros=zeros,
         norms=norms,
         group=group,
-        outputs=objective.reads,
+        outputs=learnt.loss.reads,
     )
-    setup.check_precision(learner, first.feeds, options.precision)
+    setup.check_precision(learner, batches, options.precision)
     used: Used = {
         "loss": term,
         "label_weight": weight,
@@ -174,12 +161,13 @@ def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
         options.patience,
         options.seed,
     )
-    trainer = Trainer(learner, batches, objective, teacher, augmenter, settings, file, given.progress, runner)
-    counted = setup.accuracy_of(dataset, scores, reference)
-    where: Mapping[str, str | int] = {"device": str(group.device), "processes": group.count}
-    return _Prepared(
-        source, original, dataset, graph, learner, batches, trainer, {**used, **where}, counted, (*notes, *found)
+    trainer = Trainer(
+        learner, batches, learnt.loss, learnt.teacher, moves, settings, file, given.progress, learnt.reference
     )
+    counted = setup.accuracy_of(dataset, scores, learnt.loss)
+    notes = (*dataset.notes, *learnt.notes, *found)
+    where: Mapping[str, str | int] = {"device": str(group.device), "processes": group.count}
+    return _Prepared(source, original, graph, learner, batches, trainer, {**used, **where}, counted, notes)
 
 
 def _report(ready: _Prepared, trained: Trained, seconds: float) -> FinetuneReport:

@@ -1,6 +1,5 @@
 """From options, models and data to what a run of fine-tuning needs: checks, and defaults that depend on them."""
 
-import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -12,24 +11,21 @@ from onnxsep.data import Dataset, check_labels
 from onnxsep.engine.sparsity import counts_as_pruned
 from onnxsep.errors import DataError, OptionError, UnsupportedModelError
 from onnxsep.evaluation.scores import find_scores
-from onnxsep.finetuning.options import Augmentation, Options
+from onnxsep.finetuning.options import Options
 from onnxsep.model.io import Model, read_tensor
 from onnxsep.running.inputs import model_inputs
 from onnxsep.training import TorchGraph
-from onnxsep.training.augment import Augment, image_layout
-from onnxsep.training.batches import Batch, Batches
+from onnxsep.training.batches import Batches
 from onnxsep.training.learner import Learner
+from onnxsep.training.losses import Loss
 from onnxsep.training.norms import Norms, norm_places
 from onnxsep.training.run_records import BatchNorm, Precision
-from onnxsep.training.samples import Feeds
-from onnxsep.training.trainer import Augmenter
 
 AccuracyOf = Literal["labels", "teacher", "nothing"]
 _LABEL_WEIGHT = 0.1  # of the cross-entropy beside a teacher
 _SMALLEST_BATCH = 8  # below, the statistics of a batch say little
 _MANY_CONVS = 8  # networks of fewer train well without norms
 _MOST_CALIBRATED = 512  # samples that give inserted norms their first statistics
-_MOST_REFERENCE = 256  # samples on which the teacher's outputs say what is what
 
 
 def check_labels_there(options: Options, teacher: Model | None, data: Dataset) -> None:
@@ -118,16 +114,6 @@ def scores(
     return found
 
 
-def reference(batches: Batches) -> list[Batch]:
-    """Samples on which the teacher's outputs say what is what: held-out ones, else some that are trained on."""
-    found: list[Batch] = []
-    for batch in batches.validation():
-        found.append(batch)
-        if sum(item.size for item in found) >= _MOST_REFERENCE:
-            break
-    return found or [batches.first()]
-
-
 def batch_norm(
     graph: TorchGraph, batches: Batches, options: Options, processes: int, *, has_scores: bool
 ) -> tuple[BatchNorm, Norms | None, tuple[str, ...]]:
@@ -160,7 +146,7 @@ def batch_norm(
     asked = given == "insert"
     helps = has_scores and not graph.buffers and norm_places(graph) >= _MANY_CONVS and size >= _SMALLEST_BATCH
     if asked or (given is None and helps):
-        norms = Norms(graph, (graph.tensors(batch.feeds) for batch in batches.some(_MOST_CALIBRATED)))
+        norms = Norms(graph, map(graph.tensors, batches.some(_MOST_CALIBRATED)))
         given, notes = "insert", (_about(norms),)
     if processes > 1 and given != "frozen" and (graph.buffers or norms):
         notes += (
@@ -179,7 +165,7 @@ def _about(norms: Norms) -> str:
     return words
 
 
-def check_precision(learner: Learner, feeds: Feeds, precision: Precision) -> None:
+def check_precision(learner: Learner, batches: Batches, precision: Precision) -> None:
     """Find out now that torch can compute the model in a reduced precision.
 
     Raises:
@@ -188,31 +174,9 @@ def check_precision(learner: Learner, feeds: Feeds, precision: Precision) -> Non
     if precision == "float32":
         return
     try:
-        learner.rehearse(feeds)
+        learner.rehearse(batches.first().feeds)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{error}; --precision float32 may do") from error
-
-
-def augmenter(given: Augmentation, feeds: Feeds, *, has_teacher: bool) -> tuple[Augmenter | None, str]:
-    """What makes crops and flips, and which ones they are.
-
-    Raises:
-        OptionError: They were asked for and the input is no image that can be moved.
-    """
-    layout = image_layout(feeds)
-    if given == "none" or (layout is None and given == "auto"):
-        return None, "none"
-    if layout is None:
-        raise OptionError(
-            f"--augment {given} needs one image as the only input, with 1, 3 or 4 channels and 16 or more pixels along"
-            " each side; use --augment none"
-        )
-    chosen = ("crop,flip" if has_teacher else "crop") if given == "auto" else given
-    return functools.partial(_make, layout, crop="crop" in chosen, flip="flip" in chosen), chosen
-
-
-def _make(layout: tuple[str, tuple[int, int]], random: np.random.Generator, *, crop: bool, flip: bool) -> Augment:
-    return Augment(*layout, random, crop=crop, flip=flip)
 
 
 def is_pruned(model: Model, graph: TorchGraph) -> bool:
@@ -222,13 +186,13 @@ def is_pruned(model: Model, graph: TorchGraph) -> bool:
     return counts_as_pruned(model.proto, zeros, sum(array.size for array in weights))
 
 
-def accuracy_of(data: Dataset, output: str | None, wanted: Sequence[Mapping[str, Any]]) -> AccuracyOf:
+def accuracy_of(data: Dataset, output: str | None, loss: Loss) -> AccuracyOf:
     """What accuracy counts."""
     if output is None:
         return "nothing"
     if data.labels is not None:
         return "labels"
-    return "teacher" if wanted and output in wanted[0] else "nothing"
+    return "teacher" if loss.knows_choice else "nothing"
 
 
 def identity(

@@ -5,6 +5,6 @@ Needs the extra ``finetune`` (torch), which is imported when a function here is 
 
 from onnxsep.training.bridge import TorchGraph, to_torch, write_back
 from onnxsep.training.converters import check_installed
-from onnxsep.training.distillation import TuneResult, tune
+from onnxsep.training.tuning import TuneResult, tune
 
 __all__ = ["TorchGraph", "TuneResult", "check_installed", "to_torch", "tune", "write_back"]

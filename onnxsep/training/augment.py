@@ -1,9 +1,16 @@
 """Random crops and flips of image inputs; the teacher sees the same pixels, so labels are not needed."""
 
+import functools
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.training.samples import Feeds
+from onnxsep.errors import OptionError
+from onnxsep.training.batches import Feeds
+
+Augmentation = Literal["auto", "none", "crop", "flip", "crop,flip"]
 
 _CHANNELS = (1, 3, 4)
 _MARGIN = 8  # the image is moved by up to 1/8 of its size: 4 pixels of 32
@@ -70,3 +77,36 @@ class Augment:
         margin = size // _MARGIN if self._crop else 0
         start = int(drawn * (2 * margin + 1))
         return np.pad(np.arange(size), margin, "reflect")[start : start + size]
+
+
+Augmenter = Callable[[np.random.Generator], Augment]
+
+
+def augmenter(given: Augmentation, feeds: Feeds, *, has_teacher: bool) -> tuple[Augmenter | None, Augmentation]:
+    """What makes crops and flips, and which ones they are.
+
+    Args:
+        given: Which ones are asked for. "auto": both beside a teacher, which sees the same image; crops alone without,
+            as not every class looks the same in a mirror.
+        feeds: Some inputs.
+        has_teacher: What is learnt are a teacher's outputs.
+
+    Raises:
+        OptionError: They were asked for and the input is no image that can be moved.
+    """
+    layout = image_layout(feeds)
+    if given == "none" or (layout is None and given == "auto"):
+        return None, "none"
+    if layout is None:
+        raise OptionError(
+            f"--augment {given} needs one image as the only input, with 1, 3 or 4 channels and 16 or more pixels along"
+            " each side; use --augment none"
+        )
+    chosen: Augmentation = given
+    if given == "auto":
+        chosen = "crop,flip" if has_teacher else "crop"
+    return functools.partial(_make, layout, crop="crop" in chosen, flip="flip" in chosen), chosen
+
+
+def _make(layout: tuple[str, tuple[int, int]], random: np.random.Generator, *, crop: bool, flip: bool) -> Augment:
+    return Augment(*layout, random, crop=crop, flip=flip)

@@ -1,6 +1,6 @@
 """A dataset for training: what is held out, the steps of an epoch, and their feeds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from onnxsep.data import Dataset
 from onnxsep.errors import DataError
-from onnxsep.training.samples import Feeds
 
+Feeds = Mapping[str, NDArray[Any]]
+"""Arrays by input name."""
 Step = list[list[int]]
 """Numbers of the samples of each feed of an optimiser step: several feeds where they do not fit into one."""
 
@@ -46,7 +47,7 @@ class Batch:
 
 
 class Batches:
-    """The data of a run.
+    """The data of a run: which samples are fed together. They are read when they are asked for, and not kept.
 
     Args:
         data: The samples; their ``batch`` is the only size that the models take, None where they take any.
@@ -71,7 +72,7 @@ class Batches:
             raise DataError(
                 f"{data.source}: {len(order)} samples are too few to train on and to hold some out"
                 + (f"; the model takes {fixed} at a time" if fixed > 1 else "")
-                + "; give more, or hold none out (--validation 0)" * bool(count)
+                + "; give more" * bool(count)
             )
         self.held_out: list[int] = sorted(order[:count].tolist())
         self._training: list[int] = sorted(order[count:].tolist())
@@ -91,8 +92,23 @@ class Batches:
         """Whether the models take no other number of samples at once."""
         return self._data.batch is not None
 
-    def steps(self, random: np.random.Generator) -> list[Step]:
-        """The steps of an epoch in a new order; what is left over for a smaller last step waits for the next epoch."""
+    def steps(self, random: np.random.Generator, count: int | None = None) -> list[Step]:
+        """The steps of an epoch, in a new order.
+
+        Args:
+            random: Decides on the order.
+            count: How many steps; as many as it takes are made of one pass over the data after another, each in an
+                order of its own. None: one pass.
+        """
+        if count is None:
+            return self._pass(random)
+        steps: list[Step] = []
+        while len(steps) < count:
+            steps += self._pass(random)
+        return steps[:count]
+
+    def _pass(self, random: np.random.Generator) -> list[Step]:
+        """The steps of a pass; what is left over for a smaller last step waits for the next one."""
         order = random.permutation(np.asarray(self._training)).tolist()
         steps: list[Step] = [[]]
         full = 0
@@ -134,23 +150,30 @@ class Batches:
             start += len(part)
         return found
 
-    def validation(self, process: int = 0, processes: int = 1) -> Iterator[Batch]:
-        """The samples that are held out, feed by feed; those of one process, where several share them."""
+    def validation(self, process: int = 0, processes: int = 1) -> Iterator[list[int]]:
+        """Numbers of the samples of each feed that is held out; of those of one process, where several share them."""
         if not self.held_out:
             return
         for index, part in enumerate(self._data.batches(self.held_out, self._size)):
             if index % processes == process:
-                yield self.read(part)
+                yield part
 
     def first(self) -> Batch:
         """Some samples that are trained on."""
         return self.read(next(self._data.batches(self._training, self._size)))
 
-    def some(self, count: int) -> Iterator[Batch]:
+    def some(self, count: int) -> Iterator[Feeds]:
         """About so many samples that are trained on, feed by feed."""
+        return self._about(self._data.batches(self._training, self._size), count)
+
+    def examples(self, count: int) -> Iterator[Feeds]:
+        """About so many samples that are held out, feed by feed; where none are, the first ones that are trained on."""
+        return self._about(self.validation(), count) if self.held_out else iter([self.first().feeds])
+
+    def _about(self, parts: Iterator[list[int]], count: int) -> Iterator[Feeds]:
         done = 0
-        for part in self._data.batches(self._training, self._size):
-            yield self.read(part)
+        for part in parts:
             done += len(part)
+            yield self.read(part).feeds
             if done >= count:
                 return

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from onnxsep.errors import OptionError, UnsupportedModelError
 from onnxsep.graph.scopes import display_name
+from onnxsep.training.batches import Feeds
 from onnxsep.training.bridge import TorchGraph
 from onnxsep.training.converters import import_torch
-from onnxsep.training.samples import Feeds
 from onnxsep.training.teacher import Teacher
 
 # Largest relative difference (root mean square) between torch and ONNX Runtime that rounding explains.

@@ -4,12 +4,12 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from onnxsep.training.batches import Feeds
 from onnxsep.training.bridge import TorchGraph
 from onnxsep.training.converters import import_torch
 from onnxsep.training.norms import Norms
 from onnxsep.training.parallel import Group
 from onnxsep.training.run_records import BatchNorm, Precision
-from onnxsep.training.samples import Feeds
 
 
 class Learner:
@@ -19,7 +19,7 @@ class Learner:
     gradients' sums, the loss and everything that is measured stay in float32 (torch's autocast).
 
     Args:
-        graph: The model as a torch module, on its device.
+        graph: The model as a torch module, on its device. Those of its parameters that want gradients are trained.
         batch_norm: "train" and "insert" use the batch's statistics, "frozen" leaves them.
         precision: Of the steps.
         keep_zeros: Whether weights that are zero stay so.
@@ -47,10 +47,11 @@ class Learner:
         self._call = self.group.wrapped(graph.module, outputs)
         self._moves_statistics, self._reduced = batch_norm != "frozen", precision == "bfloat16"
         self._steps = False  # whether it is being trained, and not measured
-        self.parameters = {**graph.parameters, **(norms.scales if norms else {})}
+        self._trained = {name: value for name, value in graph.parameters.items() if value.requires_grad}
+        self.parameters = {**self._trained, **(norms.scales if norms else {})}
         self._zeros = {}
         if keep_zeros:
-            zeros = {name: (value.detach() == 0) for name, value in graph.parameters.items() if value.dim() > 1}
+            zeros = {name: (value.detach() == 0) for name, value in self._trained.items() if value.dim() > 1}
             self._zeros = {name: where for name, where in zeros.items() if bool(where.any())}
 
     @property
@@ -113,7 +114,7 @@ class Learner:
 
     def kept(self) -> dict[str, Any]:
         """Copies of the weights, and running statistics if they were trained, that the model is to have, by name."""
-        values = {**self.graph.parameters, **(self.graph.buffers if self._moves_statistics else {})}
+        values = {**self._trained, **(self.graph.buffers if self._moves_statistics else {})}
         folded = self._norms.folded() if self._norms else {}
         return {name: folded[name] if name in folded else value.detach().clone() for name, value in values.items()}
 

@@ -1,4 +1,4 @@
-"""What a run of fine-tuning lowers: cross-entropy with labels, the distance to a teacher's outputs, or both.
+"""What training lowers: cross-entropy with labels, the distance to a teacher's outputs, or both.
 
     loss = (1 - w) * teacher's term + w * cross-entropy,      w = the label weight
 
@@ -7,7 +7,7 @@ divergence of probabilities that are softened by a temperature T, times T^2 so t
 Where a graph ends in a Softmax, its logarithm stands for the class scores: both terms are the same for the two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.errors import OptionError
-from onnxsep.training.objective import Objective, are_probabilities
+from onnxsep.training.objective import Objective, Reference, are_probabilities
 
 TeacherTerm = Literal["outputs", "soft"]
 Arrays = Mapping[str, NDArray[Any]]
@@ -60,24 +60,30 @@ class Loss:
         torch: The package.
         settings: What it is made of.
         ours: Outputs of the model for some samples.
-        reference: Outputs of the teacher for some samples, batch by batch; empty where there is none.
+        reference: What the teacher's outputs are like; None where there is no teacher.
+
+    Attributes:
+        knows_choice: Whether the teacher has class scores, whose highest one is its choice.
 
     Raises:
         FeedError: The teacher's outputs cannot be learnt from.
         OptionError: Softened outputs are asked for and there are no class scores.
     """
 
-    def __init__(self, torch: Any, settings: LossSettings, ours: Arrays, reference: Sequence[Arrays]) -> None:
+    def __init__(self, torch: Any, settings: LossSettings, ours: Arrays, reference: Reference | None) -> None:
         self._torch, self._settings = torch, settings
-        self._objective = Objective(torch, reference) if settings.teacher_term == "outputs" else None
+        self._objective = None
+        if reference is not None and settings.teacher_term == "outputs":
+            self._objective = Objective(torch, reference)
         output = settings.output
-        if settings.teacher_term == "soft" and (output is None or any(output not in batch for batch in reference)):
+        self.knows_choice = reference is not None and output is not None and reference.has(output)
+        if settings.teacher_term == "soft" and not self.knows_choice:
             raise OptionError(
                 "softened outputs (--loss soft) need an output with class scores; use --loss outputs, or --output NAME"
             )
         self._ours_are_probabilities = output is not None and _are_probabilities(ours[output])
-        self._theirs_are_probabilities = output is not None and all(
-            output in batch and _are_probabilities(batch[output]) for batch in reference
+        self._theirs_are_probabilities = (
+            reference is not None and output is not None and reference.are_probabilities(output)
         )
 
     @property

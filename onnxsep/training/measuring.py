@@ -1,9 +1,8 @@
 """How a model in training does on the samples that are held out."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
-from onnxsep.training.batches import Batch, Batches
+from onnxsep.training.batches import Batches, Feeds
 from onnxsep.training.converters import import_torch
 from onnxsep.training.learner import Learner
 from onnxsep.training.losses import Loss
@@ -11,7 +10,7 @@ from onnxsep.training.parallel import Group
 from onnxsep.training.run_records import Figures
 from onnxsep.training.teacher import Outputs, TeacherCall
 
-_MOST_KEPT = 256 * 2**20  # bytes of the teacher's outputs, which never change
+_MOST_KEPT = 16 * 2**20  # bytes of the teacher's outputs, which never change: class scores, but not many images
 
 
 class Tally:
@@ -41,7 +40,7 @@ class Tally:
 
 
 class HeldOut:
-    """The samples that are held out.
+    """The samples that are held out; one feed of them is in memory at a time.
 
     Args:
         batches: The data.
@@ -64,21 +63,25 @@ class HeldOut:
         """Of this process's share."""
         tally = Tally()
         with import_torch().no_grad():
-            for batch, wanted in self._wanted():
-                outcome = self._loss(learner.outputs(batch.feeds), wanted, batch.labels)
-                tally.add(float(outcome.loss), outcome.correct, batch.size)
+            for index, part in enumerate(self._batches.validation(self._group.rank, self._group.count)):
+                tally.add(*self._measured(learner, index, part))
         return tally
 
-    def _wanted(self) -> Iterator[tuple[Batch, Any]]:
-        """The batches and what the teacher gives for them."""
-        for index, batch in enumerate(self._batches.validation(self._group.rank, self._group.count)):
-            if self._teacher is None:
-                yield batch, None
-            elif index < len(self._outputs):
-                yield batch, self._outputs[index]
-            else:
-                outputs = self._teacher(batch.feeds)
-                self._bytes += sum(values.nbytes for values in outputs.values())
-                if self._bytes <= _MOST_KEPT:
-                    self._outputs.append(outputs)
-                yield batch, outputs
+    def _measured(self, learner: Learner, index: int, part: list[int]) -> tuple[float, int | None, int]:
+        """The loss, right classes and size of a feed."""
+        batch = self._batches.read(part)
+        outcome = self._loss(learner.outputs(batch.feeds), self._wanted(index, batch.feeds), batch.labels)
+        return float(outcome.loss), outcome.correct, batch.size
+
+    def _wanted(self, index: int, feeds: Feeds) -> Outputs | None:
+        """What the teacher gives for a feed."""
+        if self._teacher is None:
+            return None
+        if index < len(self._outputs):
+            return self._outputs[index]
+        outputs = self._teacher(feeds)
+        if index == len(self._outputs):
+            self._bytes += sum(values.nbytes for values in outputs.values())
+            if self._bytes <= _MOST_KEPT:
+                self._outputs.append(outputs)
+        return outputs

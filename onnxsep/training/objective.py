@@ -1,6 +1,6 @@
 """How far a student's outputs are from its teacher's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,106 @@ from onnxsep.errors import FeedError
 # A probability below this counts as this; small, because there its gradient ends.
 _LEAST, _LEAST_FLOAT16 = 1e-30, 1e-7
 _SUM_TOLERANCE = 1e-3
+
+Outputs = Mapping[str, NDArray[Any]]
+
+
+class Reference:
+    """What a teacher's outputs are like on some samples: their range, and which of them are probabilities.
+
+    Args:
+        torch: The package.
+        batches: Its outputs, batch by batch; each is looked at once, and none is kept.
+    """
+
+    def __init__(self, torch: Any, batches: Iterable[Outputs]) -> None:
+        self._found: dict[str, _Output] = {}
+        self._count = 0
+        for outputs in batches:
+            for name, values in outputs.items():
+                found = self._found.setdefault(name, _Output(torch))
+                found.add(values)
+            self._count += 1
+
+    def has(self, name: str) -> bool:
+        """Whether every batch has an output of this name."""
+        return name in self._found and self._found[name].batches == self._count
+
+    def are_probabilities(self, name: str) -> bool:
+        """Whether an output holds the probabilities of classes in every batch."""
+        return self.has(name) and self._found[name].scores is not None
+
+    def compared(self) -> dict[str, tuple[float, float | None]]:
+        """The outputs of floats: what their squared errors are relative to, and the least probability that counts.
+
+        The latter is None where they are no probabilities.
+
+        Raises:
+            FeedError: There is no such output, or one is not finite.
+        """
+        compared: dict[str, tuple[float, float | None]] = {}
+        for name, found in self._found.items():
+            if found.is_float:
+                if not found.is_finite:
+                    raise FeedError(f"the teacher's output {name!r} is not finite on these samples")
+                compared[name] = (found.scale(), None if found.scores is None else found.least)
+        if not compared:
+            raise FeedError("the teacher has no output of floats that the student could learn from")
+        return compared
+
+
+class _Output:
+    """One output, over the batches that were seen.
+
+    Attributes:
+        batches: How many.
+        is_float, is_finite: Whether there is something to compare, and in numbers.
+        least: A probability below this counts as this.
+        scores: Mean and variance of the class scores; None where the values are no probabilities.
+    """
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+        self.batches, self.is_float, self.is_finite, self.least = 0, False, True, _LEAST
+        self._values = _Moments()
+        self.scores: _Moments | None = _Moments()
+
+    def add(self, values: NDArray[Any]) -> None:
+        if not self.batches:
+            self.is_float = values.dtype.kind == "f" and bool(values.size)
+            self.least = _LEAST_FLOAT16 if values.dtype == np.float16 else _LEAST
+        self.batches += 1
+        array = np.asarray(values, np.float32)
+        self.is_finite = self.is_finite and bool(np.isfinite(array).all())
+        if not self.is_finite or not are_probabilities(array):
+            self.scores = None
+        if self.scores is not None:
+            self.scores.add(_scores(self._torch.from_numpy(array), self.least).numpy())
+        if self.is_float and self.is_finite:
+            self._values.add(array)
+
+    def scale(self) -> float:
+        """Their variance, or where they do not vary, their mean square."""
+        moments = self._values if self.scores is None else self.scores
+        return moments.variance or moments.mean**2 or 1.0
+
+
+class _Moments:
+    """Mean and variance in double precision of numbers that come batch by batch.
+
+    T. Chan, G. Golub, R. LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979.
+    """
+
+    def __init__(self) -> None:
+        self.mean, self.variance, self._count = 0.0, 0.0, 0
+
+    def add(self, values: NDArray[Any]) -> None:
+        wide = values.astype(np.float64)
+        mean, share = float(wide.mean()), values.size / (self._count + values.size)
+        step = mean - self.mean
+        self.variance = (1 - share) * self.variance + share * float(wide.var()) + share * (1 - share) * step**2
+        self.mean += share * step
+        self._count += values.size
 
 
 class Objective:
@@ -25,44 +125,29 @@ class Objective:
 
     Args:
         torch: The package.
-        reference: Outputs of the teacher for some samples, which say what is what.
+        reference: The teacher's outputs for some samples, which say what is what.
 
     Raises:
         FeedError: The teacher has no output of floats, or one that is not finite.
     """
 
-    def __init__(self, torch: Any, reference: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+    def __init__(self, torch: Any, reference: Reference) -> None:
         self._torch = torch
-        self._scales: dict[str, float] = {}
-        self._probabilities: dict[str, float] = {}
-        for name, first in reference[0].items():
-            if first.dtype.kind != "f" or not first.size:
-                continue
-            values = [np.asarray(outputs[name], np.float32) for outputs in reference]
-            if not all(np.isfinite(array).all() for array in values):
-                raise FeedError(f"the teacher's output {name!r} is not finite on these samples")
-            if all(are_probabilities(array) for array in values):
-                least = _LEAST_FLOAT16 if first.dtype == np.float16 else _LEAST
-                self._probabilities[name] = least
-                values = [_scores(torch.from_numpy(array), least).numpy() for array in values]
-            flat = np.concatenate([array.ravel() for array in values]).astype(np.float64)
-            self._scales[name] = float(flat.var() or np.square(flat).mean() or 1.0)
-        if not self._scales:
-            raise FeedError("the teacher has no output of floats that the student could learn from")
+        self._compared = reference.compared()
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """The outputs that are compared."""
-        return tuple(self._scales)
+        return tuple(self._compared)
 
-    def __call__(self, found: Mapping[str, Any], wanted: Mapping[str, NDArray[Any]]) -> Any:
+    def __call__(self, found: Mapping[str, Any], wanted: Outputs) -> Any:
         """The loss for one batch: outputs of the student as tensors, of the teacher as arrays."""
         losses = []
-        for name, scale in self._scales.items():
+        for name, (scale, least) in self._compared.items():
             ours = found[name]
             target = self._torch.from_numpy(np.asarray(wanted[name], np.float32)).to(ours.device)
-            if name in self._probabilities:
-                ours, target = (_scores(tensor, self._probabilities[name]) for tensor in (ours, target))
+            if least is not None:
+                ours, target = (_scores(tensor, least) for tensor in (ours, target))
             losses.append((ours - target).square().mean() / scale)
         return sum(losses) / len(losses)
 

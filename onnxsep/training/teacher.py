@@ -9,8 +9,8 @@ from onnxsep.errors import FeedError
 from onnxsep.model.io import Model
 from onnxsep.running.float32 import as_float32, float32_copy, held_types
 from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.training.batches import Feeds
 from onnxsep.training.normalize import trained_outputs
-from onnxsep.training.samples import Feeds
 
 Outputs = Mapping[str, NDArray[Any]]
 TeacherCall = Callable[[Feeds], Outputs]

@@ -1,5 +1,6 @@
-"""The loop of fine-tuning: epochs of optimiser steps, and after each the figures on what is held out.
+"""The loop of all training: epochs of optimiser steps, and after each the figures on what is held out.
 
+Fine-tuning counts epochs, which are passes over the data, and tuning steps (``Settings.steps``); all else is the same.
 The weights that do best on the held-out samples are kept, and those at the start are among the candidates. Everything
 random is drawn anew for each epoch from the seed and the epoch's number, so a run that is resumed ends where it would
 have ended.
@@ -15,7 +16,7 @@ from dataclasses import asdict
 import numpy as np
 
 from onnxsep.errors import ModelSaveError, TrainingError
-from onnxsep.training.augment import Augment
+from onnxsep.training.augment import Augment, Augmenter
 from onnxsep.training.batches import Batch, Batches, Share, Step
 from onnxsep.training.checkpoint import Checkpoint, CheckpointFile
 from onnxsep.training.converters import import_torch
@@ -28,7 +29,6 @@ from onnxsep.training.run_records import EpochFigures, Figures, Settings, Stoppe
 from onnxsep.training.teacher import Outputs, TeacherCall
 
 Told = Callable[[str, int, int], None]
-Augmenter = Callable[[np.random.Generator], Augment]
 
 
 class _DivergedError(Exception):
@@ -36,7 +36,7 @@ class _DivergedError(Exception):
 
 
 class Trainer:
-    """A run of fine-tuning.
+    """A run of training.
 
     Args:
         learner: The model as a torch module.
@@ -71,17 +71,19 @@ class Trainer:
         self._history: list[EpochFigures] = []
         self._notes: list[str] = []
         self._best_epoch, self._best = 0, learner.kept()
+        self._done = 0  # steps
         self._least = math.inf  # the loss on what is held out that the best weights have
 
     def run(self, *, resume: bool = False) -> Trained:
         """Train until the epochs are done, nothing has become better for long, the loss is not finite, or Ctrl-C.
 
         Raises:
-            TrainingError: The loss was not finite before any epoch was done.
+            TrainingError: The loss is not finite before the first step.
             KeyboardInterrupt: It came before any epoch was done, or before any was better than the start.
             OptionError: There is nothing to resume in the checkpoint's file.
         """
         stopped: Stopped = "complete"
+        problem = ""
         devices = [self._group.device] if self._group.device.type == "cuda" else []
         with self._torch.random.fork_rng(devices=devices):
             before = self._held_out.figures(self._learner) if self._batches.held_out else None
@@ -101,22 +103,22 @@ class Trainer:
                     raise
                 stopped = "interrupted"
             except _DivergedError as error:
-                if not self._best_epoch:
-                    words = f"{error}; lower the learning rate (--rate). Nothing was written"
-                    raise told(TrainingError(words)) from None
-                stopped = "diverged"
-                self._notes.append(f"{error}: training stopped, with the weights of epoch {self._best_epoch}")
+                stopped, problem = "diverged", str(error)
+                best = self._settings.end_of(self._best_epoch)
+                self._notes.append(f"{error}: training stopped, with the weights of {best}")
         self._learner.finish(self._best)
-        if self._settings.epochs and not self._best_epoch:
+        if self._settings.epochs and not self._best_epoch and not problem:
             self._notes.append("training did not lower the loss on the held-out samples: the weights stay as they were")
         names = list(self._best) if self._best_epoch else []
         return Trained(
             self._learner.graph.arrays(names),
             before,
             tuple(self._history),
+            self._done,
             self._best_epoch,
             stopped,
             resumed,
+            problem,
             tuple(self._notes),
         )
 
@@ -125,21 +127,26 @@ class Trainer:
         random = np.random.default_rng([settings.seed, number])
         self._torch.manual_seed(int(random.integers(2**62)) + self._group.rank)
         augment = self._augment(random) if self._augment else None
-        steps = self._batches.steps(random)
+        steps = self._batches.steps(random, settings.steps_in(number))
+        if settings.steps is None:
+            first, total, doing = (number - 1) * len(steps) + 1, settings.epochs * len(steps), f"epoch {number}"
+        else:
+            first, total, doing = settings.steps_until(number - 1) + 1, settings.steps, "tuning"
         tally = Tally()
         with self._learner.training():
-            for index, step in enumerate(steps):
-                at = (number - 1) * len(steps) + index + 1
-                self._steps.begin(at, settings.epochs * len(steps))
+            for at, step in enumerate(steps, start=first):
+                self._steps.begin(at, total)
                 done = self._step(step, augment)
                 loss = done.figures().loss
                 if not math.isfinite(loss):
-                    raise _DivergedError(f"the loss was {loss} at step {index + 1} of epoch {number}")
+                    where = f"{at - first + 1} of epoch {number}" if settings.steps is None else f"{at}"
+                    raise _DivergedError(f"the loss was {loss} at step {where}")
                 tally = tally.join([done])
                 self._steps.end()
+                self._done += 1
                 self._learner.clear_zeros()
                 if self._told is not None and self._group.leads:
-                    self._told(f"epoch {number}: {tally.figures()}", at, settings.epochs * len(steps))
+                    self._told(f"{doing}: {tally.figures()}", at, total)
         validation = self._held_out.figures(self._learner) if self._batches.held_out else None
         self._finish(EpochFigures(number, tally.figures(), validation, time.perf_counter() - started))
 
@@ -172,7 +179,7 @@ class Trainer:
         """Keep the weights if they are the best, and the state on the disk."""
         values = self._learner.values()
         if not all(bool(value.isfinite().all()) for value in values.values()):
-            raise _DivergedError(f"weights were not finite after epoch {figures.epoch}")
+            raise _DivergedError(f"weights were not finite after {self._settings.end_of(figures.epoch)}")
         self._history.append(figures)  # first: the best epoch is one of them whenever Ctrl-C comes
         if figures.validation is None or self._is_best(figures.validation):
             self._best_epoch, self._best = figures.epoch, self._learner.kept()
