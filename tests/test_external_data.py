@@ -768,7 +768,7 @@ LIMITED = """
 import resource, sys
 from onnxsep.errors import ModelSaveError
 from onnxsep.model.io import load
-from onnxsep.saving import save
+from onnxsep.model.saving import save
 model = load(sys.argv[1])
 model.pristine = sys.argv[3] == "unchanged"
 if not model.pristine:
@@ -839,7 +839,7 @@ def test_interrupt_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 MEASURED = """
 import resource, sys
 from onnxsep.model.io import load, read_tensor
-from onnxsep.saving import save
+from onnxsep.model.saving import save
 model = load(sys.argv[1])
 if sys.argv[3] == "changed":
     model.proto.producer_name = "changed"

@@ -344,7 +344,7 @@ def test_importing_does_not_import_the_runtime() -> None:
 def test_a_missing_runtime_is_named() -> None:
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
-        "from onnxsep import errors, runtime\n"
+        "from onnxsep import errors\nfrom onnxsep.running import runtime\n"
         "try: runtime.available_providers()\n"
         "except errors.MissingDependencyError as error: print(error)"
     )
@@ -362,6 +362,6 @@ def test_the_runtime_prints_nothing(tmp_path: Path) -> None:
         f"{run}\nimport onnxruntime as o; o.InferenceSession(path, providers=['CPUExecutionProvider']).run(None, feeds)"
     )
     assert in_new_process(plain).stderr != ""
-    ours = f"{run}\nfrom onnxsep import io, runtime; runtime.Runner(io.load(path))(feeds)"
+    ours = f"{run}\nfrom onnxsep.model import io; from onnxsep.running import runtime; runtime.Runner(io.load(path))(feeds)"
     finished = in_new_process(ours)
     assert (finished.stdout, finished.stderr) == ("", "")
