@@ -13,13 +13,13 @@ from typing import Annotated
 import typer
 
 import onnxsep
-from onnxsep.cli import compress, evaluate, finetune, interrupts, look, prune, quantize, rewrite
+from onnxsep.cli import compress, evaluate, finetune, interrupts, look, prune, quantize, report, rewrite
 from onnxsep.cli.app import app, say
 from onnxsep.cli.options import Debug, debugging
 from onnxsep.errors import OnnxsepError
 from onnxsep.running.workers import any_left
 
-__all__ = ["app", "compress", "evaluate", "finetune", "look", "main", "prune", "quantize", "rewrite"]
+__all__ = ["app", "compress", "evaluate", "finetune", "look", "main", "prune", "quantize", "report", "rewrite"]
 
 
 def _print_version(value: bool) -> None:
