@@ -58,7 +58,7 @@ def with_hostile(content: Any, text: str) -> Any:
         return [with_hostile(item, text) for item in content]
     if not isinstance(content, dict):
         return content
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in content.items():
         free = key in FREE and bool(value)
         if free and isinstance(value, list) and isinstance(value[0], str):
