@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from onnxsep.modes import Mode, available_modes
     from onnxsep.pruning import PruneResult, prune
     from onnxsep.quantization import QuantizeResult, quantize
+    from onnxsep.reporting.saved import read_report
     from onnxsep.rewriting.api import Result, rewrite
     from onnxsep.rewriting.inspection import inspect
     from onnxsep.running.runtime import RuntimeOptions
@@ -73,6 +74,7 @@ __all__ = [
     "prune",
     "quantize",
     "read_recipe",
+    "read_report",
     "rewrite",
     "save",
     "shipped_recipes",
@@ -103,6 +105,7 @@ _HOMES = {
     "onnxsep.rewriting.api": ("Result", "rewrite"),
     "onnxsep.pruning": ("PruneResult", "prune"),
     "onnxsep.quantization": ("QuantizeResult", "quantize"),
+    "onnxsep.reporting.saved": ("read_report",),
     "onnxsep.running.runtime": ("RuntimeOptions",),
     "onnxsep.model.saving": ("SavedFiles", "save"),
 }

@@ -49,6 +49,10 @@ class DataError(OnnxsepError):
     """The calibration or evaluation data cannot be used."""
 
 
+class ReportError(OnnxsepError):
+    """A saved report cannot be read."""
+
+
 class TrainingError(OnnxsepError):
     """Training cannot go on, and there are no better weights than those at its start."""
 

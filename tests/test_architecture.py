@@ -78,6 +78,7 @@ def test_nothing_but_entries_errors_and_folders_is_directly_in_the_package() -> 
         ("onnx_graphsurgeon", {"graph"}),
         ("onnxruntime", {"running", "quantization"}),
         ("torch", {"training"}),
+        ("rich", {"reporting", "cli"}),
     ],
 )
 def test_only_these_folders_import(library: str, allowed: set[str]) -> None:

@@ -18,8 +18,8 @@ import onnx
 
 from onnxsep.checking.diff import StructureDiff, structure_part
 from onnxsep.checking.feeding import SAMPLES, Feeding, layers_report
-from onnxsep.checking.layer_table import layer_summary
 from onnxsep.checking.outputs import compare_outputs
+from onnxsep.checking.render import layer_summary
 from onnxsep.checking.result import CheckResult, PartResult
 from onnxsep.checking.structure import HEADER, describe
 from onnxsep.checking.structure_statements import Statement, read_statements

@@ -4,28 +4,28 @@ import json
 import re
 import xml.etree.ElementTree as ET
 
-from onnxsep.checking.layer_table import jump_line, layer_lines
+from onnxsep.checking.render import (
+    TEXT_LIMIT,
+    check_document,
+    details,
+    headline,
+    jump_line,
+    layer_blocks,
+    summary,
+    verdict,
+)
 from onnxsep.checking.result import CheckResult, Difference, PartResult
+from onnxsep.reporting.document import Document
 from onnxsep.reporting.printable import printable
+from onnxsep.reporting.text import plain_text
 
-TEXT_LIMIT = 20  # differences of a part that are printed
 GITHUB_LIMIT = 10  # errors that GitHub shows for one step
-_LINES_LIMIT = 8  # lines of one missing or new piece that are printed
 _NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def render_text(result: CheckResult, limit: int | None = TEXT_LIMIT) -> str:
     """For people: a line for each part, its differences, at most ``limit`` of a part (None: all), and a verdict."""
-    lines = [f"{result.model} against {result.reference}"]
-    for part in result.parts:
-        lines.append(f"{part.name}: {_summary(part)}")
-        lines += [f"  note: {note}" for note in part.notes]
-        lines += [f"  {line}" for line in _layer_lines(part)]
-        for difference in part.differences[:limit]:
-            lines += [f"  {_headline(difference)}", *(f"    {detail}" for detail in _details(difference))]
-        if limit is not None and len(part.differences) > limit:
-            lines.append(f"  ... and {len(part.differences) - limit} more; --format json lists them all")
-    return _joined([*lines, _verdict(result)])
+    return plain_text(check_document(result, limit))
 
 
 def render_json(result: CheckResult) -> str:
@@ -53,16 +53,16 @@ def render_github(result: CheckResult, limit: int = GITHUB_LIMIT) -> str:
     ]
     found = [(part.name, difference) for part in result.parts for difference in part.differences]
     for index, (name, difference) in enumerate(found[:limit]):
-        body = [difference.message, *_details(difference)]
+        body = [difference.message, *details(difference)]
         if index == limit - 1 and len(found) > limit:
             body.append(f"... and {len(found) - limit} more differences")
         file = result.model if difference.reference_line is None else result.reference
         title = f"check {name}: {difference.where}"
         lines.append(_command("error", file, difference.reference_line, title, "\n".join(body)))
     if not result.same and not found:
-        lines.append(_command("error", result.model, None, "check", _verdict(result)))
+        lines.append(_command("error", result.model, None, "check", verdict(result)))
     # The verdict is no command: GitHub prints it as it is. A line end within it could start a command.
-    return _joined([*lines, " ".join(_verdict(result).splitlines())])
+    return _joined([*lines, " ".join(verdict(result).splitlines())])
 
 
 def render_junit(result: CheckResult) -> str:
@@ -75,11 +75,11 @@ def render_junit(result: CheckResult) -> str:
             ET.SubElement(case, "skipped", {"message": _xml(part.reason)})
         elif part.status == "differs":
             listed = "\n".join("\n".join(_full(difference)) for difference in part.differences)
-            ET.SubElement(case, "failure", {"type": "difference", "message": _summary(part)}).text = _xml(listed)
+            ET.SubElement(case, "failure", {"type": "difference", "message": summary(part)}).text = _xml(listed)
         if told := [*part.notes, *([] if part.layers is None else [part.reason]), *_layer_lines(part)]:
             ET.SubElement(case, "system-out").text = _xml("\n".join(told))
     if not result.same and not any(part.status == "differs" for part in result.parts):
-        failure = {"type": "nothing compared", "message": _verdict(result)}
+        failure = {"type": "nothing compared", "message": verdict(result)}
         ET.SubElement(_case(suite, result, "anything"), "failure", failure)
     for name, tag in {"tests": "testcase", "failures": "failure", "skipped": "skipped"}.items():
         count = str(len(list(suite.iter(tag))))
@@ -94,53 +94,15 @@ def _case(suite: ET.Element, result: CheckResult, name: str) -> ET.Element:
 
 
 def _layer_lines(part: PartResult) -> list[str]:
-    """The table of the tensors; what a terminal would obey in their names is escaped."""
-    lines = [] if part.layers is None else layer_lines(part.layers)[1:]
-    return ["".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) for line in lines]
-
-
-def _summary(part: PartResult) -> str:
-    if part.status == "differs":
-        count = len(part.differences)
-        return f"differs ({count} difference{'s' if count > 1 else ''})"
-    return f"{part.status}: {part.reason}" if part.reason else part.status
-
-
-def _verdict(result: CheckResult) -> str:
-    by_status = {
-        status: ", ".join(part.name for part in result.parts if part.status == status)
-        for status in ("same", "differs", "skipped", "updated", "measured")
-    }
-    if by_status["updated"]:
-        return f"reference {result.reference} {result.parts[0].reason}"
-    skipped = f" (not compared: {by_status['skipped']})" if by_status["skipped"] else ""
-    if by_status["differs"]:
-        return f"the model differs from the reference in {by_status['differs']}{skipped}"
-    if not by_status["same"]:
-        if by_status["measured"]:
-            return f"measured, and not judged: {by_status['measured']}{skipped}"
-        return f"nothing could be compared{skipped}"
-    return f"the model is the same as the reference in {by_status['same']}{skipped}"
+    """The tensors of a part, not indented."""
+    if part.layers is None:
+        return []
+    document = Document("", tuple(layer_blocks(part.layers, indent=0)))
+    return plain_text(document).splitlines()
 
 
 def _full(difference: Difference) -> list[str]:
-    return [_headline(difference), *(f"  {line}" for line in _details(difference, limit=None))]
-
-
-def _headline(difference: Difference) -> str:
-    line = "" if difference.reference_line is None else f"line {difference.reference_line}, "
-    return f"{line}{difference.where}: {difference.message}"
-
-
-def _details(difference: Difference, limit: int | None = _LINES_LIMIT) -> list[str]:
-    """Lines of the reference after ``-``, of the model after ``+``."""
-    lines = []
-    for sign, text in (("-", difference.expected), ("+", difference.actual)):
-        shown = [] if text is None else text.split("\n")
-        lines += [f"{sign} {line}" for line in shown[:limit]]
-        if limit is not None and len(shown) > limit:
-            lines.append(f"{sign} ... and {len(shown) - limit} more lines")
-    return lines
+    return [headline(difference), *(f"  {line}" for line in details(difference, limit=None))]
 
 
 def _command(name: str, file: str, line: int | None, title: str, message: str) -> str:

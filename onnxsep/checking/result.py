@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from onnxsep.checking.layer_report import LayersReport
+from onnxsep.reporting.records import Report
 
 
 class Difference(BaseModel):
@@ -44,14 +45,15 @@ class PartResult(BaseModel):
     layers: LayersReport | None = None
 
 
-class CheckResult(BaseModel):
+class CheckResult(Report):
     """What a check found.
 
     ``parts`` stand in the order structure, weights, outputs, layers; for an update it is ``reference`` alone.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(extra="ignore")  # same and exit_status follow from the parts
 
+    command: Literal["check"] = "check"
     model: str
     reference: str
     parts: tuple[PartResult, ...]

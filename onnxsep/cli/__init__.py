@@ -1,25 +1,31 @@
 """The command line: parses, calls the API, prints. Exit status: 0 done, 1 our error, 2 usage, 3 a check failed.
 
-One module for each command, or for a few that belong together; importing it adds the command to the application.
+One module for each command, or for a few that belong together. All are imported here, which adds their commands to the
+application, in the order of the modules' names.
 """
 
 import io
 import os
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Annotated
 
 import typer
 
 import onnxsep
-from onnxsep.cli import compress, evaluate, finetune, interrupts, look, prune, quantize, rewrite
+from onnxsep.cli import interrupts
 from onnxsep.cli.app import app, say
 from onnxsep.cli.options import Debug, debugging
 from onnxsep.errors import OnnxsepError
 from onnxsep.running.workers import any_left
 
-__all__ = ["app", "compress", "evaluate", "finetune", "look", "main", "prune", "quantize", "rewrite"]
+__all__ = ["app", "main"]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 
 def _print_version(value: bool) -> None:

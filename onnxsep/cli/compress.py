@@ -43,7 +43,6 @@ from onnxsep.cli.options import (
 from onnxsep.compression.api import manifest_path
 from onnxsep.compression.folder_files import WORK
 from onnxsep.compression.manifest import MANIFEST
-from onnxsep.compression.render import print_compress
 from onnxsep.compression.report import StepReport
 from onnxsep.model.paths import OTHER_RESULT, REPORT, Reads, check_paths
 
@@ -165,7 +164,7 @@ def compress(
             progress=progress,
             told=told,
         )
-    shower(report, as_json, quiet, print_compress)(saved(result, target))
+    shower(report, as_json, quiet)(saved(result, target))
 
 
 @app.command()

@@ -1,6 +1,5 @@
 """onnxsep evaluate."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,13 +26,10 @@ from onnxsep.cli.options import (
     Threads,
     TimeLimit,
     preprocessing_of,
-    print_json,
-    printing,
     progress_bar,
     runtime_of,
+    shower,
 )
-from onnxsep.evaluation.render import print_evaluation
-from onnxsep.reporting.text import make_console
 
 
 @app.command()
@@ -102,8 +98,4 @@ def evaluate(
             runtime=runtime_of(threads, provider, custom_op_library, time_limit),
             progress=progress,
         )
-    with printing():
-        if as_json:
-            print_json(report.model_dump_json())
-        else:
-            print_evaluation(make_console(sys.stdout), report)
+    shower(None, as_json, quiet=False)(report)

@@ -40,7 +40,6 @@ from onnxsep.cli.options import (
 )
 from onnxsep.errors import OnnxsepError, OptionError
 from onnxsep.finetuning.options import CHOICES, TEMPERATURE
-from onnxsep.finetuning.render import print_finetune
 from onnxsep.model.paths import REPORT, RESULT, Reads, check_paths
 from onnxsep.training import parallel
 from onnxsep.training.augment import Augmentation
@@ -205,7 +204,7 @@ def finetune(
         interrupts.ignore_more()
     if leads:
         with interrupts.saying(left):
-            shower(report, as_json, quiet, print_finetune)(saved(result, target))
+            shower(report, as_json, quiet)(saved(result, target))
     elif done.stopped == "interrupted":
         raise typer.Exit(interrupts.status())
     else:

@@ -1,7 +1,6 @@
 """onnxsep inspect, check and modes: looking, and changing nothing."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,14 +31,12 @@ from onnxsep.cli.options import (
     Threads,
     TimeLimit,
     preprocessing_of,
-    print_json,
     printing,
     runtime_of,
     shapes_of,
+    shower,
 )
 from onnxsep.modes.base import broken_modes
-from onnxsep.reporting.text import make_console
-from onnxsep.rewriting.render import print_inspect
 
 _FORMATS = {"text": render_text, "json": render_json, "github": render_github, "junit": render_junit}
 
@@ -58,11 +55,7 @@ def inspect(
     found = onnxsep.inspect(
         model, modes=mode or (), rank=rank, input_shapes=shapes_of(input_shape), follow_links=follow_links
     )
-    with printing():
-        if as_json:
-            print_json(found.model_dump_json())
-        else:
-            print_inspect(make_console(sys.stdout), found)
+    shower(None, as_json, quiet=False)(found)
 
 
 @app.command()

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
-from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -21,8 +20,10 @@ from onnxsep.data import Preprocessing
 from onnxsep.errors import OnnxsepError, OptionError, VerificationError
 from onnxsep.model.files import printable, write_text
 from onnxsep.model.saving import Savable
+from onnxsep.reporting.commands import document_of
 from onnxsep.reporting.printable import printable as plain_text
-from onnxsep.reporting.text import make_console
+from onnxsep.reporting.records import Report
+from onnxsep.reporting.text import make_console, print_document
 from onnxsep.running.feeds import parse_input_shape
 from onnxsep.running.runtime import RuntimeOptions
 
@@ -190,27 +191,26 @@ def failure_shown(show: Callable[[Any], None]) -> Iterator[None]:
         raise
 
 
-def shower(
-    report: Path | None, as_json: bool, quiet: bool, table: Callable[[Console, Any], None]
-) -> Callable[[Any], None]:
-    """What writes a report to --report, and prints it as JSON, as a table, or not at all."""
+def shower(report: Path | None, as_json: bool, quiet: bool) -> Callable[[Report], None]:
+    """What writes a report to --report, and prints it as JSON, as text, or not at all."""
 
-    def show(done: BaseModel) -> None:
+    def show(done: Report) -> None:
         if report is not None:
             write_text(report, done.model_dump_json(indent=1) + "\n")
         with printing():
             if as_json:
                 print_json(done.model_dump_json())
             elif not quiet:
-                table(make_console(sys.stdout), done)
+                print_document(make_console(sys.stdout), document_of(done))
 
     return show
 
 
-def saved(result: Savable, target: Path | None) -> BaseModel:
+def saved(result: Savable, target: Path | None) -> Report:
     """The report of a result, which is saved first where there is a target."""
+    report = cast(Report, result.report)
     if target is None:
-        return result.report
-    files, report = result.save(target), result.report
+        return report
+    files = result.save(target)
     notes = (*getattr(report, "notes", ()), *files.notes)
     return report.model_copy(update={"output": printable(target), "output_bytes": files.size_bytes, "notes": notes})

@@ -30,7 +30,6 @@ from onnxsep.cli.options import (
     shower,
 )
 from onnxsep.model.paths import REPORT, RESULT, Reads, check_paths
-from onnxsep.pruning.render import print_prune
 from onnxsep.pruning.selecting import Norm, Scope
 from onnxsep.pruning.verifying import Verify
 
@@ -111,7 +110,7 @@ def prune(
     target = None if dry_run else output
     reads = Reads.of(model=model, inputs=inputs, libraries=custom_op_library or ())
     check_paths(reads, {RESULT: target, REPORT: report})
-    show = shower(report, as_json, quiet, print_prune)
+    show = shower(report, as_json, quiet)
     with failure_shown(show), progress_bar(quiet or as_json) as progress:
         result = pruning.prune(
             model,

@@ -36,7 +36,6 @@ from onnxsep.cli.options import (
     shower,
 )
 from onnxsep.model.paths import REPORT, RESULT, Reads, check_paths
-from onnxsep.quantization.render import print_quantize
 from onnxsep.quantization.settings import Activations, Format, Method
 
 
@@ -141,7 +140,7 @@ def quantize(
     libraries = custom_op_library or ()
     reads = Reads.of(model=model, data=data, labels=labels, preprocessing=preprocess, libraries=libraries)
     check_paths(reads, {RESULT: output, REPORT: report})
-    show = shower(report, as_json, quiet, print_quantize)
+    show = shower(report, as_json, quiet)
     with failure_shown(show), progress_bar(quiet or as_json) as progress:
         result = quantization.quantize(
             model,

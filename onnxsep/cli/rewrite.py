@@ -41,7 +41,6 @@ from onnxsep.cli.options import (
     shower,
 )
 from onnxsep.model.paths import REPORT, RESULT, Reads, check_paths
-from onnxsep.rewriting.render import print_rewrite
 from onnxsep.running.verification import Verify
 
 
@@ -146,7 +145,7 @@ def rewrite(
         libraries=custom_op_library or (),
     )
     check_paths(reads, {RESULT: target, REPORT: report, STATISTICS: statistics if records else None})
-    show = shower(report, as_json, quiet, print_rewrite)
+    show = shower(report, as_json, quiet)
     with failure_shown(show), progress_bar(quiet or as_json) as progress:
         result = onnxsep.rewrite(
             model,

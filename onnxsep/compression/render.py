@@ -1,37 +1,45 @@
-"""The report of a pipeline as text."""
+"""The report of a pipeline as a document."""
 
 from collections.abc import Callable
 
-from rich.console import Console
-
-from onnxsep.compression.report import CompressReport
+from onnxsep.compression.report import CompressReport, StepReport
 from onnxsep.evaluation import EvaluationReport, cells
 from onnxsep.evaluation.report import EvaluatedModel
-from onnxsep.reporting.text import header_line, make_table, print_table, safe
+from onnxsep.reporting.blocks import header, notes, title, written
+from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Series, Table
 
-Cell = Callable[[EvaluatedModel], str]
+Show = Callable[[EvaluatedModel], str]
 
 
-def print_compress(console: Console, report: CompressReport) -> None:
+def compress_document(report: CompressReport) -> Document:
     """The steps, one table of what each left of the model, how to read it, notes, and the file that was written."""
-    console.print(header_line(report.source, f"recipe {safe(report.recipe)}"))
-    for step in report.steps:
-        given = f": {safe(step.given)}" if step.given else ""
-        when = "done before the interruption" if step.resumed else f"{step.seconds:.1f} s"
-        console.print(f"step {step.number} {step.command}{given} ({when})")
+    blocks: list[Block] = [header(report.source, f"recipe {report.recipe}"), *map(_step, report.steps)]
     if report.resumed_after:
-        console.print(resumed_words(report))
-    columns = [(title, cell) for title, cell in _columns(report.evaluation) if any(map(cell, report.evaluation.models))]
-    table = make_table(console, "after step", *(f">{safe(title)}" for title, _ in columns))
-    for row in report.evaluation.models:
-        table.add_row(safe(row.name), *(safe(cell(row)) for _, cell in columns))
-    print_table(console, table)
-    for line in _legend(report):
-        console.print(safe(line))
-    for note in _notes(report):
-        console.print(f"note: {safe(note)}")
-    if report.output:
-        console.print(f"wrote {safe(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
+        blocks.append(Line(resumed_words(report)))
+    blocks += [_table(report.evaluation), *_series(report.evaluation), *map(Line, _legend(report))]
+    blocks += [*notes(_notes(report)), *written(report)]
+    return Document(title(report.command, report.source), tuple(blocks))
+
+
+def _step(step: StepReport) -> Line:
+    given = f": {step.given}" if step.given else ""
+    when = "done before the interruption" if step.resumed else f"{step.seconds:.1f} s"
+    return Line(f"step {step.number} {step.command}{given} ({when})")
+
+
+def _table(found: EvaluationReport) -> Table:
+    shown = [(name, show) for name, show in _columns(found) if any(map(show, found.models))]
+    rows = (Row((Cell(row.name), *(Cell(show(row)) for _, show in shown))) for row in found.models)
+    return Table((Column("after step"), *(Column(name, "right") for name, _ in shown)), tuple(rows))
+
+
+def _series(found: EvaluationReport) -> tuple[Series, Series]:
+    names = tuple(row.name for row in found.models)
+    right = tuple(None if row.top1 is None else row.top1.share.value for row in found.models)
+    return (
+        Series("file, bytes", tuple(row.file_bytes for row in found.models), names),
+        Series("top-1 accuracy", right, names),
+    )
 
 
 def resumed_words(report: CompressReport) -> str:
@@ -40,7 +48,7 @@ def resumed_words(report: CompressReport) -> str:
     return f"resumed after step {last.number} ({last.command})"
 
 
-def _columns(found: EvaluationReport) -> list[tuple[str, Cell]]:
+def _columns(found: EvaluationReport) -> list[tuple[str, Show]]:
     """Title and cell of each column; one without any text is left out."""
     return [
         ("top-1 accuracy", lambda row: cells.percent(cells.accuracy_share(row.top1))),

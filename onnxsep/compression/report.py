@@ -2,11 +2,11 @@
 
 from typing import Any, Literal
 
-from pydantic import SerializeAsAny
+from pydantic import SerializeAsAny, field_validator
 
-from onnxsep._version import __version__
 from onnxsep.evaluation import EvaluationReport
-from onnxsep.reporting.records import ModelInfo, Record
+from onnxsep.reporting.commands import HOMES, record_of
+from onnxsep.reporting.records import ModelInfo, Record, Report
 
 
 class StepReport(Record):
@@ -23,14 +23,20 @@ class StepReport(Record):
     seconds: float
     resumed: bool
     """Whether an earlier run had finished it."""
-    report: SerializeAsAny[Record]
+    report: SerializeAsAny[Report]
     """That of the step's command."""
 
+    @field_validator("report", mode="before")
+    @classmethod
+    def _of_its_command(cls, value: Any) -> Any:
+        command = value.get("command") if isinstance(value, dict) else None
+        return record_of(command).model_validate(value) if command in HOMES else value
 
-class CompressReport(Record):
+
+class CompressReport(Report):
     """One run of a pipeline."""
 
-    onnxsep: str = __version__
+    command: Literal["compress"] = "compress"
     source: ModelInfo
     output: str | None = None
     output_bytes: int | None = None

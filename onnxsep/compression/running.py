@@ -15,7 +15,7 @@ from onnxsep.compression.work_folder import WorkFolder
 from onnxsep.errors import OnnxsepError
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress
-from onnxsep.reporting.records import Record
+from onnxsep.reporting.records import Report
 
 Told = Callable[[StepReport], None]
 
@@ -116,7 +116,7 @@ class Run:
         if folder is not None:
             folder.finish(done.manifest, number, step.name)
 
-    def _add(self, done: Done, finished: DoneStep, model: Model, report: Record, *, resumed: bool) -> None:
+    def _add(self, done: Done, finished: DoneStep, model: Model, report: Report, *, resumed: bool) -> None:
         done.manifest = done.manifest.model_copy(update={"steps": (*done.manifest.steps, finished)})
         done.models.append(model)
         done.reports.append(

@@ -20,7 +20,7 @@ from onnxsep.model.saving import Savable
 from onnxsep.options.progress import Progress
 from onnxsep.pruning import prune
 from onnxsep.quantization import quantize
-from onnxsep.reporting.records import Record
+from onnxsep.reporting.records import Report
 from onnxsep.rewriting.api import rewrite
 
 ORIGINAL, NONE = "original", "none"  # words for a teacher; a file of this name is "./original"
@@ -100,10 +100,10 @@ class Step(ABC):
         return {**defaults(cls.function()), **cls.changed_defaults}
 
     @classmethod
-    def report_type(cls) -> type[Record]:
+    def report_type(cls) -> type[Report]:
         """The class of the report that the step's function gives."""
         result = get_type_hints(cls.function())["return"]
-        found: type[Record] = get_type_hints(result)["report"]
+        found: type[Report] = get_type_hints(result)["report"]
         return found
 
     def resolved(self, seed: int = 0) -> dict[str, Any]:

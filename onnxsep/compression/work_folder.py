@@ -16,7 +16,7 @@ from onnxsep.model.files import write_text
 from onnxsep.model.io import Model, load
 from onnxsep.model.paths import NOTHING, check_paths
 from onnxsep.model.saving import Savable, save
-from onnxsep.reporting.records import Record
+from onnxsep.reporting.records import Report
 
 try:
     import fcntl
@@ -30,7 +30,7 @@ class Found:
 
     done: DoneStep
     model: Model
-    report: Record
+    report: Report
 
 
 class WorkFolder:

@@ -1,39 +1,39 @@
-"""The table of an evaluation: a column for each model, a line for each figure."""
+"""The report of an evaluation as a document: a column for each model, a line for each figure."""
 
 from collections.abc import Callable
 
-from rich.console import Console
-
 from onnxsep.evaluation import cells
 from onnxsep.evaluation.report import Accuracy, EvaluatedModel, EvaluationReport, Memory
-from onnxsep.reporting.text import make_table, print_table, safe
+from onnxsep.reporting.blocks import notes
+from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
 
-Cell = Callable[[EvaluatedModel], str]
+Show = Callable[[EvaluatedModel], str]
 
 
-def print_evaluation(console: Console, report: EvaluationReport) -> None:
-    """Print what was measured on what, the table, how to read it, and the notes."""
-    console.print(_header(report))
-    table = make_table(console, "", *(f">{safe(model.name)}" for model in report.models))
-    for label, cell in _lines(report):
-        cells = [cell(model) for model in report.models]
-        if any(cells):
-            table.add_row(safe(label), *(safe(text) for text in cells))
-    print_table(console, table)
-    for line in _legend(report):
-        console.print(safe(line))
-    for note in report.notes:
-        console.print(f"note: {safe(note)}")
+def evaluate_document(report: EvaluationReport) -> Document:
+    """What was measured on what, the table, how to read it, and the notes."""
+    blocks: list[Block] = [Line(_header(report)), _table(report)]
+    blocks += [*map(Line, _legend(report)), *notes(report.notes)]
+    return Document(f"onnxsep {report.command}: {', '.join(model.name for model in report.models)}", tuple(blocks))
+
+
+def _table(report: EvaluationReport) -> Table:
+    rows = []
+    for label, show in _lines(report):
+        texts = [show(model) for model in report.models]
+        if any(texts):
+            rows.append(Row((Cell(label), *map(Cell, texts))))
+    return Table((Column(""), *(Column(model.name, "right") for model in report.models)), tuple(rows))
 
 
 def _header(report: EvaluationReport) -> str:
     what = f"{report.samples:,} samples"
     if report.classes is not None:
         what += f", {report.classes:,} classes (output {report.output!r})"
-    return safe(f"{report.data}: {what}")
+    return f"{report.data}: {what}"
 
 
-def _lines(report: EvaluationReport) -> list[tuple[str, Cell]]:
+def _lines(report: EvaluationReport) -> list[tuple[str, Show]]:
     """Label and cells of each line; a line without cells is left out."""
     return [
         *_share_lines("top-1", lambda model: model.top1),
@@ -76,7 +76,7 @@ def _legend(report: EvaluationReport) -> list[str]:
     return lines
 
 
-def _share_lines(label: str, accuracy: Callable[[EvaluatedModel], Accuracy | None]) -> list[tuple[str, Cell]]:
+def _share_lines(label: str, accuracy: Callable[[EvaluatedModel], Accuracy | None]) -> list[tuple[str, Show]]:
     def outcomes(model: EvaluatedModel) -> str:
         found = accuracy(model)
         if found is None or found.against_first is None:
@@ -95,7 +95,7 @@ def _metric_difference(model: EvaluatedModel) -> str:
     return "" if model.metric is None or model.metric.difference is None else f"{model.metric.difference:+.6g}"
 
 
-def _error_cell(name: str) -> Cell:
+def _error_cell(name: str) -> Show:
     def cell(model: EvaluatedModel) -> str:
         found = next((output for output in cells.errors(model) if output.name == name), None)
         if found is None:
@@ -105,7 +105,7 @@ def _error_cell(name: str) -> Cell:
     return cell
 
 
-def _part_cell(name: str, axis: int, indices: str) -> Cell:
+def _part_cell(name: str, axis: int, indices: str) -> Show:
     def cell(model: EvaluatedModel) -> str:
         for output in cells.errors(model):
             for part in output.parts:

@@ -1,7 +1,8 @@
 """What an evaluation found: the data behind its table, and what ``--json`` prints."""
 
-from onnxsep._version import __version__
-from onnxsep.reporting.records import PartReport, Record
+from typing import Literal
+
+from onnxsep.reporting.records import PartReport, Record, Report
 
 
 class Share(Record):
@@ -119,10 +120,10 @@ class EvaluatedModel(Record):
     """None for the first model."""
 
 
-class EvaluationReport(Record):
+class EvaluationReport(Report):
     """One run of ``onnxsep evaluate``."""
 
-    onnxsep: str = __version__
+    command: Literal["evaluate"] = "evaluate"
     data: str
     samples: int
     """How many were used."""

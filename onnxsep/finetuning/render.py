@@ -1,9 +1,8 @@
-"""The report of a fine-tuning as text."""
-
-from rich.console import Console
+"""The report of a fine-tuning as a document."""
 
 from onnxsep.finetuning.report import FinetuneReport
-from onnxsep.reporting.text import header_line, make_table, print_table, safe
+from onnxsep.reporting.blocks import header, notes, title
+from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Series, Table
 from onnxsep.training.run_records import Figures
 
 _STOPPED = {
@@ -13,29 +12,41 @@ _STOPPED = {
 }
 
 
-def print_finetune(console: Console, report: FinetuneReport) -> None:
+def finetune_document(report: FinetuneReport) -> Document:
     """The table of the epochs, what was kept, and notes."""
-    console.print(header_line(report.source, _asked(report)))
-    share = "agreement" if report.accuracy_of == "teacher" else "accuracy"
-    columns = ("epoch", ">loss", f">{share}", ">held-out loss", f">held-out {share}", ">seconds")
-    table = make_table(console, *columns)
-    table.add_row("start", "", "", *_cells(report.before), "")
-    for done in report.epochs:
-        kept = " (kept)" if done.epoch == report.best_epoch else ""
-        cells = (*_cells(done.training), *_cells(done.validation))
-        table.add_row(f"{done.epoch}{kept}", *cells, f"{done.seconds:.1f}")
-    print_table(console, table)
     zeros = f", {report.zeros_kept:,} zeros kept" if report.zeros_kept else ""
-    console.print(
+    trained = (
         f"{report.weights:,} weights trained on {report.training_samples:,} samples, {report.held_out_samples:,} held"
         f" out{zeros}"
     )
+    blocks: list[Block] = [header(report.source, _asked(report)), _epochs(report), *_losses(report), Line(trained)]
     if report.stopped in _STOPPED:
-        console.print(_STOPPED[report.stopped])
-    for note in report.notes:
-        console.print(f"note: {safe(note)}")
+        blocks.append(Line(_STOPPED[report.stopped]))
+    blocks += notes(report.notes)
     if report.output is not None:
-        console.print(f"wrote {safe(report.output)}, {report.output_bytes or 0:,} bytes, in {report.seconds:.0f} s")
+        size = f"{report.output_bytes or 0:,} bytes"
+        blocks.append(Line(f"wrote {report.output}, {size}, in {report.seconds:.0f} s"))
+    return Document(title(report.command, report.source), tuple(blocks))
+
+
+def _epochs(report: FinetuneReport) -> Table:
+    share = "agreement" if report.accuracy_of == "teacher" else "accuracy"
+    figures = ("loss", share, "held-out loss", f"held-out {share}", "seconds")
+    columns = (Column("epoch"), *(Column(name, "right") for name in figures))
+    rows = [Row((Cell("start"), Cell(), Cell(), *_cells(report.before), Cell()))]
+    for done in report.epochs:
+        kept = " (kept)" if done.epoch == report.best_epoch else ""
+        cells = (*_cells(done.training), *_cells(done.validation))
+        rows.append(Row((Cell(f"{done.epoch}{kept}"), *cells, Cell(f"{done.seconds:.1f}", done.seconds))))
+    return Table(columns, tuple(rows))
+
+
+def _losses(report: FinetuneReport) -> tuple[Series, Series]:
+    held_out = (None if done.validation is None else done.validation.loss for done in report.epochs)
+    return (
+        Series("loss", tuple(done.training.loss for done in report.epochs)),
+        Series("held-out loss", tuple(held_out)),
+    )
 
 
 def _asked(report: FinetuneReport) -> str:
@@ -45,7 +56,8 @@ def _asked(report: FinetuneReport) -> str:
     return f"{' + '.join(loss)}, {used['optimizer']} {used['schedule']} {used['rate']:g}"
 
 
-def _cells(figures: Figures | None) -> tuple[str, str]:
+def _cells(figures: Figures | None) -> tuple[Cell, Cell]:
     if figures is None:
-        return "", ""
-    return f"{figures.loss:.4g}", "" if figures.accuracy is None else f"{figures.accuracy:.2%}"
+        return Cell(), Cell()
+    right = figures.accuracy
+    return Cell(f"{figures.loss:.4g}", figures.loss), Cell() if right is None else Cell(f"{right:.2%}", right)

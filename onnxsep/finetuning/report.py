@@ -2,15 +2,14 @@
 
 from typing import Literal
 
-from onnxsep._version import __version__
-from onnxsep.reporting.records import ModelInfo, Record
+from onnxsep.reporting.records import ModelInfo, Report
 from onnxsep.training.run_records import EpochFigures, Figures, Stopped
 
 
-class FinetuneReport(Record):
+class FinetuneReport(Report):
     """One run of ``onnxsep finetune``."""
 
-    onnxsep: str = __version__
+    command: Literal["finetune"] = "finetune"
     source: ModelInfo
     output: str | None = None
     output_bytes: int | None = None

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxsep.data import Preprocessing, Source, open_data
-from onnxsep.errors import TrainingError
+from onnxsep.errors import DataError, TrainingError
 from onnxsep.finetuning import setup
 from onnxsep.finetuning.options import Options
 from onnxsep.finetuning.report import FinetuneReport
@@ -107,7 +107,10 @@ def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
     weight = setup.label_weight(options.label_weight, original, dataset)
     setup.fit_batch(dataset, original)
     chosen = dataset.sample(options.samples, options.seed)
-    batches = Batches(dataset, chosen, options.batch, options.validation, options.seed)
+    try:
+        batches = Batches(dataset, chosen, options.batch, options.validation, options.seed)
+    except DataError as error:
+        raise DataError(f"{error}" + ", or hold none out (--validation 0)" * bool(options.validation)) from error
     copy = torch_copy(source, batches, group.device, given.runtime)
     graph = copy.graph
     term = None if original is None or weight == 1 else options.loss

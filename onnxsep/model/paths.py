@@ -136,7 +136,9 @@ def is_model(path: Path) -> bool:
 def is_report(path: Path) -> bool:
     """Whether a file is a report of one of the commands, of any version of onnxsep."""
     content = read_record(path)
-    source = content.get("source")
+    if isinstance(content.get("command"), str) and isinstance(content.get("schema"), int):
+        return isinstance(content.get("onnxsep"), str)
+    source = content.get("source")  # older ones say neither
     measured = isinstance(content.get("models"), list) and "latency_batch" in content
     return isinstance(content.get("onnxsep"), str) and (
         measured or (isinstance(source, dict) and {"producer", "opsets"} <= source.keys())

@@ -1,44 +1,39 @@
-"""The report of a pruning as text."""
+"""The report of a pruning as a document."""
 
-from rich.console import Console
+from math import prod
 
 from onnxsep.pruning.report import FileSizes, PrunedLayer, PruneReport
-from onnxsep.reporting.text import (
-    Notes,
-    header_line,
-    macs_change,
-    make_table,
-    print_end,
-    print_table,
-    ratio_text,
-    site_name,
-)
+from onnxsep.reporting.blocks import ending, header, macs_change, ratio_text, site, title
+from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Series, Table
 
 
-def print_prune(console: Console, report: PruneReport) -> None:
-    """The table of all layers, sums, sizes, notes and the verification line."""
-    channels = report.method == "channels"
-    console.print(header_line(report.source, _asked(report)))
-    notes = Notes(console)
-    figures = (">weight after", ">weights") if channels else (">weights", ">zeros", ">share")
-    table = make_table(console, "layer", "weight", "result", *figures, *notes.columns)
-    for layer in report.layers:
-        why = "; ".join((layer.reason, *layer.notes)).strip("; ")
-        pruned = layer.status == "pruned"
-        table.add_row(
-            site_name(layer.name, layer.where),
-            _shape(layer.weight_shape) if layer.op_type == "Conv" else f"{layer.op_type} {_shape(layer.weight_shape)}",
-            ("[green]pruned[/green]" if pruned else "left alone") + notes.mark(why),
-            *(_channel_cells(layer) if channels else _zero_cells(layer)),
-            *notes.cells(why),
-            style="" if pruned else "dim",
-        )
-    print_table(console, table)
-    notes.print()
-    _print_totals(console, report)
+def prune_document(report: PruneReport) -> Document:
+    """The table of all layers, sums, sizes, notes and the verification."""
+    blocks: list[Block] = [header(report.source, _asked(report)), _layers(report), *_totals(report)]
     if report.sizes:
-        console.print(_sizes(report.sizes))
-    print_end(console, report)
+        blocks.append(_sizes(report.sizes))
+    blocks += ending(report)
+    return Document(title(report.command, report.source), tuple(blocks))
+
+
+def _layers(report: PruneReport) -> Table:
+    channels = report.method == "channels"
+    figures = ("weight after", "weights") if channels else ("weights", "zeros", "share")
+    columns = (*map(Column, ("layer", "weight", "result")), *(Column(name, "right") for name in figures))
+    return Table(columns, tuple(_layer(layer, channels) for layer in report.layers), notes="why, notes")
+
+
+def _layer(layer: PrunedLayer, channels: bool) -> Row:
+    why = "; ".join((layer.reason, *layer.notes)).strip("; ")
+    pruned = layer.status == "pruned"
+    shape = _shape(layer.weight_shape)
+    cells = (
+        Cell(site(layer.name, layer.where)),
+        Cell(shape if layer.op_type == "Conv" else f"{layer.op_type} {shape}"),
+        Cell("pruned", style="good", note=why) if pruned else Cell("left alone", note=why),
+        *(_channel_cells(layer) if channels else _zero_cells(layer)),
+    )
+    return Row(cells, style="" if pruned else "dim")
 
 
 def _asked(report: PruneReport) -> str:
@@ -51,24 +46,26 @@ def _asked(report: PruneReport) -> str:
     return f"{what}, {', '.join(given)}{scope}" + (f", norm {options['norm']}" if report.method == "channels" else "")
 
 
-def _print_totals(console: Console, report: PruneReport) -> None:
-    totals = report.totals
+def _totals(report: PruneReport) -> list[Block]:
+    totals, blocks = report.totals, list[Block]()
     if len(report.surviving) > 1:
         after = " -> ".join(f"{count:,}" for count in report.surviving)
-        console.print(f"weights that stay, step by step: {after}")
+        blocks.append(Line(f"weights that stay, step by step: {after}"))
+        blocks.append(Series("weights that stay", report.surviving))
     line = f"{totals.pruned} of {totals.layers} layers pruned; "
     if report.method == "channels":
         line += f"their weights {ratio_text(totals.weights_before, totals.weights_after)}; "
         line += f"parameters {ratio_text(totals.parameters_before, totals.parameters_after)}; "
         line += macs_change(totals.macs_before, totals.macs_after, totals.macs_unknown)
     else:
-        line += f"zeros {totals.zeros_before:,} -> {totals.zeros_after:,} of their {totals.weights_before:,} weights"
-        line += f" ({(totals.zeros_after or 0) / max(totals.weights_before, 1):.4f})"
-    console.print(line)
+        zeros = totals.zeros_after or 0
+        line += f"zeros {totals.zeros_before or 0:,} -> {zeros:,} of their {totals.weights_before:,} weights"
+        line += f" ({zeros / max(totals.weights_before, 1):.4f})"
+    return [*blocks, Line(line)]
 
 
-def _sizes(sizes: FileSizes) -> str:
-    return (
+def _sizes(sizes: FileSizes) -> Line:
+    return Line(
         f"file {ratio_text(sizes.bytes_before, sizes.bytes_after)} bytes; "
         f"after zip {ratio_text(sizes.zipped_before, sizes.zipped_after)} bytes"
     )
@@ -78,18 +75,21 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "x".join(map(str, shape or ()))
 
 
-def _channel_cells(layer: PrunedLayer) -> tuple[str, str]:
+def _channel_cells(layer: PrunedLayer) -> tuple[Cell, Cell]:
     if layer.new_shape is None:
-        return "", "" if layer.weights is None else f"{layer.weights:,}"
-    size = 1
-    for dim in layer.new_shape:
-        size *= dim
-    return _shape(layer.new_shape), f"{layer.weights:,} -> {size:,}"
+        return Cell(), _count(layer.weights)
+    size = prod(layer.new_shape)
+    return Cell(_shape(layer.new_shape)), Cell(f"{layer.weights or 0:,} -> {size:,}", size)
 
 
-def _zero_cells(layer: PrunedLayer) -> tuple[str, str, str]:
-    weights = "" if layer.weights is None else f"{layer.weights:,}"
+def _zero_cells(layer: PrunedLayer) -> tuple[Cell, Cell, Cell]:
+    weights = _count(layer.weights)
     if layer.zeros_after is None or not layer.weights:
-        return weights, "", ""
-    zeros = f"{layer.zeros_before:,} -> {layer.zeros_after:,}" if layer.zeros_before else f"{layer.zeros_after:,}"
-    return weights, zeros, f"{layer.zeros_after / layer.weights:.4f}"
+        return weights, Cell(), Cell()
+    before = f"{layer.zeros_before:,} -> " if layer.zeros_before else ""
+    share = layer.zeros_after / layer.weights
+    return weights, Cell(f"{before}{layer.zeros_after:,}", layer.zeros_after), Cell(f"{share:.4f}", share)
+
+
+def _count(weights: int | None) -> Cell:
+    return Cell() if weights is None else Cell(f"{weights:,}", weights)

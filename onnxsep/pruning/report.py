@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from onnxsep._version import __version__
-from onnxsep.reporting.records import ModelInfo, Record, VerificationReport
+from onnxsep.reporting.records import ModelInfo, Record, Report, VerificationReport
 
 
 class PrunedLayer(Record):
@@ -57,10 +56,10 @@ class PruneTotals(Record):
     """Nodes whose sizes are not known, so that they are not in the sums."""
 
 
-class PruneReport(Record):
+class PruneReport(Report):
     """One run of ``onnxsep prune``."""
 
-    onnxsep: str = __version__
+    command: Literal["prune"] = "prune"
     source: ModelInfo
     output: str | None = None
     output_bytes: int | None = None

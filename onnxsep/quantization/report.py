@@ -2,9 +2,8 @@
 
 from typing import Literal
 
-from onnxsep._version import __version__
 from onnxsep.checking.layer_report import LayersReport
-from onnxsep.reporting.records import ModelInfo, PartReport, Record
+from onnxsep.reporting.records import ModelInfo, PartReport, Record, Report
 
 
 class QuantizedNode(Record):
@@ -73,10 +72,10 @@ class AccuracyDrop(Record):
         return self.source - self.result
 
 
-class QuantizeReport(Record):
+class QuantizeReport(Report):
     """One run of ``onnxsep quantize``."""
 
-    onnxsep: str = __version__
+    command: Literal["quantize"] = "quantize"
     source: ModelInfo
     output: str | None = None
     output_bytes: int | None = None

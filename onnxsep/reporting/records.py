@@ -1,10 +1,11 @@
 """The records that reports of several commands share."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from onnxsep._version import __version__
 from onnxsep.algebra.output_parts import Part, show_indices
 
 
@@ -12,6 +13,23 @@ class Record(BaseModel):
     """What all records of reports are: frozen, and closed to unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Report(Record):
+    """What a command found or did: what ``--json`` and ``--report`` write, and ``onnxsep report`` reads again.
+
+    ``onnxsep.reporting.commands`` lists the subclasses. A change after which saved reports can no longer be read raises
+    the default of ``schema_version`` in its class, and adds a step to ``onnxsep.reporting.upgrades``.
+    """
+
+    onnxsep: str = __version__
+    command: str
+    schema_version: int = Field(default=1, validation_alias="schema")
+    """``schema`` in JSON; pydantic has a method of that name."""
+
+    @model_serializer(mode="wrap")
+    def _named_schema(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"schema" if name == "schema_version" else name: value for name, value in handler(self).items()}
 
 
 class PartReport(Record):

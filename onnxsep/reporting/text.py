@@ -1,20 +1,20 @@
-"""Reports as text: tables for a terminal, the same without colour and frames elsewhere."""
+"""Documents as text: tables for a terminal, the same without colour and frames elsewhere."""
 
-from collections.abc import Callable
-from typing import Protocol, TextIO
+from io import StringIO
+from typing import TextIO
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
+from rich.text import Text
 
+from onnxsep.reporting.document import Cell, Document, Heading, Line, Note, Row, Series, Span, Style, Table, Words
+from onnxsep.reporting.document import plain as plain_words
 from onnxsep.reporting.printable import printable
-from onnxsep.reporting.records import ModelInfo, VerificationReport, part_text
 
-_NARROW = 120  # columns; in a narrower terminal the figures before the rewrite are left out
-
-
+_NARROW = 120  # columns; in a narrower terminal cells show their short form
 _WIDEST = 1000  # columns where there is no terminal: lines are then as long as they need to be
+_STYLES: dict[Style, str] = {"": "", "good": "green", "warning": "yellow", "dim": "dim"}
 
 
 class _Console(Console):
@@ -30,86 +30,87 @@ def make_console(file: TextIO) -> Console:
     return console if console.is_terminal else _Console(file=file, highlight=False, emoji=False, width=_WIDEST)
 
 
-class Ending(Protocol):
-    """What reports of a changed model have in common."""
-
-    notes: tuple[str, ...]
-    verification: VerificationReport
-    dry_run: bool
-    output: str | None
-    output_bytes: int | None
-    seconds: float
+def print_document(console: Console, document: Document) -> None:
+    """Print a document; what a terminal would obey is escaped."""
+    for block in document.blocks:
+        if isinstance(block, Table):
+            _print_table(console, block)
+        elif not isinstance(block, Series):
+            _print_line(console, block, document.wrap)
 
 
-def print_end(console: Console, report: Ending, show_layers: Callable[[], None] = lambda: None) -> None:
-    """What every report of a changed model ends in: notes, the verification, and the file that was written."""
-    for note in report.notes:
-        console.print(f"note: {safe(note)}")
-    show_layers()
-    console.print(_verification(report.verification))
-    if report.dry_run:
-        console.print("dry run: nothing was written")
-    elif report.output:
-        console.print(f"wrote {safe(report.output)} ({report.output_bytes:,} bytes) in {report.seconds:.1f} s")
+def plain_text(document: Document) -> str:
+    """What a pipe or a file gets of it."""
+    file = StringIO()
+    print_document(make_console(file), document)
+    return file.getvalue()
 
 
-class Notes:
-    """Why a Conv was left alone: a column of its own in plain text; in a terminal, too narrow for that, footnotes."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._numbers: dict[str, int] = {}
-        self.columns = [] if console.is_terminal else ["why, notes"]
-
-    def mark(self, text: str) -> str:
-        """What refers to the note: a number, or nothing where notes have a column."""
-        if not text or self.columns:
-            return ""
-        return escape(f" [{self._numbers.setdefault(text, len(self._numbers) + 1)}]")
-
-    def cells(self, text: str) -> list[str]:
-        """The note, where notes have a column."""
-        return [safe(text) for _ in self.columns]
-
-    def print(self) -> None:
-        """The notes by number, where they have no column."""
-        for text, number in self._numbers.items():
-            self._console.print(f"[dim]{safe(f'[{number}] {text}')}[/dim]")
+def aligned(table: Table) -> list[str]:
+    """The lines of a table without a frame, not indented: marks, cells in columns, details below their row."""
+    rows = [Row(tuple(Cell(column.title) for column in table.columns)), *table.rows]
+    texts = [[printable(plain_words(cell.words)) for cell in row.cells] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    widths[-1] = 0  # nothing stands behind it
+    lines = []
+    for row, cells in zip(rows, texts, strict=True):
+        padded = [
+            text.rjust(width) if column.align == "right" else text.ljust(width)
+            for column, text, width in zip(table.columns, cells, widths, strict=True)
+        ]
+        lines.append(f"{row.mark or ' '} {'  '.join(padded)}")
+        lines += [f"      {printable(detail)}" for detail in row.details]
+    return lines
 
 
-def _verification(outcome: VerificationReport) -> str:
-    if not outcome.ran:
-        return f"[yellow]not verified[/yellow]: {safe(outcome.reason)}"
-    what = "outputs of original and result" if outcome.kind == "full" else "each replaced Conv and the original one"
-    line = (
-        f"[green]compared[/green] in ONNX Runtime on the same inputs: {what} differ by "
-        f"max {outcome.max_abs:.3g}, mean {outcome.mean_abs:.3g}, relative {outcome.relative:.3g}"
-    )
-    for one in outcome.outputs if len(outcome.outputs) > 1 or any(one.parts for one in outcome.outputs) else ():
-        line += f"\n  {safe(one.name)}: max {one.max_abs:.3g}, relative {one.relative:.3g}"
-        line += "".join(f"\n    {safe(part_text(part))}" for part in one.parts)
-    return line + "".join(f"\n  {safe(note)}" for note in outcome.notes)
+def _print_line(console: Console, block: Heading | Line | Note, wrap: bool) -> None:
+    if isinstance(block, Heading):
+        words, indent, wrap = _safe(block.text), 0, False
+    elif isinstance(block, Note):
+        words, indent, wrap = _safe(f"note: {block.text}"), block.indent, wrap and block.wrap
+    else:
+        words, indent, wrap = _safe(block.words), block.indent, wrap and block.wrap
+    if wrap:
+        console.print(Text("  " * indent).append_text(words))
+    else:
+        _print_unwrapped(console, indent, words.plain)
 
 
-def header_line(source: ModelInfo, what: str) -> str:
-    """The model and what is done with it."""
-    opsets = ", ".join(f"{domain} {version}" for domain, version in source.opsets.items())
-    name = safe(source.path or "model in memory")
-    producer = safe(source.producer or "unknown producer")
-    return f"{name}: {producer}, IR {source.ir_version}, opset {safe(opsets)}, {source.size_bytes:,} bytes; {what}"
+def _print_unwrapped(console: Console, indent: int, text: str) -> None:
+    """A line as it is: rich would cut or wrap it, or take spaces from its end."""
+    console.file.write(f"{'  ' * indent}{text}\n")
 
 
-def make_table(console: Console, *columns: str) -> Table:
-    """A table whose columns named with a leading ">" are aligned to the right."""
+def _print_table(console: Console, table: Table) -> None:
+    if not table.framed:
+        for line in aligned(table):
+            _print_unwrapped(console, table.indent, line)
+        return
+    notes = _Notes(console, table)
+    shown = _empty_table(console, table, notes)
+    for row in table.rows:
+        cells = [_cell(console, cell).append_text(notes.mark(cell)) for cell in row.cells]
+        shown.add_row(*cells, *notes.cells(row), style=_STYLES[row.style])
+    _print_whole(console, shown)
+    notes.print()
+
+
+def _empty_table(console: Console, table: Table, notes: "_Notes") -> RichTable:
     frame = box.SIMPLE_HEAD if console.is_terminal else None
-    table = Table(box=frame, pad_edge=False, padding=(0, 2, 0, 0) if frame is None else (0, 1))
-    for column in columns:
-        number = column.startswith(">")
-        table.add_column(column.lstrip(">"), justify="right" if number else "left", no_wrap=number, overflow="fold")
-    return table
+    shown = RichTable(box=frame, pad_edge=False, padding=(0, 2, 0, 0) if frame is None else (0, 1))
+    for column in table.columns:
+        shown.add_column(_safe(column.title), justify=column.align, no_wrap=column.align == "right", overflow="fold")
+    for title in notes.columns:
+        shown.add_column(_safe(title), overflow="fold")
+    return shown
 
 
-def print_table(console: Console, table: Table) -> None:
+def _cell(console: Console, cell: Cell) -> Text:
+    narrow = console.is_terminal and console.width < _NARROW and cell.narrow is not None
+    return _safe(cell.narrow or "" if narrow else cell.words, cell.style)
+
+
+def _print_whole(console: Console, table: RichTable) -> None:
     """Lines that are longer than the terminal go on in the next one: a figure must never be cut."""
     needed = console.measure(table, options=console.options.update(width=_WIDEST, max_width=_WIDEST)).maximum
     if needed > console.width:
@@ -117,27 +118,34 @@ def print_table(console: Console, table: Table) -> None:
     console.print(table)
 
 
-def site_name(name: str, where: str) -> str:
-    """A node's name, and the nested graph or function that holds it."""
-    return safe(name) + (f" [dim]({safe(where)})[/dim]" if where else "")
+class _Notes:
+    """Notes of a table: a column of its own in plain text; in a terminal, too narrow for that, footnotes."""
+
+    def __init__(self, console: Console, table: Table) -> None:
+        self._console = console
+        self._numbers: dict[str, int] = {}
+        self.columns = [table.notes] if table.notes and not console.is_terminal else []
+
+    def mark(self, cell: Cell) -> Text:
+        """What refers to the note: a number, or nothing where notes have a column."""
+        if not cell.note or self.columns:
+            return Text()
+        return Text(f" [{self._numbers.setdefault(cell.note, len(self._numbers) + 1)}]")
+
+    def cells(self, row: Row) -> list[Text]:
+        """The notes of a row, where notes have a column."""
+        return [_safe("; ".join(cell.note for cell in row.cells if cell.note)) for _ in self.columns]
+
+    def print(self) -> None:
+        """The notes by number, where they have no column."""
+        for text, number in self._numbers.items():
+            self._console.print(_safe(f"[{number}] {text}", "dim"))
 
 
-def safe(text: str) -> str:
-    """A text from the model: what a terminal would obey, or rich would read as markup, is escaped."""
-    return escape(printable(text))
-
-
-def macs_change(before: int, after: int, unknown: int) -> str:
-    """MACs before and after, and how many nodes are not in these sums because their sizes are not known."""
-    if unknown and not before:
-        return "MACs unknown: the sizes are free (--input-shape NAME:DIMS gives them)"
-    return f"MACs {ratio_text(before, after)}" + (f" ({unknown} nodes of unknown size not counted)" if unknown else "")
-
-
-def ratio_text(before: int, after: int) -> str:
-    """Two counts and their ratio."""
-    return f"{before:,} -> {after:,}" + (f" ({after / before:.3f})" if before else "")
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _safe(words: Words, style: Style = "") -> Text:
+    """Text that holds nothing which a terminal would obey."""
+    shown = Text()
+    for piece in (words,) if isinstance(words, str) else words:
+        span = Span(piece, style) if isinstance(piece, str) else piece
+        shown.append(printable(span.text), _STYLES[span.style] or None)
+    return shown

@@ -1,140 +1,144 @@
-"""Reports of rewrite and inspect as text."""
+"""Reports of rewrite and inspect as documents."""
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from onnxsep.calibration.report import CalibrationReport
-from onnxsep.checking.layer_text import print_layers
-from onnxsep.reporting.text import (
-    _NARROW,
-    Notes,
-    _number,
-    header_line,
-    macs_change,
-    make_table,
-    print_end,
-    print_table,
-    ratio_text,
-    safe,
-    site_name,
-)
+from onnxsep.checking.render import layers_of_result
+from onnxsep.reporting.blocks import ending, header, macs_change, notes, number, ratio_text, site, title
+from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
 from onnxsep.rewriting.report import ConvReport, InspectedConv, InspectReport, RewriteReport
 
-_MOST_COLUMNS = 3  # modes; of more, inspect prints the totals alone
+_MOST_COLUMNS = 3  # modes; of more, inspect shows the totals alone
 
 
-def print_rewrite(console: Console, report: RewriteReport) -> None:
-    """The table of all convolutions, totals, notes and the verification line of one rewrite."""
-    console.print(header_line(report.source, f"mode {report.mode}, rank {report.rank}"))
-    local = report.verification.kind == "local"
-    columns = ["Conv", "weight", "result", ">rank", ">parameters", ">MACs", ">weight error"]
-    fitted = any(conv.held_out_error is not None for conv in report.convs)
-    columns += [">fitted error", ">held-out error"] if fitted else []
-    notes = Notes(console)
-    table = make_table(console, *columns, *([">output error"] if local else []), *notes.columns)
-    change = _after if console.is_terminal and console.width < _NARROW else _change
-    for conv in report.convs:
-        replaced = conv.status == "replaced"
-        why = "; ".join((conv.reason, *conv.notes)).strip("; ")
-        table.add_row(
-            site_name(conv.name, conv.where),
-            _shape(conv),
-            (f"[green]{safe(conv.mode)}[/green]" if conv.mode else "left alone") + notes.mark(why),
-            "x".join(map(str, conv.rank or ())),
-            change(conv.parameters_before, conv.parameters_after),
-            change(conv.macs_before, conv.macs_after),
-            _number(conv.weight_error, ".4f"),
-            *([_number(conv.fitted_error, ".4f"), _errors(conv)] if fitted else []),
-            *([_number(conv.output_error, ".4f")] if local else []),
-            *notes.cells(why),
-            style="" if replaced else "dim",
-        )
-    print_table(console, table)
-    notes.print()
-    _print_totals(console, report)
+def rewrite_document(report: RewriteReport) -> Document:
+    """The table of all convolutions, totals, notes and the verification of one rewrite."""
+    blocks: list[Block] = [header(report.source, f"mode {report.mode}, rank {report.rank}"), _convs(report)]
+    blocks.append(_totals(report))
     if report.calibration:
-        console.print(_calibration(report.calibration))
-    print_end(console, report, lambda: print_layers(console, report.layers))
+        blocks += _calibration(report.calibration)
+    blocks += ending(report, layers_of_result(report.layers))
+    return Document(title(report.command, report.source), tuple(blocks))
 
 
-def _print_totals(console: Console, report: RewriteReport) -> None:
+def _convs(report: RewriteReport) -> Table:
+    local = report.verification.kind == "local"
+    fitted = any(conv.held_out_error is not None for conv in report.convs)
+    figures = ["rank", "parameters", "MACs", "weight error"]
+    figures += ["fitted error", "held-out error"] if fitted else []
+    figures += ["output error"] if local else []
+    columns = (*map(Column, ("Conv", "weight", "result")), *(Column(name, "right") for name in figures))
+    return Table(columns, tuple(_conv(conv, fitted, local) for conv in report.convs), notes="why, notes")
+
+
+def _conv(conv: ConvReport, fitted: bool, local: bool) -> Row:
+    why = "; ".join((conv.reason, *conv.notes)).strip("; ")
+    result = Cell(conv.mode, style="good", note=why) if conv.mode else Cell("left alone", note=why)
+    cells = [
+        Cell(site(conv.name, conv.where)),
+        Cell(_shape(conv)),
+        result,
+        Cell("x".join(map(str, conv.rank or ()))),
+        _change(conv.parameters_before, conv.parameters_after),
+        _change(conv.macs_before, conv.macs_after),
+        number(conv.weight_error, ".4f"),
+    ]
+    cells += [number(conv.fitted_error, ".4f"), _errors(conv)] if fitted else []
+    cells += [number(conv.output_error, ".4f")] if local else []
+    return Row(tuple(cells), style="" if conv.status == "replaced" else "dim")
+
+
+def _totals(report: RewriteReport) -> Line:
     totals = report.totals
-    console.print(
+    return Line(
         f"{totals.replaced} of {totals.convs} {_noun(report.convs)} replaced; "
         f"parameters {ratio_text(totals.parameters_before, totals.parameters_after)}; "
         f"{macs_change(totals.macs_before, totals.macs_after, totals.macs_unknown)}"
     )
 
 
-def _errors(conv: ConvReport) -> str:
+def _errors(conv: ConvReport) -> Cell:
     """The error on held-out positions of the weights' own factors, and of those that were taken."""
     if conv.svd_error is None or conv.held_out_error is None:
-        return ""
-    if conv.svd_error == conv.held_out_error:
-        return f"{conv.held_out_error:.4f}"
-    return f"{conv.svd_error:.4f} -> {conv.held_out_error:.4f}"
+        return Cell()
+    before = "" if conv.svd_error == conv.held_out_error else f"{conv.svd_error:.4f} -> "
+    return Cell(f"{before}{conv.held_out_error:.4f}", conv.held_out_error)
 
 
-def _calibration(done: CalibrationReport) -> str:
+def _calibration(done: CalibrationReport) -> list[Line]:
     """What the factors were fitted to, and what tuning did."""
     again = f", {done.refine} rounds of refinement" if done.refine else ""
     lines = [
-        f"fitted ({done.init}) to {done.samples:,} samples of {safe(done.source)}, at most {done.positions} positions "
-        f"in each, seed {done.seed}{again}; held-out error: |u - u'| / |u - mean u| of each Conv's output, up to its "
-        "activation, on samples left out of the fit, for factors from the weights alone -> as taken"
+        Line(
+            f"fitted ({done.init}) to {done.samples:,} samples of {done.source}, at most {done.positions} positions "
+            f"in each, seed {done.seed}{again}; held-out error: |u - u'| / |u - mean u| of each Conv's output, up to "
+            "its activation, on samples left out of the fit, for factors from the weights alone -> as taken"
+        )
     ]
+    told = list(done.notes)
     if done.tune:
         lines.append(
-            f"tuned for {done.tune.steps:,} steps in {done.tune.seconds:.0f} s: the loss on samples left out fell from "
-            f"{done.tune.loss_before:.4g} to {done.tune.loss_after:.4g} (step {done.tune.best_step:,})"
+            Line(
+                f"tuned for {done.tune.steps:,} steps in {done.tune.seconds:.0f} s: the loss on samples left out fell "
+                f"from {done.tune.loss_before:.4g} to {done.tune.loss_after:.4g} (step {done.tune.best_step:,})"
+            )
         )
-        lines += [f"  {safe(note)}" for note in done.tune.notes]
-    return "\n".join(lines + [f"  {safe(note)}" for note in done.notes])
+        told = [*done.tune.notes, *told]
+    return lines + [Line(note, indent=1) for note in told]
 
 
-def print_inspect(console: Console, report: InspectReport) -> None:
+def inspect_document(report: InspectReport) -> Document:
     """The table of all convolutions and what each mode would make of them."""
-    console.print(header_line(report.source, f"rank {report.rank}"))
-    modes = list(report.totals.mode_convs)
-    columns = modes if len(modes) <= _MOST_COLUMNS else []
-    table = make_table(console, "Conv", "weight", "input", ">parameters", ">MACs", *columns)
-    for conv in report.convs:
-        size = "?" if conv.input_size is None else "x".join(map(str, conv.input_size))
-        table.add_row(
-            site_name(conv.name, conv.where) + (" (first)" if conv.first else ""),
-            _shape(conv),
-            size,
-            _number(conv.parameters, ","),
-            _number(conv.macs, ","),
-            *(_costs(conv, mode) for mode in columns),
-        )
     totals = report.totals
-    print_table(console, table)
-    console.print(
+    modes = list(totals.mode_convs)
+    lines = [
         f"{totals.convs} {_noun(report.convs)}; {totals.parameters:,} parameters "
         f"({totals.trainable_parameters:,} trainable); {totals.macs:,} MACs"
         + (f", {totals.macs_unknown} nodes of unknown size (--input-shape NAME:DIMS)" if totals.macs_unknown else "")
+    ]
+    lines += [
+        f"{mode}: {totals.mode_convs[mode]} {_noun(report.convs, 'Convs')} would be replaced; "
+        f"parameters {ratio_text(totals.parameters, totals.mode_parameters[mode])}; "
+        f"{macs_change(totals.macs, totals.mode_macs[mode], totals.macs_unknown)}"
+        for mode in modes
+    ]
+    table = _inspected(report, modes if len(modes) <= _MOST_COLUMNS else [])
+    blocks: list[Block] = [header(report.source, f"rank {report.rank}"), table]
+    blocks += [*map(Line, lines), *notes(report.notes)]
+    return Document(title(report.command, report.source), tuple(blocks))
+
+
+def _inspected(report: InspectReport, modes: Sequence[str]) -> Table:
+    columns = (
+        *map(Column, ("Conv", "weight", "input")),
+        *(Column(name, "right") for name in ("parameters", "MACs")),
+        *map(Column, modes),
     )
-    for mode in modes:
-        console.print(
-            f"{mode}: {totals.mode_convs[mode]} {_noun(report.convs, 'Convs')} would be replaced; "
-            f"parameters {ratio_text(totals.parameters, totals.mode_parameters[mode])}; "
-            f"{macs_change(totals.macs, totals.mode_macs[mode], totals.macs_unknown)}"
+    rows = [
+        Row(
+            (
+                Cell((*site(conv.name, conv.where), " (first)" if conv.first else "")),
+                Cell(_shape(conv)),
+                Cell("?" if conv.input_size is None else "x".join(map(str, conv.input_size))),
+                number(conv.parameters, ","),
+                number(conv.macs, ","),
+                *(_costs(conv, mode) for mode in modes),
+            )
         )
-    for note in report.notes:
-        console.print(f"note: {safe(note)}")
+        for conv in report.convs
+    ]
+    return Table(columns, tuple(rows))
 
 
-def _costs(conv: InspectedConv, mode: str) -> str:
+def _costs(conv: InspectedConv, mode: str) -> Cell:
     if conv.reason:
-        return f"[dim]{safe(conv.reason)}[/dim]"
+        return Cell(conv.reason, style="dim")
     costs = conv.modes[mode]
     if costs.rank is None:
-        return f"[dim]{safe(costs.reason)}[/dim]"
+        return Cell(costs.reason, style="dim")
     macs = f", {costs.macs:,} MACs" if costs.macs is not None else ""
     text = f"rank {'x'.join(map(str, costs.rank))}: {costs.parameters:,} parameters{macs}"
-    return text if costs.replaced else f"[dim]{text}; left alone: {safe(costs.reason)}[/dim]"
+    return Cell(text) if costs.replaced else Cell(f"{text}; left alone: {costs.reason}", style="dim")
 
 
 def _noun(rows: Sequence[ConvReport | InspectedConv], convolutions: str = "convolutions") -> str:
@@ -155,14 +159,11 @@ def _shape(conv: ConvReport | InspectedConv) -> str:
     return text
 
 
-def _change(before: int | None, after: int | None) -> str:
+def _change(before: int | None, after: int | None) -> Cell:
+    """A count before and after; where there is little room, the one after and its share of the one before."""
     if before is None or after is None:
-        return "?"
-    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
-
-
-def _after(before: int | None, after: int | None) -> str:
-    """As ``_change``, for a narrow terminal: the figure after, and its share of the one before."""
-    if before is None or after is None:
-        return "?"
-    return f"{after:,}" if before == after else f"{after:,} ({after / before:.2f})"
+        return Cell("?")
+    if before == after:
+        return Cell(f"{before:,}", after)
+    share = f" ({after / before:.2f})" if before else ""
+    return Cell(f"{before:,} -> {after:,}", after, narrow=f"{after:,}{share}")

@@ -4,10 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from onnxsep._version import __version__
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.layer_report import LayersReport
-from onnxsep.reporting.records import ModelInfo, Record, VerificationReport
+from onnxsep.reporting.records import ModelInfo, Record, Report, VerificationReport
 
 
 class ConvReport(Record):
@@ -60,10 +59,10 @@ class Totals(Record):
     """Nodes whose sizes are not known, so that they are not in the sums (of the original model)."""
 
 
-class RewriteReport(Record):
+class RewriteReport(Report):
     """One run of ``onnxsep rewrite``."""
 
-    onnxsep: str = __version__
+    command: Literal["rewrite"] = "rewrite"
     source: ModelInfo
     output: str | None = None
     output_bytes: int | None = None
@@ -138,10 +137,10 @@ class InspectTotals(Record):
     mode_macs: dict[str, int]
 
 
-class InspectReport(Record):
+class InspectReport(Report):
     """What ``onnxsep inspect`` shows."""
 
-    onnxsep: str = __version__
+    command: Literal["inspect"] = "inspect"
     source: ModelInfo
     rank: str
     convs: tuple[InspectedConv, ...]

@@ -1,0 +1,32 @@
+"""onnxsep report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxsep.cli.app import app
+from onnxsep.cli.options import Debug, Json, Quiet, shower
+from onnxsep.model.files import write_text
+from onnxsep.model.paths import Read, Reads, check_paths
+from onnxsep.reporting.commands import document_of
+from onnxsep.reporting.markdown import MARKDOWN, markdown
+from onnxsep.reporting.saved import read_report
+
+
+@app.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="A file that --report or --json has written.", metavar="FILE.json")],
+    md: Annotated[
+        Path | None, typer.Option("--md", help="Write the report to this file as Markdown.", metavar="OUT.md")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show a saved report of any command, also of an older onnxsep."""
+    check_paths(Reads((Read("the report", file.absolute(), file),)), {MARKDOWN: md})
+    found = read_report(file)
+    if md is not None:
+        write_text(md, markdown(document_of(found)))
+    shower(None, as_json, quiet)(found)

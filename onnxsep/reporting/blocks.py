@@ -1,0 +1,108 @@
+"""Parts of a document that the reports of several commands share."""
+
+import math
+from collections.abc import Iterable
+from typing import Protocol
+
+from onnxsep.reporting.document import Block, Cell, Line, Note, Span, Words
+from onnxsep.reporting.records import ModelInfo, VerificationReport, part_text
+
+
+class Written(Protocol):
+    """What reports of a command that writes a model have in common."""
+
+    output: str | None
+    output_bytes: int | None
+    seconds: float
+
+
+class Ending(Written, Protocol):
+    """What reports of a model that was changed and compared have in common."""
+
+    notes: tuple[str, ...]
+    verification: VerificationReport
+    dry_run: bool
+
+
+def title(command: str, source: ModelInfo) -> str:
+    """What the report of a command is about."""
+    return f"onnxsep {command}: {_name(source)}"
+
+
+def header(source: ModelInfo, what: str) -> Line:
+    """The model and what is done with it."""
+    opsets = ", ".join(f"{domain} {version}" for domain, version in source.opsets.items())
+    producer = source.producer or "unknown producer"
+    return Line(f"{_name(source)}: {producer}, IR {source.ir_version}, opset {opsets}, {_size(source)}; {what}")
+
+
+def site(name: str, where: str) -> tuple[str | Span, ...]:
+    """A node's name, and the nested graph or function that holds it."""
+    return (name, " ", Span(f"({where})", "dim")) if where else (name,)
+
+
+def number(value: float | None, form: str) -> Cell:
+    """A number in a table, empty where there is none."""
+    return Cell() if value is None else Cell(format(value, form), value)
+
+
+def notes(texts: Iterable[str]) -> tuple[Note, ...]:
+    """A note for each text."""
+    return tuple(Note(text) for text in texts)
+
+
+def ending(report: Ending, layers: Iterable[Block] = ()) -> tuple[Block, ...]:
+    """What the report of a changed model ends in: notes, its tensors, the verification, the file that was written."""
+    last = (Line("dry run: nothing was written"),) if report.dry_run else written(report)
+    return (*notes(report.notes), *layers, *_verification(report.verification), *last)
+
+
+def written(report: Written) -> tuple[Line, ...]:
+    """The file that was written, if one was."""
+    if not report.output:
+        return ()
+    return (Line(f"wrote {report.output} ({report.output_bytes or 0:,} bytes) in {report.seconds:.1f} s"),)
+
+
+def macs_change(before: int, after: int, unknown: int) -> str:
+    """MACs before and after, and how many nodes are not in these sums because their sizes are not known."""
+    if unknown and not before:
+        return "MACs unknown: the sizes are free (--input-shape NAME:DIMS gives them)"
+    return f"MACs {ratio_text(before, after)}" + (f" ({unknown} nodes of unknown size not counted)" if unknown else "")
+
+
+def ratio_text(before: int, after: int) -> str:
+    """Two counts and their ratio."""
+    return f"{before:,} -> {after:,}" + (f" ({after / before:.3f})" if before else "")
+
+
+def _name(source: ModelInfo) -> str:
+    return source.path or "model in memory"
+
+
+def _size(source: ModelInfo) -> str:
+    return f"{source.size_bytes:,} bytes"
+
+
+def _verification(outcome: VerificationReport) -> list[Line]:
+    if not outcome.ran:
+        return [Line((Span("not verified", "warning"), f": {outcome.reason}"))]
+    what = "outputs of original and result" if outcome.kind == "full" else "each replaced Conv and the original one"
+    figures = [f"{name} {_known(getattr(outcome, f'{name}{rest}')):.3g}" for name, rest in _FIGURES]
+    words: Words = (
+        Span("compared", "good"),
+        f" in ONNX Runtime on the same inputs: {what} differ by {', '.join(figures)}",
+    )
+    lines = [Line(words)]
+    for one in outcome.outputs if len(outcome.outputs) > 1 or any(one.parts for one in outcome.outputs) else ():
+        lines.append(Line(f"{one.name}: max {one.max_abs:.3g}, relative {one.relative:.3g}", indent=1))
+        lines += [Line(part_text(part), indent=2) for part in one.parts]
+    return lines + [Line(note, indent=1) for note in outcome.notes]
+
+
+_FIGURES = (("max", "_abs"), ("mean", "_abs"), ("relative", ""))
+
+
+def _known(value: float | None) -> float:
+    """A figure; JSON has no infinity, so that a saved report holds none in its place."""
+    return math.nan if value is None else value

@@ -1,0 +1,135 @@
+"""A report as a document: what text, Markdown and, later, HTML are written from.
+
+The function of a command (``onnxsep.rewriting.render.rewrite_document``, ...) makes it of the command's record. All
+text in it is raw, also what comes from a stranger's file: a writer escapes what its format would obey.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Style = Literal["", "good", "warning", "dim"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of text that is shown in another way than what stands beside it."""
+
+    text: str
+    style: Style
+
+
+Words = str | tuple[str | Span, ...]
+"""Text, in pieces where it is shown in several ways."""
+
+
+def plain(words: Words) -> str:
+    """The text alone."""
+    if isinstance(words, str):
+        return words
+    return "".join(piece if isinstance(piece, str) else piece.text for piece in words)
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The title of a part."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A sentence or two; ``indent`` counts how deep it stands below the lines before it."""
+
+    words: Words
+    indent: int = 0
+    wrap: bool = True
+    """Whether it may go on in the next line, where a terminal is too narrow."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What should be known besides."""
+
+    text: str
+    indent: int = 0
+    wrap: bool = True
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    title: str
+    align: Literal["left", "right"] = "left"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table."""
+
+    words: Words = ""
+    value: float | None = None
+    """The number that it shows, where it shows one."""
+    style: Style = ""
+    narrow: str | None = None
+    """What it shows where there is little room."""
+    note: str = ""
+    """What it refers to: a footnote, or the text in the table's column of notes."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table."""
+
+    cells: tuple[Cell, ...]
+    style: Style = ""
+    mark: str = ""
+    """One character before the first cell, in a table without a frame."""
+    details: tuple[str, ...] = ()
+    """Lines that belong below it, in a table without a frame."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: each row has a cell for each column."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: str = ""
+    """Title of the column in which the notes of its cells stand, where they are no footnotes."""
+    framed: bool = True
+    """False: every row is one line that is never wrapped, wherever it is shown."""
+    indent: int = 0
+
+
+@dataclass(frozen=True)
+class Series:
+    """Named numbers in their order, which a writer that draws can plot; the others leave them out.
+
+    Attributes:
+        name: What the numbers are.
+        values: None where there is none.
+        labels: What each of them belongs to; empty: they are counted from 1.
+    """
+
+    name: str
+    values: tuple[float | None, ...]
+    labels: tuple[str, ...] = ()
+
+
+Block = Heading | Line | Note | Table | Series
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report.
+
+    Attributes:
+        title: What it is about, for formats that have a title; a terminal shows the command there.
+        blocks: Its parts, from top to bottom.
+        wrap: False: none of its lines is ever wrapped.
+    """
+
+    title: str
+    blocks: tuple[Block, ...]
+    wrap: bool = True
