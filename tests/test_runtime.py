@@ -362,6 +362,7 @@ def test_the_runtime_prints_nothing(tmp_path: Path) -> None:
         f"{run}\nimport onnxruntime as o; o.InferenceSession(path, providers=['CPUExecutionProvider']).run(None, feeds)"
     )
     assert in_new_process(plain).stderr != ""
-    ours = f"{run}\nfrom onnxsep.model import io; from onnxsep.running import runtime; runtime.Runner(io.load(path))(feeds)"
+    imports = "from onnxsep.model import io; from onnxsep.running import runtime"
+    ours = f"{run}\n{imports}; runtime.Runner(io.load(path))(feeds)"
     finished = in_new_process(ours)
     assert (finished.stdout, finished.stderr) == ("", "")
