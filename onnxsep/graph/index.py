@@ -113,8 +113,8 @@ class Index:
     def readers(self, name: str, scope: int = 0) -> list[Place]:
         """Nodes of the tensor's own graph that read it, each once; one that holds a graph reads what that captures."""
         home = self._home(name, scope)
-        further = [use.place for use in self._further_uses[home].get(name, ()) if use.node >= 0]
-        found = {self._around(place, home) for place in further if place is not None}
+        further = self._further_uses[home].get(name, ())
+        found = {self._around((use.scope, use.node), home) for use in further if use.node >= 0 or use.scope != home}
         return sorted({*found, *((home, index) for index in self._own_readers(home, name))})
 
     def is_output(self, name: str, scope: int = 0) -> bool:

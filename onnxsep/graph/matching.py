@@ -126,9 +126,15 @@ class Pattern:
         matches.sort(key=lambda one: min(one.nodes.values()))
         return Found(tuple(matches), tuple(refused))
 
-    def at(self, index: Index, place: Place) -> Match | Refusal:
-        """The match that ends in a node, or why there is none."""
-        return _Attempt(self, index, place).run()
+    def at(self, index: Index, place: Place, **values: str) -> Match | Refusal:
+        """The match that ends in a node, or why there is none.
+
+        Args:
+            index: Of the model.
+            place: Of the node.
+            values: Names of tensors that come from outside, by role, where they are known.
+        """
+        return _Attempt(self, index, place, values).run()
 
 
 @dataclass(frozen=True)
@@ -143,14 +149,15 @@ class _Bound:
 class _Attempt:
     """One try to match a pattern that ends in a given node."""
 
-    def __init__(self, pattern: Pattern, index: Index, end: Place) -> None:
+    def __init__(self, pattern: Pattern, index: Index, end: Place, values: Mapping[str, str] | None = None) -> None:
+        self._start = _Bound({}, values or {}, {})
         self._pattern, self._index, self._end, self._scope = pattern, index, end, end[0]
         self._nearest = Refusal(pattern.name, end, "", {}, whole=False)
         self._reached = -1
 
     def run(self) -> Match | Refusal:
         output = next(iter(self._index.node(self._end).output), "")
-        for bound in self._operand(self._pattern.result, output, self._end, _Bound({}, {}, {})):
+        for bound in self._operand(self._pattern.result, output, self._end, self._start):
             if self._end not in bound.nodes.values():
                 continue  # everything is optional, and missing
             match = self._match(bound, output)
