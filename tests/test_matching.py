@@ -1,6 +1,7 @@
 """Patterns: found in whatever order nodes and operands stand, in every scope; refused by name, node and reason."""
 
 import random
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onnxsep.graph.index import Index
-from onnxsep.graph.matching import Const, Either, Found, Op, Pattern, Value
+from onnxsep.graph.matching import Const, Either, Found, Match, Op, Pattern, Refusal, Value
 
 X = Value("x")
 CONV = Op("conv", "Conv", X, Const("weight"), Const("bias", optional=True))
@@ -306,3 +307,70 @@ def test_a_planted_pattern_is_found_in_any_graph_and_order(seed: int, size: int,
     matches = pattern.find(index_of(body)).matches
     assert [match.output for match in matches] == ["end"]
     assert set(matches[0].nodes.values()) == {(0, nodes.index(one)) for one in planted}
+
+
+@pytest.mark.parametrize("kind", ["blocks", "one inner value of all"])
+def test_time_grows_with_the_number_of_candidates(kind: str) -> None:
+    pattern = Pattern("pair", Op("add", "Add", Op("conv", "Conv", X, Const("w")), Const("three")))
+
+    def seconds(count: int) -> float:
+        nodes = []
+        for at in range(count):
+            inner = f"c{at}" if kind == "blocks" else "c0"
+            if kind == "blocks" or not at:
+                nodes.append(node("Conv", f"t{at} w", inner))
+            nodes.append(node("Add", f"{inner} three", f"t{at + 1}"))
+        index = index_of(graph(nodes, "w three", f"t{count}", "t0"))
+        start = time.process_time()
+        found = pattern.find(index)
+        assert len(found.matches) == (count if kind == "blocks" else 0)
+        return time.process_time() - start
+
+    small = min(seconds(200) for _ in range(3))
+    assert seconds(2000) < 40 * small  # 10 times as many; a square would be 100 times
+
+
+def test_forms_that_exporters_give_a_classifier_head() -> None:
+    pooled = Either(
+        Op("flat", "Flatten", Op("pool", "GlobalAveragePool", X)),
+        Op("pool", "ReduceMean", X, rest=True),
+    )
+    scores = Either(
+        Op("scores", "Gemm", pooled, Const("weight"), Const("bias", optional=True)),
+        Op("shift", "Add", Op("scores", "MatMul", pooled, Const("weight")), Const("bias"), optional=True),
+    )
+    head = Pattern("head", scores)
+    forms = {
+        "gemm": [node("GlobalAveragePool", "x", "p"), node("Flatten", "p", "f"), node("Gemm", "f w b", "y")],
+        "matmul": [node("ReduceMean", "x", "f"), node("MatMul", "f w", "m"), node("Add", "b m", "y")],
+        "no bias": [node("ReduceMean", "x axes", "f"), node("MatMul", "f w", "y")],
+    }
+    for nodes in forms.values():
+        (match,) = find(head, nodes, "w b axes").matches
+        assert set(match.nodes.values()) == {(0, at) for at in range(len(nodes))}
+        assert match.constants["weight"].name == "w"
+
+
+def test_hard_swish_written_out() -> None:
+    gate = Op("clip", "Clip", Op("shift", "Add", X, Const("three")), Const("zero"), Const("six"))
+    divided = Op("divide", ("Div", "Mul"), Op("product", "Mul", X, gate), Const("divisor"))
+    pattern = Pattern("hard swish", divided)
+    nodes = [
+        node("Add", "three x", "s"), node("Clip", "s zero six", "c"),
+        node("Mul", "c x", "m"), node("Div", "m six", "y"),
+    ]  # fmt: skip
+    (match,) = find(pattern, nodes, "zero three six").matches
+    assert len(match.nodes) == 4
+    assert {constant.name for constant in match.constants.values()} == {"three", "zero", "six"}
+    assert match.shared == {}  # what the two nodes of the match share is nobody else's
+
+
+def test_known_values_are_given_where_one_node_is_asked_for() -> None:
+    pattern = Pattern("join", Op("join", "Add", Value("path"), Value("skip")))
+    index = index_of(graph([node("Add", "x z", "y")], inputs="x z"))
+    found = pattern.at(index, (0, 0), path="z")
+    assert isinstance(found, Match)
+    assert found.values == {"path": "z", "skip": "x"}
+    refused = pattern.at(index, (0, 0), path="y")
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "Add 'n_y' reads 'x' where path is 'y'"

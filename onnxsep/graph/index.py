@@ -62,6 +62,7 @@ class Index:
     def __init__(self, model: onnx.ModelProto, all_scopes: Sequence[Scope] | None = None) -> None:
         self.model = model
         self.scopes = scopes(model) if all_scopes is None else all_scopes
+        self._answers: dict[tuple[int, str], list[Use]] = {}
         self._nested = {scope.parent for scope in self.scopes if scope.parent is not None}
 
     @cached_property
@@ -99,16 +100,18 @@ class Index:
         place = self.place(name, scope)
         return None if place is None else self.node(place)
 
-    def uses(self, name: str, scope: int = 0) -> list[Use]:
+    def uses(self, name: str, scope: int = 0) -> Sequence[Use]:
         """Every use of a tensor, by nodes of its own graph first; one for each operand, so a node may come twice."""
         home = self._home(name, scope)
-        found = [
-            Use(home, index, position)
-            for index in self._own_readers(home, name)
-            for position, operand in enumerate(self.nodes[home][index].input)
-            if operand == name
-        ]
-        return found + self._further_uses[home].get(name, [])
+        if (home, name) not in self._answers:
+            found = [
+                Use(home, index, position)
+                for index in self._own_readers(home, name)
+                for position, operand in enumerate(self.nodes[home][index].input)
+                if operand == name
+            ]
+            self._answers[home, name] = found + self._further_uses[home].get(name, [])
+        return self._answers[home, name]
 
     def readers(self, name: str, scope: int = 0) -> list[Place]:
         """Nodes of the tensor's own graph that read it, each once; one that holds a graph reads what that captures."""

@@ -22,7 +22,8 @@ around. The work is proportional to the number of nodes that a pattern may end i
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import permutations
 
 from onnxsep.graph.expressions import Const, Either, Op, Operand, Value, ends, is_open
@@ -46,7 +47,6 @@ class Match:
         values: Names of the tensors that come from outside, by role.
         constants: By role.
         output: Name of the tensor that the last node makes.
-        shared: By role of a constant, what else uses it: nodes outside of the match, outputs.
     """
 
     pattern: str
@@ -55,7 +55,17 @@ class Match:
     values: Mapping[str, str]
     constants: Mapping[str, Constant]
     output: str
-    shared: Mapping[str, tuple[Use, ...]]
+    _index: Index = field(repr=False, compare=False)
+
+    @cached_property
+    def shared(self) -> Mapping[str, tuple[Use, ...]]:
+        """By role of a constant, what else uses it: nodes outside of the match, outputs."""
+        own, found = set(self.nodes.values()), {}
+        for role, constant in self.constants.items():
+            uses = self._index.uses(constant.name, constant.scope)
+            if others := tuple(use for use in uses if use.place not in own):
+                found[role] = others
+        return found
 
 
 @dataclass(frozen=True)
@@ -276,13 +286,7 @@ class _Attempt:
 
     def _match(self, bound: _Bound, output: str) -> Match:
         nodes = dict(sorted(bound.nodes.items(), key=lambda item: item[1]))
-        own = set(nodes.values())
-        shared = {}
-        for role, constant in bound.constants.items():
-            uses = self._index.uses(constant.name, constant.scope)
-            if others := tuple(use for use in uses if use.place not in own):
-                shared[role] = others
-        return Match(self._pattern.name, self._scope, nodes, bound.values, bound.constants, output, shared)
+        return Match(self._pattern.name, self._scope, nodes, bound.values, bound.constants, output, self._index)
 
     def _used_elsewhere(self, match: Match) -> tuple[Place, str] | None:
         """What else needs something that the nodes compute for one another, with the node that computes it."""
