@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
-from onnxsep.calibration.frontier import reads
 from onnxsep.engine.matches import ConvSite
 from onnxsep.errors import FactorizationError
 from onnxsep.graph.clipping import clip_bounds
@@ -19,7 +18,7 @@ from onnxsep.graph.constants import read_constant
 from onnxsep.graph.index import Index
 from onnxsep.graph.matching import Const, Either, Match, Op, Pattern, Value
 from onnxsep.graph.places import Constant, Place
-from onnxsep.graph.scopes import Scope
+from onnxsep.graph.scopes import Scope, reads
 from onnxsep.model.io import Model
 
 _Y = Value("output")  # of the Conv, or of what follows it so far
