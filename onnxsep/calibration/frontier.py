@@ -9,7 +9,7 @@ tensors go to files.
 
 import tempfile
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsep.errors import CalibrationError
-from onnxsep.graph.scopes import names_within
+from onnxsep.graph.scopes import reads
 from onnxsep.model.files import temporary_folder
 from onnxsep.model.io import Model, read_tensor
 from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
@@ -76,14 +76,6 @@ class Kept:
         assert self._path is not None
         array: NDArray[Any] = np.load(self._path, allow_pickle=False)
         return array
-
-
-def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a node may read, those that its nested graphs capture included."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            yield from names_within(graph)
 
 
 class Frontier:

@@ -4,22 +4,34 @@ A Conv's output y is rarely used as it is. With BatchNormalization, a residual A
 counts is act(a y + c + b s), s being the skip of the Add. ``Tail`` says what stands behind a Conv up to there.
 """
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
-from onnxsep.calibration.frontier import reads
 from onnxsep.engine.matches import ConvSite
-from onnxsep.graph.constants import find_constant
-from onnxsep.graph.places import Place
-from onnxsep.graph.scopes import Scope, is_standard
-from onnxsep.model.io import Model, read_tensor
+from onnxsep.errors import FactorizationError
+from onnxsep.graph.clipping import clip_bounds
+from onnxsep.graph.constants import read_constant
+from onnxsep.graph.index import Index
+from onnxsep.graph.matching import Const, Either, Match, Op, Pattern, Value
+from onnxsep.graph.places import Constant, Place
+from onnxsep.graph.scopes import Scope, reads
+from onnxsep.model.io import Model
+
+_Y = Value("output")  # of the Conv, or of what follows it so far
+_NEXT = Pattern(
+    "tail",
+    Either(
+        Op("same", "Identity", _Y),
+        Op("clip", ("Relu", "Clip"), _Y, Const("low", optional=True), Const("high", optional=True)),
+        Op("norm", "BatchNormalization", _Y, Const("gamma"), Const("beta"), Const("mean"), Const("variance")),
+        Op("operand", ("Add", "Mul"), _Y, Const("operand")),
+        Op("join", "Add", _Y, Value("skip")),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -97,14 +109,9 @@ def make_schedule(
 class _Scheduler:
     def __init__(self, model: Model, scopes: Sequence[Scope], sites: Sequence[ConvSite]) -> None:
         self._model, self._scopes = model, scopes
-        self._nodes = model.proto.graph.node
         self._sites = {site.place[1]: site for site in sites}
-        self._producer = {name: index for index, node in enumerate(self._nodes) for name in node.output if name}
-        self._users: dict[str, list[int]] = defaultdict(list)
-        for index, node in enumerate(self._nodes):
-            for name in set(reads(node)):
-                self._users[name].append(index)
-        self._outputs = {value.name for value in model.proto.graph.output}
+        self._index = Index(model.proto, scopes)
+        self._nodes = self._index.nodes[0]
         initializers = {tensor.name for tensor in model.proto.graph.initializer}
         self._inputs = {value.name for value in model.proto.graph.input} - initializers
         self._started: set[int] = set()
@@ -146,14 +153,23 @@ class _Scheduler:
     def _ancestors(self, names: Iterable[str], known: Collection[int] = ()) -> set[int]:
         """Nodes that the tensors depend on, but for those that are known."""
         found: set[int] = set()
-        stack = [self._producer[name] for name in names if name in self._producer]
+        stack = self._makers(names)
         while stack:
             index = stack.pop()
             if index in found or index in known:
                 continue
             found.add(index)
-            stack += [self._producer[name] for name in reads(self._nodes[index]) if name in self._producer]
+            stack += self._makers(reads(self._nodes[index]))
         return found
+
+    def _makers(self, names: Iterable[str]) -> list[int]:
+        """The nodes that compute these tensors."""
+        return [place[1] for name in names if (place := self._index.place(name)) is not None]
+
+    def _only_reader(self, name: str) -> Place | None:
+        """The one node that uses a tensor; None where there are none or more, or it is an output."""
+        readers = self._index.readers(name)
+        return readers[0] if len(readers) == 1 and not self._index.is_output(name) else None
 
     def _pairs(self) -> dict[Place, ConvSite]:
         """By the place of a Conv, the one whose tail ends in what this Conv alone reads."""
@@ -162,7 +178,7 @@ class _Scheduler:
         found = {}
         for place in plain:
             name = self._nodes[place[1]].input[0]
-            if name in ends and self._users[name] == [place[1]] and name not in self._outputs:
+            if name in ends and self._only_reader(name) == place:
                 found[place] = ends[name]
         return found
 
@@ -206,69 +222,66 @@ class _Scheduler:
         site = self._sites[place]
         size = site.conv.out_channels
         tail = Tail(np.ones(size), np.zeros(size), None, np.ones(size), end=self._nodes[place].output[0])
-        name = tail.end
-        while len(self._users[name]) == 1 and name not in self._outputs:
-            node = self._nodes[self._users[name][0]]
-            following = self._extended(tail, node, name, site) if is_standard(node) else None
+        while (reader := self._only_reader(tail.end)) is not None and not tail.clips:
+            match = _NEXT.at(self._index, reader, output=tail.end)
+            following = self._extended(tail, match, site) if isinstance(match, Match) else None
             if following is None:
                 break
-            name = node.output[0]
-            tail = replace(following, end=name)
-            if tail.clips:
-                break
+            tail = replace(following, end=self._index.node(reader).output[0])
         return tail
 
-    def _extended(self, tail: Tail, node: onnx.NodeProto, name: str, site: ConvSite) -> Tail | None:
+    def _extended(self, tail: Tail, match: Match, site: ConvSite) -> Tail | None:
         """The tail with one more node; None where the node is none that it can hold."""
-        size, dims, op_type = site.conv.out_channels, site.conv.dims, site.op_type
-        if node.op_type == "Identity":
-            return tail
-        if node.op_type == "Relu":
-            return replace(tail, low=0.0)
-        if node.op_type == "Clip":
-            low, high = self._bound(node, 1, "min"), self._bound(node, 2, "max")
-            return None if low is None or high is None else replace(tail, low=low, high=high)
-        if node.op_type == "BatchNormalization" and op_type != "MatMul":  # whose channels may lie behind other axes
-            values = [self._vector(entry, size, 0) for entry in node.input[1:5]]
-            attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-            if len(node.output) > 1 or attributes.get("training_mode", 0) or any(value is None for value in values):
-                return None
-            gamma, beta, mean, variance = (np.asarray(value) for value in values)
-            factor = gamma / np.sqrt(np.maximum(variance + attributes.get("epsilon", 1e-5), 1e-30))
-            return replace(
-                tail,
-                scale=tail.scale * factor,
-                shift=(tail.shift - mean) * factor + beta,
-                skip_scale=tail.skip_scale * factor,
-            )
-        if node.op_type in ("Add", "Mul") and len(node.input) == 2 and node.input[0] != node.input[1]:
-            other = node.input[1] if node.input[0] == name else node.input[0]
-            value = self._vector(other, size, dims)
-            if value is not None and node.op_type == "Add":
-                return replace(tail, shift=tail.shift + value)
-            if value is not None:
-                return replace(
-                    tail, scale=tail.scale * value, shift=tail.shift * value, skip_scale=tail.skip_scale * value
-                )
-            if node.op_type == "Add" and tail.skip is None and (other in self._producer or other in self._inputs):
-                return replace(tail, skip=other, skip_scale=np.ones(size), before_skip=tail)
-        return None
+        ((role, place),) = match.nodes.items()
+        if role == "norm":
+            return self._normalized(tail, match, place, site)
+        if role == "operand":
+            return self._with_operand(tail, match, place, site)
+        if role == "join":
+            return self._joined(tail, match.values["skip"])
+        if role == "clip":
+            bounds = clip_bounds(self._model, self._index, place)
+            return None if bounds is None else replace(tail, low=bounds[0], high=bounds[1])
+        return tail
 
-    def _bound(self, node: onnx.NodeProto, position: int, attribute: str) -> float | None:
-        """A limit of Clip; infinite where it has none, None where it is not constant."""
-        unbounded = -np.inf if attribute == "min" else np.inf
-        for entry in node.attribute:
-            if entry.name == attribute:
-                return float(entry.f)
-        if len(node.input) <= position or not node.input[position]:
-            return unbounded
-        value = self._constant(node.input[position])
-        return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+    def _normalized(self, tail: Tail, match: Match, place: Place, site: ConvSite) -> Tail | None:
+        names = ("gamma", "beta", "mean", "variance")
+        values = [self._vector(match.constants[name], site.conv.out_channels, 0) for name in names]
+        training = self._index.attribute(place, "training_mode", 0)
+        # Behind a MatMul its channels may be other axes than these.
+        if site.op_type == "MatMul" or len(self._index.node(place).output) > 1 or training:
+            return None
+        if any(value is None for value in values):
+            return None
+        gamma, beta, mean, variance = (np.asarray(value) for value in values)
+        factor = gamma / np.sqrt(np.maximum(variance + self._index.attribute(place, "epsilon", 1e-5), 1e-30))
+        return replace(
+            tail,
+            scale=tail.scale * factor,
+            shift=(tail.shift - mean) * factor + beta,
+            skip_scale=tail.skip_scale * factor,
+        )
 
-    def _vector(self, name: str, size: int, dims: int) -> Array | None:
-        """A constant as [size] that broadcasts along the channels of [..., size, *spatial], ``dims`` axes behind."""
-        value = self._constant(name)
+    def _with_operand(self, tail: Tail, match: Match, place: Place, site: ConvSite) -> Tail | None:
+        constant, op_type = match.constants["operand"], self._index.node(place).op_type
+        value = self._vector(constant, site.conv.out_channels, site.conv.dims)
         if value is None:
+            return self._joined(tail, constant.name) if op_type == "Add" and constant.nodes else None
+        if op_type == "Add":
+            return replace(tail, shift=tail.shift + value)
+        return replace(tail, scale=tail.scale * value, shift=tail.shift * value, skip_scale=tail.skip_scale * value)
+
+    def _joined(self, tail: Tail, skip: str) -> Tail | None:
+        computed = self._index.place(skip) is not None or skip in self._inputs
+        if tail.skip is not None or skip == tail.end or not computed:
+            return None
+        return replace(tail, skip=skip, skip_scale=np.ones(len(tail.scale)), before_skip=tail)
+
+    def _vector(self, constant: Constant, size: int, dims: int) -> Array | None:
+        """A constant as [size] that broadcasts along the channels of [..., size, *spatial], ``dims`` axes behind."""
+        try:
+            value = read_constant(self._model, self._scopes, constant)
+        except FactorizationError:
             return None
         if value.size == 1:
             return np.full(size, float(value.reshape(-1)[0]))
@@ -276,7 +289,3 @@ class _Scheduler:
             return None
         vector: Array = value.reshape(-1).astype(np.float64)
         return vector
-
-    def _constant(self, name: str) -> np.ndarray[Any, Any] | None:
-        tensor = find_constant(self._scopes, 0, name)
-        return None if tensor is None else read_tensor(self._model, tensor)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from onnxsep.graph.scopes import constant_value, display_name, names_within
+from onnxsep.graph.scopes import constant_value, display_name, reads
 from onnxsep.model.io import Model
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul"})  # classes; a Gemm is a MatMul
@@ -146,7 +146,7 @@ class Network:
 
     def reads(self, index: int) -> list[Value]:
         """The values that a node reads, in order; those that its nested graphs capture included."""
-        found = (self.values.get(name) for name in _reads(self.nodes[index]))
+        found = (self.values.get(name) for name in reads(self.nodes[index]))
         return [value for value in found if value is not None]
 
     def kind(self, index: int) -> str:
@@ -194,7 +194,7 @@ class Network:
 
     def _add(self, index: int, node: onnx.NodeProto) -> None:
         """Give the node's outputs their values."""
-        known = [name for name in _reads(node) if name in self.values]
+        known = [name for name in reads(node) if name in self.values]
         if not known:
             self._add_constant(node)
             return
@@ -263,12 +263,6 @@ def _parameters(node: onnx.NodeProto, places: tuple[int, int]) -> tuple[str, str
     return first, second
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    yield from (name for name in node.input if name)
-    for nested in _nested(node):
-        yield from names_within(nested)
-
-
 def _nested(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     for attribute in node.attribute:
         yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
@@ -278,7 +272,7 @@ def _sorted(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The nodes, each behind those whose outputs it reads; otherwise in their own order."""
     makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     waiting = {
-        index: {makers[name] for name in _reads(node) if name in makers} - {index}
+        index: {makers[name] for name in reads(node) if name in makers} - {index}
         for index, node in enumerate(graph.node)
     }
     users: dict[int, list[int]] = defaultdict(list)

@@ -4,7 +4,6 @@ For modes that ask for it, every Gemm and MatMul too.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -18,8 +17,9 @@ from onnxsep.errors import FactorizationError
 from onnxsep.graph.constants import read_constant, stored_tensor
 from onnxsep.graph.first_convs import first_convs
 from onnxsep.graph.geometry import conv_geometry, linear_geometry
+from onnxsep.graph.index import Index, Use
 from onnxsep.graph.places import Constant, Place
-from onnxsep.graph.scopes import Owners, Scope, display_name, is_standard, names_within, scopes, training_names
+from onnxsep.graph.scopes import Scope, display_name, is_standard, scopes, training_names
 from onnxsep.graph.shapes import Shape, infer_shapes, skeleton
 from onnxsep.graph.view import FLOAT_TYPES, ONNX_TYPES, OTHER_CONVOLUTIONS, View
 from onnxsep.layers.conv import Conv
@@ -85,60 +85,6 @@ def find_sites(
     return Sites(tuple(found), tuple(source), light, tuple(problems), inferred=light is not plain)
 
 
-@dataclass(frozen=True)
-class _Use:
-    """One use of a tensor: by what, in words; the node, where it is one; and whether it is its weight."""
-
-    user: str
-    place: Place | None
-    as_weight: bool = False
-
-
-class _Uses:
-    """What uses some tensors, by the scope that each belongs to and its name.
-
-    Args:
-        all_scopes: of the model.
-        owners: of the same.
-        names: of the tensors.
-        wanted: operators whose second operand is a weight.
-    """
-
-    def __init__(
-        self, all_scopes: Sequence[Scope], owners: Owners, names: AbstractSet[str], wanted: Sequence[str]
-    ) -> None:
-        self._owners, self._names = owners, names
-        self._uses: dict[tuple[int, str], list[_Use]] = defaultdict(list)
-        for scope in all_scopes:
-            for index, node in enumerate(scope.body.node):
-                if names.isdisjoint(node.input) and not any(attribute.graphs for attribute in node.attribute):
-                    continue
-                user, place = f"{node.op_type} {display_name(node)!r}", (scope.index, index)
-                weighted = is_standard(node) and node.op_type in wanted
-                for position, name in enumerate(node.input):
-                    self._add(scope, name, _Use(user, place, as_weight=weighted and position == 1))
-                for graph in (graph for attribute in node.attribute for graph in attribute.graphs):
-                    for name in names_within(graph):
-                        self._add(scope, name, _Use(user, place))
-            if isinstance(scope.body, onnx.FunctionProto):
-                for name in scope.body.output:
-                    self._add(scope, name, _Use("an output of the function", None))
-                continue
-            for output in scope.body.output:
-                self._add(scope, output.name, _Use("an output of the graph", None))
-            for annotation in scope.body.quantization_annotation:
-                for entry in annotation.quant_parameter_tensor_names:
-                    self._add(scope, entry.value, _Use("a quantisation annotation", None))
-
-    def of(self, scope: int, name: str) -> list[_Use]:
-        """The uses of the tensor that a name means in a scope."""
-        return [use for owner in self._owners.owners(scope, name)[:1] for use in self._uses[owner, name]]
-
-    def _add(self, scope: Scope, name: str, use: _Use) -> None:
-        for owner in self._owners.owners(scope.index, name)[:1] if name in self._names else ():
-            self._uses[owner, name].append(use)
-
-
 class _Finder:
     def __init__(
         self,
@@ -192,27 +138,28 @@ class _Finder:
 
     def pinned(self, found: Sequence[ConvSite | Rejected], wanted: Sequence[str]) -> list[ConvSite | Rejected]:
         """The same sites with what else uses their weights: everything but the nodes that may be replaced."""
-        names: set[str] = set()
-        for item in found:
-            if isinstance(item, ConvSite):
-                names.add(item.weight.name)
-                names.update(name for place in item.weight.nodes for name in self._node(place).input)
-        if not names:
-            return list(found)
-        uses = _Uses(self._view.scopes, self._view.owners, names, wanted)
         rejected = {item.place for item in found if isinstance(item, Rejected)}
         return [
-            item if isinstance(item, Rejected) else replace(item, pinned=self._pinned(item, uses, rejected))
+            item if isinstance(item, Rejected) else replace(item, pinned=self._pinned(item, wanted, rejected))
             for item in found
         ]
 
-    def _pinned(self, site: ConvSite, uses: _Uses, rejected: set[Place]) -> tuple[str, ...]:
-        of_weight = uses.of(site.weight.scope, site.weight.name)
-        users = [use.user for use in of_weight if not use.as_weight or use.place in rejected]
-        users += self._kept_by(site.weight, site.conv, uses)
+    def _pinned(self, site: ConvSite, wanted: Sequence[str], rejected: AbstractSet[Place]) -> tuple[str, ...]:
+        index = self._view.index
+        users = [
+            _user(index, use)
+            for use in index.uses(site.weight.name, site.weight.scope)
+            if not self._reads_weight(use, wanted) or use.place in rejected
+        ]
+        users += self._kept_by(site.weight, site.conv)
         if self._view.scopes[site.place[0]].namespace == 0 and site.weight.name in self._training:
             users.append("the training information")
         return tuple(users)
+
+    def _reads_weight(self, use: Use, wanted: Sequence[str]) -> bool:
+        """Whether a node that may be replaced has the tensor as its weight."""
+        node = None if use.place is None else self._node(use.place)
+        return node is not None and use.position == 1 and is_standard(node) and node.op_type in wanted
 
     def _no_weight(self, scope: Scope, index: int, reason: str) -> str:
         """Why a node has no constant weight; of a linear one the constant operand must be the second."""
@@ -247,7 +194,7 @@ class _Finder:
     def _node(self, place: Place) -> onnx.NodeProto:
         return self._view.scopes[place[0]].body.node[place[1]]
 
-    def _kept_by(self, constant: Constant, conv: Conv, uses: _Uses) -> Iterator[str]:
+    def _kept_by(self, constant: Constant, conv: Conv) -> Iterator[str]:
         """What else uses a tensor as large as the weight that an expression computes the weight from, in words.
 
         Such a tensor stays in the file although the expression goes. Shapes and scalars are too small to matter.
@@ -255,7 +202,8 @@ class _Finder:
         for place in constant.nodes:
             for name in self._node(place).input:
                 if _elements(self._view.shape(place[0], name)) >= conv.weight_size:
-                    yield from (use.user for use in uses.of(place[0], name) if use.place not in constant.nodes)
+                    uses = self._view.index.uses(name, place[0])
+                    yield from (_user(self._view.index, use) for use in uses if use.place not in constant.nodes)
 
     def _weight_type(self, constant: Constant) -> tuple[tuple[int, ...], int]:
         tensor = stored_tensor(self._source, constant)
@@ -263,6 +211,14 @@ class _Finder:
             return tuple(tensor.dims), tensor.data_type
         values = read_constant(self._model, self._source, constant)
         return values.shape, ONNX_TYPES.get(values.dtype.name, onnx.TensorProto.UNDEFINED)
+
+
+def _user(index: Index, use: Use) -> str:
+    """What uses a tensor, in words."""
+    if use.place is None:
+        return use.what
+    node = index.node(use.place)
+    return f"{node.op_type} {display_name(node)!r}"
 
 
 def _sizes(shape: Shape | None, dims: int) -> tuple[int, ...] | None:

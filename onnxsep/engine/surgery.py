@@ -17,9 +17,10 @@ from onnxsep.engine.factors import Factorized
 from onnxsep.engine.node_forms import ADD_BROADCASTS, PADS_ARE_AN_INPUT, Form, channel_pads, weighted_form
 from onnxsep.engine.planning import Replacement, factor_key
 from onnxsep.engine.sites import METADATA_PREFIX
+from onnxsep.graph.index import Index
 from onnxsep.graph.new_names import Names
 from onnxsep.graph.places import Constant, Place
-from onnxsep.graph.scopes import Owners, Scope, display_name, opset_imports, scopes, training_names, used_names
+from onnxsep.graph.scopes import Scope, display_name, opset_imports, scopes
 from onnxsep.graph.shapes import stub
 from onnxsep.graph.view import ONNX_TYPES, NewNode, build_nodes, build_tensor
 from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, channels
@@ -61,7 +62,7 @@ class _Surgeon:
         self._scopes = scopes(model)
         self._edit = Edit()
         self._names = Names(model, self._scopes)
-        self._owners = Owners(self._scopes)
+        self._index = Index(model, self._scopes)
         self._new_nodes: dict[Place, list[onnx.NodeProto]] = {}  # in place of these nodes
         self._after: dict[Place, list[onnx.NodeProto]] = {}  # right behind these nodes
         self._factor_names: dict[Any, list[str]] = {}
@@ -202,33 +203,34 @@ class _Surgeon:
 
     def _orphans(self, weights: Iterable[Constant]) -> set[tuple[int, str]]:
         """(scope, name) of the replaced weights, and of what only they were made of, that nothing uses any more."""
-        uses: Counter[tuple[int, str]] = Counter()
-        for scope in self._scopes:
-            uses.update(self._owned(scope.index, used_names(scope)))
-        uses.update((0, name) for name in training_names(self._model))
+        changes: Counter[tuple[int, str]] = Counter()
         for place, nodes in self._new_nodes.items():
-            uses.subtract(self._owned(place[0], self._node(place).input))
-            uses.update(self._owned(place[0], (name for node in nodes for name in node.input)))
+            changes.subtract(self._owned(place[0], self._node(place).input))
+            changes.update(self._owned(place[0], (name for node in nodes for name in node.input)))
+
+        def is_used(key: tuple[int, str]) -> bool:
+            return len(self._index.uses(key[1], key[0])) + changes[key] > 0
+
         orphans: set[tuple[int, str]] = set()
         for weight in weights:
-            if not weight.nodes and uses[weight.scope, weight.name] == 0:
+            if not weight.nodes and not is_used((weight.scope, weight.name)):
                 orphans.add((weight.scope, weight.name))
             made = {(place[0], name) for place in weight.nodes for name in self._node(place).output if name}
             for place in reversed(weight.nodes):
                 outputs = {(place[0], name) for name in self._node(place).output} & made
-                if place in self._new_nodes or any(uses[output] for output in outputs):
+                if place in self._new_nodes or any(map(is_used, outputs)):
                     continue
                 self._new_nodes[place] = []
                 operands = self._owned(place[0], self._node(place).input)
-                uses.subtract(operands)
+                changes.subtract(operands)
                 orphans |= outputs
                 # What nodes make is looked at when their turn comes: one of several outputs may be in use.
-                orphans |= {key for key in operands if not uses[key] and key not in made}
+                orphans |= {key for key in operands if key not in made and not is_used(key)}
         return orphans
 
     def _owned(self, scope: int, names: Iterable[str]) -> list[tuple[int, str]]:
         """Names that are read in a scope, each with the scope that declares it."""
-        return [(owner, name) for name in names if name for owner in self._owners.owners(scope, name)]
+        return [(owner, name) for name in names if name and (owner := self._index.owner(name, scope)) is not None]
 
     def _node(self, place: Place) -> onnx.NodeProto:
         return self._scopes[place[0]].body.node[place[1]]

@@ -229,3 +229,11 @@ def names_within(graph: onnx.GraphProto) -> Iterator[str]:
         for attribute in node.attribute:
             for nested in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from names_within(nested)
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that a node may read, those that its nested graphs capture included."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute if node.attribute else ():
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            yield from names_within(graph)

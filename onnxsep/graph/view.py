@@ -17,8 +17,9 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxsep.errors import UnsupportedModelError
+from onnxsep.graph.index import RANDOM, Index
 from onnxsep.graph.places import Constant, Place
-from onnxsep.graph.scopes import Owners, Scope, display_name, initializer_names, is_standard, root, scopes
+from onnxsep.graph.scopes import Scope, display_name, initializer_names, is_standard, root, scopes
 from onnxsep.graph.shapes import KnownShapes, Shape
 
 G_LOGGER.severity = G_LOGGER.CRITICAL  # it prints to standard output, which is the user's
@@ -37,7 +38,6 @@ OTHER_CONVOLUTIONS = {
     "QLinearConv": "QLinearConv: its weight is quantised already",
     "DeformConv": "DeformConv is not supported: only Conv is rewritten",
 }
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
 class View:
@@ -53,11 +53,11 @@ class View:
     """
 
     def __init__(self, light: onnx.ModelProto, readers: Collection[str] | None = None) -> None:
-        self.scopes = scopes(light)
-        self.owners = Owners(self.scopes)
+        self.index = Index(light)
+        self.scopes, self.owners = self.index.scopes, self.index.owners
         seen: Sequence[Sequence[int]] = [range(len(scope.body.node)) for scope in self.scopes]
         if readers is not None:
-            seen = _seen(self.scopes, self.owners, readers)
+            seen = _seen(self.index, readers)
         try:
             main = gs.import_onnx(_importable(light, seen))
         except Exception as error:
@@ -154,7 +154,7 @@ class View:
             if self.owners.is_ambiguous(place[0], name):
                 return f"its weight depends on {name!r}, which has a namesake in a nested graph, through {label}"
         given = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant) and not tensor.is_empty()]
-        foldable = is_standard(proto) and node.op not in _RANDOM and not any(True for _ in node.subgraphs())
+        foldable = is_standard(proto) and node.op not in RANDOM and not any(True for _ in node.subgraphs())
         if not foldable or not all(tensor.inputs for tensor in given):
             return f"its weight is computed at run time by {label}"
         return None
@@ -166,33 +166,29 @@ def _sparse_names(scope: Scope) -> set[str]:
     return {tensor.values.name for tensor in scope.body.sparse_initializer}
 
 
-def _seen(all_scopes: Sequence[Scope], owners: Owners, readers: Collection[str]) -> list[list[int]]:
+def _seen(index: Index, readers: Collection[str]) -> list[list[int]]:
     """Nodes of each scope that matter to constants: readers, what makes their operands, and holders of such nodes.
 
     Of the first operand nobody asks where the second one is an initialiser, and of a Conv's never.
     """
-    stored = [initializer_names(scope) for scope in all_scopes]
-    makers: list[dict[str, int]] = [
-        {name: index for index, node in enumerate(scope.body.node) for name in node.output} for scope in all_scopes
-    ]
-    found: list[set[int]] = [set() for _ in all_scopes]
+    stored = [initializer_names(scope) for scope in index.scopes]
+    found: list[set[int]] = [set() for _ in index.scopes]
     pending: list[tuple[int, str]] = []
-    for scope in all_scopes:
-        for index, node in enumerate(scope.body.node):
+    for scope, nodes in enumerate(index.nodes):
+        for number, node in enumerate(nodes):
             if node.op_type in readers and is_standard(node):
-                found[scope.index].add(index)
-                skip = 1 if node.op_type == "Conv" or stored[scope.index].issuperset(node.input[1:2]) else 0
-                pending += [(scope.index, name) for name in node.input[skip:]]
+                found[scope].add(number)
+                skip = 1 if node.op_type == "Conv" or stored[scope].issuperset(node.input[1:2]) else 0
+                pending += [(scope, name) for name in node.input[skip:]]
     while pending:
-        scope_index, name = pending.pop()
-        for owner in owners.owners(scope_index, name)[:1]:
-            index = makers[owner].get(name, -1)
-            if index >= 0 and index not in found[owner]:
-                found[owner].add(index)
-                pending += [(owner, other) for other in all_scopes[owner].body.node[index].input]
-    for scope in reversed(all_scopes):  # holders stand before what they hold
-        if found[scope.index] and scope.parent is not None and scope.holder is not None:
-            found[scope.parent].add(scope.holder[0])
+        scope, name = pending.pop()
+        place = index.place(name, scope)
+        if place is not None and place[1] not in found[place[0]]:
+            found[place[0]].add(place[1])
+            pending += [(place[0], other) for other in index.node(place).input]
+    for holding in reversed(index.scopes):  # holders stand before what they hold
+        if found[holding.index] and holding.parent is not None and holding.holder is not None:
+            found[holding.parent].add(holding.holder[0])
     return [sorted(indices) for indices in found]
 
 

@@ -6,7 +6,6 @@ to leave the graph as a whole: filters, biases, entries of BatchNormalization, a
 read them. A class that reaches an operator which cannot be followed, or an output, is frozen, with the reason.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.sites import Sites
+from onnxsep.graph.index import Index
 from onnxsep.graph.places import Constant, Place
 from onnxsep.graph.scopes import (
-    Owners,
     Scope,
     constant_value,
     display_name,
@@ -118,7 +117,7 @@ class Facts:
     constants: Mapping[str, tuple[Constant, onnx.TensorProto]]
     shapes: Mapping[str, Sequence[int | str | None]]
     sites: Mapping[Place, ConvSite]
-    uses: Counter[str]
+    index: Index
     pinned: frozenset[str]  # names that are used in a way that is no input of a node of the main graph
 
 
@@ -131,21 +130,17 @@ def gather_facts(model: Model, sites: Sites) -> Facts:
     main = found[0]
     assert isinstance(main.body, onnx.GraphProto)
     constants = {tensor.name: (Constant(0, tensor.name), tensor) for tensor in main.body.initializer}
-    for index, node in enumerate(main.body.node):
+    for number, node in enumerate(main.body.node):
         value = constant_value(node)
         if value is not None:
-            constants[node.output[0]] = Constant(0, node.output[0], ((0, index),)), value
-    owners = Owners(found)
-    uses: Counter[str] = Counter()
+            constants[node.output[0]] = Constant(0, node.output[0], ((0, number),)), value
+    index = Index(sites.light, found)
     pinned = set(training_names(model.proto))
-    for scope in found:
-        names = [name for name in used_names(scope) if owners.owners(scope.index, name)[:1] == [0]]
-        uses.update(names)
-        if scope.index:
-            pinned.update(names)
+    for scope in found[1:]:
+        pinned.update(name for name in used_names(scope) if index.owner(name, scope.index) == 0)
     pinned.update(_pinned_in(main))
     at = {item.place: item for item in sites.found if isinstance(item, ConvSite)}
-    return Facts(main.body, constants, tensor_shapes(main.body), at, uses, frozenset(pinned))
+    return Facts(main.body, constants, tensor_shapes(main.body), at, index, frozenset(pinned))
 
 
 def _pinned_in(main: Scope) -> Iterable[str]:
@@ -167,7 +162,7 @@ def settle(channels: Channels, facts: Facts) -> None:
         cuts.setdefault(cut.constant, []).append(cut)
     for constant, found in cuts.items():
         alike = all(cut.axes.keys() == found[0].axes.keys() for cut in found)
-        if alike and facts.uses[constant.name] == len(found) and constant.name not in facts.pinned:
+        if alike and len(facts.index.uses(constant.name)) == len(found) and constant.name not in facts.pinned:
             for cut in found[1:]:
                 for axis, ids in cut.axes.items():
                     channels.unite(found[0].axes[axis], ids)

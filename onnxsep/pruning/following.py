@@ -113,7 +113,7 @@ class _Walker:
     def _several(self, node: onnx.NodeProto, track: Track) -> None:
         """More outputs than one: the others must be unused, for what they hold is not known."""
         self._tracks[node.output[0]] = track
-        if any(name and (self._facts.uses[name] or name in self._facts.pinned) for name in node.output[1:]):
+        if any(name and (self._facts.index.uses(name) or name in self._facts.pinned) for name in node.output[1:]):
             self.channels.freeze(track.ids, f"they reach {label(node)}, whose other outputs are used")
 
     # ---------------------------------------------------------------- operators with weights

@@ -9,8 +9,8 @@ import onnx
 
 from onnxsep.algebra.output_parts import PartTally
 from onnxsep.errors import FeedError, VerificationError
-from onnxsep.graph.places import Place
-from onnxsep.graph.scopes import Owners, Scope, constant_value, scopes
+from onnxsep.graph.index import Index
+from onnxsep.graph.scopes import Scope, constant_value, scopes
 from onnxsep.model.io import Model
 from onnxsep.reporting.model_info import size_bytes
 from onnxsep.reporting.records import VerificationReport
@@ -115,23 +115,18 @@ def _unseen(source: Model, result: Model, feeds: Feeds, options: RuntimeOptions)
     before, after = scopes(source.proto), scopes(result.proto)
     if len(before) == 1:
         return ""
-    owners = Owners(before)
     changed = {
         (scope.index, name)
         for scope, other in zip(before, after, strict=True)
         for name, content in _tensors(scope).items()
         if _tensors(other).get(name) != content
     }
-    readers: dict[tuple[int, str], set[Place]] = {}
-    for scope in before:
-        for index, node in enumerate(scope.body.node):
-            for name in node.input:
-                for owner in owners.owners(scope.index, name)[:1]:
-                    if (owner, name) in changed:
-                        readers.setdefault((owner, name), set()).add((scope.index, index))
-    unseen, where = unseen_places(source, set().union(*readers.values()), feeds, options)
-    count = sum(places <= unseen for places in readers.values())
-    return f"these inputs show nothing of {count} of {len(readers)} changed weights{not_run(where)}" if count else ""
+    index = Index(source.proto, before)
+    users = ((use.place for use in index.uses(name, scope)) for scope, name in sorted(changed))
+    read = [places for found in users if (places := {place for place in found if place is not None})]
+    unseen, where = unseen_places(source, set().union(*read), feeds, options)
+    count = sum(places <= unseen for places in read)
+    return f"these inputs show nothing of {count} of {len(read)} changed weights{not_run(where)}" if count else ""
 
 
 def _tensors(scope: Scope) -> dict[str, bytes]:

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from onnxsep.calibration.frontier import Frontier, Store, reads
+from onnxsep.calibration.frontier import Frontier, Store
 from onnxsep.data import Dataset
+from onnxsep.graph.scopes import reads
 from onnxsep.model.io import Model
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.pending import Pending

@@ -1,6 +1,5 @@
 """``--int8-io``: inputs and outputs hold integers, so that the model quantises and dequantises nothing at its ends."""
 
-from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -8,6 +7,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxsep.graph.index import Index
+from onnxsep.graph.places import Place
 from onnxsep.graph.scopes import scopes
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.finishing import rename, short_names, tensor_names
@@ -91,19 +92,7 @@ class _Graph:
         self._tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
         self._inputs = {entry.name for entry in proto.graph.input}
         self._outputs = {entry.name for entry in proto.graph.output}
-        nodes = list(proto.graph.node)
-        self._makers = {name: node for node in nodes for name in node.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in nodes:
-            for name in dict.fromkeys(node.input):
-                self._readers[name].append(node)
-        self._nested = {
-            name
-            for scope in scopes(proto)
-            if scope.kind == "subgraph"
-            for node in scope.body.node
-            for name in node.input
-        }
+        self._index = Index(proto)
 
     def open_input(self, name: str) -> _Pair:
         """Take away what quantises an input.
@@ -112,29 +101,31 @@ class _Graph:
             _StaysError: that cannot be done.
         """
         moved, quantizers = [name], []
-        in_float: dict[str, list[onnx.NodeProto]] = {}
+        in_float: dict[str, list[Place]] = {}
         for tensor in moved:  # which grows
-            if tensor in self._nested:
+            if self._is_nested(tensor):
                 raise _StaysError("a nested graph reads it")
-            for node in self._readers[tensor]:
+            for place in self._index.readers(tensor):
+                node = self._index.node(place)
                 if node.op_type == "QuantizeLinear" and node.input[0] == tensor:
                     quantizers.append(node)
                 elif node.op_type in _MOVES and node.input[0] == tensor and node.output[0] not in self._outputs:
                     moved.append(node.output[0])
                 else:
-                    in_float.setdefault(tensor, []).append(node)
+                    in_float.setdefault(tensor, []).append(place)
         if not quantizers:
             raise _StaysError("no quantised node reads it")
         pairs = [self._pair(node) for node in quantizers]
         if any(pair.integers != pairs[0].integers for pair in pairs):
             raise _StaysError("it is quantised in two ways")
         fresh = short_names(tensor_names(self._proto))
-        for tensor, nodes in in_float.items():
+        for tensor, places in in_float.items():
             real = next(fresh)
-            for node in nodes:
-                _replace(node, tensor, real)
+            for place in places:
+                _replace(self._index.node(place), tensor, real)
             dequantize = onnx.helper.make_node("DequantizeLinear", [tensor, *pairs[0].names], [real])
-            self._graph.node.insert(min(self._place(node) for node in nodes), dequantize)
+            first = self._index.node(min(places))
+            self._graph.node.insert(list(self._graph.node).index(first), dequantize)
         rename(self._proto, {node.output[0]: node.input[0] for node in quantizers})
         self._drop(quantizers, moved, pairs[0])
         return pairs[0]
@@ -147,8 +138,8 @@ class _Graph:
         """
         moved: list[str] = []
         tensor = name
-        while (node := self._makers.get(tensor)) is not None and node.op_type in _MOVES:
-            if self._readers[tensor] != self._readers_along(moved) or tensor in self._nested:
+        while (node := self._index.maker(tensor)) is not None and node.op_type in _MOVES:
+            if self._index.readers(tensor) != self._readers_along(moved) or self._is_nested(tensor):
                 raise _StaysError("nodes in float read it, too")
             moved.append(tensor)
             tensor = node.input[0]
@@ -157,23 +148,29 @@ class _Graph:
         if node is None or node.op_type != "DequantizeLinear":
             raise _StaysError("no quantised node computes it")
         pair, integer = self._pair(node), node.input[0]
-        others = [reader for reader in self._readers[tensor] if not moved or reader is not self._makers[moved[-1]]]
-        if integer in self._inputs | self._outputs or integer not in self._makers or tensor in self._nested:
+        others = [place for place in self._index.readers(tensor) if place not in self._readers_along(moved)]
+        given = integer in self._inputs | self._outputs or self._index.maker(integer) is None
+        if given or self._is_nested(tensor):
             raise _StaysError("the same integers are another input or output")
         if not moved:
             if others:  # they go on reading real numbers, which need another name
                 node.output[0] = next(short_names(tensor_names(self._proto)))
-                for reader in others:
-                    _replace(reader, tensor, node.output[0])
+                for place in others:
+                    _replace(self._index.node(place), tensor, node.output[0])
             rename(self._proto, {integer: name})
         else:
-            _replace(self._makers[moved[-1]], tensor, integer)
+            _replace(self._index.node(self._readers_along(moved)[0]), tensor, integer)
         self._drop([] if others else [node], moved, pair)
         return pair
 
-    def _readers_along(self, moved: list[str]) -> list[onnx.NodeProto]:
+    def _is_nested(self, name: str) -> bool:
+        """Whether a graph nested in the main one reads a tensor."""
+        return any(use.scope for use in self._index.uses(name))
+
+    def _readers_along(self, moved: list[str]) -> list[Place]:
         """Who may read the tensor before these: the node that makes the last of them."""
-        return [self._makers[moved[-1]]] if moved else []
+        place = self._index.place(moved[-1]) if moved else None
+        return [] if place is None else [place]
 
     def _pair(self, node: onnx.NodeProto) -> _Pair:
         names = [name for name in node.input[1:] if name]
@@ -185,9 +182,6 @@ class _Graph:
             raise _StaysError("it has not one scale and one zero point of 8 bits")
         integers = Integers(np.float32(scale.item()), int(zero_point.item()), TYPES[elem_type])
         return _Pair((names[0], names[1]), elem_type, integers)
-
-    def _place(self, node: onnx.NodeProto) -> int:
-        return next(place for place, other in enumerate(self._graph.node) if other == node)
 
     def _drop(self, nodes: Collection[onnx.NodeProto], moved: Collection[str], pair: _Pair) -> None:
         """Remove nodes, and what only they read; and declare the tensors that now hold integers as such."""

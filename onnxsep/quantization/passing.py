@@ -4,14 +4,14 @@ f(s x) = s f(x) for s > 0 holds for LeakyRelu, PRelu with whatever slopes, pools
 interpolation; none of them mixes channels. It does not hold for a Clip with an upper bound, such as ReLU6.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxsep.graph.scopes import is_standard, scopes, used_names
+from onnxsep.graph.index import Index
+from onnxsep.graph.scopes import is_standard
 from onnxsep.quantization.part_labels import attribute
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
@@ -40,9 +40,7 @@ class _Search:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._graph = proto.graph
         self._tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-        # Outputs of graphs are uses as well, and so is what a nested graph captures.
-        self._uses = Counter(name for scope in scopes(proto) for name in used_names(scope))
-        self._reader = {name: node for node in proto.graph.node for name in node.input}
+        self._index = Index(proto)
         entries = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
         self._shapes = {entry.name: _dims(entry) for entry in entries}
 
@@ -71,15 +69,15 @@ class _Search:
 
     def _is_own(self, name: str) -> bool:
         tensor = self._tensors.get(name)
-        return tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and self._uses[name] == 1
+        return tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and len(self._index.uses(name)) == 1
 
     def _next_layer(self, first: onnx.NodeProto) -> onnx.NodeProto | None:
         weight = self._tensors[first.input[1]].dims
         channels = weight[-1] if inputs_first(first) else weight[0]
         rank = len(weight) if first.op_type == "Conv" else 0  # 0: channels are the last axis
         name, node = first.output[0], first
-        while self._uses[name] == 1 and name in self._reader:
-            node = self._reader[name]
+        while len(uses := self._index.uses(name)) == 1 and uses[0].place is not None and uses[0].scope == 0:
+            node = self._index.node(uses[0].place)
             if node.input[0] != name or not is_standard(node):
                 return None
             if node.op_type in _LAYERS:

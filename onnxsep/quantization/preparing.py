@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from onnxsep.graph.index import Index
 from onnxsep.graph.inference import forget_impossible_sizes
+from onnxsep.graph.matching import Const, Op, Pattern
 from onnxsep.graph.scopes import scopes
 from onnxsep.model.external import is_external
 from onnxsep.model.files import temporary_folder
@@ -173,25 +175,27 @@ def _in_memory(source: Model) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     return proto, (f"{gone} graph inputs that only gave weights a default are inputs no longer",)
 
 
+_CAST = Pattern("cast of a weight", Op("cast", "Cast", Const("weight")))
+
+
 def _fold_casts(proto: onnx.ModelProto) -> None:
     """Store as float32 the weights that the runtime would cast to it: it has no float16 kernels on the CPU.
 
     The quantiser does not look for weights behind a Cast.
     """
-    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
-    outputs = {entry.name for entry in proto.graph.output}
-    for node in list(proto.graph.node):
-        if node.op_type != "Cast" or node.input[0] not in weights or node.output[0] in outputs:
+    index = Index(proto)
+    for match in _CAST.find(index).matches:
+        constant, place = match.constants["weight"], match.nodes["cast"]
+        weight = None if match.scope or constant.nodes else index.tensor(constant.name)
+        if weight is None or weight.data_type != onnx.TensorProto.FLOAT16 or index.is_output(match.output):
             continue
-        weight = weights[node.input[0]]
-        to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
-        if to == onnx.TensorProto.FLOAT and weight.data_type == onnx.TensorProto.FLOAT16:
+        if index.attribute(place, "to") == onnx.TensorProto.FLOAT:
             values = onnx.numpy_helper.to_array(weight).astype(np.float32)
-            proto.graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
-            proto.graph.node.remove(node)
-    used = {name for scope in scopes(proto) for node in scope.body.node for name in node.input} | outputs
-    for tensor in weights.values():
-        if tensor.data_type == onnx.TensorProto.FLOAT16 and tensor.name not in used:
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(values, match.output))
+            proto.graph.node.remove(index.node(place))
+    index = Index(proto)
+    for tensor in list(proto.graph.initializer):
+        if tensor.data_type == onnx.TensorProto.FLOAT16 and not index.uses(tensor.name):
             proto.graph.initializer.remove(tensor)
 
 

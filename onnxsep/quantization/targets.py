@@ -5,16 +5,18 @@ another, is a shift of that one's output, and is corrected there: so it is with 
 where such a layer feeds something else, an activation for example, it gets a bias.
 """
 
-from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx
 
-from onnxsep.calibration.frontier import reads
+from onnxsep.graph.index import Index
+from onnxsep.graph.matching import Match, Op, Pattern, Value
+from onnxsep.graph.places import Place
 
 _CONVS = ("Conv", "ConvTranspose")
 _LAYERS = (*_CONVS, "Gemm")
+_SUM = Pattern("sum of layers", Op("sum", ("Add", "Sum"), Value("seen"), Op("term", _LAYERS, rest=True)))
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,7 @@ class _Search:
         self._nodes = list(graph.node)
         self._place = {node.name: place for place, node in enumerate(graph.node)}
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self._makers = {name: node for node in graph.node for name in node.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in graph.node:
-            for name in reads(node):
-                self._readers[name].append(node)
-        self._outputs = {entry.name for entry in graph.output}
+        self._index = Index(prepared)
         self._layers = {
             node.name: node
             for node in graph.node
@@ -91,8 +88,8 @@ class _Search:
             bias is not None
             and bias.data_type == onnx.TensorProto.FLOAT
             and list(bias.dims) == [self._channels(node)]
-            and len(self._readers[bias.name]) == 1
-            and bias.name not in self._outputs
+            and len(self._index.uses(bias.name)) == 1
+            and not self._index.is_output(bias.name)
             and beta == 1.0
         )
 
@@ -108,25 +105,27 @@ class _Search:
     def _target(self, node: onnx.NodeProto, bias: str) -> Target:
         """Follow the sum that the layer is a term of, as long as the other terms are layers without a bias."""
         seen = node
-        while len(self._readers[seen.output[0]]) == 1 and seen.output[0] not in self._outputs:
-            reader = self._readers[seen.output[0]][0]
-            if reader.op_type not in ("Add", "Sum") or len(reader.input) != 2:
+        while (reader := self._only_reader(seen.output[0])) is not None:
+            match = _SUM.at(self._index, reader, seen=seen.output[0])
+            term = self._index.node(match.nodes["term"]) if isinstance(match, Match) else node
+            if term.name not in self._bare or term.name in self._covered or term is node:
                 break
-            (other,) = [name for name in reader.input if name != seen.output[0]] or [""]
-            term = self._makers.get(other)
-            if term is None or term.name not in self._bare or term.name in self._covered or term is node:
-                break
-            if len(self._readers[other]) != 1 or self._channels(term) != self._channels(node):
+            if self._channels(term) != self._channels(node):
                 break
             self._covered.add(term.name)
-            seen = reader
+            seen = self._index.node(reader)
         return Target(node.name, seen.name, bias, self._channels(node), node.op_type in _CONVS)
+
+    def _only_reader(self, name: str) -> Place | None:
+        """The one node that uses a tensor; None where there are none or more, or it is an output."""
+        readers = self._index.readers(name)
+        return readers[0] if len(readers) == 1 and not self._index.is_output(name) else None
 
     def _only_feeds_layers(self, node: onnx.NodeProto) -> bool:
         name = node.output[0]
-        readers = self._readers[name]
+        readers = [self._index.node(place) for place in self._index.readers(name)]
         return (
             bool(readers)
-            and name not in self._outputs
+            and not self._index.is_output(name)
             and all(reader.name in self._layers and reader.input[0] == name for reader in readers)
         )

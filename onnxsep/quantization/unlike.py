@@ -7,7 +7,6 @@ reads or makes it in integers; layers stay in int8, for they are given factors b
 change no result.
 """
 
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxsep.data import Dataset
-from onnxsep.graph.scopes import scopes, used_names
+from onnxsep.graph.index import Index
 from onnxsep.model.io import Model
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.nodes import to_calibrate
@@ -113,23 +112,18 @@ class _Search:
             for node in proto.graph.node
             if node.op_type in op_types and node.name not in left and self.tensors & {*node.input, *node.output}
         }
-        self._makers = {name: node for node in proto.graph.node for name in node.output if name}
-        self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in proto.graph.node:
-            for name in dict.fromkeys(node.input):
-                self._readers[name].append(node)
-        self._outputs = {entry.name for entry in proto.graph.output}
-        self._nested = {name for scope in scopes(proto) if scope.kind == "subgraph" for name in used_names(scope)}
+        self._index = Index(proto)
+        self._made = [name for node in self._index.nodes[0] for name in node.output if name]
         self._tops: dict[str, float] = {}
         self._endless: frozenset[str] = frozenset()
         self._watched: list[str] = []
 
     def _tail(self) -> frozenset[str]:
         """Tensors that become outputs without passing a layer or what mixes their values."""
-        found = set(self._outputs)
+        found = {entry.name for entry in self._proto.graph.output}
         waiting = list(found)
         while waiting:
-            node = self._makers.get(waiting.pop())
+            node = self._index.maker(waiting.pop())
             if node is None or is_layer(node, self._constants) or node.op_type not in THROUGH:
                 continue
             fresh = [name for name in node.input if name and name not in found and name not in self._constants]
@@ -139,8 +133,8 @@ class _Search:
 
     def measure(self, data: Dataset, indices: Sequence[int], options: RuntimeOptions) -> dict[str, Unlike]:
         batches = list(data.batches(indices, 1))
-        first = self._run(data, batches[0], list(self._makers), options)
-        self._endless = frozenset(name for name in self.tensors & set(self._makers) if _is_endless(first[name]))
+        first = self._run(data, batches[0], self._made, options)
+        self._endless = frozenset(name for name in self.tensors & set(self._made) if _is_endless(first[name]))
         tail = self._tail()
         labelling = Labelling(self._proto, first, tail, options)
         labels, origins = labelling.run(), labelling.origins
@@ -151,7 +145,7 @@ class _Search:
         operands = {name for names in chosen.values() for name in names}
         tops = [node.output[0] for node in self._softmaxes()]
         del first, labels
-        watched = sorted({*ranges, *operands, *tops} & set(self._makers))
+        watched = sorted({*ranges, *operands, *tops} & set(self._made))
         for batch in batches if watched or ranges else []:
             values = self._run(data, batch, watched, options)
             for name, parts in ranges.items():
@@ -231,7 +225,7 @@ class _Search:
         gains = {
             (name, node.name): rescaler.gain(node, unlike.ranges)
             for name, unlike in found.items()
-            for node in self._readers[name]
+            for node in self._reading(name)
             if self._reads_as_layer(node, name)
         }
         matter = self._matter(found, gains)
@@ -239,19 +233,22 @@ class _Search:
         for name, unlike in found.items():
             if name not in matter:
                 continue
-            for node in self._readers[name]:
+            for node in self._reading(name):
                 if self._reads_as_layer(node, name):
                     added = rescaler.before(node, unlike.ranges, gains[name, node.name] >= _LESS_NOISE)
                     reasons[added] = unlike.reason
                 elif node.name in self._quantized:
                     reasons[node.name] = unlike.reason
-            maker = self._makers.get(name)
+            maker = self._index.maker(name)
             if maker is None or maker.name not in self._quantized:
                 continue
             added = rescaler.behind(maker, unlike.ranges) if is_layer(maker, self._constants) else ""
             reasons[added or maker.name] = unlike.reason
         rescaler.finish()
         return reasons
+
+    def _reading(self, name: str) -> list[onnx.NodeProto]:
+        return [self._index.node(place) for place in self._index.readers(name)]
 
     def _reads_as_layer(self, node: onnx.NodeProto, name: str) -> bool:
         return node.name in self._quantized and is_layer(node, self._constants) and node.input[0] == name
@@ -261,9 +258,9 @@ class _Search:
         known: dict[str, bool] = {}
 
         def matters(name: str) -> bool:
-            if name in self._outputs or name in self._nested:
+            if any(use.scope or use.place is None for use in self._index.uses(name)):
                 return True
-            for node in self._readers[name]:
+            for node in self._reading(name):
                 if (name, node.name) in gains:
                     if gains[name, node.name] >= _LESS_NOISE:
                         return True

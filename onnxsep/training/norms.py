@@ -25,6 +25,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import onnx
+
+from onnxsep.graph.index import Index
 from onnxsep.training.bridge import LAYERS, TorchGraph
 from onnxsep.training.converters import import_torch
 from onnxsep.training.module import Step
@@ -116,29 +119,25 @@ def norm_places(graph: TorchGraph) -> int:
 def _places(graph: TorchGraph) -> tuple[list[_Place], tuple[str, ...]]:
     """The Convs that get a norm, and the outputs of those that would, had they a bias."""
     steps: list[Step] = graph.module.steps()
-    readers: dict[str, list[Step]] = {}
-    for step in steps:
-        for name in step.operation.inputs:
-            readers.setdefault(name, []).append(step)
-    leads_on: dict[str, bool] = {}  # whether a layer with weights comes behind a tensor
-    for step in reversed(steps):
-        leads = any(
-            reader.node.op_type in LAYERS or any(leads_on.get(name, False) for name in reader.node.output)
-            for name in step.node.output
-            for reader in readers.get(name, ())
-        )
-        leads_on.update(dict.fromkeys(step.node.output, leads))
+    stored = [onnx.TensorProto(name=name) for name in graph.parameters]
+    nodes = [step.node for step in steps]
+    index = Index(onnx.ModelProto(graph=onnx.GraphProto(node=nodes, initializer=stored)))
+    readers = [[place for name in node.output for place in index.readers(name)] for node in nodes]
+    leads_on = [False] * len(steps)  # whether a layer with weights comes behind a step
+    for number in reversed(range(len(steps))):
+        behind = readers[number]
+        leads_on[number] = any(nodes[at].op_type in LAYERS or leads_on[at] for _, at in behind)
     found, without = [], []
-    for index, step in enumerate(steps):
+    for number, step in enumerate(steps):
         names = step.operation.inputs
-        behind = {reader.node.op_type for reader in readers.get(step.node.output[0], ())}
-        if step.node.op_type != "Conv" or not leads_on[step.node.output[0]]:
+        following = {index.node(place).op_type for place in index.readers(step.node.output[0])}
+        if step.node.op_type != "Conv" or not leads_on[number]:
             continue
-        if "BatchNormalization" in behind or behind == {"Conv"}:
+        if "BatchNormalization" in following or following == {"Conv"}:
             continue
-        own = [name for name in names[1:] if name in graph.parameters and len(readers[name]) == 1]
+        own = [name for name in names[1:] if name in graph.parameters and len(index.uses(name)) == 1]
         if len(own) == len(names) - 1 == 2:
-            found.append(_Place(index, own[0], own[1]))
+            found.append(_Place(number, own[0], own[1]))
         elif len(names) == 2 or not names[2]:
             without.append(step.node.output[0])
     return found, tuple(without)
