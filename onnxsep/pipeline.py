@@ -13,7 +13,7 @@ from onnxsep.calibration import STATISTICS, Fitting, fit_plan, tune_result
 from onnxsep.checking.feeding import Feeding, layers_report
 from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, Source, open_data
 from onnxsep.ensure import ensure_valid
-from onnxsep.errors import FeedError, OptionError, VerificationError
+from onnxsep.errors import FeedError, VerificationError
 from onnxsep.execution import shapes_in_run
 from onnxsep.factors import Factorized, Progress, factorize_all
 from onnxsep.feeds import check_input_shapes, make_feeds
@@ -25,6 +25,7 @@ from onnxsep.paths import NOTHING, Reads, check_paths
 from onnxsep.patterns import as_patterns
 from onnxsep.planning import SIZES_UNKNOWN, Options, Plan, in_main_graph, make_plan
 from onnxsep.pruning import dense_factor_notes
+from onnxsep.ranks import check_rounding
 from onnxsep.report import RewriteReport, VerificationReport
 from onnxsep.runtime import RuntimeOptions
 from onnxsep.saving import Savable
@@ -92,7 +93,7 @@ def rewrite(
         recurse: replace Convs that onnxsep itself made.
         only: glob patterns; a Conv whose name matches none is left alone.
         skip: glob patterns; a Conv whose name matches one is left alone.
-        round_ranks: make channel counts multiples of this (8 or 16 suit ONNX Runtime).
+        round_ranks: make channel counts multiples of this, 8 or 16, which suit ONNX Runtime; 0: as they are.
         dry_run: stop before anything is changed; the report says what would be done.
         verify: "full" runs both models, "local" each replaced Conv alone, "auto" chooses full below 1 GB, or "none".
         inputs: .npz (or .npy) with inputs for a full verification; else seeded random ones.
@@ -129,8 +130,7 @@ def rewrite(
     """
     started = time.perf_counter()
     chosen = get_mode(mode)
-    if round_ranks < 0:
-        raise OptionError(f"--round-ranks {round_ranks} is negative; use 8 or 16, or 0 for none")
+    check_rounding(round_ranks)
     images = Preprocessing.of(preprocessing)
     fitting = Fitting(data, images, init, samples, positions, seed, statistics, tune, refine, dry_run)
     fitting.check(chosen)
