@@ -119,3 +119,32 @@ def test_a_transposed_convolution_in_groups(tmp_path: Path, group: int, bias: bo
         for name in ("m.onnx", "q.onnx")
     )
     assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("place", ["a node", "an output", "a branch", "an output of a branch"])
+def test_training_an_operator_that_gives_less_than_it_should(
+    model: onnx.ModelProto, tmp_path: Path, place: str
+) -> None:
+    """A Relu has one output; the second one here is read, by a node or as an output."""
+    pytest.importorskip("torch")
+    graph = model.graph
+    onnx.save(model, tmp_path / "sound.onnx")
+    graph.node[0].output[0] = "c"
+    names = ["r", "gone"]
+    nodes = [helper.make_node("Relu", ["c"], names, "relu"), helper.make_node("Add", names, ["y"], "sum")]
+    if "output" in place:
+        names = ["r", "y"]
+        nodes = [helper.make_node("Relu", ["c"], names, "relu")]
+    if "branch" in place:
+        body = helper.make_graph(nodes, "body", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+        graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+        nodes = [helper.make_node("If", ["yes"], ["z"], "if", then_branch=body, else_branch=body)]
+        graph.output[0].name = "z"
+    graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((8, 3, 8, 8), np.float32))
+    options = ("--data", "x.npy", "--teacher", "sound.onnx", "--epochs", 1, "--threads", 1)
+    done = run("finetune", "m.onnx", "out.onnx", *options, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert f"needs {names[1]!r}, and nothing gives it" in done.stderr
+    assert not (tmp_path / "out.onnx").exists()

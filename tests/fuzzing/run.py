@@ -27,7 +27,9 @@ for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before numpy is i
     os.environ.setdefault(threads, "1")
 sys.path[:1] = [str(Path(__file__).resolve().parents[1])]  # and not this folder: its modules are those of fuzzing
 
+import numpy as np  # noqa: E402
 from fuzzing.examples import KINDS  # noqa: E402
+from fuzzing.graphs import random_model  # noqa: E402
 from fuzzing.isolated import isolated  # noqa: E402
 from typer import main as typer_main  # noqa: E402
 
@@ -85,6 +87,11 @@ def _warm() -> None:
                     importlib.import_module(name)
     typer_main.get_command = functools.cache(typer_main.get_command)
     typer_main.get_command(app)
+    for seed in range(3):  # fills caches, of schemas for one; no sessions, whose threads a child would not have
+        model, _ = random_model(np.random.default_rng(seed))
+        onnxsep.inspect(model)
+        onnxsep.rewrite(model, mode="spatial", verify="none")
+        onnxsep.prune(model, sparsity=0.5, verify="none")
     gc.freeze()  # so that children do not copy what they only read
 
 
