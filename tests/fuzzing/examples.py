@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "models" / "digits" / "digits_cnn.onnx"
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")
 EXACT = 5e-3  # relative; rounding of float32 through a chain of layers
-# Relative; int8 of random networks. An InstanceNormalization multiplies what rounding leaves by 1 / deviation: seed 3302
+# Relative; int8 of random networks. InstanceNormalization multiplies what rounding leaves by 1 / deviation: seed 3302
 # has a channel whose deviation (0.013) is below the step of its tensor (0.016), and 0.034 becomes 0.28 there, whether
 # that node itself is quantised or in float. Entropy and percentile cut off what few samples have: one of seed 3025's,
 # with a 4.2 where the others end at 3.2, is 0.37 wrong.
