@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -54,7 +55,7 @@ def check(
     atol: float = 1e-6,
     output_rtol: float = 1e-3,
     output_atol: float = 1e-4,
-    inputs: Path | None = None,
+    inputs: str | os.PathLike[str] | None = None,
     data: DataSource | Dataset | None = None,
     preprocessing: AnyPreprocessing | None = None,
     samples: int | None = SAMPLES,
@@ -121,8 +122,14 @@ def check(
         raise OptionError(
             "nothing to compare: structure, weights and outputs are all switched off, and layers are not asked for"
         )
+    feeding = Feeding(data, preprocessing, samples, inputs, input_shapes, seed)
+    feeding.check()
     reads = Reads.of(model=model, data=data, inputs=inputs, libraries=runtime.custom_op_libraries)
     target = _target(reference, reads) if update else None
+    if update and (feeding.given or layers):
+        raise OptionError(
+            "--update writes the reference and runs nothing; leave out --data, --inputs, --input-shape and --layers"
+        )
     checked = io.load(model, follow_links=follow_links)
     parts: list[PartResult]
     if target is not None:
@@ -135,8 +142,7 @@ def check(
         other = io.load(reference, follow_links=follow_links)
         parts = _against_model(checked, other, asked, ignore_names, rtol, atol)
         if layers and data is not None and not isinstance(data, Dataset):
-            data = open_data(data, as_real(other), preprocessing=preprocessing)  # both parts read it
-        feeding = Feeding(data, preprocessing, samples, inputs, input_shapes, seed)
+            feeding = replace(feeding, data=open_data(data, as_real(other), preprocessing=preprocessing))  # read once
         if outputs:
             parts.append(compare_outputs(checked, other, ignore_names, feeding, runtime, output_rtol, output_atol))
         if layers:

@@ -46,6 +46,17 @@ class Feeding:
         """Whether the user has said anything about the inputs."""
         return self.data is not None or self.inputs is not None or bool(self.input_shapes)
 
+    def check(self) -> None:
+        """Refuse what is about data where there are none, before anything is read.
+
+        Raises:
+            OptionError: samples or preprocessing are given without data.
+        """
+        if self.data is None and self.preprocessing is not None:
+            raise OptionError("preprocessing is for the images of --data, and there is none")
+        if self.data is None and self.samples != SAMPLES:
+            raise OptionError("--samples chooses among those of --data, and there is none")
+
     def open(self, model: Model) -> tuple[Feeds, tuple[str, ...]]:
         """Inputs for a model, and what the reader must know about them.
 

@@ -40,7 +40,9 @@ from onnxsep.cli.options import (
     shapes_of,
     shower,
 )
+from onnxsep.errors import OptionError
 from onnxsep.model.paths import REPORT, RESULT, Reads, check_paths
+from onnxsep.modes.ranks import check_rounding
 from onnxsep.running.verification import Verify
 
 
@@ -66,7 +68,7 @@ def rewrite(
     only: Annotated[list[str] | None, typer.Option("--only", help="Only Convs whose name matches (glob).")] = None,
     skip: Annotated[list[str] | None, typer.Option("--skip", help="Not the Convs whose name matches (glob).")] = None,
     round_ranks: Annotated[
-        int, typer.Option("--round-ranks", min=0, help="Make channels in between multiples of this, 8 or 16.")
+        int, typer.Option("--round-ranks", help="Make channels in between multiples of this, 8 or 16.")
     ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     report: ReportFile = None,
@@ -132,8 +134,10 @@ def rewrite(
 ) -> None:
     """Replace Convs by separable ones, initialised from the trained weights, and compare the outputs."""
     check_verify(verify, no_verify, output, dry_run, get_args(Verify))
-    if round_ranks not in (0, 8, 16):
-        raise typer.BadParameter(f"{round_ranks} is not 8 or 16 (0: no rounding)", param_hint="--round-ranks")
+    try:
+        check_rounding(round_ranks)
+    except OptionError as error:  # wrong usage, as --verify
+        raise typer.BadParameter(str(error)) from None
     target = None if dry_run else output
     records = data is not None and not dry_run
     reads = Reads.of(

@@ -247,6 +247,7 @@ class Pipeline:
         return CompressResult(done.models[-1], report, done.manifest, new, folder, keep_steps, reads)
 
 
+@checks_types
 def compress(model: AnyModel, recipe: str | os.PathLike[str] | Recipe | Pipeline, **options: Any) -> CompressResult:
     """Do the steps of a recipe, and measure the original and each result, side by side.
 
@@ -256,7 +257,7 @@ def compress(model: AnyModel, recipe: str | os.PathLike[str] | Recipe | Pipeline
         options: As in :meth:`Pipeline.__call__`: data, test, seed, work and so on.
 
     Raises:
-        OptionError: There is no such recipe, or it cannot be read.
+        OptionError: There is no such recipe, it cannot be read, or it is none.
         OnnxsepError: As a pipeline raises it.
     """
     if not isinstance(recipe, Pipeline):

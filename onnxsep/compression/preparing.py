@@ -56,6 +56,8 @@ def check_steps(recipe: Recipe, given: Given, seed: int) -> None:
         except OnnxsepError as error:
             error.args = (f"{where}: {error}",)
             raise
+    if given.device != "auto" and not any(step.trains() for step in recipe.steps):
+        raise OptionError(f"{recipe.name}: --device {given.device} is for steps that train, and there is none")
 
 
 def make_manifest(recipe: Recipe, original: Model, given: Given, measuring: Measuring, seed: int) -> Manifest:

@@ -122,6 +122,10 @@ class Step(ABC):
         """Whether the data must have labels."""
         return False
 
+    def trains(self) -> bool:
+        """Whether it uses the device that trains."""
+        return False
+
     def check(self, given: Given, seed: int = 0) -> None:
         """Let the function check its options, and that what it needs is installed; nothing is read.
 
@@ -255,6 +259,10 @@ class FineTune(Step):
 
     def _is_original(self) -> bool:
         return isinstance(self._teacher(), str) and self._teacher() == ORIGINAL
+
+    def trains(self) -> bool:
+        """Always."""
+        return True
 
     def needs_labels(self) -> bool:
         """Without a teacher, or where labels have a share of the loss."""

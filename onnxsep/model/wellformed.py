@@ -27,7 +27,8 @@ def check_form(proto: onnx.ModelProto) -> None:
 
     Raises:
         ModelLoadError: Text is not UTF-8; a node has no operator, too few inputs or outputs, or an attribute of another
-            type than its operator's; graphs are nested too deep; functions call themselves.
+            type than its operator's, or that stands for an argument outside functions; graphs are nested too deep;
+            functions call themselves.
     """
     _check_depth(proto)
     own = {(function.domain, function.name) for function in proto.functions}
@@ -35,7 +36,7 @@ def check_form(proto: onnx.ModelProto) -> None:
         _check_text(text)
     versions = _versions(proto.opset_import)
     _check_versions(versions)
-    for body, _ in bodies(proto):
+    for body, in_function in bodies(proto):
         if isinstance(body, onnx.FunctionProto):
             versions = _versions(body.opset_import)
         for _, text in _text_fields(body, {"node", "initializer", "sparse_initializer"}):
@@ -44,6 +45,8 @@ def check_form(proto: onnx.ModelProto) -> None:
             _check_text(tensor.name, tensor.doc_string)
         for node in body.node:
             _check_node(node, versions, own)
+            if not in_function:
+                _check_references(node)
     check_calls(proto)
 
 
@@ -158,6 +161,17 @@ def _check_node(node: onnx.NodeProto, versions: Mapping[str, int], own: set[tupl
                 )
     for attribute in node.attribute:
         _check_attribute(label, attribute, signature, typed=domain == "" or signature is not None)
+
+
+def _check_references(node: onnx.NodeProto) -> None:
+    """Outside functions there are no arguments that an attribute could stand for."""
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            raise ModelLoadError(
+                f"node {node.op_type} {(node.name or next(iter(node.output), ''))!r}: its attribute {attribute.name!r}"
+                f" stands for the argument {attribute.ref_attr_name!r} of a function, and the node is in none. The file"
+                " is damaged, or its exporter is at fault."
+            )
 
 
 def _check_attribute(label: str, attribute: onnx.AttributeProto, signature: _Signature | None, *, typed: bool) -> None:

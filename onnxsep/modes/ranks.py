@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from onnxsep.algebra.linalg import Array
-from onnxsep.errors import FactorizationError
+from onnxsep.errors import FactorizationError, OptionError
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import parameters
 from onnxsep.layers.rank import Rank, RankAxis, RankPolicy
@@ -20,6 +20,16 @@ def rank_axes(mode: Mode, conv: Conv, rank: Rank) -> list[RankAxis]:
     while (axis := mode.rank_axis(conv, rank[: len(axes)])) is not None:
         axes.append(axis)
     return axes
+
+
+def check_rounding(multiple: int) -> None:
+    """Refuse what channels in between cannot be made multiples of.
+
+    Raises:
+        OptionError: it is none of 8, 16 and 0.
+    """
+    if multiple not in (0, 8, 16):
+        raise OptionError(f"--round-ranks {multiple} is not 8 or 16 (0: no rounding)")
 
 
 def choose_rank(

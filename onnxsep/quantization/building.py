@@ -167,10 +167,23 @@ class Builder:
             proto, _ = raise_opset(self._float(), settings.opset)
             simulated = self._apply(proto, settings, left)
             rows = outcome(self.prepared.proto, simulated, self.op_types, left, {})
-            quantized = frozenset(row.name for row in rows if row.status == "quantized")
+            no_bias = self._without_bias() if settings.per_channel else set()
+            quantized = frozenset(row.name for row in rows if row.status == "quantized") - no_bias
             return correct(self.prepared.proto, simulated, quantized)
         except (QuantizationError, CalibrationError) as error:
             return Corrections(failed=str(error))
+
+    def _without_bias(self) -> set[str]:
+        """Names of nodes that must get no bias where each channel of a weight has a scale.
+
+        The weight of a ConvTranspose in groups has one for each channel of one group, and the quantiser looks for as
+        many as the bias has channels.
+        """
+        return {
+            node.name
+            for node in self.prepared.proto.graph.node
+            if node.op_type == "ConvTranspose" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+        }
 
     def layers(self, rows: Collection[QuantizedNode]) -> list[str]:
         """Names, as :meth:`build` takes them, of the quantised nodes that have weights."""

@@ -32,7 +32,7 @@ def exchange_integers(result: onnx.ModelProto) -> tuple[tuple[IntegerTensor, ...
         The inputs and outputs that changed, and notes about float ones that did not.
 
     Raises:
-        QuantizationError: no float input of the model is quantised.
+        QuantizationError: no float input or output of the model is quantised, so that nothing would change.
     """
     found: list[IntegerTensor] = []
     notes: list[str] = []
@@ -63,11 +63,11 @@ def exchange_integers(result: onnx.ModelProto) -> tuple[tuple[IntegerTensor, ...
                     zero_point=integers.zero_point,
                 )
             )
-        if kind == "input" and not found:
-            reasons = "".join(f"; {note.removeprefix('--int8-io: ')}" for note in notes)
-            raise QuantizationError(
-                f"--int8-io: no float input of the model is quantised{reasons}; leave the option out"
-            )
+    if not found:
+        reasons = "".join(f"; {note.removeprefix('--int8-io: ')}" for note in notes)
+        raise QuantizationError(
+            f"--int8-io: no float input or output of the model is quantised{reasons}; leave the option out"
+        )
     return tuple(found), tuple(notes)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from onnxsep.algebra.output_parts import PartTally
 from onnxsep.data import Dataset
-from onnxsep.errors import VerificationError
+from onnxsep.errors import OptionError, VerificationError
 from onnxsep.model.io import Model
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.report import OutputError
@@ -41,15 +41,18 @@ def split(data: Dataset, samples: int | None, seed: int) -> Split:
     """Choose samples at random: at most ``samples`` to calibrate, and others to measure with if there are any.
 
     Raises:
-        OptionError: the number of samples is less than 1, or the seed negative.
+        OptionError: the number of samples is less than 1 or than the model's batch, or the seed negative.
     """
     whole = data.batch or 1
     count = len(data.sample(samples, seed))
+    if count < whole:
+        raise OptionError(f"--samples {samples}: the model takes {whole} samples at a time; ask for {whole} or more")
     held = min(_MOST_HELD_OUT, max(1, count // _HELD_OUT))
     held = -(-held // whole) * whole  # a fixed batch must be full
     chosen = data.sample(count + held, seed)
     if len(chosen) < whole + held:
-        return Split(chosen, chosen[: len(chosen) - len(chosen) % whole], False, list(range(len(data))))
+        full = chosen[: len(chosen) - len(chosen) % whole]
+        return Split(data.sample(count, seed), full, False, list(range(len(data))))
     places = np.random.default_rng(seed).permutation(len(chosen))[:held].tolist()
     measured = {chosen[place] for place in places}
     calibration = [index for index in chosen if index not in measured]

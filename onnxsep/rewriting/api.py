@@ -18,7 +18,7 @@ from onnxsep.engine.planning import SIZES_UNKNOWN, Options, Plan, in_main_graph,
 from onnxsep.engine.sites import Sites, find_sites, read_weight
 from onnxsep.engine.sparsity import dense_factor_notes
 from onnxsep.engine.surgery import Edit, replace_convs
-from onnxsep.errors import FeedError, OptionError, VerificationError
+from onnxsep.errors import FeedError, VerificationError
 from onnxsep.graph.ensure import ensure_valid
 from onnxsep.graph.places import Place
 from onnxsep.graph.shapes import infer_shapes, skeleton
@@ -27,6 +27,7 @@ from onnxsep.model.io import Model, load
 from onnxsep.model.paths import NOTHING, Reads, check_paths
 from onnxsep.model.saving import Savable
 from onnxsep.modes.base import Mode, get_mode
+from onnxsep.modes.ranks import check_rounding
 from onnxsep.options.hints import checks_types
 from onnxsep.options.patterns import as_patterns
 from onnxsep.options.progress import Progress
@@ -98,7 +99,7 @@ def rewrite(
         recurse: replace Convs that onnxsep itself made.
         only: glob patterns; a Conv whose name matches none is left alone.
         skip: glob patterns; a Conv whose name matches one is left alone.
-        round_ranks: make channel counts multiples of this (8 or 16 suit ONNX Runtime).
+        round_ranks: make channel counts multiples of this, 8 or 16, which suit ONNX Runtime; 0: as they are.
         dry_run: stop before anything is changed; the report says what would be done.
         verify: "full" runs both models, "local" each replaced Conv alone, "auto" chooses full below 1 GB, or "none".
         inputs: .npz (or .npy) with inputs for a full verification; else seeded random ones.
@@ -135,8 +136,7 @@ def rewrite(
     """
     started = time.perf_counter()
     chosen = get_mode(mode)
-    if round_ranks < 0:
-        raise OptionError(f"--round-ranks {round_ranks} is negative; use 8 or 16, or 0 for none")
+    check_rounding(round_ranks)
     images = Preprocessing.of(preprocessing)
     fitting = Fitting(data, images, init, samples, positions, seed, statistics, tune, refine, dry_run)
     fitting.check(chosen)

@@ -1,7 +1,7 @@
 """The torch module that computes a graph node by node; :mod:`onnxsep.training.bridge` makes it."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,7 +111,7 @@ def module_class() -> Callable[..., Any]:
             tensors.update(self._texts)
             tensors.update((name, feeds[name]) for name in self._inputs)
             run_steps(self._steps, tensors, self.training)
-            return {name: tensors[source] for name, source in self._outputs.items()}
+            return dict(zip(self._outputs, looked_up(tensors, self._outputs.values(), "the model"), strict=True))
 
     return OnnxModule
 
@@ -123,11 +123,31 @@ def run_steps(steps: Sequence[Step], tensors: dict[str, Any], training: bool) ->
         UnsupportedModelError: torch cannot compute one.
     """
     for step in steps:
-        arguments = [tensors[name] if name else None for name in step.operation.inputs]
+        try:
+            arguments = [tensors[name] if name else None for name in step.operation.inputs]
+        except KeyError as error:
+            raise _missing(error.args[0], f"{step.node.op_type} {display_name(step.node)!r}") from error
         result = _run(step, arguments, training)
         tensors.update(zip(step.node.output, result if isinstance(result, tuple) else [result], strict=False))
         for name in step.gone:
             tensors.pop(name, None)
+
+
+def looked_up(tensors: Mapping[str, Any], names: Iterable[str], what: str) -> list[Any]:
+    """Tensors by name; ``what`` wants them.
+
+    Raises:
+        UnsupportedModelError: There is none of that name.
+    """
+    try:
+        return [tensors[name] for name in names]
+    except KeyError as error:
+        raise _missing(error.args[0], what) from error
+
+
+def _missing(name: str, what: str) -> UnsupportedModelError:
+    """The file is damaged, or its nodes go round in a circle."""
+    return UnsupportedModelError(f"the model cannot be run with torch: {what} needs {name!r}, and nothing gives it")
 
 
 def _run(step: Step, arguments: Sequence[Any], training: bool) -> Any:

@@ -9,7 +9,7 @@ from onnx import helper
 
 from onnxsep.training.attributes import Call, Operation
 from onnxsep.training.converters import import_torch
-from onnxsep.training.module import Step, run_steps
+from onnxsep.training.module import Step, looked_up, run_steps
 
 _MOST_RUNS = 100_000  # of a Loop: one whose condition never becomes false would not end
 
@@ -38,7 +38,7 @@ class Body:
         """
         tensors = {**around, **dict(zip(self.inputs, given, strict=True))}
         run_steps(self.steps, tensors, training)
-        return [tensors[name] for name in self.outputs]
+        return looked_up(tensors, self.outputs, "a graph within the model")
 
 
 def nested(node: onnx.NodeProto, names: Sequence[str], opset: int, bodies: Mapping[str, Body]) -> Operation:

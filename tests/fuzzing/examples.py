@@ -19,6 +19,7 @@ import onnxruntime
 from command_line import run
 from fuzzing.damage import damaged, mutated
 from fuzzing.graphs import random_model
+from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 import onnxsep
@@ -27,7 +28,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "models" / "digits" / "digits_cnn.onnx"
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")
 EXACT = 5e-3  # relative; rounding of float32 through a chain of layers
-QUANTIZED = 0.25  # relative; int8 of random networks, which amplify errors
+# Relative; int8 of random networks. InstanceNormalization multiplies what rounding leaves by 1 / deviation: seed 3302
+# has a channel whose deviation (0.013) is below the step of its tensor (0.016), and 0.034 becomes 0.28 there, whether
+# that node itself is quantised or in float. Entropy and percentile cut off what few samples have: one of seed 3025's,
+# with a 4.2 where the others end at 3.2, is 0.37 wrong.
+QUANTIZED = 0.25
 NUMBERS = (
     "0",
     "-1",
@@ -43,6 +48,15 @@ NUMBERS = (
     "",
     "x",
     "energy=0.9",
+)
+NO_CHANNELS = ("no channels of the model can be removed", "ask for a sparsity of at most")  # true of many a graph
+SORTS = (  # a damaged file goes through one command of each
+    ("rewrite", "fit"),
+    ("prune", "channels"),
+    ("quantize",),
+    ("qoperator",),
+    ("finetune",),
+    ("inspect", "check", "evaluate"),
 )
 TEXTS = ("", "x", "*", "[", "conv[0]", "none.npz", "data.npz", "in.onnx", ".", "/dev/null", "\x1b[31m", "a" * 3000)
 
@@ -79,7 +93,8 @@ def graphs(seed: int, command: str = "") -> None:
     few = {name: array[:6] for name, array in feeds.items()}
     expected = outputs(model, few)
     chosen = command or str(rng.choice(["full", "fitted", "prune", "channels", "qdq", "qoperator", "finetune"]))
-    (Path("command.txt")).write_text(chosen)
+    Path("command.txt").write_text(chosen)
+    _note(chosen)
     _GRAPHS[chosen](rng, model, few, expected)
 
 
@@ -115,9 +130,12 @@ def _prune(rng: np.random.Generator, model: onnx.ModelProto, feeds: Any, expecte
 
 def _channels(rng: np.random.Generator, model: onnx.ModelProto, feeds: Any, expected: Any) -> None:
     """Removing nothing but channels: the result runs, in the shapes of the source."""
-    farthest(
-        expected, outputs(_through("prune", "in.onnx", "out.onnx", "--sparsity", "0.3", "--channels", "-q"), feeds)
-    )
+    done = run("prune", "in.onnx", "out.onnx", "--sparsity", "0.3", "--channels", "-q")
+    if done.returncode == 1 and any(words in done.stderr for words in NO_CHANNELS):
+        assert not Path("out.onnx").exists()
+        return
+    assert done.returncode == 0, f"status {done.returncode}: {done.stderr.strip()[-400:]}"
+    farthest(expected, outputs(Path("out.onnx"), feeds))
 
 
 def _quantize(style: str) -> Any:
@@ -158,7 +176,7 @@ def _commands(torch: bool) -> dict[str, list[object]]:
     found: dict[str, list[object]] = {
         "inspect": ["inspect", "in.onnx"],
         "rewrite": ["rewrite", "in.onnx", "out.onnx", "--mode", "spatial"],
-        "fit": ["rewrite", "in.onnx", "out.onnx", "--mode", "depthwise", "--positions", 4, *data],
+        "fit": ["rewrite", "in.onnx", "out.onnx", "--mode", "depthwise", "--positions", 2, *data],
         "prune": ["prune", "in.onnx", "out.onnx", "--sparsity", "0.5"],
         "channels": ["prune", "in.onnx", "out.onnx", "--sparsity", "0.5", "--channels"],
         "quantize": ["quantize", "in.onnx", "out.onnx", *data],
@@ -171,9 +189,11 @@ def _commands(torch: bool) -> dict[str, list[object]]:
     return found
 
 
-def _outcome(arguments: list[object], before: bytes) -> None:
+def _outcome(arguments: list[object]) -> None:
     """One message or a result: no traceback, no internal error, no control characters, nothing half-written."""
     Path("command.txt").write_text(" ".join(map(str, arguments)))
+    Path("out.onnx").unlink(missing_ok=True)
+    before = {name: Path(name).read_bytes() for name in ("data.npz", "in.onnx", "sound.onnx")}
     done = run(*arguments)
     printed = done.stdout + done.stderr
     assert done.returncode in (0, 1, 2, 3), f"status {done.returncode}: {printed[-400:]}"
@@ -183,7 +203,7 @@ def _outcome(arguments: list[object], before: bytes) -> None:
         assert not (odd := CONTROL.search(printed)), f"{odd!r} is printed: {printed[-300:]!r}"
     if done.returncode == 1:
         assert "onnxsep: error: " in done.stderr, done.stderr[-300:]
-    for name, content in (("data.npz", Path("data.npz").read_bytes()), ("in.onnx", before)):
+    for name, content in before.items():
         assert Path(name).read_bytes() == content, f"{name} has changed"
     if Path("out.onnx").exists():
         assert done.returncode == 0, f"out.onnx is there, with status {done.returncode}"
@@ -195,11 +215,11 @@ def _outcome(arguments: list[object], before: bytes) -> None:
 def _sound(rng: random.Random) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     if rng.random() < 0.2:
         return onnx.load(DIGITS), {"image": np.random.default_rng(0).random((24, 1, 8, 8), np.float32)}
-    return random_model(np.random.default_rng(rng.randrange(2**32)))
+    return random_model(np.random.default_rng(rng.randrange(2**32)), blocks=3)  # small: what counts is how many
 
 
 def damage(seed: int, command: str = "", *, torch: bool = False) -> None:
-    """A damaged model, or damaged data, through one command."""
+    """A damaged model, or damaged data, through one command of each sort, or through those that are named."""
     rng = random.Random(seed)
     model, feeds = _sound(rng)
     onnx.save(model, "sound.onnx")
@@ -213,7 +233,26 @@ def damage(seed: int, command: str = "", *, torch: bool = False) -> None:
         shutil.copy("sound.onnx", "in.onnx")
         Path("data.npz").write_bytes(damaged(rng, Path("data.npz").read_bytes()))
     found = _commands(torch)
-    _outcome(found[command or rng.choice(list(found))], Path("in.onnx").read_bytes())
+    chosen = [rng.choice([name for name in sort if name in found] or ["inspect"]) for sort in SORTS]
+    if not _parses(Path("in.onnx").read_bytes()):  # every command says the same
+        chosen = [rng.choice(chosen)]
+    for name in command.split(",") if command else chosen:
+        _note(name)
+        _outcome(found[name])
+
+
+def _parses(content: bytes) -> bool:
+    try:
+        onnx.load_model_from_string(content)
+    except DecodeError:
+        return False
+    return True
+
+
+def _note(name: str) -> None:
+    """Leave word of what is tried: one line for each run, for the count."""
+    with Path("tried.txt").open("a") as lines:
+        lines.write(f"{name}\n")
 
 
 def options(seed: int, command: str = "", *, torch: bool = False) -> None:
@@ -234,7 +273,8 @@ def options(seed: int, command: str = "", *, torch: bool = False) -> None:
         if name in ("--epochs", "--runs", "--refine", "--steps", "--samples") and len(value) > 4:
             continue  # it would be done, for as long as was asked for
         arguments += [name] if rng.random() < 0.3 else [f"{name}={value}"]
-    _outcome(arguments, Path("in.onnx").read_bytes())
+    _note(str(arguments[0]))
+    _outcome(arguments)
 
 
 # ---------------------------------------------------------------- kills
@@ -253,6 +293,7 @@ def kills(seed: int, command: str = "", *, torch: bool = False) -> None:
     chosen = rng.choice(arguments)
     stop = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
     Path("command.txt").write_text(f"{' '.join(chosen)}, signal {stop}")
+    _note(chosen[0])
     process = subprocess.Popen(
         [sys.executable, "-m", "onnxsep", *chosen], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )

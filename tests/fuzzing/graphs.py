@@ -318,13 +318,14 @@ class Net:
 
 
 def random_model(
-    rng: np.random.Generator, opsets: Sequence[int] = OPSETS
+    rng: np.random.Generator, opsets: Sequence[int] = OPSETS, blocks: int = 8
 ) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """A model that is valid, and samples for it.
 
     Args:
         rng: Two generators with the same state give the same model.
         opsets: Versions of the standard operators to choose from.
+        blocks: The most blocks between the first Conv and the last; at least 2.
 
     Returns:
         The model, with the free dimension "N" for the batch, and an array [samples, ...] for each input.
@@ -336,7 +337,7 @@ def random_model(
     width = int(rng.choice([8, 12, 16]))
     x = net.conv(Feature("x", 3, size), width, kernel=3)
     kept: list[Feature] = [x]
-    blocks: list[Callable[[Feature], Feature]] = [
+    kinds: list[Callable[[Feature], Feature]] = [
         *[lambda f: net.activated(net.conv(f, f.channels if f.channels <= 24 else 16))] * 5,
         *[lambda f: net.activated(net.normed(net.conv(f, f.channels)))] * 3,
         *[net.activated] * 2,
@@ -346,8 +347,8 @@ def random_model(
         *[net.nested] * 2,
         *[lambda f: net.joined(f, net.pick([g for g in kept if g.size == f.size] or [f]))] * 3,
     ]
-    for _ in range(int(rng.integers(2, 9))):
-        x = net.pick(blocks)(x)
+    for _ in range(int(rng.integers(2, blocks + 1))):
+        x = net.pick(kinds)(x)
         kept.append(x)
         if net.chance(0.1):
             net.output(x, None)

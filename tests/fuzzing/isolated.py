@@ -45,15 +45,17 @@ def isolated(example: Callable[[], None], folder: Path, seconds: float) -> str:
 
 
 def _run(example: Callable[[], None], folder: Path) -> None:
-    """The child: it never returns."""
-    said = (folder / "said.txt").open("w")
-    os.dup2(said.fileno(), 1)
-    os.dup2(said.fileno(), 2)
-    faulthandler.enable(said)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.chdir(folder)
+    """The child: it never returns, whatever happens, for it would go on as if it were its parent."""
     try:
+        said = (folder / "said.txt").open("w")
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+        faulthandler.enable(said)
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        memory = MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most)
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.chdir(folder)
         example()
     except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
