@@ -547,7 +547,7 @@ def test_nothing_else_changes() -> None:
 def test_fitted_bias_takes_the_place_of_c(trans_b: int, bias: tuple[int, ...] | None) -> None:
     source = one_gemm(trans_b, bias)
     sites = find_sites(onnxsep.load(source), linear_layers=True)
-    options = Options(rank=RankPolicy.parse("full"), force=True, include_first=True, calibrated=True)
+    options = Options(rank=RankPolicy.parse("full"), force=True, include_first=True, init="joint")
     plan = make_plan(sites.found, Narrow(), options, lambda site: np.zeros(site.conv.weight_shape))
     (replacement,) = plan.replacements
     assert replacement.new_bias

@@ -70,11 +70,16 @@ def pairs(model: onnx.ModelProto) -> list[tuple[str, str]]:
 
 
 def run(
-    model: onnx.ModelProto, mode: str = "depthwise", rank: str = "1", batch: int = 30, **options: Any
+    model: onnx.ModelProto,
+    mode: str = "depthwise",
+    rank: str = "1",
+    batch: int = 30,
+    init: str = "joint",
+    **options: Any,
 ) -> tuple[Calibrated, Plan]:
     source = Model(model)
     sites = find_sites(source)
-    choice = Options(rank=RankPolicy.parse(rank), force=True, include_first=True, calibrated=True)
+    choice = Options(rank=RankPolicy.parse(rank), force=True, include_first=True, init=init)
     plan = make_plan(sites.found, get_mode(mode), choice, lambda site: read_weight(source, sites, site))
     feeds = [{"x": X[start : start + batch]} for start in range(0, len(X), batch)]
     return calibrate(

@@ -90,28 +90,28 @@ def fit_plan(
     model: Model,
     sites: Sites,
     plan: Plan,
-    mode: Mode,
+    init: str,
     fitting: Fitting,
     runtime: RuntimeOptions,
     progress: Progress | None,
 ) -> Fitted:
     """Fit the replacements of a plan to data or statistics; nothing where there is neither.
 
+    Each says itself how it is fitted; ``init`` is that in words, for the report.
+
     Raises:
         DataError: the data do not fit the model.
         CalibrationError: they cannot be used for calibration, or the statistics belong to another model.
     """
-    options = CalibrationOptions(
-        init=fitting.init(mode), positions=fitting.positions, seed=fitting.seed, refine=fitting.refine
-    )
+    options = CalibrationOptions(positions=fitting.positions, seed=fitting.seed, refine=fitting.refine)
     if fitting.data is None:
-        return _from_statistics(model, sites, plan, fitting, options, progress)
+        return _from_statistics(model, sites, plan, init, fitting, options, progress)
     dataset = fitting.data
     if not isinstance(dataset, Dataset):
         dataset = open_data(dataset, model, preprocessing=fitting.preprocessing)
     indices = tuple(dataset.sample(fitting.samples, fitting.seed))
     report = CalibrationReport(
-        init=options.init,
+        init=init,
         source=dataset.source,
         fingerprint=dataset.fingerprint(indices),
         samples=len(indices),
@@ -173,7 +173,13 @@ def tune_result(
 
 
 def _from_statistics(
-    model: Model, sites: Sites, plan: Plan, fitting: Fitting, options: CalibrationOptions, progress: Progress | None
+    model: Model,
+    sites: Sites,
+    plan: Plan,
+    init: str,
+    fitting: Fitting,
+    options: CalibrationOptions,
+    progress: Progress | None,
 ) -> Fitted:
     if fitting.statistics is None:
         return Fitted()
@@ -184,7 +190,7 @@ def _from_statistics(
     except OSError as error:
         raise CalibrationError(f"{path} cannot be read: {error.strerror or error}") from error
     report = CalibrationReport(
-        init=options.init,
+        init=init,
         source=os.fsdecode(path),
         fingerprint=fingerprint,
         samples=recorded.samples,

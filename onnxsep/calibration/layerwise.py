@@ -123,7 +123,7 @@ class _Calibrator:
 
     def run(self, progress: Progress | None) -> Calibrated:
         sites = [row.site for row in self._replacements.values()]
-        again = self._options.init == "joint" and self._options.refine > 0
+        again = self._options.refine > 0 and any(row.init == "joint" for row in self._plan.replacements)
         steps = make_schedule(self._model, self._sites.scopes, sites, pairs=again)
         for number, step in enumerate(steps):
             self._advance(step)
@@ -168,13 +168,13 @@ class _Calibrator:
 
     def _calibrate(self, step: Step, replacement: Replacement) -> str:
         """Fit one Conv and put it into the rewritten network; gives its error in words."""
-        site, key, mode, init = step.site, factor_key(replacement), replacement.mode, self._options.init
+        site, key, mode, init = step.site, factor_key(replacement), replacement.mode, replacement.init
         try:
             weight, old_bias = read_weight(self._model, self._sites, site), read_bias(self._model, self._sites, site)
         except FactorizationError as error:
             self._done.outcomes[key] = str(error)
             return str(error)
-        samples, tail = self._sample(step, weight, old_bias, centre=replacement.new_bias)
+        samples, tail = self._sample(step, replacement, weight, old_bias)
         prior = max(self._options.prior, _PRIOR_PER_UNKNOWN * weight[0].size / np.count_nonzero(~samples.held_out))
         if site.conv.bias and site.bias is None:  # a computed bias is not known here, and so not what is clipped
             tail = tail.unclipped
@@ -242,22 +242,25 @@ class _Calibrator:
         return halves[1]
 
     def _alone(self, half: Half) -> bool:
-        """Whether no other Conv has its factors, and its bias is known."""
+        """Whether all its factors are fitted, no other Conv has them, and its bias is known."""
         key = factor_key(half.replacement)
         shared = sum(factor_key(row) == key for row in self._plan.replacements) > 1
-        return not shared and (half.step.site.bias is not None or not half.conv.bias)
+        joint = half.replacement.init == "joint"
+        return joint and not shared and (half.step.site.bias is not None or not half.conv.bias)
 
     def _resampled(self, half: Half) -> Samples:
-        return self._sample(half.step, half.weight, half.old_bias, centre=half.replacement.new_bias)[0]
+        return self._sample(half.step, half.replacement, half.weight, half.old_bias)[0]
 
-    def _sample(self, step: Step, weight: Array, old_bias: Array | None, *, centre: bool) -> tuple[Samples, Tail]:
+    def _sample(
+        self, step: Step, replacement: Replacement, weight: Array, old_bias: Array | None
+    ) -> tuple[Samples, Tail]:
         """Rows of what the Conv reads and of what it should compute, and as much of the tail as these have data for."""
         site, conv, tail = step.site, step.site.conv, self._usable(step)
         skip = tail.skip
         name = self._walk.nodes[site.place[1]].input[0]
         dense = weight.reshape(conv.group, conv.out_channels // conv.group, -1).astype(np.float32)
         offset = np.float32(0) if old_bias is None else old_bias.astype(np.float32)
-        symmetric = self._options.init == "response"  # Algorithm 1 knows the original network alone
+        symmetric = replacement.init == "response"  # Algorithm 1 knows the original network alone
         other = self._walk.frontier if symmetric else self._rewritten
         inputs: list[Floats] = []
         targets: list[Floats] = []
@@ -271,7 +274,7 @@ class _Calibrator:
             after = gather_patches(conv, other.value(rows.batch, name), rows.positions)
             inputs.append(finite(after, site))
             held_out.append(rows.held_out)
-            if self._options.init == "compensated":
+            if replacement.init == "compensated":
                 originals.append(rows.patches)
             if skip is not None:
                 for kept, frontier in zip(skips, (self._walk.frontier, other), strict=True):
@@ -280,7 +283,9 @@ class _Calibrator:
                     value = np.broadcast_to(value, output_shape(conv, len(rows.positions), rows.size))
                     kept.append(gather_outputs(conv, value, rows.positions))
         mask, read = split(np.concatenate(held_out), self._options.seed, site), np.concatenate(inputs)
-        mixed = _mixed(np.concatenate(originals)[~mask], read[~mask], conv.group, centre=centre) if originals else None
+        mixed = None
+        if originals:
+            mixed = _mixed(np.concatenate(originals)[~mask], read[~mask], conv.group, centre=replacement.new_bias)
         kept_skips = (np.concatenate(skips[0]), np.concatenate(skips[1])) if skip is not None else None
         return Samples(read, np.concatenate(targets), kept_skips, mask, mixed), tail
 

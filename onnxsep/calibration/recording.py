@@ -89,7 +89,7 @@ def calibrate_from(
         sites: where its Convs are.
         plan: what to replace; not changed.
         recorded: the statistics.
-        options: the initialisation and the prior.
+        options: the prior.
         progress: told of every Conv that is done, with its error before and after.
 
     Raises:
@@ -120,13 +120,13 @@ def calibrate_from(
                 row.rank,
                 weight,
                 recorded.sites[site.place],
-                init=options.init,
+                init=row.init,
                 old_bias=bias,
                 new_bias=row.new_bias,
                 prior=options.prior,
                 given=given,
             )
-            outcome = outcome_of(row, weight, result, options.init)
+            outcome = outcome_of(row, weight, result, row.init)
             if isinstance(outcome, str):
                 done.outcomes.setdefault(key, outcome)
             else:

@@ -26,7 +26,6 @@ class CalibrationOptions:
     """How calibration data are used.
 
     Attributes:
-        init: "svd", "response", "compensated" or "joint".
         positions: output positions sampled per image.
         seed: of the sampling.
         memory: bytes for activations; beyond that they go to temporary files.
@@ -34,7 +33,6 @@ class CalibrationOptions:
         refine: rounds in which two Convs in a row are fitted again, with "joint".
     """
 
-    init: str = "joint"
     positions: int = 64
     seed: int = 0
     memory: int = 2 * 2**30

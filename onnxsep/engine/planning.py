@@ -23,14 +23,27 @@ SIZES_UNKNOWN = "sizes unknown"
 class Options:
     """What the user chose about which Convs to replace, and how far."""
 
-    rank: RankPolicy = field(default_factory=lambda: RankPolicy("paper"))
+    rank: RankPolicy | Rank = field(default_factory=lambda: RankPolicy("paper"))  # a policy, or the very ranks
     force: bool = False
     include_first: bool = False
     recurse: bool = False
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     round_ranks: int = 0
-    calibrated: bool = False  # factors are fitted to data, so that Convs of the main graph get a bias of their own
+    init: str = "svd"  # how factors are found
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether factors are fitted to data, so that Convs of the main graph get a bias of their own."""
+        return self.init != "svd"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What is wanted of one Conv."""
+
+    mode: Mode
+    options: Options
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class Replacement:
     exact: bool  # at full rank, so that the result must equal the original
     notes: tuple[str, ...] = ()
     new_bias: bool = False  # the bias is fitted too, and not the source's own tensor
+    init: str = "svd"  # how its factors are found
 
     @property
     def parameters(self) -> int:
@@ -106,14 +120,35 @@ def make_plan(
     Raises:
         OptionError: a pattern of ``only`` or ``skip`` matches no convolution.
     """
-    found = list(found)
+    found, wanted = list(found), Assignment(mode, options)
     check_patterns([item.name for item in found], options.only, options.skip, "convolution")
-    plan = Plan()
-    for item in found:
-        with naming(mode, item.name):
-            plan.rows.append(_decide(item, mode, options, read))
+    plan = plan_assigned(found, lambda _: wanted, read)
     if not options.force:
         settle_shared(plan)
+    return plan
+
+
+def plan_assigned(
+    found: Iterable[ConvSite | Rejected],
+    assigned: Callable[[ConvSite], Assignment | str],
+    read: Callable[[ConvSite], Array],
+) -> Plan:
+    """Choose a rank for every Conv by what is wanted of that one.
+
+    Args:
+        found: as for ``make_plan``.
+        assigned: gives what is wanted of a Conv, or why it is to be left alone.
+        read: as for ``make_plan``.
+    """
+    plan = Plan()
+    for item in found:
+        if isinstance(item, Rejected):
+            plan.rows.append(item)
+        elif isinstance(wanted := assigned(item), str):
+            plan.rows.append(reject(item, wanted))
+        else:
+            with naming(wanted.mode, item.name):
+                plan.rows.append(_decide(item, wanted.mode, wanted.options, read))
     return plan
 
 
@@ -132,11 +167,7 @@ def naming(mode: Mode, name: str) -> Iterator[None]:
         raise PassError(f"mode {mode.name}, Conv {name!r}: {type(error).__name__}: {error}") from error
 
 
-def _decide(
-    item: ConvSite | Rejected, mode: Mode, options: Options, read: Callable[[ConvSite], Array]
-) -> Replacement | Rejected:
-    if isinstance(item, Rejected):
-        return item
+def _decide(item: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSite], Array]) -> Replacement | Rejected:
     reason = (
         refusal(item, mode)
         or left_out(item.name, options.only, options.skip)
@@ -170,7 +201,10 @@ def choose(site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSit
     Rejected where no rank satisfies the policy, or the weight that it depends on cannot be used.
     """
     try:
-        rank, notes = choose_rank(site.conv, mode, options.rank, options.round_ranks, lambda: read(site))
+        if isinstance(options.rank, RankPolicy):
+            rank, notes = choose_rank(site.conv, mode, options.rank, options.round_ranks, lambda: read(site))
+        else:
+            rank, notes = options.rank, ()
     except FactorizationError as error:
         return reject(site, str(error))
     new_bias = options.calibrated and takes_new_bias(site)
@@ -179,7 +213,7 @@ def choose(site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSit
         notes += (SIZES_UNKNOWN,)
     if not site.stored:
         notes += ("its weight was computed by an expression of constants; the factors are stored",)
-    return Replacement(site, mode, rank, layers, mode.is_exact(site.conv, rank), notes, new_bias)
+    return Replacement(site, mode, rank, layers, mode.is_exact(site.conv, rank), notes, new_bias, options.init)
 
 
 def takes_new_bias(site: ConvSite) -> bool:

@@ -148,7 +148,7 @@ def rewrite(
         as_patterns(only),
         as_patterns(skip),
         round_ranks=round_ranks,
-        calibrated=fitting.init(chosen) != "svd",
+        init=fitting.init(chosen),
     )
     settings = Settings(
         "none" if dry_run else verify,
@@ -179,7 +179,7 @@ def rewrite(
     if layers and data is not None and not isinstance(data, Dataset):
         data = open_data(data, source, preprocessing=preprocessing)  # it is read twice
         fitting = replace(fitting, data=data)
-    fitted = fit_plan(source, sites, plan, chosen, fitting, settings.runtime, settings.progress)
+    fitted = fit_plan(source, sites, plan, options.init, fitting, settings.runtime, settings.progress)
     factors = factorize_all(
         source,
         sites,
