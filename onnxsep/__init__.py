@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from onnxsep.model.io import Model, load
     from onnxsep.model.saving import SavedFiles, save
     from onnxsep.modes import Mode, available_modes
+    from onnxsep.planner.plan_file import PlanFile
+    from onnxsep.planner.reading import read_plan
     from onnxsep.pruning import PruneResult, prune
     from onnxsep.quantization import QuantizeResult, quantize
     from onnxsep.reporting.saved import read_report
@@ -54,6 +56,7 @@ __all__ = [
     "Model",
     "OnnxsepError",
     "Pipeline",
+    "PlanFile",
     "Prune",
     "PruneResult",
     "Quantize",
@@ -73,6 +76,7 @@ __all__ = [
     "load",
     "prune",
     "quantize",
+    "read_plan",
     "read_recipe",
     "read_report",
     "rewrite",
@@ -103,6 +107,8 @@ _HOMES = {
     "onnxsep.model.io": ("Model", "load"),
     "onnxsep.modes": ("Mode", "available_modes"),
     "onnxsep.rewriting.api": ("Result", "rewrite"),
+    "onnxsep.planner.plan_file": ("PlanFile",),
+    "onnxsep.planner.reading": ("read_plan",),
     "onnxsep.pruning": ("PruneResult", "prune"),
     "onnxsep.quantization": ("QuantizeResult", "quantize"),
     "onnxsep.reporting.saved": ("read_report",),

@@ -60,6 +60,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---------------------------------------------------------------- reading old ones
 
 
+def without_new(now: Any, old: Any) -> Any:
+    """What the new reading says, without fields that the old one does not know and that say nothing."""
+    if isinstance(now, dict) and isinstance(old, dict):
+        return {key: without_new(value, old.get(key)) for key, value in now.items() if key in old or value is not None}
+    if isinstance(now, list) and isinstance(old, list) and len(now) == len(old):
+        return [without_new(*pair) for pair in zip(now, old, strict=True)]
+    return now
+
+
 @pytest.mark.parametrize("command", HOMES)
 def test_a_report_of_an_older_version_is_read_and_looks_as_it_did(command: str) -> None:
     old = json.loads((SAVED / f"{command}.json").read_text())
@@ -71,7 +80,7 @@ def test_a_report_of_an_older_version_is_read_and_looks_as_it_did(command: str) 
     now = json.loads(report.model_dump_json())
     assert list(now)[:3] == ["onnxsep", "command", "schema"]
     now.pop("onnxsep") if command == "check" else None  # which it did not say
-    assert without_schema(now) == old
+    assert without_new(without_schema(now), old) == old
 
 
 def test_reports_within_a_report_are_upgraded_too() -> None:

@@ -128,6 +128,7 @@ def compress(
         inputs=inputs,
         recipe=chosen.path,
         teachers=chosen.teachers(),
+        plans=chosen.plans(),
         libraries=custom_op_library or (),
     )
     check_paths(reads, {OTHER_RESULT: target, MANIFEST: manifest_path(target), REPORT: report, WORK: place})

@@ -41,8 +41,10 @@ from onnxsep.cli.options import (
     shower,
 )
 from onnxsep.errors import OptionError
+from onnxsep.model.files import printable
 from onnxsep.model.paths import REPORT, RESULT, Reads, check_paths
 from onnxsep.modes.ranks import check_rounding
+from onnxsep.planner.plan_file import PLAN
 from onnxsep.running.verification import Verify
 
 
@@ -50,7 +52,16 @@ from onnxsep.running.verification import Verify
 def rewrite(
     model: Annotated[Path, typer.Argument(help="The model to rewrite.", metavar="IN.onnx", readable=False)],
     output: Annotated[Path | None, typer.Argument(help="Where the result goes.", metavar="OUT.onnx")] = None,
-    mode: Annotated[str, typer.Option("--mode", "-m", help="The form that Convs get, see `onnxsep modes`.")] = ...,  # type: ignore[assignment]
+    mode: Annotated[
+        str | None, typer.Option("--mode", "-m", help="The form that Convs get, see `onnxsep modes`.")
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="Instead of --mode and --rank: a file that says what becomes of each layer."),
+    ] = None,
+    plan_out: Annotated[
+        Path | None, typer.Option("--plan-out", help="Write the plan that is carried out to this TOML file.")
+    ] = None,
     rank: Annotated[
         str,
         typer.Option(
@@ -133,6 +144,8 @@ def rewrite(
     debug: Debug = False,
 ) -> None:
     """Replace Convs by separable ones, initialised from the trained weights, and compare the outputs."""
+    if mode is None and plan is None:
+        raise typer.BadParameter("give --mode NAME (`onnxsep modes` lists them), or --plan FILE")
     check_verify(verify, no_verify, output, dry_run, get_args(Verify))
     try:
         check_rounding(round_ranks)
@@ -142,18 +155,20 @@ def rewrite(
     records = data is not None and not dry_run
     reads = Reads.of(
         model=model,
+        plans=(plan,),
         data=data,
         preprocessing=preprocess,
         statistics=statistics if data is None else None,
         inputs=inputs,
         libraries=custom_op_library or (),
     )
-    check_paths(reads, {RESULT: target, REPORT: report, STATISTICS: statistics if records else None})
+    check_paths(reads, {RESULT: target, REPORT: report, STATISTICS: statistics if records else None, PLAN: plan_out})
     show = shower(report, as_json, quiet)
     with failure_shown(show), progress_bar(quiet or as_json) as progress:
         result = onnxsep.rewrite(
             model,
             mode=mode,
+            plan=plan,
             rank=rank,
             force=force,
             include_first=include_first,
@@ -180,4 +195,9 @@ def rewrite(
             runtime=runtime_of(threads, provider, custom_op_library, time_limit),
             progress=progress,
         )
-    show(saved(result, target))
+    written = None if plan_out is None else result.plan
+    done = saved(result, target)
+    if written is not None and plan_out is not None:
+        written.save(plan_out)
+        done = done.model_copy(update={"plan_output": printable(plan_out)})
+    show(done)

@@ -204,6 +204,7 @@ class Pipeline:
             inputs=inputs,
             recipe=recipe.path,
             teachers=recipe.teachers(),
+            plans=recipe.plans(),
             libraries=given.runtime.custom_op_libraries,
         )
         check_paths(reads, {WORK: work})

@@ -16,19 +16,17 @@ from pydantic import Field, ValidationError
 from onnxsep._version import __version__
 from onnxsep.data import Preprocessing
 from onnxsep.errors import OptionError
+from onnxsep.model.content import without_values
 from onnxsep.model.external import is_external
 from onnxsep.model.files import printable
 from onnxsep.model.io import Model, read_file, read_tensor
 from onnxsep.model.paths import RECIPE, Kind, read_record
 from onnxsep.model.tensors import tensor_protos
+from onnxsep.planner.plan_file import PlanFile
 from onnxsep.reporting.records import Record
 from onnxsep.running.runtime import RuntimeOptions
 
 _PACKAGES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy", "torch")
-_VALUES = (
-    *("external_data", "data_location", "raw_data", "float_data", "double_data", "int32_data", "int64_data"),
-    "uint64_data",
-)
 
 
 class Content(Record):
@@ -71,6 +69,8 @@ class Manifest(Record):
     data: Content | None = None
     test: Content | None = None
     other_models: dict[str, Content] = Field(default_factory=dict)
+    plans: dict[str, Content] = Field(default_factory=dict)
+    """What is in the plans that steps carry out."""
     preprocessing: dict[str, Any] | None = None
     output: str | None = None
     inputs: str | None = None
@@ -135,13 +135,7 @@ def model_hash(model: Model) -> str:
         if model.pristine and model.path is not None and model.base_dir is not None:
             return hashlib.sha256(read_file(model.base_dir / model.path.name)).hexdigest()
         return hashlib.sha256(model.proto.SerializeToString()).hexdigest()
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model.proto)
-    for tensor in tensor_protos(bare):
-        if tensor.data_type != onnx.TensorProto.STRING:
-            for field in _VALUES:
-                tensor.ClearField(field)
-    hasher = hashlib.sha256(bare.SerializeToString(deterministic=True))
+    hasher = hashlib.sha256(without_values(model.proto).SerializeToString(deterministic=True))
     for tensor in tensor_protos(model.proto):
         if tensor.data_type != onnx.TensorProto.STRING:
             hasher.update(read_tensor(model, tensor).tobytes())
@@ -151,6 +145,12 @@ def model_hash(model: Model) -> str:
 def model_content(model: Model) -> Content:
     """A model for the manifest."""
     return Content(path=None if model.path is None else printable(model.path), sha256=model_hash(model))
+
+
+def plan_content(plan: PlanFile) -> Content:
+    """A plan for the manifest; comments in it do not count."""
+    path = None if plan.path is None else printable(plan.path)
+    return Content(path=path, sha256=hashlib.sha256(plan.text().encode()).hexdigest())
 
 
 def path_of(source: object) -> str | None:

@@ -20,6 +20,7 @@ from onnxsep.model.saving import Savable
 from onnxsep.modes.base import Mode
 from onnxsep.options.hints import in_words, members
 from onnxsep.options.tomlfile import nearest
+from onnxsep.planner.plan_file import PlanFile
 
 Function = Callable[..., Savable]
 
@@ -109,6 +110,8 @@ def as_json(value: Any) -> Any:
         return os.fsdecode(value)
     if isinstance(value, onnx.ModelProto | Model):
         return "a model in memory"
+    if isinstance(value, PlanFile):
+        return "a plan in memory"
     if isinstance(value, Sequence):
         return [as_json(item) for item in value]
     return str(value)  # a RankPolicy

@@ -13,6 +13,7 @@ from onnxsep.compression.manifest import (
     model_content,
     packages,
     path_of,
+    plan_content,
     preprocessing_fields,
 )
 from onnxsep.compression.measuring import Measuring
@@ -81,6 +82,11 @@ def make_manifest(recipe: Recipe, original: Model, given: Given, measuring: Meas
         for number, step in enumerate(recipe.steps, start=1)
         for option, model in step.other_models().items()
     }
+    plans = {
+        f"step {number}": plan_content(plan)
+        for number, step in enumerate(recipe.steps, start=1)
+        if (plan := step.plan()) is not None
+    }
     runtime = given.runtime
     return Manifest(
         packages=packages(),
@@ -91,6 +97,7 @@ def make_manifest(recipe: Recipe, original: Model, given: Given, measuring: Meas
         data=data,
         test=test,
         other_models=others,
+        plans=plans,
         preprocessing=preprocessing_fields(measuring.preprocessing),
         output=given.output,
         inputs=None if given.inputs is None else printable(given.inputs),
@@ -130,6 +137,7 @@ def check_repeats(recipe: Recipe, manifest: Manifest) -> list[str]:
         ("the model", old.source, manifest.source),
         ("the data (with labels and preprocessing)", old.data, manifest.data),
         *(("a teacher", old.other_models.get(k), v) for k, v in manifest.other_models.items()),
+        *(("a plan", old.plans.get(k), v) for k, v in manifest.plans.items()),
     ):
         if (was and was.sha256) != (now and now.sha256):
             named = "none" if was is None else f"{was.path or 'one in memory'}, SHA-256 {was.sha256}"

@@ -52,6 +52,10 @@ class Recipe:
         """The models that its steps read beside the one that they change."""
         return tuple(model for step in self.steps for model in step.other_models().values())
 
+    def plans(self) -> tuple[object, ...]:
+        """The plans that its steps carry out."""
+        return tuple(step.options.get("plan") for step in self.steps)
+
 
 def shipped_recipes() -> dict[str, Recipe]:
     """The recipes that come with onnxsep, by name."""

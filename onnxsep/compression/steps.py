@@ -14,10 +14,13 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from onnxsep.compression.given import Given
 from onnxsep.compression.options import Function, as_json, checked, defaults
+from onnxsep.errors import OptionError
 from onnxsep.finetuning import finetune
 from onnxsep.model.io import Model, load
 from onnxsep.model.saving import Savable
 from onnxsep.options.progress import Progress
+from onnxsep.planner.plan_file import PlanFile
+from onnxsep.planner.reading import read_plan
 from onnxsep.pruning import prune
 from onnxsep.quantization import quantize
 from onnxsep.reporting.records import Report
@@ -178,6 +181,14 @@ class Step(ABC):
         """Models that the step reads beside the one that it changes, by the name of the option."""
         return {}
 
+    def plan(self) -> PlanFile | None:
+        """The plan that it carries out.
+
+        Raises:
+            OptionError: It cannot be read.
+        """
+        return None
+
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a step is not changed; make another {type(self).__name__}")
 
@@ -213,6 +224,21 @@ class Rewrite(Step):
     @classmethod
     def function(cls) -> Function:  # noqa: D102 - the base class says it
         return rewrite
+
+    def _set(self, options: Mapping[str, Any], where: str) -> None:
+        super()._set(options, where)
+        if self.options.get("mode") is None and self.options.get("plan") is None:
+            raise OptionError(f"{where}: the option 'mode' is missing, or 'plan' in its place")
+
+    @classmethod
+    def _placed(cls, options: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+        plan = options.get("plan")
+        return {**options, "plan": str((folder / plan).absolute())} if isinstance(plan, str) else options
+
+    def plan(self) -> PlanFile | None:
+        """The plan, where it has one."""
+        plan = self.options.get("plan")
+        return plan if plan is None or isinstance(plan, PlanFile) else read_plan(plan)
 
     def _shared(self, given: Given) -> dict[str, Any]:
         found = super()._shared(given)

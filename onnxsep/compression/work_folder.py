@@ -229,6 +229,8 @@ def _other_run(old: Manifest, new: Manifest, planned: Sequence[tuple[str, Mappin
         found.append("the data, their labels or preprocessing")
     if old.other_models != new.other_models:
         found.append("the teacher")
+    if old.plans != new.plans:
+        found.append("a plan")
     for words, name in (
         ("--output", "output"),
         ("--inputs", "inputs"),

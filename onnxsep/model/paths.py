@@ -56,6 +56,7 @@ class Reads:
         inputs: object = None,
         recipe: object = None,
         teachers: Iterable[object] = (),
+        plans: Iterable[object] = (),
         libraries: Iterable[object] = (),
     ) -> "Reads":
         """What a user has named. A model that was loaded stands for its file; what else is no path is no file.
@@ -71,6 +72,7 @@ class Reads:
             inputs: Inputs to run models on.
             recipe: The file of a recipe.
             teachers: Models to learn from.
+            plans: Plans that are carried out.
             libraries: Custom operators.
         """
         named = [
@@ -84,6 +86,7 @@ class Reads:
             ("the inputs", inputs),
             (RECIPE, recipe),
             *((_TEACHER, teacher) for teacher in teachers),
+            *(("the plan", plan) for plan in plans),
             *(("a library of operators", library) for library in libraries),
         ]
         paths = ((words, _file_of(source)) for words, source in named)

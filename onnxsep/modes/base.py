@@ -19,6 +19,7 @@ from onnxsep.errors import FactorizationError, ModeNotFoundError
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
+from onnxsep.options.tomlfile import nearest
 
 ENTRY_POINT_GROUP = "onnxsep.modes"
 
@@ -176,7 +177,7 @@ def get_mode(mode: str | Mode) -> Mode:
     if mode in _broken():
         raise ModeNotFoundError(f"the mode {mode!r} is installed but cannot be loaded: {_broken()[mode]}")
     known = ", ".join(modes) or "none: is onnxsep installed? (entry points of group onnxsep.modes)"
-    raise ModeNotFoundError(f"unknown mode {mode!r}; the installed modes are: {known}")
+    raise ModeNotFoundError(f"unknown mode {mode!r}{nearest(mode, modes)}; the installed modes are: {known}")
 
 
 def factor_shapes(layers: Sequence[Layer]) -> list[tuple[int, ...]]:

@@ -63,6 +63,27 @@ def choose_rank(
     return rank, tuple(notes)
 
 
+def check_rank(conv: Conv, mode: Mode, rank: Rank) -> None:
+    """Refuse ranks that a mode does not have for a Conv.
+
+    Raises:
+        OptionError: says which are the nearest.
+    """
+    near: Rank = ()
+    while (axis := mode.rank_axis(conv, near)) is not None:
+        wanted = rank[len(near)] if len(near) < len(rank) else axis.paper
+        near += (axis.clamp(wanted + (axis.step - 1) // 2),)
+    if near == rank:
+        return
+    if not near:
+        raise OptionError(f"mode {mode.name} has no rank to choose; take out {list(rank)}")
+    ranges = ", ".join(
+        f"{axis.step} to {axis.full}" + (f" by {axis.step}" if axis.step > 1 else "")
+        for axis in rank_axes(mode, conv, near)
+    )
+    raise OptionError(f"mode {mode.name} has no rank {list(rank)} here; the nearest is {list(near)} (of {ranges})")
+
+
 def _without_ranks(conv: Conv, mode: Mode, policy: RankPolicy) -> tuple[str, ...]:
     """Notes on a policy for a mode that has nothing to choose.
 

@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -14,8 +15,8 @@ from onnxsep.checking.feeding import Feeding, layers_report
 from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, Source, open_data
 from onnxsep.engine.factors import Factorized, factorize_all
 from onnxsep.engine.matches import ConvSite
-from onnxsep.engine.planning import SIZES_UNKNOWN, Options, Plan, in_main_graph, make_plan
-from onnxsep.engine.sites import Sites, find_sites, read_weight
+from onnxsep.engine.planning import SIZES_UNKNOWN, Options, Plan, in_main_graph
+from onnxsep.engine.sites import Sites, find_sites
 from onnxsep.engine.sparsity import dense_factor_notes
 from onnxsep.engine.surgery import Edit, replace_convs
 from onnxsep.errors import FeedError, VerificationError
@@ -26,13 +27,15 @@ from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.io import Model, load
 from onnxsep.model.paths import NOTHING, Reads, check_paths
 from onnxsep.model.saving import Savable
-from onnxsep.modes.base import Mode, get_mode
+from onnxsep.modes.base import Mode
 from onnxsep.modes.ranks import check_rounding
 from onnxsep.options.hints import checks_types
 from onnxsep.options.patterns import as_patterns
 from onnxsep.options.progress import Progress
+from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.reporting.model_info import model_info
 from onnxsep.reporting.records import VerificationReport
+from onnxsep.rewriting.choosing import choice_of
 from onnxsep.rewriting.report import RewriteReport
 from onnxsep.rewriting.rows import conv_reports, planned, totals
 from onnxsep.rewriting.verification import decide, verify_result
@@ -55,13 +58,27 @@ class Result(Savable):
     report: RewriteReport
     new_initializers: tuple[str, ...] = ()
     reads: Reads = NOTHING
+    make_plan_file: Callable[[], PlanFile] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def plan(self) -> PlanFile:
+        """What was done with each layer, or would be; ``rewrite(model, plan=...)`` does it again.
+
+        All weights of the source are read for it: ask before the result is saved in the source's place.
+
+        Raises:
+            ModelLoadError: They cannot be read.
+        """
+        assert self.make_plan_file is not None
+        return self.make_plan_file()
 
 
 @checks_types
 def rewrite(
     model: str | os.PathLike[str] | onnx.ModelProto | Model,
     *,
-    mode: str | Mode,
+    mode: str | Mode | None = None,
+    plan: str | os.PathLike[str] | PlanFile | None = None,
     rank: RankPolicy | str | float = "paper",
     force: bool = False,
     include_first: bool = False,
@@ -93,6 +110,8 @@ def rewrite(
     Args:
         model: a file, a ModelProto (which is not changed), or what ``load`` or an earlier result gave.
         mode: the name of an installed mode, or a Mode.
+        plan: instead of ``mode`` (and ``rank`` to ``round_ranks``): a plan, or its TOML file, that says what becomes of
+            each layer. ``Result.plan`` is one.
         rank: "paper", "full", an integer, a share of the parameters such as 0.5, or "energy=0.95".
         force: replace Convs even where it does not pay.
         include_first: replace first Convs too (those reached from a graph input without passing another Conv).
@@ -135,11 +154,9 @@ def rewrite(
         VerificationError: the result does not compute what it should; its ``report`` says what was done and measured.
     """
     started = time.perf_counter()
-    chosen = get_mode(mode)
     check_rounding(round_ranks)
     images = Preprocessing.of(preprocessing)
     fitting = Fitting(data, images, init, samples, positions, seed, statistics, tune, refine, dry_run)
-    fitting.check(chosen)
     options = Options(
         RankPolicy.parse(rank),
         force,
@@ -148,8 +165,9 @@ def rewrite(
         as_patterns(only),
         as_patterns(skip),
         round_ranks=round_ranks,
-        init=fitting.init(chosen),
     )
+    choice = choice_of(mode, plan, options)
+    choice.check(fitting)
     settings = Settings(
         "none" if dry_run else verify,
         Path(inputs) if inputs is not None else None,
@@ -162,6 +180,7 @@ def rewrite(
     check_settings(settings, get_args(Verify), dry_run=dry_run)
     reads = Reads.of(
         model=model,
+        plans=(plan,),
         data=data,
         preprocessing=preprocessing,
         statistics=statistics if data is None else None,
@@ -172,38 +191,41 @@ def rewrite(
     source = load(model, follow_links=follow_links)
     check_input_shapes(source, settings.input_shapes)
     settings = decide(settings, source, dry_run=dry_run)
-    sites = find_sites(source, settings.input_shapes, linear_layers=chosen.linear_layers)
+    sites = choice.sites(lambda linear: find_sites(source, settings.input_shapes, linear_layers=linear))
     if measured := _sizes_in_run(source, sites, settings):
-        sites = find_sites(source, settings.input_shapes, linear_layers=chosen.linear_layers, measured=measured)
-    plan = make_plan(sites.found, chosen, options, lambda site: read_weight(source, sites, site))
+        sites = choice.sites(
+            lambda linear: find_sites(source, settings.input_shapes, linear_layers=linear, measured=measured)
+        )
+    chosen = choice.rows(source, sites, fitting)
+    rows = chosen.plan
     if layers and data is not None and not isinstance(data, Dataset):
         data = open_data(data, source, preprocessing=preprocessing)  # it is read twice
         fitting = replace(fitting, data=data)
-    fitted = fit_plan(source, sites, plan, options.init, fitting, settings.runtime, settings.progress)
+    fitted = fit_plan(source, sites, rows, chosen.init, fitting, settings.runtime, settings.progress)
     factors = factorize_all(
         source,
         sites,
-        plan,
+        rows,
         given=fitted.calibrated.outcomes,
         workers=settings.runtime.threads,
-        force=force,
+        force=choice.force,
         progress=settings.progress,
     )
     factors |= {place: found for place, found in fitted.calibrated.by_place.items() if place in factors}
-    plan.annotate(fitted.calibrated.notes)
+    rows.annotate(fitted.calibrated.notes)
     edit, result = Edit(), source
     notes: tuple[str, ...] = ()
     errors: dict[Place, float] = {}
     failure = ""
     if dry_run:
-        light, edit = planned(sites, plan)
+        light, edit = planned(sites, rows)
         outcome = VerificationReport(kind="none", ran=False, reason="dry run: nothing was changed")
     else:
         light = sites.light
-        if plan.replacements:
-            result, edit, light, notes = _apply(source, plan, factors, settings)
+        if rows.replacements:
+            result, edit, light, notes = _apply(source, rows, factors, settings)
             result, fitted = tune_result(source, result, edit, fitted, fitting, settings.runtime, settings.progress)
-        outcome, errors, failure = verify_result(source, result, sites, plan, edit, settings)
+        outcome, errors, failure = verify_result(source, result, sites, rows, edit, settings)
     compared, why_not = None, ""
     if layers and not dry_run:
         feeding = Feeding(data, seed=seed)
@@ -212,8 +234,9 @@ def rewrite(
         compared, why_not = layers_report(source, result, feeding, settings.runtime)
     report = RewriteReport(
         source=model_info(source),
-        mode=chosen.name,
-        rank=str(options.rank),
+        mode=choice.mode,
+        rank=choice.rank,
+        plan=choice.plan,
         options={
             "force": force,
             "include_first": include_first,
@@ -222,15 +245,15 @@ def rewrite(
             "skip": options.skip,
             "round_ranks": round_ranks,
         },
-        convs=conv_reports(plan, factors, errors),
-        totals=totals(sites, plan, light),
+        convs=conv_reports(rows, factors, errors),
+        totals=totals(sites, rows, light),
         removed_weights=tuple(edit.removed_weights),
         removed_inputs=tuple(edit.removed_inputs),
         calibration=fitted.report,
         notes=(
             *sites.notes,
-            *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in plan.replacements))),
-            *_size_notes(plan, measured),
+            *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in rows.replacements))),
+            *_size_notes(rows, measured),
             *notes,
             *_input_notes(edit),
             *([why_not] if why_not else []),
@@ -242,7 +265,13 @@ def rewrite(
     )
     if failure:
         raise VerificationError(f"{failure}; nothing was written", report)
-    return Result(result.ordered_as(source), report, tuple(edit.new_initializers), reads)
+    return Result(
+        result.ordered_as(source),
+        report,
+        tuple(edit.new_initializers),
+        reads,
+        lambda: plan_of(source, rows, chosen.said),
+    )
 
 
 def _sizes_in_run(source: Model, sites: Sites, settings: Settings) -> dict[str, tuple[int, ...]]:

@@ -13,11 +13,14 @@ _MOST_COLUMNS = 3  # modes; of more, inspect shows the totals alone
 
 def rewrite_document(report: RewriteReport) -> Document:
     """The table of all convolutions, totals, notes and the verification of one rewrite."""
-    blocks: list[Block] = [header(report.source, f"mode {report.mode}, rank {report.rank}"), _convs(report)]
+    how = f"plan {report.plan}" if report.plan else f"mode {report.mode}, rank {report.rank}"
+    blocks: list[Block] = [header(report.source, how), _convs(report)]
     blocks.append(_totals(report))
     if report.calibration:
         blocks += _calibration(report.calibration)
     blocks += ending(report, layers_of_result(report.layers))
+    if report.plan_output:
+        blocks.append(Line(f"wrote the plan {report.plan_output}"))
     return Document(title(report.command, report.source), tuple(blocks))
 
 

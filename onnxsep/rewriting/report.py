@@ -68,6 +68,10 @@ class RewriteReport(Report):
     output_bytes: int | None = None
     mode: str
     rank: str
+    plan: str | None = None
+    """The plan that was carried out; mode and rank are then those of each row."""
+    plan_output: str | None = None
+    """Where the plan of this run was written."""
     options: dict[str, bool | int | str | tuple[str, ...]]
     convs: tuple[ConvReport, ...]
     totals: Totals

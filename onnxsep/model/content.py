@@ -1,0 +1,69 @@
+"""The content of a model as two hashes: of its graph, and of its weights."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx
+
+from onnxsep.model.io import Model, read_tensor
+from onnxsep.model.tensors import bodies, tensor_protos
+
+_VALUES = (
+    *("external_data", "data_location", "raw_data", "float_data", "double_data", "int32_data", "int64_data"),
+    "uint64_data",
+)
+_NOTES = ("doc_string", "metadata_props")
+# Who made the file, and when, is no content.
+_MODEL_NOTES = ("ir_version", "producer_name", "producer_version", "model_version", "domain", *_NOTES)
+
+
+@dataclass(frozen=True)
+class ContentHashes:
+    """SHA-256 in hexadecimal. Where tensors lie, in the .onnx or in other files, does not count.
+
+    Attributes:
+        graph: Of nodes, attributes, names, inputs, outputs, functions and operator sets, not of doc strings, metadata
+            and intermediate shapes.
+        weights: Of the values of all tensors.
+    """
+
+    graph: str
+    weights: str
+
+
+def content_hashes(model: Model) -> ContentHashes:
+    """The hashes of a model; all of its weights are read.
+
+    Raises:
+        ModelLoadError: Weights cannot be read.
+    """
+    bare = without_values(model.proto)
+    _clear([bare], _MODEL_NOTES)
+    for body, _ in bodies(bare):
+        _clear([body], ("doc_string", "metadata_props", "value_info"))
+        _clear(body.node, _NOTES)
+    _clear(tensor_protos(bare), _NOTES)
+    weights = hashlib.sha256()
+    for tensor in tensor_protos(model.proto):
+        if tensor.data_type != onnx.TensorProto.STRING:
+            weights.update(read_tensor(model, tensor).tobytes())
+    return ContentHashes(hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest(), weights.hexdigest())
+
+
+def without_values(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the numbers of its tensors; texts stay."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    for tensor in tensor_protos(bare):
+        if tensor.data_type != onnx.TensorProto.STRING:
+            _clear([tensor], _VALUES)
+    return bare
+
+
+def _clear(protos: Iterable[object], fields: Iterable[str]) -> None:
+    for proto in protos:
+        known = proto.DESCRIPTOR.fields_by_name  # type: ignore[attr-defined]  # the oldest onnx has fewer
+        for field in fields:
+            if field in known:
+                proto.ClearField(field)  # type: ignore[attr-defined]

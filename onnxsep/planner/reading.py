@@ -1,0 +1,111 @@
+"""Reading the file of a plan; ``onnxsep.planner.plan_file`` shows one."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onnxsep.errors import OptionError
+from onnxsep.layers.rank import Rank, RankPolicy
+from onnxsep.model.files import printable
+from onnxsep.options.tomlfile import check_keys, read_toml
+from onnxsep.planner.plan_file import SCHEMA, LayerPlan, PlanFile, PlannedModel
+
+_KEYS = ("schema", "onnxsep", "model", "layers", "inside")
+_MODEL_KEYS = ("name", "graph", "weights", "layers")
+_LAYER_KEYS = ("mode", "rank", "round_ranks", "init", "left")
+
+
+def read_plan(path: str | os.PathLike[str]) -> PlanFile:
+    """A plan from its file.
+
+    Raises:
+        OptionError: It cannot be read, is no plan, is one of another schema, or says something that is not known.
+    """
+    name = printable(path)
+    content = read_toml(Path(path))
+    if "schema" not in content:
+        raise OptionError(f"{name} is no plan: it has no line `schema = {SCHEMA}`; --dry-run --plan-out FILE makes one")
+    if content["schema"] != SCHEMA or isinstance(content["schema"], bool):
+        raise OptionError(
+            f"{name} is a plan of schema {content['schema']!r}, and this version reads {SCHEMA}; make it anew"
+        )
+    check_keys(content, _KEYS, name)
+    layers = list(_layers(_table(content, "layers", name), "", name))
+    for where, table in _table(content, "inside", name).items():
+        if not where or not isinstance(table, Mapping):
+            raise OptionError(f'{name}, inside: {where!r} must be a table of layers, [inside."NAME OF A GRAPH"]')
+        layers += _layers(table, where, name)
+    model = _model(_table(content, "model", name), f"{name}, model")
+    return PlanFile(tuple(layers), model, str(content.get("onnxsep", "")), Path(path))
+
+
+def _table(content: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
+    table = content.get(key, {})
+    if not isinstance(table, Mapping):
+        raise OptionError(f"{name}: {key} must be a table, [{key}], not {table!r:.80}")
+    return table
+
+
+def _model(table: Mapping[str, Any], where: str) -> PlannedModel:
+    check_keys(table, _MODEL_KEYS, where)
+    for key, value in table.items():
+        if key != "layers" and not isinstance(value, str):
+            raise OptionError(f"{where}: {key} must be a text, not {value!r:.80}")
+        if key == "layers" and not _is_count(value):
+            raise OptionError(f"{where}: layers must be a whole number, not {value!r:.80}")
+    return PlannedModel(**table)
+
+
+def _layers(table: Mapping[str, Any], where: str, name: str) -> Iterator[LayerPlan]:
+    for key, fields in table.items():
+        words = f"{name}, layer {key!r}" + (f" in {where}" if where else "")
+        if not isinstance(fields, Mapping):
+            raise OptionError(f'{words}: write {{ mode = "spatial", rank = [8] }} or {{ left = "why" }}')
+        check_keys(fields, _LAYER_KEYS, words)
+        layer = LayerPlan(key, where)
+        yield _left(layer, fields, words) if "left" in fields else _replaced(layer, fields, words)
+
+
+def _left(layer: LayerPlan, fields: Mapping[str, Any], words: str) -> LayerPlan:
+    reason = fields["left"]
+    if len(fields) > 1:
+        others = ", ".join(key for key in fields if key != "left")
+        raise OptionError(f"{words} is left alone, so it has no {others}; take out the one or the other")
+    if reason is True:
+        return replace(layer, left="by the plan")
+    if not isinstance(reason, str) or not reason:
+        raise OptionError(f"{words}: left says why, as a text; or true; not {reason!r:.80}")
+    return replace(layer, left=reason)
+
+
+def _replaced(layer: LayerPlan, fields: Mapping[str, Any], words: str) -> LayerPlan:
+    if "mode" not in fields:
+        raise OptionError(f'{words} has no mode; give mode = "NAME", or left = "why"')
+    for key in ("mode", "init"):
+        if key in fields and not isinstance(fields[key], str):
+            raise OptionError(f"{words}: {key} must be a text, not {fields[key]!r:.80}")
+    if not _is_count(rounded := fields.get("round_ranks", 0)):
+        raise OptionError(f"{words}: round_ranks must be 0 or a whole number such as 8, not {rounded!r:.80}")
+    rank = _rank(fields.get("rank", "paper"), words)
+    if rounded and not isinstance(rank, RankPolicy):
+        raise OptionError(f"{words}: round_ranks is for a rank that a rule chooses, and {list(rank)} is given")
+    return replace(layer, mode=fields["mode"], rank=rank, round_ranks=rounded, init=fields.get("init"))
+
+
+def _rank(value: object, words: str) -> Rank | RankPolicy:
+    if isinstance(value, list):
+        if not all(_is_count(one) and one > 0 for one in value):
+            raise OptionError(f"{words}: a rank is a list of whole numbers above 0, not {value!r:.80}")
+        return tuple(value)
+    try:
+        if not isinstance(value, str | int | float):
+            raise OptionError(f"it cannot be {value!r:.80}")
+        return RankPolicy.parse(value)
+    except OptionError as error:
+        raise OptionError(f"{words}: {error}") from error
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
