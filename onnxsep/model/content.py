@@ -23,8 +23,8 @@ class ContentHashes:
     """SHA-256 in hexadecimal. Where tensors lie, in the .onnx or in other files, does not count.
 
     Attributes:
-        graph: Of nodes, attributes, names, inputs, outputs, functions and operator sets, not of doc strings, metadata
-            and intermediate shapes.
+        graph: Of nodes, attributes, names, inputs, functions and operator sets, not of doc strings, metadata and what
+            follows from the rest: types and shapes of other tensors.
         weights: Of the values of all tensors.
     """
 
@@ -43,6 +43,8 @@ def content_hashes(model: Model) -> ContentHashes:
     for body, _ in bodies(bare):
         _clear([body], ("doc_string", "metadata_props", "value_info"))
         _clear(body.node, _NOTES)
+        _clear((output for output in body.output if isinstance(output, onnx.ValueInfoProto)), ("type", *_NOTES))
+        _clear((read for read in body.input if isinstance(read, onnx.ValueInfoProto)), _NOTES)
     _clear(tensor_protos(bare), _NOTES)
     weights = hashlib.sha256()
     for tensor in tensor_protos(model.proto):

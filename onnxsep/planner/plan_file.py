@@ -155,7 +155,7 @@ def _fields(layer: LayerPlan) -> Iterator[str]:
     yield f"mode = {quoted(layer.mode.name if isinstance(layer.mode, Mode) else layer.mode)}"
     if isinstance(layer.rank, RankPolicy):
         yield f"rank = {quoted(str(layer.rank))}"
-    elif layer.rank:
+    else:
         yield f"rank = [{', '.join(map(str, layer.rank))}]"
     if layer.round_ranks:
         yield f"round_ranks = {layer.round_ranks}"
