@@ -263,7 +263,7 @@ def test_a_plan_in_memory_keeps_modes_that_are_not_installed(tmp_path: Path) -> 
     made = rewrite(model, mode=Own(), rank=4, dry_run=True)
     found = rewrite(model, plan=made.plan)
     assert found.proto == rewrite(model, mode=Own(), rank=4).proto
-    assert found.report.plan == "the plan"
+    assert found.report.plan == "in memory"
     made.plan.save(tmp_path / "p.toml")
     with pytest.raises(onnxsep.OnnxsepError, match=r"p\.toml, layer 'twice': unknown mode 'own'"):
         rewrite(model, plan=tmp_path / "p.toml")

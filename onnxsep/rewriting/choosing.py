@@ -97,7 +97,7 @@ class ByPlan(Choice):
     force = True
 
     def __init__(self, plan: PlanFile) -> None:
-        self._plan, self.plan = plan, plan.name
+        self._plan, self.plan = plan, "in memory" if plan.path is None else plan.name
 
     def check(self, fitting: Fitting) -> None:  # noqa: D102
         check_plan(self._plan, fitting)
