@@ -126,5 +126,7 @@ def test_package_that_cannot_be_loaded_is_named_and_does_not_harm_the_others(ins
 
 def test_unknown_mode_names_the_known_ones() -> None:
     known = ", ".join(onnxsep.available_modes())
-    with pytest.raises(ModeNotFoundError, match=f"unknown mode 'depthwize'; the installed modes are: {known}"):
+    with pytest.raises(
+        ModeNotFoundError, match=f"unknown mode 'depthwize', did you mean 'depthwise'. The installed modes are: {known}"
+    ):
         onnxsep.rewrite(DIGITS, mode="depthwize")

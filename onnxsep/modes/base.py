@@ -177,7 +177,8 @@ def get_mode(mode: str | Mode) -> Mode:
     if mode in _broken():
         raise ModeNotFoundError(f"the mode {mode!r} is installed but cannot be loaded: {_broken()[mode]}")
     known = ", ".join(modes) or "none: is onnxsep installed? (entry points of group onnxsep.modes)"
-    raise ModeNotFoundError(f"unknown mode {mode!r}{nearest(mode, modes)}; the installed modes are: {known}")
+    near = nearest(mode, modes)
+    raise ModeNotFoundError(f"unknown mode {mode!r}{f'{near} The' if near else '; the'} installed modes are: {known}")
 
 
 def factor_shapes(layers: Sequence[Layer]) -> list[tuple[int, ...]]:
