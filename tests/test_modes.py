@@ -689,8 +689,8 @@ def test_layers_and_factors_agree_at_every_rank(mode: str) -> None:
 def test_unknown_mode_names_the_known_ones() -> None:
     known = ", ".join(onnxsep.available_modes())
     assert {"depthwise", "spatial"} <= set(onnxsep.available_modes())
-    with pytest.raises(ModeNotFoundError, match=f"unknown mode 'separable'; the installed modes are: {known}"):
-        get_mode("separable")
+    with pytest.raises(ModeNotFoundError, match=f"unknown mode 'sepconv'; the installed modes are: {known}"):
+        get_mode("sepconv")
 
 
 ODD_MODES = """
