@@ -39,7 +39,7 @@ LINES = {
     '"twice" = { mode = "spatial", rank = true }': "cannot read the rank True",
     '"twice" = { mode = "spatial", rank = 2024-01-01 }': "it cannot be datetime.date(2024, 1, 1)",
     '"twice" = { mode = "spatial", rank = [4], round_ranks = 8 }': "round_ranks is for a rank that a rule chooses",
-    '"twice" = { mode = "spatial", round_ranks = -8 }': "round_ranks must be 0 or a whole number",
+    '"twice" = { mode = "spatial", round_ranks = -8 }': "round_ranks must be 8 or 16 (0: no rounding), not -8",
     '"twice" = { mode = "spatial", init = "joynt" }': "layer 'twice': --init 'joynt' is not one of svd",
     '"twice" = { mode = "spatial", init = "joint" }': "--init joint fits the factors to data; add --data",
     '"twice" = { mode = "spatial", init = 1 }': "init must be a text, not 1",

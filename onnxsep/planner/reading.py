@@ -86,8 +86,8 @@ def _replaced(layer: LayerPlan, fields: Mapping[str, Any], words: str) -> LayerP
     for key in ("mode", "init"):
         if key in fields and not isinstance(fields[key], str):
             raise OptionError(f"{words}: {key} must be a text, not {fields[key]!r:.80}")
-    if not _is_count(rounded := fields.get("round_ranks", 0)):
-        raise OptionError(f"{words}: round_ranks must be 0 or a whole number such as 8, not {rounded!r:.80}")
+    if not _is_count(rounded := fields.get("round_ranks", 0)) or rounded not in (0, 8, 16):
+        raise OptionError(f"{words}: round_ranks must be 8 or 16 (0: no rounding), not {rounded!r:.80}")
     rank = _rank(fields.get("rank", "paper"), words)
     if rounded and not isinstance(rank, RankPolicy):
         raise OptionError(f"{words}: round_ranks is for a rank that a rule chooses, and {list(rank)} is given")
