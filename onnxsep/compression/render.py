@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from onnxsep.compression.report import CompressReport, StepReport
-from onnxsep.errors import spelled
 from onnxsep.evaluation import EvaluationReport, cells
 from onnxsep.evaluation.report import EvaluatedModel
 from onnxsep.reporting.blocks import header, notes, title, written
@@ -75,11 +74,9 @@ def _legend(report: CompressReport) -> list[str]:
     found = report.evaluation
     where = {
         "test": f"measured on {found.data}, {found.samples:,} samples",
-        "data": f"measured on {found.samples:,} samples of {found.data}, which the steps have seen: give"
-        f" {spelled('test')} samples"
+        "data": f"measured on {found.samples:,} samples of {found.data}, which the steps have seen: give --test samples"
         " that they have not",
-        "random": f"measured on {found.samples:,} random inputs, as there is neither {spelled('test')} nor"
-        f" {spelled('data')}",
+        "random": f"measured on {found.samples:,} random inputs, as there is neither --test nor --data",
     }
     lines = [where[report.measured_on] + "; in brackets: as a share of the original; +-: standard error"]
     if found.reference is not None:

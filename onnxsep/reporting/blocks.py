@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 from typing import Protocol
 
-from onnxsep.errors import spelled
 from onnxsep.reporting.document import Block, Cell, Line, Note, Span, Words
 from onnxsep.reporting.records import ModelInfo, VerificationReport, part_text
 
@@ -68,7 +67,7 @@ def written(report: Written) -> tuple[Line, ...]:
 def macs_change(before: int, after: int, unknown: int) -> str:
     """MACs before and after, and how many nodes are not in these sums because their sizes are not known."""
     if unknown and not before:
-        return f"MACs unknown: the sizes are free ({spelled('input_shapes', hint='NAME:DIMS')} gives them)"
+        return "MACs unknown: the sizes are free (--input-shape NAME:DIMS gives them)"
     return f"MACs {ratio_text(before, after)}" + (f" ({unknown} nodes of unknown size not counted)" if unknown else "")
 
 

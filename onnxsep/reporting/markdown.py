@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from onnxsep.errors import spelled
 from onnxsep.model.paths import Kind
 from onnxsep.reporting.document import (
     Block,
@@ -61,7 +60,7 @@ def is_markdown_report(path: Path) -> bool:
         return False
 
 
-MARKDOWN = Kind(f"{spelled('md')}", "Markdown report of onnxsep", is_markdown_report)
+MARKDOWN = Kind("md", "Markdown report of onnxsep", is_markdown_report, option=True)
 
 
 def _item(block: Line | Note) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.render import layers_of_result
-from onnxsep.errors import spelled
 from onnxsep.reporting.blocks import ending, header, macs_change, notes, number, ratio_text, site, title
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
 from onnxsep.rewriting.report import ConvReport, InspectedConv, InspectReport, RewriteReport
@@ -95,11 +94,7 @@ def inspect_document(report: InspectReport) -> Document:
     lines = [
         f"{totals.convs} {_noun(report.convs)}; {totals.parameters:,} parameters "
         f"({totals.trainable_parameters:,} trainable); {totals.macs:,} MACs"
-        + (
-            f", {totals.macs_unknown} nodes of unknown size ({spelled('input_shapes', hint='NAME:DIMS')})"
-            if totals.macs_unknown
-            else ""
-        )
+        + (f", {totals.macs_unknown} nodes of unknown size (--input-shape NAME:DIMS)" if totals.macs_unknown else "")
     ]
     lines += [
         f"{mode}: {totals.mode_convs[mode]} {_noun(report.convs, 'Convs')} would be replaced; "
