@@ -6,12 +6,14 @@ That is the data, threads, where files are: options that their records mark so (
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from onnxsep.compression.given import CompressOptions, Given
 from onnxsep.errors import OptionError, spelled
 from onnxsep.model.saving import Savable
 from onnxsep.options.hints import hints_of, in_words, members
@@ -37,9 +39,10 @@ def _own_words() -> dict[str, str]:
 def elsewhere(kind: type[Options]) -> Mapping[str, str]:
     """What is no option of a step, and where it is given instead, by the names of Python and of the command line."""
     found: dict[str, str] = {}
-    for name, spec in specs_of(kind).items():
-        if not spec.per_run:
-            continue
+    shared = {one.name for one in fields(Given)}
+    of_the_run = {name: spec for name, spec in specs_of(CompressOptions).items() if name in shared}
+    of_the_run |= {name: spec for name, spec in specs_of(kind).items() if spec.per_run}
+    for name, spec in of_the_run.items():
         flag = _key(spec.flag) if spec.flag else name
         inner = () if spec.expands is None else specs_of(spec.expands)
         for own in (name, flag, *inner):
