@@ -1,10 +1,18 @@
-"""The errors that onnxsep raises.
+"""The errors that onnxsep raises, and how their messages spell options.
 
 Every message says what happened, where (the file or the node) and what to do. The command line prints the message and
-exits with the class's ``exit_status``, without a traceback.
+exits with the class's ``exit_status``, without a traceback. A message names an option through :func:`spelled`: as the
+parameter that it is in Python, or with the dashes that it has on the command line.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, ClassVar
+
+_flags: dict[tuple[str, Any], str] = {}  # those that are not the option's name behind two dashes
+_dashes = False
+_NOTHING = object()
 
 
 class OnnxsepError(Exception):
@@ -83,3 +91,44 @@ class VerificationError(OnnxsepError):
     def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+def spelled(option: str, value: Any = _NOTHING, *, hint: str = "") -> str:
+    """An option as the user has to write it.
+
+    Args:
+        option: its name in Python.
+        value: what it is, or should be, set to.
+        hint: what a value looks like, for the command line, where it has another form than in Python.
+    """
+    if not _dashes:
+        if value is _NOTHING:
+            return option
+        return f"{option}={_text(value)}"
+    flag = _flags.get((option, None), "--" + option.replace("_", "-"))
+    if value is _NOTHING:
+        return f"{flag} {hint}" if hint else flag
+    if isinstance(value, bool) or (option, value) in _flags:
+        return _flags.get((option, value), flag)
+    return f"{flag} {value if isinstance(value, str) else _text(value)}"
+
+
+def _text(value: Any) -> str:
+    number = isinstance(value, Real) and not isinstance(value, Integral)
+    return f"{value:g}" if number else repr(value)
+
+
+def spell(option: str, flag: str, value: Any = None) -> None:
+    """Say what an option is called on the command line; with a value: what says that value there."""
+    _flags[option, value] = flag
+
+
+@contextmanager
+def on_the_command_line() -> Iterator[None]:
+    """Within it, messages spell options as the command line does."""
+    global _dashes
+    before, _dashes = _dashes, True
+    try:
+        yield
+    finally:
+        _dashes = before

@@ -106,7 +106,7 @@ def test_images_with_labels(tmp_path: Path) -> None:
     assert flat.labels is not None
     assert flat.labels.tolist() == [0, 1]
     assert flat.notes[-1] == "1 lines of 'flat.csv' name no sample"
-    with pytest.raises(DataError, match=r"flat' has no labels.*class.*'y'.*--labels"):
+    with pytest.raises(DataError, match=r"flat' has no labels.*class.*'y'.*\(labels\)"):
         open_data(tmp_path / "flat", one("n,3,4,6"), need_labels=True)
 
 

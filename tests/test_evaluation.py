@@ -269,7 +269,7 @@ def test_output_chosen_by_name() -> None:
     model = linear(np.eye(3), names=("main", "other"))
     model.graph.node[-1].CopyFrom(helper.make_node("Neg", ["product"], ["other"]))
     data = {"x": np.eye(3, dtype=np.float32), "y": np.arange(3)}
-    with pytest.raises(EvaluationError, match=r"'main', 'other' \(--output"):
+    with pytest.raises(EvaluationError, match=r"'main', 'other' \(output"):
         quick(model, data=data)
     assert _right(quick(model, data=data, output="main")) == 3
     assert _right(quick(model, data=data, output="other")) == 0
@@ -444,7 +444,7 @@ def test_metrics_that_cannot_be_used(here: Path, text: str, error: type[OnnxsepE
         ({"y": np.array([1, 2, 3])}, {}, DataError, "counted from 1"),
         ({"y": np.array([0, 1])}, {}, DataError, "there are 2 labels for 3 samples"),
         ({}, {"labels": [0, 1, 2, 0]}, DataError, "there are 4 labels for 3 samples"),
-        ({}, {}, DataError, r"has no labels.*--labels.*--reference.*--metric"),
+        ({}, {}, DataError, r"has no labels.*\(labels\).*\(reference\).*\(metric\)"),
         ({"y": np.arange(3)}, {"runs": -1}, OptionError, "0 or more, not -1"),
         ({"y": np.arange(3)}, {"batch": 0}, OptionError, "1 or more, not 0"),
         ({"y": np.arange(3)}, {"batch": 4}, OptionError, "a batch of 4 was asked for, and only 3 samples"),

@@ -111,16 +111,16 @@ def test_a_switch_gets_a_value_that_the_model_knows(as_initializer: bool) -> Non
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        ("g (string[2] x) => (string[2] y) { y = Identity(x) }", r"'x' \(string \[2\]\) holds strings.*--inputs"),
+        ("g (string[2] x) => (string[2] y) { y = Identity(x) }", r"'x' \(string \[2\]\) holds strings.*with inputs"),
         (
             "g (seq(float[2]) x) => (int64 y) { y = SequenceLength(x) }",
-            r"'x' is not a tensor \(its type is sequence\).*--no-verify",
+            r"'x' is not a tensor \(its type is sequence\).*verify='none'",
         ),
         (
             "g (optional(float[2]) x) => (bool y) { y = OptionalHasElement(x) }",
             r"'x' is not a tensor \(its type is optional\)",
         ),
-        ("g (float8e4m3fn[2] x) => (float[2] y) { y = Cast<to=1>(x) }", r"'x' has element type 17.*--no-verify"),
+        ("g (float8e4m3fn[2] x) => (float[2] y) { y = Cast<to=1>(x) }", r"'x' has element type 17.*verify='none'"),
     ],
 )
 def test_inputs_without_random_values(graph: str, message: str) -> None:
@@ -219,7 +219,7 @@ def test_channels_come_from_the_conv_that_the_input_feeds(
 
 def test_unknown_rank_needs_a_shape() -> None:
     model = with_input(TensorProto.FLOAT, None)
-    with pytest.raises(FeedError, match=r"of unknown rank.*--input-shape image:DIMS"):
+    with pytest.raises(FeedError, match=r"of unknown rank.*with input_shapes"):
         make_feeds(model)
     assert shapes(model, input_shapes={"image": (2, 5)}) == {"image": (2, 5)}
     assert shapes(model, input_shapes={"image": ()}) == {"image": ()}

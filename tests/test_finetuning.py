@@ -209,7 +209,7 @@ def test_optimisers_lower_the_loss(optimizer: Any, schedule: Any) -> None:
     validation = report.epochs[report.best_epoch - 1].validation
     assert validation is not None
     assert validation.loss < report.before.loss
-    assert report.options["rate"] == (0.05 if optimizer == "sgd" else 0.001)
+    assert report.used["rate"] == (0.05 if optimizer == "sgd" else 0.001)
 
 
 @needs_torch
@@ -222,7 +222,7 @@ def test_statistics_are_trained_or_frozen() -> None:
         assert frozen[name] == before[name]
     assert frozen["scale"] != before["scale"]
     fixed = quick(small_model(batch=4))
-    assert fixed.report.options["batch_norm"] == "frozen"
+    assert fixed.report.used["batch_norm"] == "frozen"
     assert any("4 samples at a time" in note for note in fixed.report.notes)
     assert initializers(fixed.model)["mean"] == before["mean"]
 
@@ -348,7 +348,7 @@ def test_nan_at_once_is_an_error() -> None:
 def test_a_checkpoint_of_another_run_or_of_none(tmp_path: Path) -> None:
     file = tmp_path / "state"
     quick(small_model(), checkpoint=file)
-    with pytest.raises(OptionError, match="is there already; add --resume"):
+    with pytest.raises(OptionError, match="is there already; add resume=True"):
         quick(small_model(), checkpoint=file)
     with pytest.raises(OptionError, match="another run: rate differ"):
         quick(small_model(), checkpoint=file, resume=True, rate=0.01)
@@ -435,7 +435,7 @@ def test_a_teacher_alone_for_outputs_of_any_kind() -> None:
     # The data's labels are no classes of any output, so they are not used.
     result = quick(student, teacher=teacher, epochs=30, optimizer="adam", rate=0.1)
     report = result.report
-    assert (report.accuracy_of, report.options["label_weight"], report.options["output"]) == ("nothing", 0.0, None)
+    assert (report.accuracy_of, report.used["label_weight"], report.used["output"]) == ("nothing", 0.0, None)
     assert all(done.training.accuracy is None for done in report.epochs)
     assert report.before is not None
     assert report.epochs[-1].validation is not None
@@ -499,13 +499,13 @@ def test_labels_that_do_not_fit() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rate": 0.0}, "--rate must be above 0"),
-        ({"rate": math.nan}, "--rate must be above 0"),
-        ({"epochs": 0}, "--epochs must be 1 or more"),
-        ({"validation": 1.0}, "--validation must be"),
-        ({"validation": 0, "patience": 1}, "--patience needs samples"),
-        ({"label_weight": 0.5}, "add --teacher"),
-        ({"label_weight": 1.5}, "--label-weight must be from 0 to 1"),
+        ({"rate": 0.0}, "rate must be above 0"),
+        ({"rate": math.nan}, "rate must be above 0"),
+        ({"epochs": 0}, "epochs must be 1 or more"),
+        ({"validation": 1.0}, "validation must be"),
+        ({"validation": 0, "patience": 1}, "patience needs samples"),
+        ({"label_weight": 0.5}, "add teacher"),
+        ({"label_weight": 1.5}, "label_weight must be from 0 to 1"),
         ({"optimizer": "lion"}, "'lion' is not one of sgd, adam"),
         ({"output": "z"}, "no output 'z'"),
     ],
@@ -518,7 +518,7 @@ def test_options_that_cannot_be_used(options: dict[str, Any], words: str) -> Non
 @needs_torch
 def test_augmentation_of_what_is_no_image(damaged: Model) -> None:
     data = {"x": np.zeros((8, 1, 8, 8), np.float32)}
-    with pytest.raises(OptionError, match="--augment crop needs one image"):
+    with pytest.raises(OptionError, match="augment='crop' needs one image"):
         onnxsep.finetune(damaged, data=data, teacher=DIGITS, augment="crop", runtime=ONE)
 
 

@@ -178,13 +178,13 @@ def two_channels() -> Model:
 
 def test_norms_by_default() -> None:
     """For classifiers with many Convs and no norms, and batches that are large enough."""
-    assert quick(chain(8), epochs=1).report.options["batch_norm"] == "insert"
-    assert quick(chain(8), epochs=1, batch=4).report.options["batch_norm"] is None
-    assert quick(chain(8), epochs=1, batch_norm="frozen").report.options["batch_norm"] is None
-    assert quick(chain(7), epochs=1).report.options["batch_norm"] is None
-    assert quick(small_model(), epochs=1).report.options["batch_norm"] == "train"
+    assert quick(chain(8), epochs=1).report.used["batch_norm"] == "insert"
+    assert quick(chain(8), epochs=1, batch=4).report.used["batch_norm"] is None
+    assert quick(chain(8), epochs=1, batch_norm="frozen").report.used["batch_norm"] is None
+    assert quick(chain(7), epochs=1).report.used["batch_norm"] is None
+    assert quick(small_model(), epochs=1).report.used["batch_norm"] == "train"
     pictures = chain(9, scores=False)
-    assert quick(pictures, {"x": small_data()["x"]}, teacher=pictures, epochs=1).report.options["batch_norm"] is None
+    assert quick(pictures, {"x": small_data()["x"]}, teacher=pictures, epochs=1).report.used["batch_norm"] is None
     with pytest.raises(OptionError, match="8 or more samples at once for its statistics, not 4"):
         quick(chain(8), batch_norm="insert", batch=4)
 

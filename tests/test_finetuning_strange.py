@@ -194,7 +194,7 @@ def test_one_sample_without_held_out_ones() -> None:
     head(net, net("Relu", net.conv()))
     teacher = net.model(y=TensorProto.FLOAT)
     student, data = noisy(teacher), samples(teacher, 1, 3)
-    with pytest.raises(DataError, match="--validation 0"):
+    with pytest.raises(DataError, match="validation=0"):
         onnxsep.finetune(student, data=data, teacher=teacher, epochs=1, runtime=ONE)
     result = onnxsep.finetune(student, data=data, teacher=teacher, epochs=2, validation=0, batch=1, runtime=ONE)
     before, after = (Runner(model, ONE)(data)["y"] for model in (student, result.model))

@@ -361,7 +361,7 @@ def test_full_disk_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     store = Store(0)
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(CalibrationError, match=r"No space left on device; use fewer --samples, or set TMPDIR"):
+    with pytest.raises(CalibrationError, match=r"No space left on device; use fewer samples, or set TMPDIR"):
         store.put(X)
 
 
@@ -394,7 +394,7 @@ def test_sequences_between_convs_are_refused_in_one_line() -> None:
     )
     # Run up to here in one piece the sequence is inside of it; cut within, it would have to be kept.
     frontier = Frontier(Model(model), [{"x": images(2, (4, 8, 8))}], EXACT, Store(2**20))
-    with pytest.raises(CalibrationError, match=r"passes 'q', which is no tensor.*without --data"):
+    with pytest.raises(CalibrationError, match=r"passes 'q', which is no tensor.*without data"):
         frontier.advance(model.graph.node[:2], {"q", "a"})
     assert fitted(model, images(4, (4, 8, 8)), positions=4).report.totals.replaced == 3
 

@@ -193,5 +193,5 @@ def test_one_conv_that_cannot_be_fitted(monkeypatch: pytest.MonkeyPatch) -> None
     alone = rewritten(proto, include_first=True, force=True, rank=2, data=None)
     assert first.weight_error == pytest.approx(alone.report.convs[0].weight_error)
     monkeypatch.setattr(type(mode), "fit", lambda *given: (_ for _ in ()).throw(MemoryError))
-    with pytest.raises(CalibrationError, match=r"no Conv can be fitted: there is not enough memory.*--samples"):
+    with pytest.raises(CalibrationError, match=r"no Conv can be fitted: there is not enough memory.*fewer samples"):
         rewritten(proto, include_first=True, force=True, rank=2)

@@ -130,7 +130,7 @@ def test_the_channels_may_be_known_from_the_conv_only(tmp_path: Path) -> None:
         (["n", 16, 8, 8], {"layout": "NCHW"}, "has 16 channels as NCHW, but images in RGB have 3"),
         (["n", 3, 8, 8], {"color": "GRAY"}, "has 3 channels as NCHW, but images in GRAY have 1"),
         (["n", 1, 8, 8], {"mean": (0.1, 0.2, 0.3)}, "takes one channel"),
-        (["n", 3, "h", "w"], {}, r"leaves the size of images open.*--size"),
+        (["n", 3, "h", "w"], {}, r"leaves the size of images open.*size"),
         (["n", 3, 8, "w"], {"size": (9, 9)}, r"size 9 x 9 does not fit .*\[n, 3, 8, w\]"),
         (["n", 3, 8, 8], {"mean": (123.675, 116.28, 103.53)}, "do not suit pixels from 0 to 1.*set scale to 1"),
         (["n", 3, 8, 8], {"std": (58.0,)}, "do not suit pixels from 0 to 1"),

@@ -342,7 +342,7 @@ def test_weight_that_has_to_stay_is_left_alone() -> None:
     source = model(nodes, [tensor("w", OUT, IN)], outputs=("a", "b"))
     result = rewrite(source, 1, force=False)
     assert rows(result)["gemm_a"].reason == (
-        "does not pay: its weight stays, for it is also used by Gemm 'gemm_b' (--force)"
+        "does not pay: its weight stays, for it is also used by Gemm 'gemm_b' (force=True)"
     )
     assert result.proto.SerializeToString() == source.SerializeToString()
     forced = rewrite(source)
@@ -454,7 +454,7 @@ def test_made_layers_are_left_alone_the_next_time() -> None:
     once = rewrite(source, 2)
     twice = rewrite(once.proto, 2)
     assert [row.reason for row in twice.report.convs] == [
-        "made by onnxsep (mode narrow); --recurse splits it again"
+        "made by onnxsep (mode narrow); recurse=True splits it again"
     ] * 2
     assert twice.proto.SerializeToString() == once.proto.SerializeToString()
 
@@ -481,7 +481,7 @@ def test_first_layers() -> None:
     assert names(first_convs(source, linear_layers=True)) == {"gemm_a", "conv"}
     report = onnxsep.rewrite(source, mode=Narrow(), rank=1, verify="none").report
     reasons = {row.name: row.reason for row in report.convs}
-    assert reasons["gemm_a"] == "first Gemm, reached straight from an input; --include-first replaces it"
+    assert reasons["gemm_a"] == "first Gemm, reached straight from an input; include_first=True replaces it"
     assert reasons["matmul_c"] == ""
     assert reasons["gemm_f"] == ""
 
@@ -515,7 +515,7 @@ def test_counts_of_unknown_sizes() -> None:
 
 def test_what_does_not_pay_is_left_alone() -> None:
     result = rewrite(one_gemm(1, None), 4, force=False)
-    assert rows(result)["gemm_y"].reason == "does not pay: 54 -> 60 parameters (--force)"
+    assert rows(result)["gemm_y"].reason == "does not pay: 54 -> 60 parameters (force=True)"
     assert rows(rewrite(one_gemm(1, None), 3, force=False))["gemm_y"].status == "replaced"
 
 

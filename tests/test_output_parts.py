@@ -269,7 +269,7 @@ def test_a_limit_judges_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert exact is not None
     assert exact < 1e-4
     monkeypatch.setattr(verification, "compare_outputs", broken)
-    with pytest.raises(VerificationError, match=r"relative error 0\.5 is above --max-error 0\.05") as failed:
+    with pytest.raises(VerificationError, match=r"relative error 0\.5 is above max_error=0\.05") as failed:
         onnxsep.rewrite(wide, max_error=0.05, **options)
     (output,) = failed.value.report.verification.outputs
     assert [part.indices for part in output.parts] == ["0-3", "4-11"]

@@ -461,14 +461,14 @@ def test_a_teacher_stays(place: Place) -> None:
     before = place.files()
     given: dict[str, Any] = {"data": "d.npz", "teacher": "t.onnx", "epochs": 1}
     for checkpoint in ("t.onnx", "d.npz", "r.toml"):
-        with pytest.raises(OptionError, match=f"--checkpoint {checkpoint} would overwrite"):
+        with pytest.raises(OptionError, match=f"checkpoint {checkpoint} would overwrite"):
             onnxsep.finetune("m.onnx", checkpoint=checkpoint, **given)
     result = onnxsep.finetune("m.onnx", checkpoint="c", **given)
     assert Path("c").exists()
     with pytest.raises(OptionError, match=r"would overwrite t\.onnx, which is read as a teacher"):
         result.save("t.onnx")
     content = Path("c").read_bytes()
-    with pytest.raises(OptionError, match="add --resume"):
+    with pytest.raises(OptionError, match="add resume=True"):
         onnxsep.finetune("m.onnx", checkpoint="c", **given)
     with zipfile.ZipFile("z", "w") as archive:  # a file of torch that is no checkpoint of ours
         archive.writestr("archive/data.pkl", b"another model")

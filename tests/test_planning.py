@@ -442,7 +442,7 @@ def test_a_pattern_may_name_what_is_left_alone_anyway() -> None:
 def test_bad_options_are_errors() -> None:
     with pytest.raises(OptionError, match="rank out of range: 0"):
         onnxsep.rewrite(chain(), mode="spatial", rank=0)
-    with pytest.raises(OptionError, match="--round-ranks -8 is not 8 or 16"):
+    with pytest.raises(OptionError, match="round_ranks=-8 is not 8 or 16"):
         onnxsep.rewrite(chain(), mode="spatial", round_ranks=-8)
 
 

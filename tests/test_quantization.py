@@ -462,7 +462,7 @@ def test_excluded_nodes_compute_in_float() -> None:
     assert "w2" in constants(result.proto)
     (second,) = [node for node in result.proto.graph.node if node.name == "second"]
     assert second.input[1] == "w2"
-    assert {node.name: node.reason for node in result.report.nodes}["second"] == "--exclude 'sec*'"
+    assert {node.name: node.reason for node in result.report.nodes}["second"] == "exclude 'sec*'"
 
 
 def test_pattern_of_a_folded_node_is_said_and_one_of_no_node_refused() -> None:
@@ -549,7 +549,7 @@ def test_layers_that_hurt_stay_in_float_until_the_drop_is_within_the_limit(digit
     assert name in found.spared
     assert len(found.spared) < 7
     assert found.drop <= 0.5
-    assert {row.name for row in result.report.nodes if "--max-drop" in row.reason} == set(found.spared)
+    assert {row.name for row in result.report.nodes if "max_drop" in row.reason} == set(found.spared)
     rest = split(open_data(data, load(source)), 100, 0).others
     assert len(rest) == found.samples == 500
     checked = evaluate(
@@ -623,7 +623,7 @@ def test_activation_without_a_range_is_named() -> None:
 
 
 def test_result_too_far_from_the_source_fails_with_its_report() -> None:
-    with pytest.raises(VerificationError, match="--max-error") as caught:
+    with pytest.raises(VerificationError, match="max_error") as caught:
         quantize(network(), data=samples(), max_error=1e-6, runtime=ONE)
     assert caught.value.report.relative > 1e-6
 
@@ -631,13 +631,13 @@ def test_result_too_far_from_the_source_fails_with_its_report() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "int4"}, "--format"),
-        ({"activations": "int4"}, "--activations"),
-        ({"method": "mean"}, "--method"),
-        ({"percentile": 99.0}, "--percentile needs"),
-        ({"method": "percentile", "percentile": 12.0}, "--percentile 12"),
-        ({"max_error": -1.0}, "--max-error"),
-        ({"max_drop": 100.0}, "--max-drop"),
+        ({"format": "int4"}, "format 'int4'"),
+        ({"activations": "int4"}, "activations 'int4'"),
+        ({"method": "mean"}, "method 'mean'"),
+        ({"percentile": 99.0}, "percentile needs"),
+        ({"method": "percentile", "percentile": 12.0}, "percentile 12"),
+        ({"max_error": -1.0}, "max_error"),
+        ({"max_drop": 100.0}, "max_drop"),
         ({"samples": 0}, "samples"),
         ({"seed": -1}, "seed"),
     ],

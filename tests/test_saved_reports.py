@@ -32,7 +32,8 @@ def without_schema(content: Any) -> Any:
         return [without_schema(item) for item in content]
     if not isinstance(content, dict):
         return content
-    added = ("schema", "command") if "schema" in content else ()
+    added: tuple[str, ...] = ("schema", "command") if "schema" in content else ()
+    added += tuple(key for key in ("options", "used") if content.get(key) == {})  # which they do not say
     return {key: without_schema(value) for key, value in content.items() if key not in added}
 
 

@@ -520,8 +520,8 @@ def test_shared_weight_of_which_one_conv_stays_is_not_changed_for_it(mode: str) 
     assert nodes[1] in result.graph.node
     gentle = rewrite(proto, mode, rank=1, force=False, skip=["keep"])
     assert [row.reason for row in left(gentle)] == [
-        "does not pay: its weight stays, for it is also used by Conv 'keep', which is left alone (--force)",
-        "left out by --skip 'keep'",
+        "does not pay: its weight stays, for it is also used by Conv 'keep', which is left alone (force=True)",
+        "left out by skip 'keep'",
     ]
 
 
@@ -531,7 +531,7 @@ def test_weight_that_another_operator_uses_stays(mode: str) -> None:
     result = exact(proto, mode)
     assert result.graph.initializer[0] == proto.graph.initializer[0]
     gentle = rewrite(proto, mode, rank=1, force=False)
-    assert only_reason(gentle) == "does not pay: its weight stays, for it is also used by Exp 'exp' (--force)"
+    assert only_reason(gentle) == "does not pay: its weight stays, for it is also used by Exp 'exp' (force=True)"
 
 
 @pytest.mark.parametrize("stored", ["initializer", "node"])
@@ -1213,7 +1213,7 @@ def test_recurse_splits_what_another_mode_made() -> None:
     proto = model([conv("x", "w", "y")], [tensor("w", 8, 3, 3, 3)])
     once = rewrite(proto, "depthwise", rank=1)
     reasons = [row.reason for row in rewrite(once.proto, "spatial").report.convs]
-    assert reasons[0] == "made by onnxsep (mode depthwise); --recurse splits it again"
+    assert reasons[0] == "made by onnxsep (mode depthwise); recurse=True splits it again"
     twice = rewrite(once.proto, "spatial", recurse=True)
     assert twice.report.totals.replaced == 1
     same_outputs(once.proto, twice)

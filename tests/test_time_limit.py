@@ -12,9 +12,9 @@ import pytest
 
 import onnxsep
 from onnxsep import cli
-from onnxsep.cli.options import runtime_of
 from onnxsep.compression.manifest import Manifest
 from onnxsep.errors import OptionError, TimeLimitError
+from onnxsep.running.options import RuntimeTexts
 from onnxsep.running.runtime import Runner, RuntimeOptions
 
 ENDLESS = """<ir_version: 8, opset_import: ["" : 17]>
@@ -88,7 +88,7 @@ def test_no_verify_needs_no_time(run: Command, endless: Path) -> None:
 def test_python_names_the_model(endless: Path) -> None:
     runner = Runner(onnxsep.load(endless), RuntimeOptions(threads=1, time_limit=0.1))
     for _ in range(2):  # the session stays usable
-        with pytest.raises(TimeLimitError, match=r"endless\.onnx.* longer than 0\.1 s.*--time-limit"):
+        with pytest.raises(TimeLimitError, match=r"endless\.onnx.* longer than 0\.1 s.*; time_limit gives"):
             runner({"x": np.zeros((1, 3, 8, 8), np.float32)})
 
 
@@ -96,17 +96,17 @@ def test_python_names_the_model(endless: Path) -> None:
     ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("0", 0), ("0.25", 0.25)]
 )
 def test_times(text: str, seconds: float) -> None:
-    assert runtime_of(0, "CPUExecutionProvider", None, text).time_limit == seconds
+    assert RuntimeTexts(time_limit=text).build().time_limit == seconds
 
 
 @pytest.mark.parametrize("text", ["", "m", "ten", "-1", "nan", "inf", "1e400", "10 d", "10M"])
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(OptionError, match="--time-limit"):
-        runtime_of(0, "CPUExecutionProvider", None, text)
+    with pytest.raises(OptionError, match="time_limit"):
+        RuntimeTexts(time_limit=text).build()
 
 
 def test_default_is_ten_minutes() -> None:
-    assert RuntimeOptions().time_limit == runtime_of(0, "CPUExecutionProvider", None).time_limit == 600
+    assert RuntimeOptions().time_limit == RuntimeTexts().build().time_limit == 600
 
 
 def test_a_time_limit_is_no_part_of_a_repeated_run() -> None:

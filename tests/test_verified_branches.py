@@ -199,7 +199,7 @@ def test_pruning() -> None:
             )
             is not seen
         )
-    with pytest.raises(VerificationError, match=r"--max-error was asked for and could not be measured: .*else_branch"):
+    with pytest.raises(VerificationError, match=r"max_error was asked for and could not be measured: .*else_branch"):
         onnxsep.prune(branches(-1e9), sparsity=0.5, only="conv_b", max_error=0.9, runtime=ONE)
     onnxsep.prune(branches(-1e9), sparsity=0.5, only="conv_a", max_error=0.9, runtime=ONE)
 

@@ -65,7 +65,7 @@ def test_folders_of_others_stay_as_they_are(case: str, fresh: bool, place: Path)
         (place / "work" / name).parent.mkdir(parents=True, exist_ok=True)
         (place / "work" / name).write_text(text)
     before = content(place)
-    with pytest.raises(OptionError, match="--work work would overwrite a folder that is no work folder of onnxsep"):
+    with pytest.raises(OptionError, match="work work would overwrite a folder that is no work folder of onnxsep"):
         compress(fresh=fresh)
     assert content(place) == before
 
@@ -149,7 +149,7 @@ def test_the_manifest_of_another_version_can_be_started_afresh(old: dict[str, An
     compress()
     path = place / "work" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | old))
-    with pytest.raises(OptionError, match="--fresh starts again"):
+    with pytest.raises(OptionError, match="fresh=True starts again"):
         compress()
     compress(fresh=True).save("o.onnx")
     assert not (place / "work").exists()

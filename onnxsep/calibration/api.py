@@ -15,7 +15,7 @@ from onnxsep.data import Dataset, Feed, Preprocessing, Source, open_data
 from onnxsep.engine.planning import Plan
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.surgery import Edit
-from onnxsep.errors import CalibrationError, OptionError
+from onnxsep.errors import CalibrationError, OptionError, spelled
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode
 from onnxsep.options.progress import Progress
@@ -45,28 +45,31 @@ class Fitting:
         """The initialisation: what was asked for, or the best that the mode has for what there is."""
         return self.wanted or (mode.inits[-1] if self.data is not None or self.statistics is not None else "svd")
 
-    def check(self, mode: Mode) -> None:
+    def check(self, mode: Mode, *, images: bool) -> None:
         """Refuse options that contradict each other, before anything is read.
+
+        Args:
+            mode: the mode.
+            images: whether it is said how images are read.
 
         Raises:
             OptionError: they do.
             MissingDependencyError: what tuning needs is not installed.
         """
         init, source = self.init(mode), self.data is not None or self.statistics is not None
+        init_option, data, tune = spelled("init", init), spelled("data"), spelled("tune")
         if init not in INITS:
-            raise OptionError(f"--init {init!r} is not one of {', '.join(INITS)}")
+            raise OptionError(f"{spelled('init')} {init!r} is not one of {', '.join(INITS)}")
         if init not in mode.inits:
-            raise OptionError(f"mode {mode.name} does not offer --init {init}; it has: {', '.join(mode.inits)}")
+            raise OptionError(f"mode {mode.name} does not offer {init_option}; it has: {', '.join(mode.inits)}")
         if init != "svd" and not source:
-            raise OptionError(f"--init {init} fits the factors to data; add --data (or --statistics)")
-        if self.preprocessing is not None and self.data is None:
-            raise OptionError("preprocessing is for the images of --data, and there is none")
-        if min(self.tune, self.refine) < 0 or self.samples < 1 or self.positions < 1:
-            raise OptionError("--samples and --positions must be 1 or more, --tune and --refine 0 or more")
+            raise OptionError(f"{init_option} fits the factors to data; add {data} (or {spelled('statistics')})")
+        if images and self.data is None:
+            raise OptionError(f"preprocessing is for the images of {data}, and there is none")
         if self.refine and (init != "joint" or self.data is None):
-            raise OptionError("--refine goes with --data and --init joint")
+            raise OptionError(f"{spelled('refine')} goes with {data} and {spelled('init', 'joint')}")
         if self.tune and self.data is None:
-            raise OptionError("--tune needs the inputs themselves; add --data")
+            raise OptionError(f"{tune} needs the inputs themselves; add {data}")
         if self.tune:
             check_installed()
 
@@ -196,6 +199,9 @@ def _from_statistics(
         samples=recorded.samples,
         positions=recorded.positions,
         seed=recorded.seed,
-        notes=("each Conv was fitted as if it were the only one replaced; --data also makes up for earlier losses",),
+        notes=(
+            f"each Conv was fitted as if it were the only one replaced; {spelled('data')} also makes up for earlier"
+            " losses",
+        ),
     )
     return Fitted(calibrate_from(model, sites, plan, recorded, options, progress), report)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxsep.errors import CalibrationError
+from onnxsep.errors import CalibrationError, spelled
 from onnxsep.graph.scopes import reads
 from onnxsep.model.files import temporary_folder
 from onnxsep.model.io import Model, read_tensor
@@ -52,7 +52,7 @@ class Store:
         except OSError as error:
             raise CalibrationError(
                 f"activations do not fit into memory and cannot be written to {path.parent}: "
-                f"{error.strerror or error}; use fewer --samples, or set TMPDIR to a folder with more space"
+                f"{error.strerror or error}; use fewer {spelled('samples')}, or set TMPDIR to a folder with more space"
             ) from error
         self.spilled += array.nbytes
         kept = Kept(None, path)
@@ -151,7 +151,7 @@ class Frontier:
                     if not isinstance(array, np.ndarray):
                         raise CalibrationError(
                             f"the model passes {name!r}, which is no tensor, from one Conv to the next; "
-                            "such a model can only be rewritten without --data"
+                            f"such a model can only be rewritten without {spelled('data')}"
                         )
                     batch[name] = self._store.put(array)
         for batch in self._live:

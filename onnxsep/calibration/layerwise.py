@@ -28,7 +28,7 @@ from onnxsep.engine.factors import Factorized, OutputErrors, checked_factors
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Plan, Replacement, factor_key, in_main_graph, naming
 from onnxsep.engine.sites import Sites, read_weight
-from onnxsep.errors import CalibrationError, FactorizationError
+from onnxsep.errors import CalibrationError, FactorizationError, spelled
 from onnxsep.graph.constants import read_constant
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.graph.places import Place
@@ -336,7 +336,7 @@ def blas_threads(conv: Conv) -> AbstractContextManager[Any]:
 def unfit(error: BaseException) -> str:
     """Why a Conv cannot be fitted, in words."""
     if isinstance(error, MemoryError):
-        return "there is not enough memory for it; fewer --samples or --positions need less"
+        return f"there is not enough memory for it; fewer {spelled('samples')} or {spelled('positions')} need less"
     return str(error)
 
 

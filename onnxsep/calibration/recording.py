@@ -19,7 +19,7 @@ from onnxsep.engine.factors import Factorized
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Plan, factor_key, in_main_graph, naming
 from onnxsep.engine.sites import Sites, read_weight
-from onnxsep.errors import CalibrationError, FactorizationError
+from onnxsep.errors import CalibrationError, FactorizationError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
@@ -102,7 +102,8 @@ def calibrate_from(
     if missing:
         raise CalibrationError(
             f"the statistics tell nothing about {missing[0].op_type} {missing[0].name!r}: they were recorded for a "
-            "mode that does not take such nodes; record them again with this one, by --data and --statistics"
+            f"mode that does not take such nodes; record them again with this one, by {spelled('data')} and"
+            f" {spelled('statistics')}"
         )
     for number, row in enumerate(rows):
         site, key = row.site, factor_key(row)

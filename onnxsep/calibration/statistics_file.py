@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from onnxsep.algebra.gram import DenseGram, RowGram
 from onnxsep.algebra.statistics import Moments, SiteMoments
-from onnxsep.errors import CalibrationError
+from onnxsep.errors import CalibrationError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.model.files import NewFiles, open_regular
 from onnxsep.model.io import Model, read_tensor
@@ -105,7 +105,8 @@ def load_statistics(path: str | os.PathLike[str], model: Model) -> Recorded:
                 raise ValueError(f"its format is {header['format']!r}")
             if header["fingerprint"] != model_fingerprint(model):
                 raise CalibrationError(
-                    f"the statistics in {path} belong to another model; make them again with --data and --statistics"
+                    f"the statistics in {path} belong to another model; make them again with"
+                    f" {spelled('data')} and {spelled('statistics')}"
                 )
             found = {
                 (int(place[0]), int(place[1])): SiteMoments(
@@ -119,7 +120,7 @@ def load_statistics(path: str | os.PathLike[str], model: Model) -> Recorded:
             samples, positions, seed = (int(header[key]) for key in ("samples", "positions", "seed"))
             return Recorded(found, samples, positions, seed, str(header["source"]), str(header["fingerprint"]))
     except FileNotFoundError:
-        raise CalibrationError(f"{path}: no such file; with --data it will be written") from None
+        raise CalibrationError(f"{path}: no such file; with {spelled('data')} it will be written") from None
     except CalibrationError:
         raise
     except Exception as error:  # NumPy evaluates headers, and zipfile's decompressors raise classes of their own
@@ -158,4 +159,4 @@ def is_statistics(path: Path) -> bool:
         return False
 
 
-STATISTICS = Kind("--statistics", "statistics of onnxsep", is_statistics)
+STATISTICS = Kind("statistics", "statistics of onnxsep", is_statistics, option=True)

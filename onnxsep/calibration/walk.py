@@ -13,7 +13,7 @@ from onnxsep.calibration.frontier import Frontier, Store
 from onnxsep.calibration.sampling import Floats, Indices, choose_positions, gather_patches, input_sizes
 from onnxsep.calibration.schedule import Step
 from onnxsep.engine.matches import ConvSite
-from onnxsep.errors import CalibrationError
+from onnxsep.errors import CalibrationError, spelled
 from onnxsep.model.io import Model
 from onnxsep.running.float32 import as_float32, float32_copy, held_types
 from onnxsep.running.runtime import RuntimeOptions
@@ -117,7 +117,7 @@ class Walk:
             if not values.size:
                 raise CalibrationError(
                     f"{site.op_type} {site.name!r} reads an empty tensor on the calibration data; leave it out with "
-                    "--skip"
+                    f"{spelled('skip')}"
                 )
             size = input_sizes(site.conv, values.shape)
             positions = choose_positions(site.conv, size, len(values), self._options.positions, rng)
@@ -141,7 +141,8 @@ def split(held_out: NDArray[np.bool_], seed: int, site: ConvSite) -> NDArray[np.
     if len(held_out) < 2:
         raise CalibrationError(
             f"{site.op_type} {site.name!r} has only {len(held_out)} output positions on the calibration data, too few "
-            "to fit and to measure; give more --samples or --positions, or leave it out with --skip"
+            f"to fit and to measure; give more {spelled('samples')} or {spelled('positions')}, or leave it"
+            f" out with {spelled('skip')}"
         )
     return _held_out(len(held_out), seed)
 
@@ -155,7 +156,7 @@ def finite(patches: Floats, site: ConvSite) -> Floats:
     if not np.isfinite(patches).all():
         raise CalibrationError(
             f"{site.op_type} {site.name!r} reads NaN or infinity on the calibration data; check the data and their "
-            "preprocessing, or leave it out with --skip"
+            f"preprocessing, or leave it out with {spelled('skip')}"
         )
     return patches
 

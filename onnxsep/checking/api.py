@@ -6,33 +6,31 @@ node that it belongs to. :func:`check` is what ``onnxsep check`` calls.
 """
 
 import codecs
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 import onnx
 
 from onnxsep.checking.diff import StructureDiff, structure_part
-from onnxsep.checking.feeding import SAMPLES, Feeding, layers_report
+from onnxsep.checking.feeding import Feeding, layers_report
+from onnxsep.checking.options import CheckOptions
 from onnxsep.checking.outputs import compare_outputs
 from onnxsep.checking.render import layer_summary
 from onnxsep.checking.result import CheckResult, PartResult
 from onnxsep.checking.structure import HEADER, describe
 from onnxsep.checking.structure_statements import Statement, read_statements
 from onnxsep.checking.weights import compare_weights, tensor_pairs
-from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, open_data
-from onnxsep.data import Source as DataSource
-from onnxsep.errors import ModelLoadError, OptionError
+from onnxsep.data import Dataset, Preprocessing, open_data
+from onnxsep.errors import ModelLoadError, OptionError, spelled
 from onnxsep.model import io
 from onnxsep.model.files import open_regular, write_text
 from onnxsep.model.paths import Kind, Reads, check_paths, is_model
 from onnxsep.model.saving import save
-from onnxsep.options.hints import checks_types
+from onnxsep.options.taking import takes
 from onnxsep.running.integer_io import as_real
 from onnxsep.running.runtime import RuntimeOptions
 
@@ -41,60 +39,14 @@ _TEXT_SUFFIX = ".txt"
 _RUN: tuple[Literal["outputs", "layers"], ...] = ("outputs", "layers")
 
 
-@checks_types
-def check(
-    model: Source,
-    reference: Source,
-    *,
-    ignore_names: bool = False,
-    structure: bool | None = None,
-    weights: bool | None = None,
-    outputs: bool = True,
-    layers: bool = False,
-    rtol: float = 1e-5,
-    atol: float = 1e-6,
-    output_rtol: float = 1e-3,
-    output_atol: float = 1e-4,
-    inputs: str | os.PathLike[str] | None = None,
-    data: DataSource | Dataset | None = None,
-    preprocessing: AnyPreprocessing | None = None,
-    samples: int | None = SAMPLES,
-    input_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
-    seed: int = 0,
-    runtime: RuntimeOptions = RuntimeOptions(),  # noqa: B008 - frozen
-    update: bool = False,
-    follow_links: bool = False,
-) -> CheckResult:
+@takes(CheckOptions)
+def check(model: Source, reference: Source, options: CheckOptions) -> CheckResult:
     """Compare a model with a reference.
 
     Args:
         model: The model to check: a path, or a model in memory.
         reference: A .txt file in the text form of a structure, or a model.
-        ignore_names: Whether names of tensors, nodes, graphs and symbolic dimensions may differ. What is connected
-            with what must then still be the same.
-        structure: Whether to compare nodes, operator types, attributes, edges, shapes, types and metadata. By default
-            they are, but not with ``layers``, which is for models that differ in them.
-        weights: Whether to compare the values of all weights, Constants included; by default as ``structure``.
-        outputs: Whether to run both models on the same inputs and compare what they compute.
-        layers: Whether to compare every tensor that both models have, on the same inputs: where does an error arise?
-            It judges nothing (:class:`onnxsep.checking.layer_report.LayersReport`).
-        rtol: Weights are the same where ``|model - reference| <= atol + rtol * |reference|`` for each element; for
-            integers and booleans without ``rtol``. Strings must be equal.
-        atol: See ``rtol``.
-        output_rtol: Outputs are the same where ``|model - reference| <= output_atol * largest + output_rtol *
-            |reference|`` for each element; ``largest`` is the output's largest magnitude in the reference (1 where it
-            is all zeros). Where an output has parts of unlike ranges (:mod:`onnxsep.algebra.output_parts`), the
-            largest of its part. Integers, booleans and strings must be equal.
-        output_atol: See ``output_rtol``.
-        inputs: An .npz or .npy file with inputs; None for random ones, where there are no ``data``.
-        data: Samples to run the models on, as for :func:`onnxsep.data.open_data`.
-        preprocessing: How images become values.
-        samples: Use at most so many samples of the data, drawn with ``seed``; None: all.
-        input_shapes: Shapes for inputs with free dimensions, by the reference's input names.
-        seed: Seed of random inputs, and of the choice of samples.
-        runtime: How to run the models.
-        update: Write the reference from the model instead of comparing: the text form for .txt, else a copy.
-        follow_links: Whether external data may lie behind links.
+        options: each by its name.
 
     Returns:
         The parts that were asked for. A part that cannot be compared (a text has no weights; the runtime cannot run
@@ -108,29 +60,25 @@ def check(
         FeedError: the given inputs do not fit the reference.
         DataError: the data cannot be read, or do not fit the reference.
     """
-    for name, value in {"rtol": rtol, "atol": atol, "output_rtol": output_rtol, "output_atol": output_atol}.items():
-        if not 0 <= value < math.inf:
-            raise OptionError(f"{name} must be a number of 0 or more, not {value}")
-    if seed < 0:
-        raise OptionError(f"the seed must be 0 or more, not {seed}")
-    runtime.check()
-    preprocessing = Preprocessing.of(preprocessing)
-    structure = not layers if structure is None else structure
-    weights = not layers if weights is None else weights
-    asked = {"structure": structure, "weights": weights, "outputs": outputs, "layers": layers}
-    if not update and not any(asked.values()):
-        raise OptionError(
-            "nothing to compare: structure, weights and outputs are all switched off, and layers are not asked for"
-        )
-    feeding = Feeding(data, preprocessing, samples, inputs, input_shapes, seed)
+    runtime, ignore_names, asked, data = options.run_with, options.ignore_names, options.asked, options.data
+    preprocessing = Preprocessing.of(options.preprocessing)
+    feeding = Feeding(
+        data=data,
+        preprocessing=preprocessing,
+        samples=options.samples,
+        inputs=options.inputs,
+        input_shapes=options.shapes,
+        seed=options.seed,
+    )
     feeding.check()
-    reads = Reads.of(model=model, data=data, inputs=inputs, libraries=runtime.custom_op_libraries)
-    target = _target(reference, reads) if update else None
-    if update and (feeding.given or layers):
+    reads = Reads.of(model, options.reads())
+    target = _target(reference, reads) if options.update else None
+    if options.update and (feeding.given or asked["layers"]):
+        what = ", ".join(map(spelled, ("data", "inputs", "input_shapes")))
         raise OptionError(
-            "--update writes the reference and runs nothing; leave out --data, --inputs, --input-shape and --layers"
+            f"{spelled('update', True)} writes the reference and runs nothing; leave out {what} and {spelled('layers')}"
         )
-    checked = io.load(model, follow_links=follow_links)
+    checked = io.load(model, follow_links=options.follow_links)
     parts: list[PartResult]
     if target is not None:
         parts = [_update(checked, target)]
@@ -139,16 +87,25 @@ def check(
     else:
         if isinstance(reference, (str, os.PathLike)):
             _existing(reference)
-        other = io.load(reference, follow_links=follow_links)
-        parts = _against_model(checked, other, asked, ignore_names, rtol, atol)
-        if layers and data is not None and not isinstance(data, Dataset):
+        other = io.load(reference, follow_links=options.follow_links)
+        parts = _against_model(checked, other, asked, ignore_names, options.rtol, options.atol)
+        if asked["layers"] and data is not None and not isinstance(data, Dataset):
             feeding = replace(feeding, data=open_data(data, as_real(other), preprocessing=preprocessing))  # read once
-        if outputs:
-            parts.append(compare_outputs(checked, other, ignore_names, feeding, runtime, output_rtol, output_atol))
-        if layers:
-            said = parts[-1].notes if outputs else ()
+        if asked["outputs"]:
+            parts.append(
+                compare_outputs(
+                    checked, other, ignore_names, feeding, runtime, options.output_rtol, options.output_atol
+                )
+            )
+        if asked["layers"]:
+            said = parts[-1].notes if asked["outputs"] else ()
             parts.append(_layers(checked, other, feeding, runtime, said))
-    return CheckResult(model=_title(model), reference=_title(reference), parts=tuple(parts))
+    return CheckResult(
+        model=_title(model),
+        reference=_title(reference),
+        options=options.as_json(model=model, reference=reference),
+        parts=tuple(parts),
+    )
 
 
 def _layers(
@@ -197,7 +154,9 @@ def _is_text(path: Path) -> bool:
 def _existing(reference: str | os.PathLike[str]) -> Path:
     path = Path(reference)
     if not path.exists():
-        raise ModelLoadError(f"the reference {str(path)!r} does not exist; write it from the model with --update")
+        raise ModelLoadError(
+            f"the reference {str(path)!r} does not exist; write it from the model with {spelled('update', True)}"
+        )
     return path
 
 
@@ -247,7 +206,7 @@ _MODEL = Kind("the reference", "ONNX model", is_model)
 
 
 def _read_text(path: Path) -> list[Statement]:
-    hint = "write it from the model with --update"
+    hint = f"write it from the model with {spelled('update', True)}"
     try:
         with open_regular(path) as file:
             text = file.read().decode("utf-8-sig")

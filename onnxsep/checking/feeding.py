@@ -9,14 +9,13 @@ from typing import Any
 from onnxsep.checking.layer_report import LayersReport
 from onnxsep.checking.layers import Feeds, compare_layers
 from onnxsep.data import Dataset, Preprocessing, Source, open_data
-from onnxsep.errors import FeedError, OptionError
+from onnxsep.errors import FeedError, OptionError, spelled
 from onnxsep.model.io import Model
 from onnxsep.running.feeds import make_feeds
 from onnxsep.running.integer_io import as_real
 from onnxsep.running.runtime import CannotRun, RuntimeOptions
 
 SAMPLES = 32
-_NOISE = "the inputs are random: noise tells less than real inputs (--data or --inputs)"
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ class Feeding:
             OptionError: samples or preprocessing are given without data.
         """
         if self.data is None and self.preprocessing is not None:
-            raise OptionError("preprocessing is for the images of --data, and there is none")
+            raise OptionError(f"preprocessing is for the images of {spelled('data')}, and there is none")
         if self.data is None and self.samples != SAMPLES:
-            raise OptionError("--samples chooses among those of --data, and there is none")
+            raise OptionError(f"{spelled('samples')} chooses among those of {spelled('data')}, and there is none")
 
     def open(self, model: Model) -> tuple[Feeds, tuple[str, ...]]:
         """Inputs for a model, and what the reader must know about them.
@@ -67,7 +66,9 @@ class Feeding:
         """
         if self.data is not None:
             if self.inputs is not None or self.input_shapes:
-                raise OptionError("--data gives the inputs: leave out --inputs and --input-shape")
+                raise OptionError(
+                    f"{spelled('data')} gives the inputs: leave out {spelled('inputs')} and {spelled('input_shapes')}"
+                )
             return self._from_data(self.data, model)
         inputs = None if self.inputs is None else Path(self.inputs)
         made = make_feeds(model, inputs=inputs, input_shapes=self.input_shapes, seed=self.seed)
@@ -102,7 +103,8 @@ def layers_report(
     try:
         feeds, notes = feeding.open(source)
         if feeding.data is None and feeding.inputs is None:
-            notes = (*notes, _NOISE)
+            real = f"{spelled('data')} or {spelled('inputs')}"
+            notes = (*notes, f"the inputs are random: noise tells less than real inputs ({real})")
         return compare_layers(source, result, feeds, options, notes), ""
     except CannotRun as error:
         return None, f"the layers are not compared: {error}"

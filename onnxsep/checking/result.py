@@ -1,8 +1,8 @@
 """What a check found."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from onnxsep.checking.layer_report import LayersReport
 from onnxsep.reporting.records import Report
@@ -56,6 +56,8 @@ class CheckResult(Report):
     command: Literal["check"] = "check"
     model: str
     reference: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What was asked for: the models, and every option."""
     parts: tuple[PartResult, ...]
 
     @computed_field  # type: ignore[prop-decorator]

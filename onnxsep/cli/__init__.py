@@ -19,7 +19,7 @@ import onnxsep
 from onnxsep.cli import interrupts
 from onnxsep.cli.app import app, say
 from onnxsep.cli.options import Debug, debugging
-from onnxsep.errors import OnnxsepError
+from onnxsep.errors import OnnxsepError, on_the_command_line
 from onnxsep.running.workers import any_left
 
 __all__ = ["app", "main"]
@@ -51,7 +51,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     if sys.stdout is None:  # closed by the caller (>&-)
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the end of the process
-    with interrupts.handled():
+    with interrupts.handled(), on_the_command_line():
         try:
             app()
         except OnnxsepError as error:

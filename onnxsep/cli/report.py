@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from onnxsep.cli.app import app
-from onnxsep.cli.options import Debug, Json, Quiet, shower
+from onnxsep.cli.options import Debug, Json, Quiet, Shown, shower
 from onnxsep.model.files import write_text
 from onnxsep.model.paths import Read, Reads, check_paths
 from onnxsep.reporting.commands import document_of
@@ -29,4 +29,4 @@ def report(
     found = read_report(file)
     if md is not None:
         write_text(md, markdown(document_of(found)))
-    shower(None, as_json, quiet)(found)
+    shower(Shown(quiet=quiet, json=as_json))(found)

@@ -2,35 +2,31 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 
-from onnxsep.compression.folder_files import WORK
-from onnxsep.compression.given import Given, Labels
+from onnxsep.compression.given import CompressOptions, Given
 from onnxsep.compression.manifest import MANIFEST, Content, Manifest, model_hash
 from onnxsep.compression.measuring import choose_samples
 from onnxsep.compression.preparing import check_repeats, check_steps, compare_results, lasting, make_manifest
 from onnxsep.compression.recipe import Recipe, read_recipe
 from onnxsep.compression.report import CompressReport
-from onnxsep.compression.running import Run, Told
+from onnxsep.compression.running import Run
 from onnxsep.compression.steps import Step
 from onnxsep.compression.work_folder import WorkFolder
-from onnxsep.data import AnyPreprocessing, Preprocessing, Source, check_sampling
+from onnxsep.data import Preprocessing
 from onnxsep.errors import OptionError
-from onnxsep.evaluation.api import check_runs
-from onnxsep.evaluation.metrics import Metric, load_metric
+from onnxsep.evaluation.metrics import load_metric
 from onnxsep.model.external import is_external
 from onnxsep.model.files import printable, write_text
 from onnxsep.model.io import Model, load
-from onnxsep.model.paths import NOTHING, OTHER_RESULT, Reads, check_paths
+from onnxsep.model.paths import LIBRARY, NOTHING, OTHER_RESULT, PLAN_READ, RECIPE, TEACHER, Reads, check_paths, read_of
 from onnxsep.model.saving import Savable, SavedFiles, write_model
 from onnxsep.model.tensors import tensor_protos
-from onnxsep.options.hints import checks_types
-from onnxsep.options.progress import Progress
+from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import model_info
 from onnxsep.running.feeds import check_input_shapes
 from onnxsep.running.runtime import RuntimeOptions
@@ -108,60 +104,15 @@ class Pipeline:
     def __repr__(self) -> str:
         return f"Pipeline([{', '.join(map(repr, self.steps))}])"
 
-    @checks_types
-    def __call__(
-        self,
-        model: AnyModel,
-        *,
-        data: Source | None = None,
-        labels: Labels = None,
-        test: Source | None = None,
-        test_labels: Labels = None,
-        metric: str | Metric | None = None,
-        output: str | None = None,
-        test_samples: int | None = None,
-        runs: int = 30,
-        seed: int = 0,
-        preprocessing: AnyPreprocessing | None = None,
-        inputs: str | os.PathLike[str] | None = None,
-        input_shapes: Mapping[str, tuple[int, ...]] | None = None,
-        work: str | os.PathLike[str] | None = None,
-        fresh: bool = False,
-        keep_steps: bool = False,
-        follow_links: bool = False,
-        device: str = "auto",
-        runtime: RuntimeOptions | None = None,
-        progress: Progress | None = None,
-        told: Told | None = None,
-    ) -> CompressResult:
+    @takes(CompressOptions)
+    def __call__(self, model: AnyModel, options: CompressOptions) -> CompressResult:
         """Do all steps and measure the original and each result, side by side. Only the work folder is written.
 
         Everything that can be wrong with the options, the data or what is installed is found before the first step.
 
         Args:
             model: A file, a ModelProto (which is not changed), or what ``load`` or an earlier result gave.
-            data: Samples that the steps fit, train and calibrate with, as for :func:`onnxsep.data.open_data`.
-            labels: A CSV file of names and classes, or the classes, instead of those of the data.
-            test: Samples to measure on; None: at most 1000 of ``data``, which the steps have seen, or random inputs.
-            test_labels: As ``labels``, of these.
-            metric: A function of the outputs, or ``module:function``, instead of accuracy.
-            output: The output with the class scores, where there are several.
-            test_samples: Measure on at most so many samples.
-            runs: Timed runs of each model; 0: latency is not measured.
-            seed: Of every step that names none.
-            preprocessing: How images become values, in ``data`` and ``test``: a Preprocessing, the path of a TOML
-                file, or a dict with its keys.
-            inputs: .npz with inputs for the verification of steps; else random ones.
-            input_shapes: Shapes for inputs whose dimensions are free, by input name.
-            work: Folder in which finished steps are kept, so that the same call goes on after an interruption; it
-                goes when the result is saved. None: all stays in memory.
-            fresh: Remove what an earlier run has left in the work folder.
-            keep_steps: Do not remove the work folder.
-            follow_links: Follow links in the location of external data.
-            device: Where steps train: "auto" (a GPU where torch has one), "cpu", "cuda", "cuda:N" or "mps".
-            runtime: Threads, provider, custom operators.
-            progress: Told of the progress: (words, done, all).
-            told: Given the report of each finished step.
+            options: each by its name.
 
         Raises:
             OptionError: An option of a step cannot be used; the work folder holds something else, or what is read.
@@ -170,97 +121,117 @@ class Pipeline:
             VerificationError: The result of a step does not compute what it should.
             OnnxsepError: As the functions of the steps raise it, with the step in the message.
         """
-        started = time.perf_counter()
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            raise OptionError("a pipeline is run by one process; torchrun is for `onnxsep finetune` alone")
-        check_sampling(test_samples, seed)
-        check_runs(runs)
-        if isinstance(metric, str):
-            load_metric(metric)
-        recipe, repeats, images = self.recipe, self.recipe.repeats, Preprocessing.of(preprocessing)
-        if repeats is not None:
-            runtime = repeats.runtime(runtime)
-            images = images or repeats.image_preprocessing()
-            output, input_shapes = output or repeats.output, input_shapes or repeats.input_shapes
-        data = lasting(data)
-        given = Given(
-            data,
-            labels,
-            images if data is not None else None,
-            output,
-            inputs,
-            dict(input_shapes or {}),
-            follow_links,
-            device,
-            runtime or RuntimeOptions(),
-        )
-        reads = Reads.of(
-            model=model,
-            data=data,
-            labels=labels,
-            test=test,
-            test_labels=test_labels,
-            preprocessing=preprocessing,
-            inputs=inputs,
-            recipe=recipe.path,
-            teachers=recipe.teachers(),
-            plans=recipe.plans(),
-            libraries=given.runtime.custom_op_libraries,
-        )
-        check_paths(reads, {WORK: work})
-        check_steps(recipe, given, seed)
-        original = load(model, follow_links=follow_links)
-        check_input_shapes(original, given.input_shapes)
-        measuring = choose_samples(
-            original,
-            given,
-            preprocessing=images,
-            test=lasting(test),
-            test_labels=test_labels,
-            metric=metric,
-            samples=test_samples,
-            runs=runs,
-        )
-        manifest = make_manifest(recipe, original, given, measuring, seed)
-        notes = check_repeats(recipe, manifest)
-        measuring.check(original)
-        folder = None if work is None else WorkFolder(Path(work), follow_links=follow_links)
-        run = Run(recipe.steps, given, original, seed=seed, folder=folder, progress=progress, told=told)
-        try:
-            done = run(manifest, fresh=fresh)
-            names = [f"{report.number} {report.command}" for report in done.reports]
-            evaluation = measuring(original, list(zip(names, done.models, strict=True)), progress)
-        finally:
-            if folder is not None:
-                folder.release()
-        report = CompressReport(
-            source=model_info(original),
-            recipe=recipe.name,
-            description=recipe.description,
-            steps=tuple(done.reports),
-            resumed_after=sum(report.resumed for report in done.reports),
-            measured_on=measuring.kind,
-            evaluation=evaluation,
-            notes=(*notes, *compare_results(recipe, done.manifest)),
-            seconds=time.perf_counter() - started,
-        )
-        new = tuple(done.new_initializers)
-        return CompressResult(done.models[-1], report, done.manifest, new, folder, keep_steps, reads)
+        return _run(self.recipe, model, options)
 
 
-@checks_types
-def compress(model: AnyModel, recipe: str | os.PathLike[str] | Recipe | Pipeline, **options: Any) -> CompressResult:
+def _run(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressResult:
+    """Check everything, do the steps, measure."""
+    started = time.perf_counter()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise OptionError("a pipeline is run by one process; torchrun is for `onnxsep finetune` alone")
+    if isinstance(options.metric, str):
+        load_metric(options.metric)
+    given, images = _given(recipe, options)
+    seed = options.seed
+    reads = Reads.of(
+        model,
+        options.reads(),
+        read_of(RECIPE, recipe.path),
+        read_of(TEACHER, recipe.teachers()),
+        read_of(PLAN_READ, recipe.plans()),
+        read_of(LIBRARY, given.runtime.custom_op_libraries),
+    )
+    check_paths(reads, options.writes())
+    check_steps(recipe, given, seed)
+    original = load(model, follow_links=options.follow_links)
+    check_input_shapes(original, given.input_shapes)
+    measuring = choose_samples(
+        original,
+        given,
+        preprocessing=images,
+        test=lasting(options.test),
+        test_labels=options.test_labels,
+        metric=options.metric,
+        samples=options.test_samples,
+        runs=options.runs,
+    )
+    manifest = make_manifest(recipe, original, given, measuring, seed)
+    notes = check_repeats(recipe, manifest)
+    measuring.check(original)
+    folder = None if options.work is None else WorkFolder(Path(options.work), follow_links=options.follow_links)
+    run = Run(recipe.steps, given, original, seed=seed, folder=folder, progress=options.progress, told=options.told)
+    try:
+        done = run(manifest, fresh=options.fresh)
+        names = [f"{report.number} {report.command}" for report in done.reports]
+        evaluation = measuring(original, list(zip(names, done.models, strict=True)), options.progress)
+    finally:
+        if folder is not None:
+            folder.release()
+    report = CompressReport(
+        source=model_info(original),
+        options=options.as_json(model=model, recipe=recipe.path or (recipe if recipe.text is None else recipe.name)),
+        recipe=recipe.name,
+        description=recipe.description,
+        steps=tuple(done.reports),
+        resumed_after=sum(report.resumed for report in done.reports),
+        measured_on=measuring.kind,
+        evaluation=evaluation,
+        notes=(*notes, *compare_results(recipe, done.manifest)),
+        seconds=time.perf_counter() - started,
+    )
+    return CompressResult(
+        model=done.models[-1],
+        report=report,
+        manifest=done.manifest,
+        new_initializers=tuple(done.new_initializers),
+        work=folder,
+        keep_steps=options.keep_steps,
+        reads=reads,
+    )
+
+
+def _given(recipe: Recipe, options: CompressOptions) -> tuple[Given, Preprocessing | None]:
+    """What the steps get, and how images are read; a manifest that is repeated says what is not given anew."""
+    images, runtime, output, shapes = (
+        Preprocessing.of(options.preprocessing),
+        options.runtime,
+        options.output,
+        options.input_shapes,
+    )
+    if (repeats := recipe.repeats) is not None:
+        runtime = repeats.runtime(runtime)
+        images = images or repeats.image_preprocessing()
+        output, shapes = output or repeats.output, shapes or repeats.input_shapes
+    data = lasting(options.data)
+    given = Given(
+        data=data,
+        labels=options.labels,
+        preprocessing=images if data is not None else None,
+        output=output,
+        inputs=options.inputs,
+        input_shapes=dict(shapes or {}),
+        follow_links=options.follow_links,
+        device=options.device,
+        runtime=runtime or RuntimeOptions(),
+    )
+    return given, images
+
+
+@takes(CompressOptions)
+def compress(
+    model: AnyModel, recipe: str | os.PathLike[str] | Recipe | Pipeline, options: CompressOptions
+) -> CompressResult:
     """Do the steps of a recipe, and measure the original and each result, side by side.
 
     Args:
         model: A file, a ModelProto (which is not changed), or what ``load`` or an earlier result gave.
         recipe: The name of one that comes with onnxsep, the path of a TOML file or of a run's manifest, or a pipeline.
-        options: As in :meth:`Pipeline.__call__`: data, test, seed, work and so on.
+        options: each by its name.
 
     Raises:
-        OptionError: There is no such recipe, it cannot be read, or it is none.
+        OptionError: There is no such recipe, or it cannot be read.
         OnnxsepError: As a pipeline raises it.
     """
-    if not isinstance(recipe, Pipeline):
-        recipe = Pipeline(recipe if isinstance(recipe, Recipe) else read_recipe(recipe))
-    return recipe(model, **options)
+    if isinstance(recipe, Pipeline):
+        recipe = recipe.recipe
+    return _run(recipe if isinstance(recipe, Recipe) else read_recipe(recipe), model, options)

@@ -51,7 +51,13 @@ def is_work_folder(folder: Path) -> bool:
         return False
 
 
-WORK = Kind("--work", "work folder of onnxsep (there is no manifest of a run in it)", is_work_folder, folder=True)
+WORK = Kind(
+    "work",
+    "work folder of onnxsep (there is no manifest of a run in it)",
+    is_work_folder,
+    folder=True,
+    option=True,
+)
 
 
 def _is_left_over(path: Path) -> bool:

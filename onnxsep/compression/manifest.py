@@ -92,7 +92,9 @@ class Manifest(Record):
         if given is not None and given != RuntimeOptions(time_limit=limit):
             return given
         libraries = tuple(map(Path, self.custom_op_libraries))
-        return RuntimeOptions(self.threads, self.provider, custom_op_libraries=libraries, time_limit=limit)
+        return RuntimeOptions(
+            threads=self.threads, provider=self.provider, custom_op_libraries=libraries, time_limit=limit
+        )
 
     def image_preprocessing(self) -> Preprocessing | None:
         """How images were read."""

@@ -1,98 +1,97 @@
-"""The options that a step has: read from the signature of the function that does it, so that they are listed once.
+"""The options that a step has: those of the record of its command, but for what belongs to a whole run.
 
-What belongs to a whole run, and not to one step (the data, threads, where files are), is no option of a step.
+That is the data, threads, where files are: options that their records mark so (``per_run``).
 """
 
 import functools
 import inspect
-import os
-import types
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
-import onnx
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from onnxsep.errors import OptionError
-from onnxsep.model.io import Model
+from onnxsep.compression.given import CompressOptions, Given
+from onnxsep.errors import OptionError, spelled
 from onnxsep.model.saving import Savable
-from onnxsep.modes.base import Mode
-from onnxsep.options.hints import in_words, members
+from onnxsep.options.hints import hints_of, in_words, members
+from onnxsep.options.specs import Options, default_of, specs_of
 from onnxsep.options.tomlfile import nearest
-from onnxsep.planner.plan_file import PlanFile
 
 Function = Callable[..., Savable]
 
-_PREPROCESSING = "it is for all steps: give --{0} with the command (in Python: preprocessing=)"
-ELSEWHERE: dict[str, str] = {
-    "model": "each step gets the result of the one before it",
-    "dry_run": "a recipe is run, or `onnxsep recipes NAME` shows it",
-    "checkpoint": "a run keeps its state by itself (--work names the folder)",
-    "resume": "a run that was interrupted goes on by itself, and --fresh starts again",
-    "statistics": "a run has the data itself",
-    "progress": "the whole run has one",
-    "report": "the whole run has one: --report",
-    "no_verify": 'write verify = "none"',
-    "preprocess": _PREPROCESSING.format("preprocess"),
-    **{name: _PREPROCESSING.format(name) for name in ("scale", "mean", "std", "layout", "size", "color")},
-    **{
-        name: f"it is for all steps: give --{name.replace('_', '-')} with the command (in Python: {argument}=)"
-        for name, argument in (
-            ("data", "data"),
-            ("labels", "labels"),
-            ("output", "output"),
-            ("inputs", "inputs"),
-            ("input_shape", "input_shapes"),
-            ("input_shapes", "input_shapes"),
-            ("preprocessing", "preprocessing"),
-            ("follow_links", "follow_links"),
-            ("device", "device"),
-            ("runtime", "runtime"),
-            ("threads", "runtime"),
-            ("provider", "runtime"),
-            ("custom_op_library", "runtime"),
-            ("time_limit", "runtime"),
-        )
-    },
-}
-"""What is no option of a step, and where it is given instead."""
+
+def _own_words() -> dict[str, str]:
+    return {
+        "model": "each step gets the result of the one before it",
+        "dry_run": "a recipe is run, or `onnxsep recipes NAME` shows it",
+        "checkpoint": f"a run keeps its state by itself ({spelled('work')} names the folder)",
+        "resume": f"a run that was interrupted goes on by itself, and {spelled('fresh')} starts again",
+        "statistics": "a run has the data itself",
+        "progress": "the whole run has one",
+        "report": f"the whole run has one: {spelled('report')}",
+        "no_verify": 'write verify = "none"',
+    }
 
 
-@functools.cache
-def defaults(function: Function) -> Mapping[str, Any]:
-    """The options of a function that a step may have, and their defaults."""
-    parameters = inspect.signature(function).parameters.values()
-    return types.MappingProxyType({one.name: one.default for one in parameters if one.name not in ELSEWHERE})
+def elsewhere(kind: type[Options]) -> Mapping[str, str]:
+    """What is no option of a step, and where it is given instead, by the names of Python and of the command line."""
+    found: dict[str, str] = {}
+    shared = {one.name for one in fields(Given)}
+    of_the_run = {name: spec for name, spec in specs_of(CompressOptions).items() if name in shared}
+    of_the_run |= {name: spec for name, spec in specs_of(kind).items() if spec.per_run}
+    for name, spec in of_the_run.items():
+        flag = _key(spec.flag) if spec.flag else name
+        inner = () if spec.expands is None else specs_of(spec.expands)
+        for own in (name, flag, *inner):
+            shown = own if own in inner else name
+            found[own] = f"it is for all steps: give {spelled(shown)} with the command (in Python: {name}=)"
+    return MappingProxyType(found | _own_words())
 
 
-def checked(function: Function, given: Mapping[str, Any], aliases: Mapping[str, str], where: str) -> dict[str, Any]:
-    """The given options by the function's own names; values are checked by its type hints and stay as they are.
+def aliases(kind: type[Options]) -> Mapping[str, str]:
+    """Names that the command line has for options which Python calls otherwise."""
+    keys = {name: _key(spec.flag) for name, spec in specs_of(kind).items() if spec.flag and not spec.per_run}
+    return {key: name for name, key in keys.items() if key != name and not key.startswith("no_")}
+
+
+def _key(flag: str) -> str:
+    return flag.partition("/")[0].removeprefix("--").replace("-", "_")
+
+
+def defaults(kind: type[Options]) -> Mapping[str, Any]:
+    """The options of a record that a step may have, and their defaults."""
+    return MappingProxyType({name: default_of(kind, name) for name, spec in specs_of(kind).items() if not spec.per_run})
+
+
+def checked(kind: type[Options], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The given options by their names in Python; values are checked by their types and stay as they are.
 
     Args:
-        function: What does the step.
-        given: Options; names with "-" for "_", as on the command line, and ``aliases`` will do.
-        aliases: Names that the command has for parameters which are called otherwise.
+        kind: The record of the command that does the step.
+        given: Options; names with "-" for "_", and those of the command line, will do.
         where: Begins the messages.
 
     Raises:
         OptionError: A name is not known, given twice, or belongs to the whole run; a value has the wrong type.
     """
-    known = defaults(function)
+    known, others, also = defaults(kind), elsewhere(kind), aliases(kind)
     found: dict[str, Any] = {}
     for key, value in given.items():
         name = key.replace("-", "_")
-        name = aliases.get(name, name)
-        if name in ELSEWHERE and name not in known:
-            raise OptionError(f"{where}: {key!r} is no option of a step: {ELSEWHERE[name]}")
+        name = also.get(name, name)
+        if name in others and name not in known:
+            raise OptionError(f"{where}: {key!r} is no option of a step: {others[name]}")
         if name not in known:
-            words = [one.replace("_", "-") for one in (*known, *aliases)]
+            words = [one.replace("_", "-") for one in (*known, *also)]
             near = nearest(key.replace("_", "-"), words)
             raise OptionError(f"{where}: there is no option {key!r}{near}; known options: {', '.join(words)}")
         if name in found:
             raise OptionError(f"{where}: {name!r} is given twice, as {key!r} too")
         plain = value.item() if isinstance(value, np.generic) else value  # numpy's numbers are numbers
-        _check_value(function, name, plain, f"{where}: {key!r}")
+        _check_value(kind, name, plain, f"{where}: {key!r}")
         found[name] = tuple(plain) if isinstance(plain, list) else plain
     missing = [name for name, default in known.items() if default is inspect.Parameter.empty and name not in found]
     if missing:
@@ -100,27 +99,11 @@ def checked(function: Function, given: Mapping[str, Any], aliases: Mapping[str, 
     return found
 
 
-def as_json(value: Any) -> Any:
-    """A value of an option as JSON can hold it; a recipe takes it back, but for models, which become words."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mode):
-        return value.name
-    if isinstance(value, os.PathLike):
-        return os.fsdecode(value)
-    if isinstance(value, onnx.ModelProto | Model):
-        return "a model in memory"
-    if isinstance(value, PlanFile):
-        return "a plan in memory"
-    if isinstance(value, Sequence):
-        return [as_json(item) for item in value]
-    return str(value)  # a RankPolicy
-
-
-def _check_value(function: Function, name: str, value: Any, where: str) -> None:
-    hint = get_type_hints(function)[name]
+def _check_value(kind: type[Options], name: str, value: Any, where: str) -> None:
+    hint = hints_of(kind)[name]
     try:
-        _adapter(function, name).validate_python(value)
+        record: Any = kind
+        _adapter(record, name).validate_python(value)
     except ValidationError:
         words = [word for one in members(hint) for word in get_args(one) if get_origin(one) is Literal]
         near = nearest(value, words) if isinstance(value, str) and words else ""
@@ -128,7 +111,7 @@ def _check_value(function: Function, name: str, value: Any, where: str) -> None:
 
 
 @functools.cache
-def _adapter(function: Function, name: str) -> TypeAdapter[Any]:
+def _adapter(kind: Any, name: str) -> TypeAdapter[Any]:
     # strict: the text "10" is no number, and true is no 1
     settings = ConfigDict(arbitrary_types_allowed=True, strict=True)
-    return TypeAdapter(get_type_hints(function)[name], config=settings)
+    return TypeAdapter(hints_of(kind)[name], config=settings)

@@ -19,7 +19,7 @@ from onnxsep.compression.manifest import (
 from onnxsep.compression.measuring import Measuring
 from onnxsep.compression.recipe import Recipe
 from onnxsep.data import Dataset, Source, open_data
-from onnxsep.errors import DataError, OnnxsepError, OptionError
+from onnxsep.errors import DataError, OnnxsepError, OptionError, spelled
 from onnxsep.model.files import printable
 from onnxsep.model.io import Model, load
 
@@ -51,14 +51,16 @@ def check_steps(recipe: Recipe, given: Given, seed: int) -> None:
         if step.gives_integers:
             integers = f"step {number} ({step.name})"
         if step.needs_data() and given.data is None:
-            raise DataError(f"{where} needs data: give --data (in Python: data=), a folder of images, .npz or .npy")
+            raise DataError(f"{where} needs data: give {spelled('data')}, a folder of images, .npz or .npy")
         try:
             step.check(given, seed)
         except OnnxsepError as error:
             error.args = (f"{where}: {error}",)
             raise
     if given.device != "auto" and not any(step.trains() for step in recipe.steps):
-        raise OptionError(f"{recipe.name}: --device {given.device} is for steps that train, and there is none")
+        raise OptionError(
+            f"{recipe.name}: {spelled('device')} {given.device} is for steps that train, and there is none"
+        )
 
 
 def make_manifest(recipe: Recipe, original: Model, given: Given, measuring: Measuring, seed: int) -> Manifest:
@@ -117,7 +119,7 @@ def _check_labels(recipe: Recipe, data: Dataset) -> None:
             raise DataError(
                 f"{recipe.name}, step {number} ({step.name}) needs labels, and {data.source} has none: put the images"
                 " into one folder for each class, or integers into the array 'y' of an .npz file, or give a CSV file of"
-                " names and classes (--labels)"
+                f" names and classes ({spelled('labels')})"
             )
 
 

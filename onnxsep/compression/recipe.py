@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from onnxsep.compression.manifest import DoneStep, Manifest, read_manifest
-from onnxsep.compression.options import as_json
 from onnxsep.compression.steps import STEPS, Step
 from onnxsep.errors import OptionError
 from onnxsep.model.files import printable
+from onnxsep.options.specs import as_json
 from onnxsep.options.tomlfile import check_keys, nearest, read_toml
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 
 from onnxsep.evaluation import EvaluationReport
 from onnxsep.reporting.commands import HOMES, record_of
@@ -38,6 +38,8 @@ class CompressReport(Report):
 
     command: Literal["compress"] = "compress"
     source: ModelInfo
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What was asked for: the model, the recipe, and every option."""
     output: str | None = None
     output_bytes: int | None = None
     recipe: str

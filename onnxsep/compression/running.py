@@ -1,23 +1,21 @@
 """Running the steps one after another, each on the result of the one before it."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxsep.compression.given import Given
+from onnxsep.compression.given import Given, Told
 from onnxsep.compression.manifest import DoneStep, Manifest, model_hash
-from onnxsep.compression.options import as_json
 from onnxsep.compression.report import StepReport
 from onnxsep.compression.steps import Step
 from onnxsep.compression.work_folder import WorkFolder
 from onnxsep.errors import OnnxsepError
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress
+from onnxsep.options.specs import as_json
 from onnxsep.reporting.records import Report
-
-Told = Callable[[StepReport], None]
 
 
 @dataclass

@@ -4,7 +4,6 @@ A step of another kind is one more class here, and its name is then known to rec
 """
 
 import inspect
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
@@ -13,12 +12,14 @@ from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from onnxsep.compression.given import Given
-from onnxsep.compression.options import Function, as_json, checked, defaults
+from onnxsep.compression.options import Function, checked, defaults
 from onnxsep.errors import OptionError
 from onnxsep.finetuning import finetune
 from onnxsep.model.io import Model, load
 from onnxsep.model.saving import Savable
 from onnxsep.options.progress import Progress
+from onnxsep.options.specs import Options, as_json, default_of, specs_of
+from onnxsep.options.taking import made, parameters_of
 from onnxsep.planner.plan_file import PlanFile
 from onnxsep.planner.reading import read_plan
 from onnxsep.pruning import prune
@@ -28,17 +29,6 @@ from onnxsep.rewriting.api import rewrite
 
 ORIGINAL, NONE = "original", "none"  # words for a teacher; a file of this name is "./original"
 _Own = TypeVar("_Own", bound="Step")
-
-
-class _OpenedError(Exception):
-    """A function has found its options to be in order, and opens the model."""
-
-
-class _Unopened(os.PathLike[str]):
-    """The path of a model that nothing can open: functions check their options before they open the model."""
-
-    def __fspath__(self) -> str:
-        raise _OpenedError
 
 
 class Step(ABC):
@@ -52,7 +42,6 @@ class Step(ABC):
     """
 
     name: ClassVar[str]
-    aliases: ClassVar[Mapping[str, str]] = {}
     changed_defaults: ClassVar[Mapping[str, Any]] = {}
     takes_integers: ClassVar[bool] = False
     gives_integers: ClassVar[bool] = False
@@ -63,7 +52,7 @@ class Step(ABC):
         self._set(options, type(self).__name__)
 
     def __init_subclass__(cls) -> None:
-        parameters = inspect.signature(cls.function()).parameters
+        parameters = {one.name: one for one in parameters_of(cls.kind())}
         shown = [parameters[name].replace(default=value) for name, value in cls.defaults().items()]
         cls.__signature__ = inspect.Signature(shown)
 
@@ -71,6 +60,12 @@ class Step(ABC):
     @abstractmethod
     def function(cls) -> Function:
         """What does the step."""
+
+    @classmethod
+    def kind(cls) -> type[Options]:
+        """The record of the command's options."""
+        found: type[Options] = getattr(cls.function(), "options")  # noqa: B009 - `takes` has set it
+        return found
 
     @classmethod
     def parse(cls: type[_Own], options: Mapping[str, Any], where: str, folder: Path | None = None) -> _Own:
@@ -89,7 +84,7 @@ class Step(ABC):
         return step
 
     def _set(self, options: Mapping[str, Any], where: str) -> None:
-        found = checked(self.function(), options, self.aliases, where)
+        found = checked(self.kind(), options, where)
         object.__setattr__(self, "options", MappingProxyType(found))
 
     @classmethod
@@ -100,7 +95,7 @@ class Step(ABC):
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """All options and their defaults; ``inspect.Parameter.empty`` for those that must be given."""
-        return {**defaults(cls.function()), **cls.changed_defaults}
+        return {**defaults(cls.kind()), **cls.changed_defaults}
 
     @classmethod
     def report_type(cls) -> type[Report]:
@@ -118,8 +113,8 @@ class Step(ABC):
 
     def needs_data(self) -> bool:
         """Whether it cannot be done without data."""
-        parameter = inspect.signature(self.function()).parameters.get("data")
-        return parameter is not None and parameter.default is inspect.Parameter.empty
+        kind = self.kind()
+        return "data" in specs_of(kind) and default_of(kind, "data") is inspect.Parameter.empty
 
     def needs_labels(self) -> bool:
         """Whether the data must have labels."""
@@ -130,17 +125,14 @@ class Step(ABC):
         return False
 
     def check(self, given: Given, seed: int = 0) -> None:
-        """Let the function check its options, and that what it needs is installed; nothing is read.
+        """Check the options, and that what the step needs is installed; nothing is read.
 
         Raises:
             OptionError: They are out of range or contradict each other.
             ModeNotFoundError: There is no such mode.
             MissingDependencyError: A package is missing.
         """
-        try:
-            self._call(_Unopened(), {**self.resolved(seed), **self._shared(given)})
-        except _OpenedError:
-            return
+        made(self.kind(), {**self.resolved(seed), **self._shared(given), **self._planned()})
 
     def run(
         self,
@@ -163,15 +155,16 @@ class Step(ABC):
             progress: Told of the progress within the step.
         """
         options = {**self.resolved(seed), **self._shared(given), **self._extra(given, original, checkpoint)}
-        return self._call(model, {**options, "progress": progress})
-
-    def _call(self, model: Any, options: Mapping[str, Any]) -> Savable:
-        return self.function()(model, **options)
+        return self.function()(model, **{**options, "progress": progress})
 
     def _shared(self, given: Given) -> dict[str, Any]:
         """What the function takes of what the run gives."""
-        takes = inspect.signature(self.function()).parameters
+        takes = specs_of(self.kind())
         return {one.name: getattr(given, one.name) for one in fields(given) if one.name in takes}
+
+    def _planned(self) -> dict[str, Any]:
+        """What stands for options whose values only the run has."""
+        return {}
 
     def _extra(self, given: Given, original: Model, checkpoint: Path | None) -> dict[str, Any]:
         """Arguments that depend on the run."""
@@ -251,7 +244,6 @@ class Prune(Step):
     """Set weights to zero, or take channels out: :func:`onnxsep.prune`."""
 
     name = "prune"
-    aliases = MappingProxyType({"round": "multiple"})  # the command's name for it
 
     @classmethod
     def function(cls) -> Function:  # noqa: D102
@@ -289,6 +281,9 @@ class FineTune(Step):
     def trains(self) -> bool:
         """Always."""
         return True
+
+    def _planned(self) -> dict[str, Any]:
+        return {"teacher": self._teacher()}
 
     def needs_labels(self) -> bool:
         """Without a teacher, or where labels have a share of the loss."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from onnxsep.compression.folder_files import LOCK, MANIFEST, WORK, is_own, names_step, planned_in, stem
 from onnxsep.compression.manifest import DoneStep, Manifest, difference, model_hash, read_manifest
 from onnxsep.compression.steps import STEPS
-from onnxsep.errors import ModelLoadError, ModelSaveError, OptionError
+from onnxsep.errors import ModelLoadError, ModelSaveError, OptionError, spelled
 from onnxsep.model.files import write_text
 from onnxsep.model.io import Model, load
 from onnxsep.model.paths import NOTHING, check_paths
@@ -67,7 +67,8 @@ class WorkFolder:
             self._lock()
         except OSError as error:
             raise ModelSaveError(
-                f"the work folder {self.path} cannot be made: {error.strerror or error}; name another with --work"
+                f"the work folder {self.path} cannot be made: {error.strerror or error}; name another with"
+                f" {spelled('work')}"
             ) from error
         if fresh:
             self._clear(lambda name: True)
@@ -97,7 +98,8 @@ class WorkFolder:
         for path in self.path.iterdir():
             if names_step(path.name, planned) and not self._is_own(path):
                 raise OptionError(
-                    f"{path} would be overwritten, and no run has written it; name another folder with --work, or"
+                    f"{path} would be overwritten, and no run has written it; name another folder with"
+                    f" {spelled('work')}, or"
                     " remove it"
                 )
 
@@ -111,7 +113,7 @@ class WorkFolder:
         except BlockingIOError:
             self.release()
             raise OptionError(
-                f"another run is using {self.path}; wait for its end, or name another folder with --work"
+                f"another run is using {self.path}; wait for its end, or name another folder with {spelled('work')}"
             ) from None
         except OSError:  # a file system without locks
             return
@@ -120,13 +122,16 @@ class WorkFolder:
         try:
             return read_manifest(self.path / MANIFEST)
         except OptionError as error:
-            raise OptionError(f"{error}; --fresh starts again, --work names another work folder") from error
+            raise OptionError(
+                f"{error}; {spelled('fresh', True)} starts again, {spelled('work')} names another work folder"
+            ) from error
 
     def _refuse(self, differences: list[str]) -> None:
         if differences:
             raise OptionError(
                 f"{self.path} holds the steps of another run: {'; '.join(differences)}. Give the same options to go on"
-                " with it, --fresh to start again (its steps are then removed), or another folder with --work"
+                f" with it, {spelled('fresh', True)} to start again (its steps are then removed), or"
+                f" another folder with {spelled('work')}"
             )
 
     def _load(self, done: DoneStep) -> Found:
@@ -136,16 +141,19 @@ class WorkFolder:
             model = load(path, follow_links=self._follow_links)
             same = model_hash(model) == done.sha256
         except ModelLoadError as error:
-            raise OptionError(f"a finished step cannot be read: {error} --fresh starts again") from error
+            raise OptionError(
+                f"a finished step cannot be read: {error} {spelled('fresh', True)} starts again"
+            ) from error
         if not same:
             raise OptionError(
-                f"{path} is not what step {done.number} has written: it was changed. --fresh starts again"
+                f"{path} is not what step {done.number} has written: it was changed."
+                f" {spelled('fresh', True)} starts again"
             )
         report = self._report_path(done.number, done.command)
         try:
             record = STEPS[done.command].report_type().model_validate_json(report.read_text(encoding="utf-8"))
         except (OSError, ValueError, ValidationError) as error:
-            raise OptionError(f"{report} is damaged or missing. --fresh starts again") from error
+            raise OptionError(f"{report} is damaged or missing. {spelled('fresh', True)} starts again") from error
         return Found(done, model, record)
 
     def keep(self, number: int, step: str, result: Savable) -> tuple[Model, str]:
@@ -231,17 +239,8 @@ def _other_run(old: Manifest, new: Manifest, planned: Sequence[tuple[str, Mappin
         found.append("the teacher")
     if old.plans != new.plans:
         found.append("a plan")
-    for words, name in (
-        ("--output", "output"),
-        ("--inputs", "inputs"),
-        ("--input-shape", "input_shapes"),
-        ("--device", "device"),
-        ("--threads", "threads"),
-        ("--provider", "provider"),
-        ("--custom-op-library", "custom_op_libraries"),
-    ):
-        if getattr(old, name) != getattr(new, name):
-            found.append(words)
+    shared = ("output", "inputs", "input_shapes", "device", "threads", "provider", "custom_op_libraries")
+    found += [spelled(name) for name in shared if getattr(old, name) != getattr(new, name)]
     for number, done in enumerate(old.steps, start=1):
         if number > len(planned) or done.command != planned[number - 1][0]:
             now = planned[number - 1][0] if number <= len(planned) else "not there"

@@ -16,7 +16,7 @@ import onnx
 from PIL import Image, ImageOps
 
 from onnxsep.data.preprocessing import Color, Layout, Preprocessing
-from onnxsep.errors import DataError
+from onnxsep.errors import DataError, spelled
 from onnxsep.model.files import open_regular
 from onnxsep.running.inputs import Dim, Input, dims_with_channels
 
@@ -265,7 +265,10 @@ def _find_layout(entry: Input, dims: tuple[Dim, ...]) -> Layout:
 def _find_size(entry: Input, dims: tuple[Dim, Dim], preprocessing: Preprocessing) -> tuple[int, int]:
     height, width = preprocessing.size or dims
     if not isinstance(height, int) or not isinstance(width, int):
-        raise DataError(f"input {entry} leaves the size of images open: set size to a height and a width (--size H,W)")
+        raise DataError(
+            f"input {entry} leaves the size of images open: set size to a height and a width"
+            f" ({spelled('size', hint='H,W')})"
+        )
     if any(isinstance(dim, int) and dim != side for dim, side in zip(dims, (height, width), strict=True)):
         raise DataError(f"the size {height} x {width} does not fit input {entry}: leave it out")
     return height, width

@@ -16,7 +16,7 @@ from onnxsep.data.images import ImageReader, find_images
 from onnxsep.data.labels import as_labels, read_labels
 from onnxsep.data.preprocessing import AnyPreprocessing, Preprocessing
 from onnxsep.data.samples import FeedSamples, Given, ImageSamples, from_arrays
-from onnxsep.errors import DataError, FeedError
+from onnxsep.errors import DataError, FeedError, spelled
 from onnxsep.model.io import Model
 from onnxsep.running.inputs import Input, model_inputs, read_arrays
 
@@ -64,7 +64,8 @@ def open_data(
     if need_labels and data.labels is None:
         raise DataError(
             f"{data.source} has no labels, which are needed here: put the images into one folder for each class, or"
-            " integers into the array 'y' of an .npz file, or give a CSV file of names and classes (--labels)"
+            " integers into the array 'y' of an .npz file, or give a CSV file of names and classes"
+            f" ({spelled('labels')})"
         )
     if data.batch is not None and data.batch > 1:
         next(data.batches())  # refuses too few samples

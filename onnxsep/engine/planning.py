@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from onnxsep.algebra.linalg import Array
 from onnxsep.engine.matches import ConvSite, Rejected
-from onnxsep.errors import FactorizationError, OnnxsepError, PassError
+from onnxsep.errors import FactorizationError, OnnxsepError, PassError, spelled
 from onnxsep.graph.places import Constant, Place
 from onnxsep.layers.layer import INPUT, ConvLayer, Layer, macs, parameters, relative_macs
 from onnxsep.layers.rank import Rank, RankPolicy
@@ -171,7 +171,11 @@ def _decide(item: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSi
     reason = (
         refusal(item, mode)
         or left_out(item.name, options.only, options.skip)
-        or (f"made by onnxsep (mode {item.made_by}); --recurse splits it again" if _finished(item, options) else None)
+        or (
+            f"made by onnxsep (mode {item.made_by}); {spelled('recurse', True)} splits it again"
+            if _finished(item, options)
+            else None
+        )
         or (_first(item) if _kept(item, options) else None)
     )
     if reason:
@@ -180,7 +184,7 @@ def _decide(item: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSi
     if isinstance(candidate, Rejected) or options.force:
         return candidate
     reason = does_not_pay(candidate)
-    return reject(item, f"does not pay: {reason} (--force)") if reason else candidate
+    return reject(item, f"does not pay: {reason} ({spelled('force', True)})") if reason else candidate
 
 
 def _finished(site: ConvSite, options: Options) -> bool:
@@ -188,7 +192,7 @@ def _finished(site: ConvSite, options: Options) -> bool:
 
 
 def _first(site: ConvSite) -> str:
-    return f"first {site.op_type}, reached straight from an input; --include-first replaces it"
+    return f"first {site.op_type}, reached straight from an input; {spelled('include_first', True)} replaces it"
 
 
 def _kept(site: ConvSite, options: Options) -> bool:
@@ -265,7 +269,7 @@ def settle_shared(plan: Plan) -> None:
         for number in numbers if reason else ():
             row = plan.rows[number]
             if isinstance(row, Replacement):
-                plan.rows[number] = reject(row.site, f"does not pay: {reason} (--force)")
+                plan.rows[number] = reject(row.site, f"does not pay: {reason} ({spelled('force', True)})")
 
 
 def _shared_reason(rows: Sequence[Replacement | Rejected], replaced: Sequence[Replacement]) -> str | None:

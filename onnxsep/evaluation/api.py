@@ -5,61 +5,32 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
-from onnxsep.data import AnyPreprocessing, Dataset, Preprocessing, Source, check_batch, check_sampling, open_data
-from onnxsep.errors import DataError, OptionError
-from onnxsep.evaluation.latency import Progress, measure_latency
+from onnxsep.data import Dataset, Preprocessing, open_data
+from onnxsep.errors import DataError, OptionError, spelled
+from onnxsep.evaluation.latency import measure_latency
 from onnxsep.evaluation.macs import count_work
 from onnxsep.evaluation.memory import measure_memory
 from onnxsep.evaluation.metrics import Metric, load_metric
+from onnxsep.evaluation.options import AnyModel, EvaluateOptions
 from onnxsep.evaluation.quality import Found, Quality, Task, run_over
 from onnxsep.evaluation.report import EvaluatedModel, EvaluationReport, Latency, Memory, Ratios
 from onnxsep.evaluation.sessions import Candidate, Session, check_same_interface, most_fixed, named
 from onnxsep.graph.parameters import count_nonzero_parameters, count_parameters
 from onnxsep.model.files import printable
 from onnxsep.model.io import Model, load
-from onnxsep.options.hints import checks_types
+from onnxsep.options.progress import Progress
+from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import size_bytes
 from onnxsep.running.integer_io import integer_io, quantized_feed
 from onnxsep.running.runtime import RuntimeOptions
 
-AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
-
 _TIMED_FEEDS = 8  # different inputs for the timed runs
-_DEFAULTS = RuntimeOptions()
 
 
-def check_runs(runs: int) -> None:
-    """Refuse a number of timed runs that makes no sense.
-
-    Raises:
-        OptionError: it is negative.
-    """
-    if runs < 0:
-        raise OptionError(f"the number of timed runs must be 0 or more, not {runs}")
-
-
-@checks_types
-def evaluate(
-    models: AnyModel | Sequence[AnyModel],
-    *,
-    data: Source,
-    labels: str | os.PathLike[str] | npt.ArrayLike | None = None,
-    metric: str | Metric | None = None,
-    reference: AnyModel | None = None,
-    output: str | None = None,
-    preprocessing: AnyPreprocessing | None = None,
-    samples: int | None = None,
-    seed: int = 0,
-    batch: int | None = None,
-    runs: int = 30,
-    memory: bool = True,
-    follow_links: bool = False,
-    runtime: RuntimeOptions = _DEFAULTS,
-    progress: Progress | None = None,
-) -> EvaluationReport:
+@takes(EvaluateOptions)
+def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) -> EvaluationReport:
     """Measure models on the same data: how good, how large, how fast; each as a share of the first.
 
     With labels: top-1 accuracy, and top-5 where there are more than 5 classes, or ``metric``. With a reference model:
@@ -69,23 +40,7 @@ def evaluate(
     Args:
         models: One or more models, each a file, a ModelProto or what ``load`` gave. They have the same inputs and
             outputs.
-        data: A folder of images, .npz or .npy, or arrays: see :func:`onnxsep.data.open_data`.
-        labels: A CSV file of names and classes, or the classes; instead of those of the data.
-        metric: A function, or ``module:function``, instead of accuracy: outputs by name and labels (int64 [samples], or
-            None) in, a number out; higher is better. An output is an array [samples, ...], or a list with one for
-            each run where its rows are not the samples or its shapes differ; for these, ``batch=1``.
-        reference: The model that outputs are compared with.
-        output: The output with the class scores, [samples, classes], where there are several; logits or probabilities.
-        preprocessing: How images become values: a Preprocessing, the path of a TOML file, or a dict with its keys.
-        samples: Use at most so many samples, drawn with ``seed``; None: all.
-        seed: Seed of that choice.
-        batch: Samples in one run; None: 1 in the timed runs and 16 in the others. A model with a fixed batch size gets
-            that one.
-        runs: Timed runs of each model; 0: latency is not measured.
-        memory: Whether to measure peak memory, which starts a process for each model.
-        follow_links: Follow links in the location of external data.
-        runtime: Threads, provider, custom operators.
-        progress: Called with what is done, how much of it, and of how much.
+        options: each by its name.
 
     Raises:
         ModelLoadError: a model cannot be read.
@@ -94,23 +49,21 @@ def evaluate(
         EvaluationError: a model cannot be run, the models do not go together, or the metric fails.
     """
     begin = time.perf_counter()
-    images = Preprocessing.of(preprocessing)
-    check_runs(runs)
-    check_sampling(samples, seed)
-    check_batch(batch)
-    runtime.check()
+    runtime, reference, metric, output = options.run_with, options.reference, options.metric, options.output
+    batch, runs, progress = options.batch, options.runs, options.progress
+    images = Preprocessing.of(options.preprocessing)
     sources = [models] if isinstance(models, str | os.PathLike | onnx.ModelProto | Model) else list(models)
     if not sources:
         raise OptionError("there is no model to evaluate")
     function = load_metric(metric) if isinstance(metric, str) else metric
     given = [*sources, *([] if reference is None else [reference])]
-    together = named([load(source, follow_links=follow_links) for source in given])
+    together = named([load(source, follow_links=options.follow_links) for source in given])
     candidates = together[: len(sources)]
     other = None if reference is None else together[-1]
     check_same_interface(together)
-    dataset = open_data(data, most_fixed(together), preprocessing=images, labels=labels)
+    dataset = open_data(options.data, most_fixed(together), preprocessing=images, labels=options.labels)
     task, notes = _task(dataset, function, metric, output, other is not None, len(candidates))
-    batches = list(dataset.batches(dataset.sample(samples, seed), batch))
+    batches = list(dataset.batches(dataset.sample(options.samples, options.seed), batch))
     feeds, size = _timed_feeds(dataset, batches, batch)
 
     sessions = [Session(candidate, runtime) for candidate in candidates]
@@ -121,7 +74,7 @@ def evaluate(
     calls = [session.timed(feeds) for session in sessions] if runs else []
     latencies = measure_latency(calls, feeds, runs, progress) if runs else None
     del sessions, against, calls
-    memories = _memories(candidates, feeds[0], runtime, progress) if memory else None
+    memories = _memories(candidates, feeds[0], runtime, progress) if options.memory else None
     shapes = _shapes(dataset, batches)
     rows: list[EvaluatedModel] = []
     for number, (candidate, quality) in enumerate(zip(candidates, found.models, strict=True)):
@@ -129,6 +82,7 @@ def evaluate(
         peak = memories[number] if memories else None
         rows.append(_row(candidate, quality, latency, peak, shapes, rows[0] if rows else None))
     return EvaluationReport(
+        options=options.as_json(models=sources),
         data=dataset.source,
         samples=found.samples,
         classes=found.classes,
@@ -171,7 +125,8 @@ def _task(
         raise DataError(
             f"{data.source} has no labels, so that accuracy cannot be measured: put the images into one folder for each"
             " class, or integers into the array 'y' of an .npz file, or give a CSV file of names and classes"
-            " (--labels); or give a model to compare with (--reference), or a metric of your own (--metric)"
+            f" ({spelled('labels')}); or give a model to compare with ({spelled('reference')}), or a metric of your own"
+            f" ({spelled('metric')})"
         )
     return Task(None, "", output, accuracy=False), ("the data has no labels: the first model is the reference",)
 

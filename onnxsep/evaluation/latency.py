@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from onnxsep.evaluation.report import Latency
+from onnxsep.options.progress import Progress
 
-Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 Call = Callable[[Mapping[str, Any]], Any]
 
 _BLOCK = 5  # timed runs of one model before the next has its turn

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsep.data import Dataset, check_labels
-from onnxsep.errors import DataError
+from onnxsep.errors import DataError, spelled
 from onnxsep.evaluation.errors import EvaluationError
-from onnxsep.evaluation.latency import Progress
 from onnxsep.evaluation.metrics import Metric, OutputDistance, call_metric, join, share, top
 from onnxsep.evaluation.report import Accuracy, AgainstReference, MetricValue
 from onnxsep.evaluation.scores import as_scores, choices, find_scores, ranks
 from onnxsep.evaluation.sessions import Session
+from onnxsep.options.progress import Progress
 
 Integers = npt.NDArray[np.int64]
 
@@ -160,8 +160,9 @@ def _check(
         return
     if output is None:
         raise EvaluationError(
-            f"accuracy cannot be measured: {why_none}; for other models give a metric of your own (--metric"
-            " module:function) or compare outputs with a reference model (--reference, and data without labels)"
+            f"accuracy cannot be measured: {why_none}; for other models give a metric of your own ({spelled('metric')}"
+            f" module:function) or compare outputs with a reference model ({spelled('reference')}, and data"
+            " without labels)"
         )
     assert data.labels is not None
     assert classes is not None

@@ -1,6 +1,8 @@
 """What an evaluation found: the data behind its table, and what ``--json`` prints."""
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import Field
 
 from onnxsep.reporting.records import PartReport, Record, Report
 
@@ -124,6 +126,8 @@ class EvaluationReport(Report):
     """One run of ``onnxsep evaluate``."""
 
     command: Literal["evaluate"] = "evaluate"
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What was asked for: the models, and every option."""
     data: str
     samples: int
     """How many were used."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 
 Scores = npt.NDArray[np.float64]
 
@@ -53,7 +53,9 @@ def find_scores(outputs: Mapping[str, Any], samples: int, name: str | None) -> t
     if len(found) == 1:
         return found[0], ""
     if found:
-        return None, f"several outputs look like class scores: {', '.join(map(repr, found))} (--output names one)"
+        return None, (
+            f"several outputs look like class scores: {', '.join(map(repr, found))} ({spelled('output')} names one)"
+        )
     shown = ", ".join(f"{key!r} is {_kind(value)}" for key, value in outputs.items())
     return None, f"no output holds class scores: for {samples} samples {shown}, and [{samples}, classes] is expected"
 

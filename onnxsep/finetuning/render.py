@@ -50,7 +50,7 @@ def _losses(report: FinetuneReport) -> tuple[Series, Series]:
 
 
 def _asked(report: FinetuneReport) -> str:
-    used = report.options
+    used = report.used or report.options
     loss = [f"teacher's {used['loss']}"] if used["loss"] else []
     loss += [f"labels ({used['label_weight']:g})"] if used["label_weight"] else []
     return f"{' + '.join(loss)}, {used['optimizer']} {used['schedule']} {used['rate']:g}"

@@ -1,6 +1,8 @@
 """What ``finetune`` did: the data behind its table, and what ``--json`` and ``--report`` write."""
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import Field
 
 from onnxsep.reporting.records import ModelInfo, Report
 from onnxsep.training.run_records import EpochFigures, Figures, Stopped
@@ -14,8 +16,11 @@ class FinetuneReport(Report):
     output: str | None = None
     output_bytes: int | None = None
     teacher: str | None
-    options: dict[str, bool | int | float | str | None]
-    """As they were used: defaults that depend on the model or the data are resolved."""
+    options: dict[str, Any]
+    """What was asked for: the model, and every option."""
+    used: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    """Options as they were used: defaults that depend on the model or the data are resolved. Empty in reports of older
+    versions, whose ``options`` are these."""
     training_samples: int
     held_out_samples: int
     weights: int

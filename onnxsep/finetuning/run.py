@@ -1,63 +1,48 @@
 """A run of fine-tuning: load -> open the data -> turn into torch -> train -> write the weights back."""
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy.typing as npt
-import onnx
-
-from onnxsep.data import Preprocessing, Source, open_data
-from onnxsep.errors import DataError, TrainingError
+from onnxsep.data import Preprocessing, open_data
+from onnxsep.errors import DataError, TrainingError, spelled
 from onnxsep.finetuning import setup
-from onnxsep.finetuning.options import Options
+from onnxsep.finetuning.options import AnyModel, FinetuneOptions
 from onnxsep.finetuning.report import FinetuneReport
 from onnxsep.model.io import Model, load
 from onnxsep.model.paths import Reads, check_paths
 from onnxsep.reporting.model_info import model_info
-from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training import TorchGraph, write_back
 from onnxsep.training.augment import augmenter
 from onnxsep.training.batches import Batches
-from onnxsep.training.checkpoint import CHECKPOINT, CheckpointFile, check_new
+from onnxsep.training.checkpoint import CheckpointFile, check_new
 from onnxsep.training.learner import Learner
 from onnxsep.training.losses import LossSettings
 from onnxsep.training.parallel import Group, told
 from onnxsep.training.preparing import lesson, torch_copy
 from onnxsep.training.run_records import Settings, Trained
-from onnxsep.training.trainer import Told, Trainer
+from onnxsep.training.trainer import Trainer
 
-AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
 Used = dict[str, bool | int | float | str | None]
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the user named: models, data and files."""
+    """The model, what was asked for, and how images are read."""
 
     model: AnyModel
-    teacher: AnyModel | None
-    data: Source
-    labels: str | os.PathLike[str] | npt.ArrayLike | None
+    options: FinetuneOptions
     preprocessing: Preprocessing | None
-    checkpoint: Path | None
-    resume: bool
-    follow_links: bool
-    runtime: RuntimeOptions
-    progress: Told | None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file that holds the run's state."""
+        return None if self.options.checkpoint is None else Path(self.options.checkpoint)
 
     def reads(self) -> Reads:
-        """The files among them that are read."""
-        return Reads.of(
-            model=self.model,
-            data=self.data,
-            labels=self.labels,
-            preprocessing=self.preprocessing,
-            teachers=(self.teacher,),
-            libraries=self.runtime.custom_op_libraries,
-        )
+        """The files that are read."""
+        return Reads.of(self.model, self.options.reads())
 
 
 @dataclass(frozen=True)
@@ -75,33 +60,36 @@ class _Prepared:
     notes: tuple[str, ...]
 
 
-def run(given: Given, options: Options, group: Group) -> tuple[Model, tuple[str, ...], FinetuneReport]:
+def run(given: Given, group: Group) -> tuple[Model, tuple[str, ...], FinetuneReport]:
     """Train; the errors are those of ``onnxsep.finetune``.
 
     Returns:
         The model, the names of the weights that are new in it, and the report; the same in every process.
     """
     started = time.perf_counter()
-    ready = group.alike(lambda: _prepare(given, options, group))
-    trained = ready.trainer.run(resume=given.resume)
+    ready = group.alike(lambda: _prepare(given, group))
+    trained = ready.trainer.run(resume=given.options.resume)
     if trained.problem and not trained.best_epoch:
-        raise told(TrainingError(f"{trained.problem}; lower the learning rate (--rate). Nothing was written"))
+        raise told(
+            TrainingError(f"{trained.problem}; lower the learning rate ({spelled('rate')}). Nothing was written")
+        )
     changed = write_back(ready.source, trained.arrays) if trained.arrays else ready.source
     result = changed.ordered_as(ready.source)
-    return result, tuple(trained.arrays), _report(ready, trained, time.perf_counter() - started)
+    return result, tuple(trained.arrays), _report(given, ready, trained, time.perf_counter() - started)
 
 
-def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
+def _prepare(given: Given, group: Group) -> _Prepared:
+    options = given.options
     if group.leads:
-        check_paths(given.reads(), {CHECKPOINT: given.checkpoint})
-        check_new(given.checkpoint, resume=given.resume)
-    source = load(given.model, follow_links=given.follow_links)
-    original = None if given.teacher is None else load(given.teacher, follow_links=given.follow_links)
+        check_paths(given.reads(), options.writes())
+        check_new(given.checkpoint, resume=options.resume)
+    source = load(given.model, follow_links=options.follow_links)
+    original = None if options.teacher is None else load(options.teacher, follow_links=options.follow_links)
     dataset = open_data(
-        given.data,
+        options.data,
         source,
         preprocessing=given.preprocessing,
-        labels=given.labels,
+        labels=options.labels,
     )
     setup.check_labels_there(options, original, dataset)
     weight = setup.label_weight(options.label_weight, original, dataset)
@@ -110,15 +98,17 @@ def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
     try:
         batches = Batches(dataset, chosen, options.batch, options.validation, options.seed)
     except DataError as error:
-        raise DataError(f"{error}" + ", or hold none out (--validation 0)" * bool(options.validation)) from error
-    copy = torch_copy(source, batches, group.device, given.runtime)
+        if not options.validation:
+            raise
+        raise DataError(f"{error}, or hold none out ({spelled('validation', 0)})") from None
+    copy = torch_copy(source, batches, group.device, options.run_with)
     graph = copy.graph
     term = None if original is None or weight == 1 else options.loss
     must = term is None or term == "soft" or bool(options.label_weight)
     scores = setup.scores(copy.outputs, copy.samples, options.output, dataset, chosen, needed=must)
     weight = weight if scores is not None else 0.0  # labels that no output answers to: the teacher alone
     losses = LossSettings(term, weight, options.temperature, scores)
-    learnt = lesson(copy, batches, losses, original, given.runtime, options.precision)
+    learnt = lesson(copy, batches, losses, original, options.run_with, options.precision)
     moves, augmented = augmenter(options.augment, batches.first().feeds, has_teacher=term is not None)
     norm, norms, found = setup.batch_norm(graph, batches, options, group.count, has_scores=scores is not None)
     zeros = setup.is_pruned(source, graph) if options.keep_zeros is None else options.keep_zeros
@@ -165,7 +155,7 @@ def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
         options.seed,
     )
     trainer = Trainer(
-        learner, batches, learnt.loss, learnt.teacher, moves, settings, file, given.progress, learnt.reference
+        learner, batches, learnt.loss, learnt.teacher, moves, settings, file, options.progress, learnt.reference
     )
     counted = setup.accuracy_of(dataset, scores, learnt.loss)
     notes = (*dataset.notes, *learnt.notes, *found)
@@ -173,11 +163,12 @@ def _prepare(given: Given, options: Options, group: Group) -> _Prepared:
     return _Prepared(source, original, graph, learner, batches, trainer, {**used, **where}, counted, notes)
 
 
-def _report(ready: _Prepared, trained: Trained, seconds: float) -> FinetuneReport:
+def _report(given: Given, ready: _Prepared, trained: Trained, seconds: float) -> FinetuneReport:
     return FinetuneReport(
         source=model_info(ready.source),
         teacher=None if ready.original is None else str(ready.original.path or "a model in memory"),
-        options=ready.used,
+        options=given.options.as_json(model=given.model),
+        used=ready.used,
         training_samples=ready.batches.count,
         held_out_samples=len(ready.batches.held_out),
         weights=sum(value.numel() for value in ready.graph.parameters.values()),

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from onnxsep.data import Dataset, check_labels
 from onnxsep.engine.sparsity import counts_as_pruned
-from onnxsep.errors import DataError, OptionError, UnsupportedModelError
+from onnxsep.errors import DataError, OptionError, UnsupportedModelError, spelled
 from onnxsep.evaluation.scores import find_scores
-from onnxsep.finetuning.options import Options
+from onnxsep.finetuning.options import FinetuneOptions
 from onnxsep.model.io import Model, read_tensor
 from onnxsep.running.inputs import model_inputs
 from onnxsep.training import TorchGraph
@@ -28,7 +28,7 @@ _MANY_CONVS = 8  # networks of fewer train well without norms
 _MOST_CALIBRATED = 512  # samples that give inserted norms their first statistics
 
 
-def check_labels_there(options: Options, teacher: Model | None, data: Dataset) -> None:
+def check_labels_there(options: FinetuneOptions, teacher: Model | None, data: Dataset) -> None:
     """Labels are needed without a teacher, or where they are to have a share of the loss.
 
     Raises:
@@ -37,11 +37,14 @@ def check_labels_there(options: Options, teacher: Model | None, data: Dataset) -
     if data.labels is not None or (teacher is not None and not options.label_weight):
         return
     without = (
-        "leave out --label-weight" if teacher is not None else "learn a model's outputs (--teacher), without labels"
+        f"leave out {spelled('label_weight')}"
+        if teacher is not None
+        else f"learn a model's outputs ({spelled('teacher')}), without labels"
     )
     raise DataError(
         f"{data.source} has no labels, which are needed here: put the images into one folder for each class, or"
-        " integers into the array 'y' of an .npz file, or give a CSV file of names and classes (--labels); or"
+        " integers into the array 'y' of an .npz file, or give a CSV file of names and classes"
+        f" ({spelled('labels')}); or"
         f" {without}"
     )
 
@@ -54,7 +57,9 @@ def label_weight(given: float | None, teacher: Model | None, data: Dataset) -> f
     """
     if teacher is None:
         if given is not None and given != 1:
-            raise OptionError(f"--label-weight {given} leaves a share of the loss to a teacher; add --teacher")
+            raise OptionError(
+                f"{spelled('label_weight', given)} leaves a share of the loss to a teacher; add {spelled('teacher')}"
+            )
         return 1.0
     if given is None:
         return 0.0 if data.labels is None else _LABEL_WEIGHT
@@ -105,7 +110,7 @@ def scores(
         if needed:
             raise OptionError(
                 f"the loss needs class scores, and {why};"
-                " --teacher with --loss outputs and no --label-weight needs none"
+                f" {spelled('teacher')} with {spelled('loss', 'outputs')} and no {spelled('label_weight')} needs none"
             )
         return None
     if data.labels is not None:
@@ -115,7 +120,7 @@ def scores(
 
 
 def batch_norm(
-    graph: TorchGraph, batches: Batches, options: Options, processes: int, *, has_scores: bool
+    graph: TorchGraph, batches: Batches, options: FinetuneOptions, processes: int, *, has_scores: bool
 ) -> tuple[BatchNorm, Norms | None, tuple[str, ...]]:
     """Whether statistics are trained, the norms that are put in, and what the user should know about it.
 
@@ -133,12 +138,13 @@ def batch_norm(
     if given == "insert" and size < _SMALLEST_BATCH:
         each = " in each process" if processes > 1 else ""
         raise OptionError(
-            f"--batch-norm insert needs {_SMALLEST_BATCH} or more samples at once for its statistics, not {size}{each}"
+            f"{spelled('batch_norm', 'insert')} needs {_SMALLEST_BATCH} or more samples at once for its"
+            f" statistics, not {size}{each}"
         )
     if given is None and graph.buffers and batches.feed_size < _SMALLEST_BATCH and batches.is_fixed:
         note = (
             f"the models take {size} samples at a time, too few for statistics: those of BatchNormalization stay"
-            " as they are (--batch-norm train trains them)"
+            f" as they are ({spelled('batch_norm', 'train')} trains them)"
         )
         return "frozen", None, (note,)
     norms = None
@@ -151,7 +157,7 @@ def batch_norm(
     if processes > 1 and given != "frozen" and (graph.buffers or norms):
         notes += (
             f"BatchNormalization saw the {size} samples of a process at a time, not the whole batch: the result is not"
-            " exactly that of one process (--batch-norm frozen makes it so)",
+            f" exactly that of one process ({spelled('batch_norm', 'frozen')} makes it so)",
         )
     return given or "train", norms if norms else None, notes
 
@@ -176,7 +182,7 @@ def check_precision(learner: Learner, batches: Batches, precision: Precision) ->
     try:
         learner.rehearse(batches.first().feeds)
     except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{error}; --precision float32 may do") from error
+        raise UnsupportedModelError(f"{error}; {spelled('precision', 'float32')} may do") from error
 
 
 def is_pruned(model: Model, graph: TorchGraph) -> bool:

@@ -17,12 +17,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
-from onnxsep.errors import ModelLoadError
+from onnxsep.errors import ModelLoadError, spelled
 from onnxsep.model.tensors import label, storage_bytes
 
 # ONNX Runtime reads such a location as an address in memory; in a file it can only be an attack.
 _MEMORY_LOCATION = "_ORT_MEM_ADDR_"
-_FOLLOW_LINKS = "pass --follow-links (in Python: follow_links=True) if you trust where it leads"
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class DataFolder:
             if not self.follow_links:
                 raise ModelLoadError(
                     f"{where} is a link that leads outside the model's folder, to {real}. Refused, because a model"
-                    f" from a stranger could read any file this way; {_FOLLOW_LINKS}."
+                    f" from a stranger could read any file this way; {_follow_links()}."
                 )
         try:
             self._check(os.lstat(real), where)  # before opening: to open a device may already do something
@@ -148,7 +147,7 @@ class DataFolder:
         if status.st_nlink > 1 and not self.follow_links:
             raise ModelLoadError(
                 f"{where} is a hard link: the same file has other names, and nothing shows that they are all in the"
-                f" model's folder. Refused; {_FOLLOW_LINKS}, or replace it by a copy."
+                f" model's folder. Refused; {_follow_links()}, or replace it by a copy."
             )
 
     def check(self, tensors: Iterable[onnx.TensorProto]) -> None:
@@ -191,3 +190,7 @@ def _check_bounds(tensor: onnx.TensorProto, slot: Slot, size: int) -> None:
             f"{label(tensor)} needs bytes {slot.offset} to {slot.offset + slot.length} of external data"
             f" {slot.location!r}, which has only {size} bytes. The data file is cut short or belongs to another model."
         )
+
+
+def _follow_links() -> str:
+    return f"pass {spelled('follow_links', True)} (in Python: follow_links=True) if you trust where it leads"

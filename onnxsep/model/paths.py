@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxsep.errors import ModelLoadError, ModelSaveError, OptionError
+from onnxsep.errors import ModelLoadError, ModelSaveError, OptionError, spelled
 from onnxsep.model.external import is_external
 from onnxsep.model.files import check_target
 from onnxsep.model.io import Model, parse_file
 from onnxsep.model.tensors import tensor_protos
 
-MODEL, RECIPE, _TEACHER = "the model", "the recipe", "a teacher"
-_DATA = ("the data", "the test data")
+MODEL, RECIPE, TEACHER = "the model", "the recipe", "a teacher"
+DATA, TEST_DATA, LIBRARY = "the data", "the test data", "a library of operators"
+PLAN_READ = "the plan"
 
 
 @dataclass(frozen=True)
@@ -43,59 +44,20 @@ class Reads:
     files: tuple[Read, ...] = ()
 
     @classmethod
-    def of(
-        cls,
-        *,
-        model: object = None,
-        data: object = None,
-        labels: object = None,
-        test: object = None,
-        test_labels: object = None,
-        preprocessing: object = None,
-        statistics: object = None,
-        inputs: object = None,
-        recipe: object = None,
-        teachers: Iterable[object] = (),
-        plans: Iterable[object] = (),
-        libraries: Iterable[object] = (),
-    ) -> "Reads":
+    def of(cls, model: object = None, *more: Iterable[Read]) -> "Reads":
         """What a user has named. A model that was loaded stands for its file; what else is no path is no file.
 
         Args:
             model: The model that the command works on.
-            data: A folder or a file of samples.
-            labels: Their classes.
-            test: Samples to measure on.
-            test_labels: Their classes.
-            preprocessing: A file that says how images are read.
-            statistics: Recorded statistics of the data.
-            inputs: Inputs to run models on.
-            recipe: The file of a recipe.
-            teachers: Models to learn from.
-            plans: Plans that are carried out.
-            libraries: Custom operators.
+            more: What else it reads.
         """
-        named = [
-            (MODEL, model),
-            (_DATA[0], data),
-            ("the labels", labels),
-            (_DATA[1], test),
-            ("the labels of the test data", test_labels),
-            ("the preprocessing", preprocessing),
-            ("the statistics", statistics),
-            ("the inputs", inputs),
-            (RECIPE, recipe),
-            *((_TEACHER, teacher) for teacher in teachers),
-            *(("the plan", plan) for plan in plans),
-            *(("a library of operators", library) for library in libraries),
-        ]
-        paths = ((words, _file_of(source)) for words, source in named)
-        return cls(tuple(Read(words, path.absolute(), path) for words, path in paths if path is not None))
+        own = [] if model is None else list(read_of(MODEL, model))
+        return cls((*own, *(one for several in more for one in several)))
 
     def external_data(self) -> Iterator[Read]:
         """The data files of the models that are read; a file that holds no model has none."""
         for model in self.files:
-            if model.words in (MODEL, _TEACHER):
+            if model.words in (MODEL, TEACHER):
                 try:
                     tensors = [tensor for tensor in tensor_protos(parse_file(model.path)) if is_external(tensor)]
                 except ModelLoadError:  # loading it will say so
@@ -109,16 +71,25 @@ class Reads:
 NOTHING = Reads()
 
 
+def read_of(words: str, source: object) -> Iterator[Read]:
+    """The file that a user has named, or the files; nothing for what is in memory."""
+    several = isinstance(source, list | tuple)
+    for one in source if several else (source,):  # type: ignore[attr-defined]
+        if (path := file_of(one)) is not None:
+            yield Read(words, path.absolute(), path)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of file (or folder) that a command writes.
 
     Attributes:
-        words: What messages call the target.
+        words: What messages call the target; or the option that names it.
         holds: What is in it.
         recognises: Whether an existing file (folder) is one, and so may be replaced.
         replaces: Words of the reads whose place it may take.
         folder: It is a folder, in which a run keeps files that it also removes.
+        option: Whether ``words`` is an option.
     """
 
     words: str
@@ -126,6 +97,12 @@ class Kind:
     recognises: Callable[[Path], bool]
     replaces: frozenset[str] = frozenset()
     folder: bool = False
+    option: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages call the target."""
+        return spelled(self.words) if self.option else self.words
 
 
 def is_model(path: Path) -> bool:
@@ -163,7 +140,7 @@ def read_record(path: Path) -> dict[str, object]:
 RESULT = Kind("the result", "ONNX model", is_model, replaces=frozenset({MODEL}))
 OTHER_RESULT = Kind("the result", "ONNX model", is_model)
 """A result that does not take the place of the model that it was made from."""
-REPORT = Kind("--report", "report of onnxsep", is_report)
+REPORT = Kind("report", "report of onnxsep", is_report, option=True)
 
 
 def check_paths(reads: Reads, writes: Mapping[Kind, str | os.PathLike[str] | None]) -> None:
@@ -196,10 +173,11 @@ def check_paths(reads: Reads, writes: Mapping[Kind, str | os.PathLike[str] | Non
     for kind, target in existing:
         if (kind.folder or target.stat().st_size) and not kind.recognises(target):
             what = f"a folder that is no {kind.holds}" if kind.folder else f"a file that holds no {kind.holds}"
-            raise OptionError(f"{kind.words} {target} would overwrite {what}; name another one, or remove it")
+            raise OptionError(f"{kind.name} {target} would overwrite {what}; name another one, or remove it")
 
 
-def _file_of(source: object) -> Path | None:
+def file_of(source: object) -> Path | None:
+    """The path of a file or folder that a user has named; None for what is in memory."""
     if isinstance(source, Model):
         return None if source.path is None or source.base_dir is None else source.base_dir / source.path.name
     if not isinstance(source, str | os.PathLike):
@@ -213,13 +191,13 @@ def _check_folder(kind: Kind, path: Path) -> None:
     there = os.path.lexists(path)
     try:
         if there and not path.is_dir():
-            raise OptionError(f"{kind.words} {path} is not a folder; name another one")
+            raise OptionError(f"{kind.name} {path} is not a folder; name another one")
         if not (there or path.parent.is_dir()):
-            raise ModelSaveError(f"{kind.words} {path} cannot be made: {path.parent} is not a folder. Create it first.")
+            raise ModelSaveError(f"{kind.name} {path} cannot be made: {path.parent} is not a folder. Create it first.")
     except OSError as error:
-        raise ModelSaveError(f"{kind.words} {path} cannot be made: {error.strerror or error}") from error
+        raise ModelSaveError(f"{kind.name} {path} cannot be made: {error.strerror or error}") from error
     if not os.access(path if there else path.parent, os.W_OK):
-        raise ModelSaveError(f"{kind.words} {path} cannot be written: it is write-protected.")
+        raise ModelSaveError(f"{kind.name} {path} cannot be written: it is write-protected.")
 
 
 def _is_in_place(kind: Kind, target: Path, reads: Reads) -> bool:
@@ -230,12 +208,11 @@ def _is_in_place(kind: Kind, target: Path, reads: Reads) -> bool:
 def _check_targets(kind: Kind, target: Path, others: Iterable[tuple[Kind, Path]]) -> None:
     for other, place in others:
         if same_file(target, place):
-            raise OptionError(f"{kind.words} {target} would overwrite {other.words} {place}; name another one")
+            raise OptionError(f"{kind.name} {target} would overwrite {other.name} {place}; name another one")
         for (inner, path), (outer, folder) in (((kind, target), (other, place)), ((other, place), (kind, target))):
             if outer.folder and is_within(path, folder):
                 raise OptionError(
-                    f"{inner.words} {path} lies in {outer.words} {folder}, where the run removes files; name another"
-                    " one"
+                    f"{inner.name} {path} lies in {outer.name} {folder}, where the run removes files; name another one"
                 )
 
 
@@ -243,11 +220,11 @@ def _check_reads(kind: Kind, target: Path, reads: Iterable[Read], *, in_place: b
     for one in reads:
         read = f"{one.named}, which is read as {one.words}"
         if same_file(target, one.path) and one.words not in kind.replaces:
-            raise OptionError(f"{kind.words} {target} would overwrite {read}; name another one")
-        if one.words in _DATA and not in_place and is_within(target, one.path):
-            raise OptionError(f"{kind.words} {target} lies in the folder {read}; name one elsewhere")
+            raise OptionError(f"{kind.name} {target} would overwrite {read}; name another one")
+        if one.words in (DATA, TEST_DATA) and not in_place and is_within(target, one.path):
+            raise OptionError(f"{kind.name} {target} lies in the folder {read}; name one elsewhere")
         if kind.folder and is_within(one.path, target):
-            raise OptionError(f"{kind.words} {target} holds {read}, and the run removes files there; name another one")
+            raise OptionError(f"{kind.name} {target} holds {read}, and the run removes files there; name another one")
 
 
 def same_file(one: Path, other: Path) -> bool:

@@ -129,7 +129,7 @@ def write_model(
     """
     source = model.in_stored_order() if isinstance(model, Model) else Model(model)
     target = Path(path)
-    check_paths(Reads.of(model=source) if reads is None else reads, {kind: target})
+    check_paths(Reads.of(source) if reads is None else reads, {kind: target})
     with NewFiles(target) as new:
         used = _files_used(source)
         in_place = _is_own_file(target, source)

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from onnxsep.algebra.linalg import Array
-from onnxsep.errors import FactorizationError, OptionError
+from onnxsep.errors import FactorizationError, OptionError, spelled
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import parameters
 from onnxsep.layers.rank import Rank, RankAxis, RankPolicy
@@ -29,7 +29,7 @@ def check_rounding(multiple: int) -> None:
         OptionError: it is none of 8, 16 and 0.
     """
     if multiple not in (0, 8, 16):
-        raise OptionError(f"--round-ranks {multiple} is not 8 or 16 (0: no rounding)")
+        raise OptionError(f"{spelled('round_ranks')} {multiple} is not 8 or 16 (0: no rounding)")
 
 
 def choose_rank(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 
 
 def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
@@ -14,9 +14,9 @@ def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
 def left_out(name: str, only: Sequence[str], skip: Sequence[str]) -> str:
     """Why the user's patterns leave out what has this name; empty where they do not."""
     if only and not any(matches(name, pattern) for pattern in only):
-        return "not among --only"
+        return f"not among {spelled('only')}"
     matched = next((pattern for pattern in skip if matches(name, pattern)), None)
-    return "" if matched is None else f"left out by --skip {matched!r}"
+    return "" if matched is None else f"left out by {spelled('skip')} {matched!r}"
 
 
 def check_patterns(names: Sequence[str], only: Sequence[str], skip: Sequence[str], noun: str) -> None:
@@ -31,12 +31,12 @@ def check_patterns(names: Sequence[str], only: Sequence[str], skip: Sequence[str
     Raises:
         OptionError: there is one.
     """
-    for option, patterns in (("--only", only), ("--skip", skip)):
+    for option, patterns in (("only", only), ("skip", skip)):
         for pattern in patterns:
             if not any(matches(name, pattern) for name in names):
                 some = ", ".join(map(repr, names[:3])) or f"the model has no {noun}"
                 raise OptionError(
-                    f"{option} {pattern!r} matches the name of no {noun}; names here: {some}, ... "
+                    f"{spelled(option)} {pattern!r} matches the name of no {noun}; names here: {some}, ... "
                     "(in a pattern, * ? and [ ] stand for other characters)"
                 )
 

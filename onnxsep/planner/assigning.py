@@ -41,7 +41,7 @@ class Assigned:
         return self.wanted.get(site.place, NOT_NAMED)
 
 
-def check_plan(plan: PlanFile, fitting: Fitting) -> None:
+def check_plan(plan: PlanFile, fitting: Fitting, *, images: bool) -> None:
     """Refuse, before a model is opened, modes that are not there and options about data that do not go with them.
 
     Raises:
@@ -57,7 +57,7 @@ def check_plan(plan: PlanFile, fitting: Fitting) -> None:
         # Pairs of Convs that are both fitted so are refined; others need not be.
         refine = fitting.refine if found.init(mode) == "joint" or not joint else 0
         with _in_plan(plan, layer):
-            replace(found, refine=refine).check(mode)
+            replace(found, refine=refine).check(mode, images=images)
 
 
 def planned_sites(plan: PlanFile, find: Callable[[bool], Sites]) -> Sites:
@@ -192,7 +192,8 @@ def _check_model(plan: PlanFile, model: Model, sites: Sites) -> None:
     lines = "the lines graph and weights" if other_graph else "the line weights"
     raise OptionError(
         f"{plan.name} was made for another model, {which}{_difference(plan, sites, other_graph=other_graph)}. Make a "
-        f"plan for this one (--dry-run --plan-out), or take {lines} out of [model] to carry it out all the same"
+        f"plan for this one (onnxsep rewrite --dry-run --plan-out), or take {lines} out of [model] to carry it out all "
+        "the same"
     )
 
 

@@ -235,4 +235,4 @@ def is_plan(path: Path) -> bool:
     return isinstance(content.get("schema"), int) and isinstance(content.get("layers"), Mapping)
 
 
-PLAN = Kind("--plan-out", "plan of onnxsep", is_plan)
+PLAN = Kind("plan_out", "plan of onnxsep", is_plan, option=True)

@@ -26,7 +26,10 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFile:
     name = printable(path)
     content = read_toml(Path(path))
     if "schema" not in content:
-        raise OptionError(f"{name} is no plan: it has no line `schema = {SCHEMA}`; --dry-run --plan-out FILE makes one")
+        raise OptionError(
+            f"{name} is no plan: it has no line `schema = {SCHEMA}`; onnxsep rewrite --dry-run --plan-out FILE makes"
+            " one"
+        )
     if content["schema"] != SCHEMA or isinstance(content["schema"], bool):
         raise OptionError(
             f"{name} is a plan of schema {content['schema']!r}, and this version reads {SCHEMA}; make it anew"

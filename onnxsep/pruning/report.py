@@ -1,6 +1,6 @@
 """What ``prune`` did: the data behind its table, and what ``--json`` and ``--report`` write."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from onnxsep.reporting.records import ModelInfo, Record, Report, VerificationReport
 
@@ -64,7 +64,8 @@ class PruneReport(Report):
     output: str | None = None
     output_bytes: int | None = None
     method: Literal["magnitude", "pattern", "channels"]
-    options: dict[str, bool | int | float | str | tuple[str, ...] | None]
+    options: dict[str, Any]
+    """What was asked for: the model, and every option; defaults that depend on others are resolved."""
     surviving: tuple[int, ...] = ()
     """Weights that are not zero (channels: that were asked to stay) after each step; empty for N:M."""
     layers: tuple[PrunedLayer, ...]

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 
 
 def surviving_weights(weights: int, step: float, steps: int) -> tuple[int, ...]:
@@ -40,27 +40,34 @@ class Goal:
     pattern: tuple[int, int] | None = None
 
     @classmethod
-    def parse(cls, sparsity: float | None, step: float | None, steps: int | None, pattern: str | None) -> "Goal":
+    def parse(cls, *, sparsity: float | None, step: float | None, steps: int | None, pattern: str | None) -> "Goal":
         """Check the options that say how much goes.
 
         Raises:
             OptionError: none or several of them are given, or a value is out of range.
         """
-        given = [("--sparsity", sparsity), ("--step", step), ("--pattern", pattern)]
-        named = [name for name, value in given if value is not None]
+        given = {"sparsity": sparsity, "step": step, "pattern": pattern}
+        named = [spelled(name) for name, value in given.items() if value is not None]
         if len(named) != 1:
             what = "none is given" if not named else f"{' and '.join(named)} contradict each other"
-            raise OptionError(f"give one of --sparsity 0.59, --step 0.2 --steps 4, --pattern 2:4; {what}")
+            steps_too = f"{spelled('step', 0.2)} {spelled('steps', 4)}"
+            ways = f"{spelled('sparsity', 0.59)}, {steps_too}, {spelled('pattern', '2:4')}"
+            raise OptionError(f"give one of {ways}; {what}")
         if steps is not None and step is None:
-            raise OptionError("--steps counts the rounds of --step; add --step 0.2")
-        for name, value in given[:2]:
-            if isinstance(value, float | int) and not 0 < value < 1:
+            raise OptionError(f"{spelled('steps')} counts the rounds of {spelled('step')}; add {spelled('step', 0.2)}")
+        for name, value in (("sparsity", sparsity), ("step", step)):
+            if value is not None and not 0 < value < 1:
                 raise OptionError(
-                    f"{name} {value:g} is out of range; it is a share of the weights, above 0 and below 1"
+                    f"{spelled(name)} {value:g} is out of range; it is a share of the weights, above 0 and below 1"
                 )
         if steps is not None and steps < 1:
-            raise OptionError(f"--steps {steps} is out of range; it must be 1 or more")
-        return cls(sparsity, step, 1 if steps is None else steps, None if pattern is None else _parse_pattern(pattern))
+            raise OptionError(f"{spelled('steps')} {steps} is out of range; it must be 1 or more")
+        return cls(
+            sparsity=sparsity,
+            step=step,
+            steps=1 if steps is None else steps,
+            pattern=None if pattern is None else _parse_pattern(pattern),
+        )
 
     def left(self, weights: int, zeros: int = 0) -> tuple[int, ...]:
         """How many of ``weights``, of which ``zeros`` are zero already, are not zero after each round.
@@ -76,5 +83,6 @@ class Goal:
 def _parse_pattern(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"\s*(\d{1,4})\s*:\s*(\d{1,4})\s*", text, re.ASCII)
     if found is None or not 1 <= int(found[1]) < int(found[2]):
-        raise OptionError(f"--pattern {text!r} is no N:M with N at least 1 and below M; 2:4 keeps two of every four")
+        words = f"{spelled('pattern')} {text!r} is no N:M with N at least 1 and below M"
+        raise OptionError(f"{words}; 2:4 keeps two of every four")
     return int(found[1]), int(found[2])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.sites import Sites
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 from onnxsep.graph.places import Constant, Place
 from onnxsep.pruning.channels import Channels, Cut, Ids
 
@@ -171,5 +171,6 @@ def _unreachable(least: int, total: int, most: int) -> str:
     return (
         f"of the {total:,} weights of the Convs {most:,} were to stay, but at least {least:,} do: only whole channels "
         "that can be followed go, and every Conv keeps one; ask for a sparsity of at most "
-        f"{int((1 - least / total) * 1000) / 1000:g} (--dry-run at that sparsity tells why channels stay)"
+        f"{int((1 - least / total) * 1000) / 1000:g} ({spelled('dry_run', True)} at that sparsity tells why"
+        " channels stay)"
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.sites import Sites
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 from onnxsep.graph.constants import read_constant
 from onnxsep.graph.ensure import ensure_valid
 from onnxsep.graph.places import Place
@@ -83,8 +83,8 @@ def prune_channels(
     if not any(family.free for family in found):
         why = next((f" ({item.name!r}: {reasons[item.place]})" for item in sites.found if item.place in reasons), "")
         raise OptionError(
-            f"no channels of the model can be removed{why}; single weights can become zero: --sparsity "
-            "without --channels"
+            f"no channels of the model can be removed{why}; single weights can become zero: {spelled('sparsity')} "
+            f"without {spelled('channels')}"
         )
     chosen = search(found, scope, importance, multiple, wanted[-1], lambda classes: counter.weights(numbers(classes)))
     gone = numbers(chosen)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from onnxsep.algebra.output_parts import PartTally
-from onnxsep.errors import FeedError, VerificationError
+from onnxsep.errors import FeedError, VerificationError, spelled
 from onnxsep.graph.index import Index
 from onnxsep.graph.scopes import Scope, constant_value, scopes
 from onnxsep.model.io import Model
@@ -47,16 +47,18 @@ def verify_pruned(
         FeedError: the given inputs do not fit the model.
     """
     if settings.verify == "none":
-        return _not_run("none", "switched off (--no-verify)"), ""
+        return _not_run("none", f"switched off ({spelled('verify', 'none')})"), ""
     if settings.verify == "auto" and settings.inputs is None and size_bytes(source) >= FULL_BELOW:
-        reason = f"the model has {size_bytes(source):,} bytes; --verify full compares the outputs all the same"
+        reason = (
+            f"the model has {size_bytes(source):,} bytes; {spelled('verify', 'full')} compares the outputs all the same"
+        )
         return _not_run("none", reason), _unmeasured(reason, settings)
     try:
         feeds = make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes, seed=settings.seed)
         whole = compare_outputs(source, result, feeds, settings.runtime)
         notes, failure = list(whole.notes), ""
         if settings.max_error is not None and whole.relative > settings.max_error:
-            failure = f"the relative error {whole.relative:.3g} is above --max-error {settings.max_error:g}"
+            failure = f"the relative error {whole.relative:.3g} is above {spelled('max_error', settings.max_error)}"
         if masked is not None:
             note, wrong = _against_masked(masked(), result, feeds, dtypes, settings)
             notes.append(note)
@@ -93,7 +95,8 @@ def _against_masked(
         return f"{note}; the model amplifies rounding: run without optimisations it differs by {noise:.2g} itself", ""
     return note.replace("equals", "should equal").replace("within", "but is off by"), (
         f"removing channels is exact, yet the outputs differ by {equal.relative:.3g} from those of the original whose "
-        f"removed channels nobody reads (allowed {allowed:g}). This is a bug of onnxsep; --no-verify writes the result "
+        f"removed channels nobody reads (allowed {allowed:g}). This is a bug of onnxsep;"
+        f" {spelled('verify', 'none')} writes the result "
         "all the same"
     )
 
@@ -140,7 +143,7 @@ def _tensors(scope: Scope) -> dict[str, bytes]:
 def _unmeasured(reason: str, settings: Settings) -> str:
     if settings.max_error is None:
         return ""
-    return f"--max-error was asked for and could not be measured: {reason}"
+    return f"{spelled('max_error')} was asked for and could not be measured: {reason}"
 
 
 def _not_run(kind: Literal["full", "none"], reason: str) -> VerificationReport:

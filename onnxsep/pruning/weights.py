@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.sparsity import set_mark
+from onnxsep.errors import spelled
 from onnxsep.graph.places import Constant, Place
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress
@@ -19,11 +20,6 @@ from onnxsep.pruning.schedule import Goal
 from onnxsep.pruning.selecting import Scope
 from onnxsep.pruning.storing import with_values
 from onnxsep.pruning.targets import Target, Targets, find_targets
-
-NO_GAIN = (
-    "ONNX Runtime computes with zeros as with any number: they give no speed, and no smaller file until it is zipped; "
-    "--channels takes whole channels out of the graph"
-)
 
 
 @dataclass
@@ -73,7 +69,10 @@ def prune_weights(
         result, moved = with_values(source, choice.values)
         method = "magnitude" if goal.pattern is None else "{}:{}".format(*goal.pattern)
         set_mark(result.proto, f"{zeros[1] / weights:.6f} {method}")
-    notes = [NO_GAIN]
+    notes = [
+        "ONNX Runtime computes with zeros as with any number: they give no speed, and no smaller file until it is"
+        f" zipped; {spelled('channels')} takes whole channels out of the graph"
+    ]
     if not weights:
         notes = ["nothing was pruned: no layer has float weights that it may change; the table gives the reasons"]
     elif not choice.values:

@@ -4,21 +4,20 @@ The first pass over the data finds the extremes; for the entropy and percentile 
 bins of that known range. So the histograms are those that all data together would give.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx
 
 from onnxsep.data import Dataset
-from onnxsep.errors import DataError
+from onnxsep.errors import DataError, spelled
 from onnxsep.model.io import Model
+from onnxsep.options.progress import Progress
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.histograms import Histogram, entropy_range, percentile_range
 from onnxsep.quantization.settings import Settings
 from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
-
-Progress = Callable[[str, int, int], None]
 
 _HELD = 256 * 2**20  # bytes of activations at a time, as far as single samples allow
 _LARGEST_BATCH = 16
@@ -73,7 +72,7 @@ def calibrate(
             if not (np.isfinite(low) and np.isfinite(high)):
                 raise QuantizationError(
                     f"the activation {name!r} is NaN or infinite on the calibration data, so it has no range; look at"
-                    " the data and its preprocessing, or leave the nodes around it in float (--exclude)"
+                    f" the data and its preprocessing, or leave the nodes around it in float ({spelled('exclude')})"
                 )
             before = extremes.get(name, (low, high))
             extremes[name] = min(low, before[0]), max(high, before[1])

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import onnx
 from onnx import numpy_helper, shape_inference, version_converter
 
+from onnxsep.errors import spelled
 from onnxsep.graph.scopes import is_standard, scopes
 from onnxsep.quantization.errors import QuantizationError
 
@@ -44,7 +45,7 @@ def raise_opset(proto: onnx.ModelProto, wanted: int) -> tuple[onnx.ModelProto, t
 
 def hint(wanted: int) -> str:
     """What else helps where a model cannot be converted."""
-    return "; --per-tensor needs only 11" if wanted == 13 else ""
+    return f"; {spelled('per_channel', False)} needs only 11" if wanted == 13 else ""
 
 
 def _keep_coordinates(proto: onnx.ModelProto) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxsep.errors import spelled
 from onnxsep.graph.index import Index
 from onnxsep.graph.places import Place
 from onnxsep.graph.scopes import scopes
@@ -48,7 +49,7 @@ def exchange_integers(result: onnx.ModelProto) -> tuple[tuple[IntegerTensor, ...
             try:
                 pair = graph.open_input(entry.name) if kind == "input" else graph.open_output(entry.name)
             except _StaysError as reason:
-                notes.append(f"--int8-io: {kind} {entry.name!r} stays in float: {reason}")
+                notes.append(f"{spelled('int8_io')}: {kind} {entry.name!r} stays in float: {reason}")
                 continue
             entry.type.tensor_type.elem_type = pair.elem_type
             integers = pair.integers
@@ -64,9 +65,10 @@ def exchange_integers(result: onnx.ModelProto) -> tuple[tuple[IntegerTensor, ...
                 )
             )
     if not found:
-        reasons = "".join(f"; {note.removeprefix('--int8-io: ')}" for note in notes)
+        own = f"{spelled('int8_io')}: "
+        reasons = "".join(f"; {note.removeprefix(own)}" for note in notes)
         raise QuantizationError(
-            f"--int8-io: no float input or output of the model is quantised{reasons}; leave the option out"
+            f"{spelled('int8_io')}: no float input or output of the model is quantised{reasons}; leave the option out"
         )
     return tuple(found), tuple(notes)
 

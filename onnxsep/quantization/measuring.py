@@ -7,7 +7,7 @@ import numpy as np
 
 from onnxsep.algebra.output_parts import PartTally
 from onnxsep.data import Dataset
-from onnxsep.errors import OptionError, VerificationError
+from onnxsep.errors import OptionError, VerificationError, spelled
 from onnxsep.model.io import Model
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.report import OutputError
@@ -46,7 +46,9 @@ def split(data: Dataset, samples: int | None, seed: int) -> Split:
     whole = data.batch or 1
     count = len(data.sample(samples, seed))
     if count < whole:
-        raise OptionError(f"--samples {samples}: the model takes {whole} samples at a time; ask for {whole} or more")
+        raise OptionError(
+            f"{spelled('samples')} {samples}: the model takes {whole} samples at a time; ask for {whole} or more"
+        )
     held = min(_MOST_HELD_OUT, max(1, count // _HELD_OUT))
     held = -(-held // whole) * whole  # a fixed batch must be full
     chosen = data.sample(count + held, seed)

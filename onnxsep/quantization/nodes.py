@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 import onnx
 
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 from onnxsep.options.patterns import matches
 from onnxsep.quantization.calibrating import float_tensors
 from onnxsep.quantization.report import QuantizedNode
@@ -49,10 +49,12 @@ def excluded_by(
             if not any(matches(node.name, pattern) for node in source.graph.node):
                 names = [node.name for node in source.graph.node if node.name]
                 some = ", ".join(map(repr, get_close_matches(pattern, names, 3, 0.3) or names[:3]))
-                raise OptionError(f"--exclude {pattern!r} matches the name of no node; names here: {some}, ...")
-            notes.append(f"--exclude {pattern!r}: the nodes that it matches were folded into others")
+                raise OptionError(
+                    f"{spelled('exclude')} {pattern!r} matches the name of no node; names here: {some}, ..."
+                )
+            notes.append(f"{spelled('exclude')} {pattern!r}: the nodes that it matches were folded into others")
         for name in hits:
-            found.setdefault(name, f"--exclude {pattern!r}")
+            found.setdefault(name, f"{spelled('exclude')} {pattern!r}")
     return found, tuple(notes)
 
 

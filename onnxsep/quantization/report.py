@@ -1,6 +1,6 @@
 """What ``quantize`` did: the data behind its table, and what ``--json`` and ``--report`` write."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from onnxsep.checking.layer_report import LayersReport
 from onnxsep.reporting.records import ModelInfo, PartReport, Record, Report
@@ -81,7 +81,8 @@ class QuantizeReport(Report):
     output_bytes: int | None = None
     bytes_before: int
     bytes_after: int
-    options: dict[str, bool | int | float | str | tuple[str, ...] | None]
+    options: dict[str, Any]
+    """What was asked for: the model, and every option; defaults that depend on others are resolved."""
     data: str
     calibration_samples: int
     measured_samples: int

@@ -1,46 +1,86 @@
-"""The options of a quantisation."""
+"""The options of ``quantize`` that say what the quantiser makes."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Literal
 
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
+from onnxsep.options.patterns import as_patterns
+from onnxsep.options.specs import Options, option, record
 
 Format = Literal["qdq", "qoperator"]
 Activations = Literal["int8", "uint8"]
 Method = Literal["minmax", "entropy", "percentile"]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a model is quantised; weights are always int8, symmetric around 0.
+@record
+class Settings(Options):
+    """How a model is quantised; weights are always int8, symmetric around 0."""
 
-    Attributes:
-        format: "qdq" puts QuantizeLinear / DequantizeLinear around the float operators, which any runtime reads;
-            "qoperator" uses ONNX Runtime's integer operators.
-        activations: Type of the activations.
-        per_channel: One scale for each output channel of a weight, else one for the whole weight.
-        reduce_range: 7-bit weights, for CPUs whose 8-bit multiplication saturates (AVX2, AVX-512 without VNNI) when
-            activations are uint8.
-        method: How the range of an activation is chosen.
-        percentile: For ``method="percentile"``: the share, in percent, of the values that the range holds.
-        exclude: Glob patterns; nodes whose name matches one stay in float.
-        keep_names: Keep the long names that the quantiser makes.
-        equalize: Make the channels between two layers in a row alike, before all else.
-        bias_correction: Give each layer's output the mean back that quantising shifts.
-        int8_io: Inputs and outputs hold the integers that they are quantised to.
-    """
-
-    format: Format = "qdq"
-    activations: Activations = "int8"
-    per_channel: bool = True
-    reduce_range: bool = False
-    method: Method = "minmax"
-    percentile: float | None = None
-    exclude: tuple[str, ...] = ()
-    keep_names: bool = False
-    equalize: bool = True
-    bias_correction: bool = True
-    int8_io: bool = False
+    format: Format = option(
+        default="qdq",
+        help="qdq: float operators between QuantizeLinear and DequantizeLinear; qoperator.",
+        doc='"qdq" puts QuantizeLinear / DequantizeLinear around the float operators, which any runtime reads;'
+        ' "qoperator" uses ONNX Runtime\'s integer operators.',
+    )
+    activations: Activations | None = option(
+        default=None,
+        help="int8 or uint8; by default int8, and uint8 with {int8_io}.",
+        doc='"int8" or "uint8"; by default int8, and uint8 with ``int8_io``.',
+    )
+    per_channel: bool = option(
+        default=True,
+        flag="--per-channel/--per-tensor",
+        help="One scale for each output channel of a weight, or one.",
+        doc="a scale for each output channel of a weight, else one for the whole weight.",
+    )
+    reduce_range: bool = option(
+        default=False,
+        help="7-bit weights, for CPUs without VNNI when activations are uint8.",
+        doc="7-bit weights, for CPUs whose 8-bit multiplication saturates (AVX2, AVX-512 without VNNI) when activations"
+        " are uint8.",
+    )
+    method: Method = option(
+        default="minmax",
+        help="How ranges of activations are found: minmax, entropy, percentile.",
+        doc='how ranges of activations are found: "minmax", "entropy" or "percentile".',
+    )
+    percentile: float | None = option(
+        default=None,
+        help="Percent of the values that a range holds; 99.999 by default.",
+        doc="for the last of these: the share of the values, in percent, that a range holds; 99.999 by default.",
+    )
+    exclude: str | Sequence[str] = option(
+        default=(),
+        help="Leave nodes whose name matches in float (glob).",
+        doc="glob patterns; nodes whose name matches one stay in float.",
+    )
+    keep_names: bool = option(
+        default=False,
+        help="Do not shorten the names that the quantiser makes.",
+        doc="keep the long names that the quantiser makes; by default they are shortened.",
+    )
+    equalize: bool = option(
+        default=True,
+        flag="--equalize/--no-equalize",
+        help="Scale the channels between two layers in a row alike (computes the same).",
+        doc="scale channels between two layers in a row, which leaves what they compute, so that they are alike; kept"
+        " where the error on samples that do not calibrate is lower with it.",
+    )
+    bias_correction: bool = option(
+        default=True,
+        flag="--bias-correction/--no-bias-correction",
+        help="Change biases so that each layer's output keeps its mean over the samples.",
+        doc="change biases so that the mean of each quantised layer's output, over the calibration samples, is that of"
+        " the float model; kept where the error on samples that do not calibrate is lower with it.",
+    )
+    int8_io: bool = option(
+        default=False,
+        help="Float inputs and outputs become integers of the type of the activations (uint8 by default), as on a "
+        "microcontroller; metadata tell scale and zero point.",
+        doc="float inputs and outputs become the integers that they are quantised to, of the type of the activations."
+        " The metadata tell their scales and zero points (:mod:`onnxsep.running.integer_io`), by which :func:`evaluate`"
+        " feeds such a model with real numbers.",
+    )
 
     def check(self) -> None:
         """Refuse values that make no sense, alone or together.
@@ -48,19 +88,26 @@ class Settings:
         Raises:
             OptionError: one of them cannot be used.
         """
-        for option, value, known in (
-            ("--format", self.format, get_args(Format)),
-            ("--activations", self.activations, get_args(Activations)),
-            ("--method", self.method, get_args(Method)),
-        ):
-            if value not in known:
-                raise OptionError(f"{option} {value!r} is not one of {', '.join(known)}")
+        super().check()
+        percentile = spelled("percentile")
         if self.percentile is not None and self.method != "percentile":
-            raise OptionError("--percentile needs --method percentile; add it, or leave out --percentile")
+            raise OptionError(
+                f"{percentile} needs {spelled('method', 'percentile')}; add it, or leave out {percentile}"
+            )
         if self.percentile is not None and not 50 < self.percentile <= 100:
             raise OptionError(
-                f"--percentile {self.percentile:g} is not above 50 and at most 100; use one such as 99.99"
+                f"{percentile} {self.percentile:g} is not above 50 and at most 100; use one such as 99.99"
             )
+
+    @property
+    def integers(self) -> Activations:
+        """The type of the activations."""
+        return self.activations or ("uint8" if self.int8_io else "int8")
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """The patterns of the nodes that stay in float."""
+        return as_patterns(self.exclude)
 
     @property
     def opset(self) -> int:

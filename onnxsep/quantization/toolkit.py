@@ -95,7 +95,7 @@ def apply(
         from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
         from onnxruntime.quantization.quant_utils import QuantizationMode
 
-        activations = QuantType.QInt8 if settings.activations == "int8" else QuantType.QUInt8
+        activations = QuantType.QInt8 if settings.integers == "int8" else QuantType.QUInt8
         found = TensorsData(
             CalibrationMethod.MinMax,
             {name: (np.array(low, np.float32), np.array(high, np.float32)) for name, (low, high) in ranges.items()},

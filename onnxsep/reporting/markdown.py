@@ -60,7 +60,7 @@ def is_markdown_report(path: Path) -> bool:
         return False
 
 
-MARKDOWN = Kind("--md", "Markdown report of onnxsep", is_markdown_report)
+MARKDOWN = Kind("md", "Markdown report of onnxsep", is_markdown_report, option=True)
 
 
 def _item(block: Line | Note) -> str:

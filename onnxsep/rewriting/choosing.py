@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from onnxsep.calibration import Fitting
 from onnxsep.engine.planning import Options, Plan, make_plan, plan_assigned
 from onnxsep.engine.sites import Sites, read_weight
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode, get_mode
@@ -48,7 +48,7 @@ class Choice(ABC):
     force: bool
 
     @abstractmethod
-    def check(self, fitting: Fitting) -> None:
+    def check(self, fitting: Fitting, *, images: bool = False) -> None:
         """Refuse options about data that do not go with it, or with one another.
 
         Raises:
@@ -77,8 +77,8 @@ class OneMode(Choice):
         self._mode, self._options = mode, options
         self.mode, self.rank, self.force = mode.name, str(options.rank), options.force
 
-    def check(self, fitting: Fitting) -> None:  # noqa: D102 - the base class says it
-        fitting.check(self._mode)
+    def check(self, fitting: Fitting, *, images: bool = False) -> None:  # noqa: D102 - the base class says it
+        fitting.check(self._mode, images=images)
 
     def sites(self, find: Callable[[bool], Sites]) -> Sites:  # noqa: D102
         return find(self._mode.linear_layers)
@@ -99,8 +99,8 @@ class ByPlan(Choice):
     def __init__(self, plan: PlanFile) -> None:
         self._plan, self.plan = plan, "in memory" if plan.path is None else plan.name
 
-    def check(self, fitting: Fitting) -> None:  # noqa: D102
-        check_plan(self._plan, fitting)
+    def check(self, fitting: Fitting, *, images: bool = False) -> None:  # noqa: D102
+        check_plan(self._plan, fitting, images=images)
 
     def sites(self, find: Callable[[bool], Sites]) -> Sites:  # noqa: D102
         return planned_sites(self._plan, find)
@@ -125,13 +125,16 @@ def choice_of(mode: str | Mode | None, plan: str | os.PathLike[str] | PlanFile |
     """
     if plan is None:
         if mode is None:
-            raise OptionError("--mode is missing: the form that Convs get (`onnxsep modes` lists them); or give --plan")
+            raise OptionError(
+                f"{spelled('mode')} is missing: the form that Convs get (`onnxsep modes` lists them); or give"
+                f" {spelled('plan')}"
+            )
         return OneMode(get_mode(mode), options)
     plain = Options()
     given = [one.name for one in fields(options) if getattr(options, one.name) != getattr(plain, one.name)]
     if mode is not None or given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in (*(["mode"] if mode is not None else []), *given))
+        names = ", ".join(map(spelled, (*(["mode"] if mode is not None else []), *given)))
         raise OptionError(
-            f"--plan says what becomes of each layer, so {flags} cannot be given with it; change the plan"
+            f"{spelled('plan')} says what becomes of each layer, so {names} cannot be given with it; change the plan"
         )
     return ByPlan(plan if isinstance(plan, PlanFile) else read_plan(plan))

@@ -1,7 +1,7 @@
 """``inspect``: every Conv of a model and what each mode would cost, without changing or running anything."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import onnx
 
@@ -24,32 +24,23 @@ from onnxsep.graph.parameters import count_parameters
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.io import Model, load
 from onnxsep.modes.base import Mode, available_modes, get_mode
-from onnxsep.options.hints import checks_types
+from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import model_info
+from onnxsep.rewriting.options import InspectOptions
 from onnxsep.rewriting.report import InspectedConv, InspectReport, InspectTotals, ModeCosts
 from onnxsep.rewriting.rows import edited, source_macs
 from onnxsep.running.feeds import check_input_shapes
 
 
-@checks_types
-def inspect(
-    model: str | os.PathLike[str] | onnx.ModelProto | Model,
-    *,
-    modes: Sequence[str | Mode] = (),
-    rank: RankPolicy | str | float = "paper",
-    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
-    follow_links: bool = False,
-) -> InspectReport:
+@takes(InspectOptions)
+def inspect(model: str | os.PathLike[str] | onnx.ModelProto | Model, options: InspectOptions) -> InspectReport:
     """List every convolution with its parameters and MACs, and those of each mode at the rank asked for.
 
     Gemm and MatMul nodes are listed where one of the modes takes them.
 
     Args:
         model: a file, a ModelProto, or what ``load`` gave.
-        modes: the modes to show; all installed ones by default.
-        rank: as for ``rewrite``.
-        input_shapes: shapes for inputs whose dimensions are free, by input name.
-        follow_links: follow links in the location of external data.
+        options: each by its name.
 
     Raises:
         ModelLoadError: the model cannot be read.
@@ -57,17 +48,17 @@ def inspect(
         FeedError: a shape does not fit the model.
         ModeNotFoundError: no such mode.
     """
-    options = Options(rank=RankPolicy.parse(rank))
-    chosen = [get_mode(mode) for mode in modes] or list(available_modes().values())
-    source = load(model, follow_links=follow_links)
-    check_input_shapes(source, input_shapes or {})
-    sites = find_sites(source, input_shapes or {}, linear_layers=any(mode.linear_layers for mode in chosen))
+    asked = Options(rank=RankPolicy.parse(options.rank))
+    chosen = [get_mode(mode) for mode in options.modes] or list(available_modes().values())
+    source = load(model, follow_links=options.follow_links)
+    check_input_shapes(source, options.shapes)
+    sites = find_sites(source, options.shapes, linear_layers=any(mode.linear_layers for mode in chosen))
 
     def read(site: ConvSite) -> Array:
         return read_weight(source, sites, site)
 
     names = [mode.name for mode in chosen]
-    plans = [make_plan(sites.found, mode, options, read) for mode in chosen]
+    plans = [make_plan(sites.found, mode, asked, read) for mode in chosen]
     before = source_macs(sites)
     after = [{row.site.place: row.macs for row in plan.replacements} for plan in plans]
     unknown = {place for one in (before, *after) for place, count in one.items() if count is None}
@@ -75,9 +66,10 @@ def inspect(
     parameters = count_parameters(sites.light)
     return InspectReport(
         source=model_info(source),
-        rank=str(options.rank),
+        rank=str(asked.rank),
+        options=options.as_json(model=model),
         convs=tuple(
-            _row(item, [plan.rows[number] for plan in plans], chosen, options, read)
+            _row(item, [plan.rows[number] for plan in plans], chosen, asked, read)
             for number, item in enumerate(sites.found)
         ),
         totals=InspectTotals(

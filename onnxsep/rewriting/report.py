@@ -1,6 +1,6 @@
 """What a command found and did: the data behind the tables, and what ``--json`` and ``--report`` write."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -72,7 +72,8 @@ class RewriteReport(Report):
     """The plan that was carried out; mode and rank are then those of each row."""
     plan_output: str | None = None
     """Where the plan of this run was written."""
-    options: dict[str, bool | int | str | tuple[str, ...]]
+    options: dict[str, Any]
+    """What was asked for: the model, and every option."""
     convs: tuple[ConvReport, ...]
     totals: Totals
     removed_weights: tuple[str, ...] = ()
@@ -146,6 +147,8 @@ class InspectReport(Report):
 
     command: Literal["inspect"] = "inspect"
     source: ModelInfo
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What was asked for: the model, and every option."""
     rank: str
     convs: tuple[InspectedConv, ...]
     totals: InspectTotals

@@ -7,7 +7,7 @@ from onnxsep.engine.pieces import compare_pieces
 from onnxsep.engine.planning import Plan, Replacement
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.surgery import Edit
-from onnxsep.errors import FeedError, OptionError, VerificationError
+from onnxsep.errors import FeedError, OptionError, VerificationError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.reporting.model_info import size_bytes
@@ -37,7 +37,10 @@ def decide(settings: Settings, source: Model, *, dry_run: bool) -> Settings:
     if kind == "auto":
         kind = "full" if size_bytes(source) < FULL_BELOW else "local"
     if settings.inputs is not None and kind != "full" and not dry_run:
-        raise OptionError(f"--inputs are for a full verification, and this one is {kind!r}; add --verify full")
+        raise OptionError(
+            f"{spelled('inputs')} are for a full verification, and this one is {kind!r}; add"
+            f" {spelled('verify', 'full')}"
+        )
     given = None
     if kind == "full" and settings.inputs is not None:
         given = make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes)
@@ -55,7 +58,7 @@ def verify_result(
     """
     kind, limit, replacements = settings.verify, settings.max_error, plan.replacements
     if kind == "none":
-        return VerificationReport(kind="none", ran=False, reason="switched off (--no-verify)"), {}, ""
+        return VerificationReport(kind="none", ran=False, reason=f"switched off ({spelled('verify', 'none')})"), {}, ""
     if not replacements:
         reason = "nothing was replaced: the result is the source"
         return VerificationReport(kind="none", ran=False, reason=reason), {}, ""
@@ -98,7 +101,11 @@ def verify_result(
         reason = str(error)
     except VerificationError as error:
         return _not_verified(kind, str(error)), {}, str(error)
-    failure = f"--max-error was asked for and could not be measured: {reason}" if settings.max_error is not None else ""
+    failure = (
+        (f"{spelled('max_error')} was asked for and could not be measured: {reason}")
+        if settings.max_error is not None
+        else ""
+    )
     return _not_verified(kind, reason), {}, failure
 
 
@@ -134,11 +141,11 @@ def _local_report(pieces: Sequence[Comparison]) -> VerificationReport:
 def _too_large(relative: float, plan: Plan, settings: Settings) -> str:
     """Why a measured relative error is larger than the user, or the ranks, allow; "" where it is not."""
     if settings.max_error is not None and relative > settings.max_error:
-        return f"the relative error {relative:.3g} is above --max-error {settings.max_error:g}"
+        return f"the relative error {relative:.3g} is above {spelled('max_error', settings.max_error)}"
     allowed = max(_EXACT_TOLERANCE[row.site.dtype] for row in plan.replacements)
     if all(row.exact for row in plan.replacements) and relative > allowed:
         return (
             f"all ranks are full, yet the outputs differ by {relative:.3g} (relative; allowed {allowed:g}). This is a "
-            "bug of the mode or of onnxsep; --no-verify writes the result all the same"
+            f"bug of the mode or of onnxsep; {spelled('verify', 'none')} writes the result all the same"
         )
     return ""

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 
-from onnxsep.errors import FeedError, OptionError
+from onnxsep.errors import FeedError, OptionError, spelled
 from onnxsep.graph.scopes import constant_value
 from onnxsep.model.io import Model, read_tensor
 from onnxsep.running.inputs import (
@@ -113,7 +113,7 @@ def _inputs(proto: onnx.ModelProto) -> list[Input]:
     try:
         return list(model_inputs(proto))
     except FeedError as error:
-        raise FeedError(f"{error}; skip the verification (--no-verify)") from None
+        raise FeedError(f"{error}; skip the verification ({spelled('verify', 'none')})") from None
 
 
 def _check_names(names: Mapping[str, object], wanted: list[Input]) -> None:
@@ -193,7 +193,9 @@ def _is_batch(dim: Dim) -> bool:
 def _dims(proto: onnx.ModelProto, entry: Input) -> tuple[Dim, ...]:
     dims = dims_with_channels(proto, entry)
     if dims is None:
-        raise FeedError(f"input {entry} needs a shape: give it with --input-shape {entry.name}:DIMS")
+        raise FeedError(
+            f"input {entry} needs a shape: give it with {spelled('input_shapes', hint=f'{entry.name}:DIMS')}"
+        )
     return dims
 
 
@@ -229,10 +231,10 @@ def _compared_with(model: Model, entry: Input) -> int | None:
 
 def _random(entry: Input, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     if entry.elem_type == _T.STRING:
-        raise FeedError(f"input {entry} holds strings: give them with --inputs FILE.npz")
+        raise FeedError(f"input {entry} holds strings: give them with {spelled('inputs', hint='FILE.npz')}")
     if math.prod(shape) > _LARGEST:
         raise FeedError(
-            f"input {entry} would have {math.prod(shape)} elements: give a smaller shape with --input-shape"
+            f"input {entry} would have {math.prod(shape)} elements: give a smaller shape with {spelled('input_shapes')}"
         )
     if entry.elem_type in FLOATS:
         return np.asarray(generator.standard_normal(shape)).astype(entry.dtype)

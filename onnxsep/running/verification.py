@@ -1,12 +1,10 @@
 """How models are compared: what the user asks for, and the record of a comparison of all outputs."""
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from onnxsep.errors import OptionError
 from onnxsep.options.progress import Progress
 from onnxsep.reporting.records import OutputReport, VerificationReport, part_reports
 from onnxsep.running.comparison import Comparison
@@ -32,30 +30,6 @@ class Settings:
     progress: Progress | None = None
     given: Feeds | None = None
     """What ``inputs`` holds, once ``decide`` has read it."""
-
-
-def check_settings(settings: Settings, kinds: Collection[str], *, dry_run: bool) -> None:
-    """Refuse settings that make no sense, before any work is done.
-
-    Args:
-        settings: what the user chose.
-        kinds: the kinds of verification that there are.
-        dry_run: whether nothing is to be verified anyway.
-
-    Raises:
-        OptionError: a value is out of range, or two contradict each other.
-    """
-    kind, limit = settings.verify, settings.max_error
-    settings.runtime.check()
-    if kind not in kinds:
-        raise OptionError(f"verify={kind!r} is not one of {', '.join(kinds)}")
-    if settings.seed < 0:
-        raise OptionError(f"the seed must be 0 or more, not {settings.seed}")
-    if limit is not None and not 0 <= limit < math.inf:
-        raise OptionError(f"--max-error {limit} is no error that could be allowed; use a number such as 0.1")
-    if limit is not None and (dry_run or kind == "none"):
-        why = "--dry-run" if dry_run else "--no-verify"
-        raise OptionError(f"--max-error needs a verification, and {why} switches it off; leave out one of the two")
 
 
 def full_report(whole: Comparison, notes: Sequence[str], alone: Sequence[Comparison] = ()) -> VerificationReport:

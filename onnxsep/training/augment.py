@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 from onnxsep.training.batches import Feeds
 
 Augmentation = Literal["auto", "none", "crop", "flip", "crop,flip"]
@@ -99,8 +99,9 @@ def augmenter(given: Augmentation, feeds: Feeds, *, has_teacher: bool) -> tuple[
         return None, "none"
     if layout is None:
         raise OptionError(
-            f"--augment {given} needs one image as the only input, with 1, 3 or 4 channels and 16 or more pixels along"
-            " each side; use --augment none"
+            f"{spelled('augment', given)} needs one image as the only input, with 1, 3 or 4 channels and 16"
+            " or more pixels along"
+            f" each side; use {spelled('augment', 'none')}"
         )
     chosen: Augmentation = given
     if given == "auto":

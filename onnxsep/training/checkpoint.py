@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 from onnxsep.model.files import NewFiles
 from onnxsep.model.paths import Kind
 from onnxsep.training.converters import import_torch
@@ -107,7 +107,7 @@ def is_checkpoint(path: Path) -> bool:
         return False
 
 
-CHECKPOINT = Kind("--checkpoint", "checkpoint of onnxsep", is_checkpoint)
+CHECKPOINT = Kind("checkpoint", "checkpoint of onnxsep", is_checkpoint, option=True)
 
 
 def check_new(path: Path | None, *, resume: bool) -> None:
@@ -117,7 +117,7 @@ def check_new(path: Path | None, *, resume: bool) -> None:
         OptionError: There is one.
     """
     if path is not None and not resume and _is_used(path):
-        raise OptionError(f"{path} is there already; add --resume to go on from it, or remove it")
+        raise OptionError(f"{path} is there already; add {spelled('resume', True)} to go on from it, or remove it")
 
 
 def _is_used(path: Path) -> bool:

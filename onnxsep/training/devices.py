@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 
 _NAMES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -15,7 +15,9 @@ def check_device(name: str) -> None:
         OptionError: It is not one of auto, cpu, cuda, cuda:N, mps.
     """
     if not _NAMES.fullmatch(name):
-        raise OptionError(f"--device {name!r} is not one of auto, cpu, cuda, cuda:0 (or another number), mps")
+        raise OptionError(
+            f"{spelled('device')} {name!r} is not one of auto, cpu, cuda, cuda:0 (or another number), mps"
+        )
 
 
 def find_device(torch: Any, name: str, process: int = 0, processes: int = 1) -> Any:
@@ -37,19 +39,26 @@ def find_device(torch: Any, name: str, process: int = 0, processes: int = 1) -> 
         else:
             name = "mps" if _has_mps(torch) and processes == 1 else "cpu"
     if name == "mps" and processes > 1:
-        raise OptionError("--device mps cannot be used by several processes; use one process, or --device cpu")
+        raise OptionError(
+            f"{spelled('device', 'mps')} cannot be used by several processes; use one"
+            f" process, or {spelled('device', 'cpu')}"
+        )
     if name == "mps" and not _has_mps(torch):
-        raise OptionError("--device mps: this torch has no Apple GPU; use --device cpu")
+        raise OptionError(f"{spelled('device', 'mps')}: this torch has no Apple GPU; use {spelled('device', 'cpu')}")
     if name.startswith("cuda"):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = int(name[5:]) if ":" in name else process
         if processes > 1 and ":" in name:
             raise OptionError(
-                f"--device {name} would be used by {processes} processes; --device cuda gives each its own"
+                f"{spelled('device', name)} would be used by {processes} processes;"
+                f" {spelled('device', 'cuda')} gives each its own"
             )
         if index >= count:
             has = f"{count} NVIDIA GPU(s)" if count else "no NVIDIA GPU"
-            raise OptionError(f"--device {name}: torch sees {has} and number {index} is asked for; use --device cpu")
+            raise OptionError(
+                f"{spelled('device', name)}: torch sees {has} and number {index} is asked"
+                f" for; use {spelled('device', 'cpu')}"
+            )
         name = f"cuda:{index}"
     return torch.device(name)
 

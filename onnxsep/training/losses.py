@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 from onnxsep.training.objective import Objective, Reference, are_probabilities
 
 TeacherTerm = Literal["outputs", "soft"]
@@ -79,7 +79,8 @@ class Loss:
         self.knows_choice = reference is not None and output is not None and reference.has(output)
         if settings.teacher_term == "soft" and not self.knows_choice:
             raise OptionError(
-                "softened outputs (--loss soft) need an output with class scores; use --loss outputs, or --output NAME"
+                f"softened outputs ({spelled('loss', 'soft')}) need an output with class scores; use"
+                f" {spelled('loss', 'outputs')}, or {spelled('output', hint='NAME')}"
             )
         self._ours_are_probabilities = output is not None and _are_probabilities(ours[output])
         self._theirs_are_probabilities = (

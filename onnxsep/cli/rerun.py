@@ -1,0 +1,178 @@
+"""onnxsep rerun: a run again, from the report that it has left."""
+
+import inspect
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onnxsep._version import __version__
+from onnxsep.cli.app import app, say
+from onnxsep.cli.derived import COMMANDS, Argument, Command, flag_of, typed
+from onnxsep.cli.options import Debug, Json, Quiet, Shown, printing
+from onnxsep.errors import OnnxsepError, OptionError
+from onnxsep.model.io import load
+from onnxsep.model.paths import read_record
+from onnxsep.options.specs import IN_MEMORY, Options, default_of, in_memory, specs_of
+from onnxsep.reporting.model_info import size_bytes
+
+
+@app.command()
+def rerun(
+    report: Annotated[Path, typer.Argument(help="The report of the run: of --report, or of --json.")],
+    target: Annotated[
+        Path | None, typer.Argument(help="Where the result goes; where it went by default.", metavar="OUT.onnx")
+    ] = None,
+    line: Annotated[bool, typer.Option("--print", help="Print the command line, and run nothing.")] = False,
+    new_report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Repeat a run with the options that its report holds."""
+    content = read_record(report)
+    asked = _asked(content, report)
+    command = COMMANDS[asked["command"]]
+    places = _arguments(command, content, asked, target)
+    if line:
+        words = _words(command, asked, places)
+        with printing():
+            typer.echo(shlex.join(["onnxsep", command.name, *words]))
+        return
+    options = _options(command, asked)
+    _warn(content, places)
+    command(places, options, Shown(report=new_report, quiet=quiet, json=as_json, debug=debug))
+
+
+def _asked(content: Mapping[str, Any], report: Path) -> dict[str, Any]:
+    """What a report says of the options.
+
+    Raises:
+        OptionError: it is no report, or one that does not say them.
+    """
+    if not content:
+        raise OptionError(f"{report} is no report of onnxsep: give the file that --report has written")
+    asked = content.get("options")
+    if not isinstance(asked, dict) or asked.get("command") not in COMMANDS:
+        raise OptionError(
+            f"{report} does not say all options of the run, as reports of older versions do not; give it anew"
+        )
+    return asked
+
+
+def _arguments(
+    command: Command[Any], content: Mapping[str, Any], asked: Mapping[str, Any], target: Path | None
+) -> dict[str, Any]:
+    """The arguments of the command."""
+    found: dict[str, Any] = {}
+    for one in command.arguments:
+        value = asked.get(one.name)
+        if one.name == "target":
+            found[one.name] = target or _target(one, content, asked)
+            continue
+        _refuse_memory(one.name, value)
+        if value is None:
+            raise OptionError(f"the report does not say the {one.name} of the run")
+        found[one.name] = [Path(item) for item in value] if one.several else Path(value)
+    return found
+
+
+def _target(one: Argument, content: Mapping[str, Any], asked: Mapping[str, Any]) -> Path | None:
+    written = content.get("output")
+    if isinstance(written, str):
+        return Path(written)
+    if one.required or not asked.get("dry_run"):
+        raise OptionError("the result of that run was not saved: say where that of this one goes (OUT.onnx)")
+    return None
+
+
+def _refuse_memory(name: str, value: Any) -> None:
+    """Refuse what only the process of that run had.
+
+    Raises:
+        OptionError: it did.
+    """
+    if in_memory(value):
+        kind = value.get(IN_MEMORY) if isinstance(value, dict) else None
+        words = f"an object of Python ({kind})" if kind else "objects of Python"
+        raise OptionError(f"{name} was {words} in that run, which no report can hold: repeat it in Python")
+
+
+def _given(kind: type[Options], asked: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What the report says of the options of a record; those that it does not know have their defaults."""
+    for name in specs_of(kind):
+        if name in asked:
+            _refuse_memory(name, asked[name])
+            yield name, asked[name]
+
+
+def _options(command: Command[Any], asked: Mapping[str, Any]) -> Options:
+    specs, given = specs_of(command.kind), {}
+    for name, value in _given(command.kind, asked):
+        expands = specs[name].expands
+        given[name] = _plain(value) if expands is None else expands.revived(value)
+    found: Options = command.kind(**given)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    if isinstance(value, list):
+        return tuple(map(_plain, value))
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _words(command: Command[Any], asked: Mapping[str, Any], places: Mapping[str, Any]) -> list[str]:
+    """The words of the command line behind the command's name."""
+    words: list[str] = []
+    for place in places.values():
+        words += map(str, place if isinstance(place, list) else [] if place is None else [place])
+    for name, value in _given(command.kind, asked):
+        words += _typed(command.kind, name, value)
+    return words
+
+
+def _typed(kind: type[Options], name: str, value: Any) -> list[str]:
+    """What to type for an option of a record, nothing for its default.
+
+    Raises:
+        OptionError: the command line cannot say it.
+    """
+    spec, default = specs_of(kind)[name], default_of(kind, name)
+    if spec.expands is not None:
+        texts = spec.expands.texts(value)
+        if texts is None:
+            raise OptionError(f"the command line cannot say the {name} of that run; rerun without --print can")
+        return [word for inner, text in texts.items() for word in _typed(spec.expands, inner, text)]
+    if value is None or (default is not inspect.Parameter.empty and _plain(value) == default):
+        return []
+    positive, _, negative = flag_of(name, spec).partition("/")
+    if typed(kind, name, spec) is bool:
+        return [positive if value or not negative else negative]
+    if isinstance(value, dict):  # shapes by name
+        return [word for key, dims in value.items() for word in (positive, f"{key}:{','.join(map(str, dims))}")]
+    items = value if isinstance(value, list | tuple) else [value]
+    return [word for item in items for word in (positive, str(item))]
+
+
+def _warn(content: Mapping[str, Any], places: Mapping[str, Any]) -> None:
+    """Say where the version, or the file of the model, is another one."""
+    version = content.get("onnxsep", __version__)
+    if version != __version__:
+        say(f"onnxsep: warning: the report was made by onnxsep {version}, and this is {__version__}")
+    rows = content.get("models")
+    measured = rows if isinstance(rows, list) else []
+    source = content.get("source")
+    sizes = [row.get("file_bytes") for row in measured]
+    if isinstance(source, dict):
+        sizes = [source.get("size_bytes")]
+    models = places.get("models") or [places["model"]]
+    for model, size in zip(models, sizes, strict=False):
+        try:
+            now = size_bytes(load(model, follow_links=True))
+        except OnnxsepError:  # the command itself will say so
+            continue
+        if now != size:
+            say(f"onnxsep: warning: {model} has {now:,} bytes, and had {size:,}: it is another model")

@@ -1,0 +1,215 @@
+"""The options of ``rewrite`` and ``inspect``."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from onnxsep.calibration import STATISTICS, Fitting
+from onnxsep.data import Dataset, Preprocessing, Source
+from onnxsep.data.options import DATA_GROUP, Preprocessed
+from onnxsep.engine import planning
+from onnxsep.layers.rank import RankPolicy
+from onnxsep.model.paths import DATA, PLAN_READ
+from onnxsep.modes.base import Mode, get_mode
+from onnxsep.modes.ranks import check_rounding
+from onnxsep.options.patterns import as_patterns
+from onnxsep.options.specs import option, record
+from onnxsep.planner.plan_file import PlanFile
+from onnxsep.rewriting.choosing import Choice, choice_of
+from onnxsep.running.options import Opening, Shaped, Verifying
+
+_CONVS = "Which Convs"
+_FIT = "Fitting to data"
+
+
+@record
+class RewriteOptions(Verifying, Preprocessed):
+    """What ``rewrite`` is asked for."""
+
+    command: ClassVar[str] = "rewrite"
+    mode: str | Mode | None = option(
+        default=None,
+        typed=str,
+        short="-m",
+        help="The form that Convs get, see `onnxsep modes`.",
+        doc="the name of an installed mode, or a Mode.",
+    )
+    plan: str | os.PathLike[str] | PlanFile | None = option(
+        default=None,
+        typed=Path,
+        reads=PLAN_READ,
+        help="Instead of {mode} and {rank}: a file that says what becomes of each layer.",
+        doc="instead of ``mode`` (and ``rank`` to ``round_ranks``): a plan, or its TOML file, that says what becomes of"
+        " each layer. ``Result.plan`` is one.",
+    )
+    rank: RankPolicy | str | float = option(
+        default="paper",
+        typed=str,
+        short="-r",
+        help="paper; an integer (terms for the depthwise modes, else channels in between); 0.5: a share of the "
+        "parameters; energy=0.95: a share of the squared singular values; full: exact where the form can be.",
+        doc='"paper", "full", an integer, a share of the parameters such as 0.5, or "energy=0.95".',
+    )
+    force: bool = option(default=False, group=_CONVS, help="Replace Convs even where it does not pay.")
+    include_first: bool = option(
+        default=False,
+        group=_CONVS,
+        help="Replace first Convs too (reached straight from an input).",
+        doc="replace first Convs too (those reached from a graph input without passing another Conv).",
+    )
+    recurse: bool = option(default=False, group=_CONVS, help="Replace Convs that onnxsep made.")
+    only: str | Sequence[str] = option(
+        default=(),
+        group=_CONVS,
+        help="Only Convs whose name matches (glob).",
+        doc="glob patterns; a Conv whose name matches none is left alone.",
+    )
+    skip: str | Sequence[str] = option(
+        default=(),
+        group=_CONVS,
+        help="Not the Convs whose name matches (glob).",
+        doc="glob patterns; a Conv whose name matches one is left alone.",
+    )
+    round_ranks: int = option(
+        default=0,
+        help="Make channels in between multiples of this, 8 or 16.",
+        doc="make channel counts multiples of this, 8 or 16, which suit ONNX Runtime; 0: as they are.",
+    )
+    data: Source | Dataset | None = option(
+        default=None,
+        group=DATA_GROUP,
+        reads=DATA,
+        typed=Path,
+        per_run=True,
+        help="Folder of images, .npy or .npz: what the factors are fitted to (else weights alone).",
+        doc="calibration data, to which the factors are fitted: a folder of images, an .npy or .npz file, arrays, or an"
+        " iterable of feeds (``onnxsep.data``).",
+    )
+    init: str | None = option(
+        default=None,
+        group=_FIT,
+        help="How factors are found: svd (weights alone), response, compensated, joint (all factors of a Conv "
+        "together, the default with {data}).",
+        doc='"svd" (weights only), "response", "compensated", "joint"; the last is the default with data, the first'
+        " without. A mode offers those in its ``inits``.",
+    )
+    samples: int = option(
+        default=500,
+        minimum=1,
+        group=_FIT,
+        help="Use at most so many samples of the data.",
+        doc="use at most so many samples, drawn at random.",
+    )
+    positions: int = option(default=64, minimum=1, group=_FIT, help="Output positions sampled in each of them.")
+    statistics: str | os.PathLike[str] | None = option(
+        default=None,
+        group=_FIT,
+        reads="the statistics",
+        writes=STATISTICS,
+        typed=Path,
+        per_run=True,
+        help="With {data}: record the data's statistics in this file; without: fit to recorded ones.",
+        doc="with data, a file to record statistics of the original network in; without, one to fit to.",
+    )
+    refine: int = option(
+        default=0,
+        minimum=0,
+        group=_FIT,
+        help="Rounds of fitting pairs of Convs in a row again; slow.",
+        doc="rounds in which pairs of Convs in a row are fitted again, together; about three times the time for two.",
+    )
+    tune: int = option(
+        default=0,
+        minimum=0,
+        group=_FIT,
+        help="Steps of tuning the new weights together, without labels (onnxsep[finetune]).",
+        doc="steps of tuning the new weights together, by distillation from the original on the same data; it needs"
+        " ``onnxsep[finetune]``.",
+    )
+    layers: bool = option(
+        default=False,
+        group="Output",
+        help="Compare every tensor that source and result have: where does an error arise?",
+        doc="compare every tensor that source and result have in common, for the report: where does the error arise?"
+        " On samples of ``data``, else on ``inputs`` or random ones.",
+    )
+
+    def check(self) -> None:
+        """Refuse what cannot be done, alone or together.
+
+        Raises:
+            OptionError: a value is out of range, or two contradict each other.
+            ModeNotFoundError: there is no such mode.
+            MissingDependencyError: what tuning needs is not installed.
+        """
+        super().check()
+        check_rounding(self.round_ranks)
+        self.choice().check(self.fitting(None), images=self.preprocessing is not None)
+
+    def role(self, name: str) -> Literal["read", "written", "unused"]:
+        """Statistics are written where there are data, else read."""
+        if name != "statistics" or self.data is None:
+            return super().role(name)
+        return "unused" if self.dry_run else "written"
+
+    def fitting(self, images: Preprocessing | None) -> Fitting:
+        """What is asked of the data; ``images`` is how they are read."""
+        return Fitting(
+            data=self.data,
+            preprocessing=images,
+            wanted=self.init,
+            samples=self.samples,
+            positions=self.positions,
+            seed=self.seed,
+            statistics=self.statistics,
+            tune=self.tune,
+            refine=self.refine,
+            dry_run=self.dry_run,
+        )
+
+    def choice(self) -> Choice:
+        """What is to become of the layers; a plan is read."""
+        return choice_of(self.mode, self.plan, self._planning())
+
+    def _planning(self) -> planning.Options:
+        """What is asked of the plan."""
+        return planning.Options(
+            rank=RankPolicy.parse(self.rank),
+            force=self.force,
+            include_first=self.include_first,
+            recurse=self.recurse,
+            only=as_patterns(self.only),
+            skip=as_patterns(self.skip),
+            round_ranks=self.round_ranks,
+        )
+
+
+@record
+class InspectOptions(Opening, Shaped):
+    """What ``inspect`` is asked for."""
+
+    command: ClassVar[str] = "inspect"
+    modes: Sequence[str | Mode] = option(
+        default=(),
+        flag="--mode",
+        short="-m",
+        typed=list[str],
+        help="Only these modes; all by default.",
+        doc="the modes to show; all installed ones by default.",
+    )
+    rank: RankPolicy | str | float = option(
+        default="paper", typed=str, short="-r", help="The rank to count at, as for rewrite.", doc="as for ``rewrite``."
+    )
+
+    def check(self) -> None:
+        """Refuse a rank that cannot be used, and modes that are not there.
+
+        Raises:
+            OptionError: the rank, or the list of modes, cannot be used.
+            ModeNotFoundError: there is no such mode.
+        """
+        super().check()
+        RankPolicy.parse(self.rank)
+        for mode in self.modes:
+            get_mode(mode)
