@@ -26,7 +26,8 @@ from onnxsep.calibration.schedule import Step, Tail, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk, finite, split
 from onnxsep.engine.factors import Factorized, OutputErrors, checked_factors
 from onnxsep.engine.matches import ConvSite
-from onnxsep.engine.planning import Plan, Replacement, factor_key, in_main_graph, naming
+from onnxsep.engine.planning import Plan, in_main_graph, naming
+from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import CalibrationError, FactorizationError
 from onnxsep.graph.constants import read_constant
@@ -57,7 +58,7 @@ class Calibrated:
     """What calibration found.
 
     Attributes:
-        outcomes: factors, or why there are none, by ``onnxsep.engine.planning.factor_key``.
+        outcomes: factors, or why there are none, by ``onnxsep.engine.replacements``.
         by_place: the same with bias and errors, by the place of each Conv.
         notes: by the place of the Conv.
         samples: how many were used.
@@ -70,8 +71,8 @@ class Calibrated:
 
     def note_nested(self, plan: Plan) -> None:
         """Say which Convs of nested graphs and functions, where nothing is fitted, share factors that were."""
-        for row in plan.replacements:
-            if not in_main_graph(row.site) and factor_key(row) in self.outcomes:
+        for row in plan.convs:
+            if not in_main_graph(row.site) and row.key in self.outcomes:
                 self.notes[row.site.place] = SHARED_BY_NESTED
 
 
@@ -114,7 +115,7 @@ class _Calibrator:
     ) -> None:
         self._model, self._sites, self._plan, self._walk, self._options = model, sites, plan, walk, options
         self._runtime = runtime
-        self._replacements = {row.site.place: row for row in plan.replacements if in_main_graph(row.site)}
+        self._replacements = {row.site.place: row for row in plan.convs if in_main_graph(row.site)}
         self._rewritten = walk.frontier.fork()
         self._replaced: dict[int, onnx.NodeProto] = {}
         self._halves: dict[Place, Half] = {}  # Convs that may be fitted again with one behind or before them
@@ -141,9 +142,9 @@ class _Calibrator:
         self._done.note_nested(self._plan)
         return self._done
 
-    def _unfitted(self, step: Step, replacement: Replacement, reason: str) -> str:
+    def _unfitted(self, step: Step, replacement: ConvReplacement, reason: str) -> str:
         """Take the factors of the weights alone for a Conv that cannot be fitted; gives the reason."""
-        site, key = step.site, factor_key(replacement)
+        site, key = step.site, replacement.key
         outcome = self._done.outcomes.get(key)
         if outcome is None:
             outcome = plain_outcome(replacement, read_weight(self._model, self._sites, site))
@@ -166,9 +167,9 @@ class _Calibrator:
         else:  # up to the first replaced Conv both networks are the same
             self._rewritten = self._walk.frontier.fork()
 
-    def _calibrate(self, step: Step, replacement: Replacement) -> str:
+    def _calibrate(self, step: Step, replacement: ConvReplacement) -> str:
         """Fit one Conv and put it into the rewritten network; gives its error in words."""
-        site, key, mode, init = step.site, factor_key(replacement), replacement.mode, replacement.init
+        site, key, mode, init = step.site, replacement.key, replacement.mode, replacement.init
         try:
             weight, old_bias = read_weight(self._model, self._sites, site), read_bias(self._model, self._sites, site)
         except FactorizationError as error:
@@ -235,7 +236,7 @@ class _Calibrator:
             self._rewritten = before
             return half
         for one, outcome in zip(halves, fitting, strict=True):
-            self._done.outcomes[factor_key(one.replacement)] = replace(outcome, bias=None, errors=None)
+            self._done.outcomes[one.replacement.key] = replace(outcome, bias=None, errors=None)
             self._store(one, outcome)
             if self._done.notes.get(one.step.site.place) == FELL_BACK:
                 del self._done.notes[one.step.site.place]
@@ -243,8 +244,8 @@ class _Calibrator:
 
     def _alone(self, half: Half) -> bool:
         """Whether all its factors are fitted, no other Conv has them, and its bias is known."""
-        key = factor_key(half.replacement)
-        shared = sum(factor_key(row) == key for row in self._plan.replacements) > 1
+        key = half.replacement.key
+        shared = sum(row.key == key for row in self._plan.convs) > 1
         joint = half.replacement.init == "joint"
         return joint and not shared and (half.step.site.bias is not None or not half.conv.bias)
 
@@ -252,7 +253,7 @@ class _Calibrator:
         return self._sample(half.step, half.replacement, half.weight, half.old_bias)[0]
 
     def _sample(
-        self, step: Step, replacement: Replacement, weight: Array, old_bias: Array | None
+        self, step: Step, replacement: ConvReplacement, weight: Array, old_bias: Array | None
     ) -> tuple[Samples, Tail]:
         """Rows of what the Conv reads and of what it should compute, and as much of the tail as these have data for."""
         site, conv, tail = step.site, step.site.conv, self._usable(step)
@@ -340,7 +341,7 @@ def unfit(error: BaseException) -> str:
     return str(error)
 
 
-def plain_outcome(replacement: Replacement, weight: Array) -> Factorized | str:
+def plain_outcome(replacement: ConvReplacement, weight: Array) -> Factorized | str:
     """The factors of the weight alone, or why there are none."""
     try:
         factors = replacement.mode.factorize(Task(replacement.site.conv, weight), replacement.rank)
@@ -363,7 +364,7 @@ def read_bias(model: Model, sites: Sites, site: ConvSite) -> Array | None:
     return bias
 
 
-def outcome_of(replacement: Replacement, weight: Array, result: Fit, init: str) -> Factorized | str:
+def outcome_of(replacement: ConvReplacement, weight: Array, result: Fit, init: str) -> Factorized | str:
     """A fit in the stored type, or why it cannot be stored."""
     outcome = checked_factors(replacement, weight, result.factors, fitted=init != "svd")
     if isinstance(outcome, str):

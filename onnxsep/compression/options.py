@@ -18,6 +18,7 @@ from onnxsep.errors import OptionError
 from onnxsep.model.io import Model
 from onnxsep.model.saving import Savable
 from onnxsep.modes.base import Mode
+from onnxsep.modes.block import BlockMode
 from onnxsep.options.hints import in_words, members
 from onnxsep.options.tomlfile import nearest
 from onnxsep.planner.plan_file import PlanFile
@@ -104,7 +105,7 @@ def as_json(value: Any) -> Any:
     """A value of an option as JSON can hold it; a recipe takes it back, but for models, which become words."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Mode):
+    if isinstance(value, Mode | BlockMode):
         return value.name
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)

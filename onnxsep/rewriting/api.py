@@ -18,7 +18,7 @@ from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import SIZES_UNKNOWN, Options, Plan, in_main_graph
 from onnxsep.engine.sites import Sites, find_sites
 from onnxsep.engine.sparsity import dense_factor_notes
-from onnxsep.engine.surgery import Edit, replace_convs
+from onnxsep.engine.surgery import Edit, replace_matches
 from onnxsep.errors import FeedError, VerificationError
 from onnxsep.graph.ensure import ensure_valid
 from onnxsep.graph.places import Place
@@ -28,6 +28,7 @@ from onnxsep.model.io import Model, load
 from onnxsep.model.paths import NOTHING, Reads, check_paths
 from onnxsep.model.saving import Savable
 from onnxsep.modes.base import Mode
+from onnxsep.modes.block import BlockMode
 from onnxsep.modes.ranks import check_rounding
 from onnxsep.options.hints import checks_types
 from onnxsep.options.patterns import as_patterns
@@ -77,7 +78,7 @@ class Result(Savable):
 def rewrite(
     model: str | os.PathLike[str] | onnx.ModelProto | Model,
     *,
-    mode: str | Mode | None = None,
+    mode: str | Mode | BlockMode | None = None,
     plan: str | os.PathLike[str] | PlanFile | None = None,
     rank: RankPolicy | str | float = "paper",
     force: bool = False,
@@ -109,7 +110,7 @@ def rewrite(
 
     Args:
         model: a file, a ModelProto (which is not changed), or what ``load`` or an earlier result gave.
-        mode: the name of an installed mode, or a Mode.
+        mode: the name of an installed mode, or a Mode or BlockMode.
         plan: instead of ``mode`` (and ``rank`` to ``round_ranks``): a plan, or its TOML file, that says what becomes of
             each layer. ``Result.plan`` is one.
         rank: "paper", "full", an integer, a share of the parameters such as 0.5, or "energy=0.95".
@@ -252,7 +253,7 @@ def rewrite(
         calibration=fitted.report,
         notes=(
             *sites.notes,
-            *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in rows.replacements))),
+            *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in rows.convs))),
             *_size_notes(rows, measured),
             *notes,
             *_input_notes(edit),
@@ -321,7 +322,7 @@ def _apply(
     proto = onnx.ModelProto()
     proto.CopyFrom(source.proto)
     replacements = plan.replacements
-    edit = replace_convs(proto, replacements, factors)
+    edit = replace_matches(proto, replacements, factors)
     result = Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
     light = skeleton(result)
     note = ensure_valid(source, light)
