@@ -81,6 +81,8 @@ class Fitting:
         for name, given in (("init", self.wanted), ("refine", self.refine), ("statistics", self.statistics)):
             if given:
                 raise OptionError(f"mode {mode.name} fits nothing to data; leave --{name} out")
+        if self.tune and mode.exact:
+            raise OptionError(f"mode {mode.name} is exact, so there is nothing to tune; leave --tune out")
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def _costs(
     read: Callable[[ConvSite], Array],
 ) -> ModeCosts:
     if decided is None:
-        return ModeCosts(eligible=True, reason="part of a larger match")
+        return ModeCosts(eligible=True, reason="part of the match of another one")
     reason = decided.reason if isinstance(decided, Rejected) else ""
     candidate = decided
     if isinstance(mode, Mode):
