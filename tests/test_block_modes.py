@@ -16,8 +16,20 @@ from fold_models import BATCH, Floats, arrays, model, tensor, value
 from onnx import helper
 
 import onnxsep
+from onnxsep.calibration.layerwise import calibrate
+from onnxsep.calibration.walk import CalibrationOptions
+from onnxsep.engine.blocks import find_blocks
+from onnxsep.engine.factors import factorize_all
+from onnxsep.engine.planning import Options, Plan, make_plan
+from onnxsep.engine.sites import find_sites, read_weight
+from onnxsep.engine.surgery import replace_matches
 from onnxsep.errors import FactorizationError, PassError, VerificationError
-from onnxsep.modes import INPUT, Block, BlockMode, Const, ConvLayer, Layer, Op, Pattern, Value
+from onnxsep.layers.rank import RankPolicy
+from onnxsep.model.io import load
+from onnxsep.modes import INPUT, Block, BlockMode, Const, ConvLayer, Layer, Op, Pattern, Value, get_mode
+from onnxsep.running.comparison import compare_outputs
+from onnxsep.running.feeds import Feeds
+from onnxsep.running.runtime import RuntimeOptions
 
 # Two 1 x 1 Convs in a row are one: a complete block mode in one file, as a stranger would write it.
 MODULE = '''
@@ -237,3 +249,53 @@ def test_weights_that_will_not_do_leave_the_block_alone() -> None:
     result = onnxsep.rewrite(proto, mode=Broken("raises"))
     assert [row.reason for row in result.report.convs if row.name == "b"] == ["these weights will not do"]
     assert result.model.proto.SerializeToString() == proto.SerializeToString()
+
+
+def three() -> onnx.ModelProto:
+    """x -> a (1 x 1) -> Relu -> b (1 x 1) -> c (3 x 3) -> y."""
+    rng = np.random.default_rng(1)
+    nodes = [
+        helper.make_node("Conv", ["x", "wa", "ba"], ["ta"], name="a"),
+        helper.make_node("Relu", ["ta"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "wb", "bb"], ["tb"], name="b"),
+        helper.make_node("Sigmoid", ["tb"], ["s"], name="sigmoid"),
+        helper.make_node("Conv", ["s", "wc", "bc"], ["y"], name="c", pads=[1] * 4),
+    ]
+    shapes = {"wa": (8, 3, 1, 1), "ba": (8,), "wb": (4, 8, 1, 1), "bb": (4,), "wc": (6, 4, 3, 3), "bc": (6,)}
+    tensors = [tensor(name, rng.normal(size=shape)) for name, shape in shapes.items()]
+    return model(nodes, tensors, inputs=[value("x", ["n", 3, 5, 5])], outputs=[value("y", ["n", 6, 5, 5])])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_convs_behind_a_block_are_fitted_to_what_it_will_give(dtype: Any) -> None:
+    """Behind a block that is not exact a calibrated Conv reads what the new nodes compute, and makes up for it."""
+    proto = three()
+    if dtype == np.float64:
+        for one in (*proto.graph.input, *proto.graph.output):
+            one.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+        for one in proto.graph.initializer:
+            one.CopyFrom(tensor(one.name, onnx.numpy_helper.to_array(one), dtype))
+    source = load(proto)
+    rng = np.random.default_rng(2)
+    batches = [{"x": rng.normal(size=(40, 3, 5, 5)).astype(dtype)} for _ in range(2)]
+    unseen = {"x": rng.normal(size=(40, 3, 5, 5)).astype(dtype)}
+    sites = find_sites(source)
+    convs = make_plan(
+        sites.found,
+        get_mode("channel"),
+        Options(RankPolicy.parse("full"), force=True, only=("c",), calibrated=True),
+        lambda site: read_weight(source, sites, site),
+    )
+    blocks = make_plan(find_blocks(source, sites, Straight()), Straight(), Options(only=("a",)), lambda _: np.zeros(0))
+    mixed = Plan([*blocks.replacements, *convs.replacements])
+    assert len(mixed.rows) == 2
+    errors = []
+    for fitted_to in (mixed, convs):
+        done = calibrate(source, sites, fitted_to, batches, CalibrationOptions(positions=16), RuntimeOptions())
+        factors = factorize_all(source, sites, mixed, given=done.outcomes) | done.by_place
+        changed = onnx.ModelProto()
+        changed.CopyFrom(proto)
+        replace_matches(changed, mixed.replacements, factors)
+        compared = compare_outputs(source, load(changed), Feeds(unseen, ()), RuntimeOptions())
+        errors.append(compared.relative)
+    assert errors[0] < 0.8 * errors[1]

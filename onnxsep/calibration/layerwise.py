@@ -3,7 +3,8 @@
 Two networks move forward side by side (``onnxsep.calibration.frontier``): the original, which says what each Conv's
 output should be, and the one whose Convs so far are replaced, which says what the next Conv really reads (paper 002,
 equation 10).
-In the second a replaced Conv stands as the one dense Conv that its factors multiply to. Every node of either network
+In the second a replaced Conv stands as the one dense Conv that its factors multiply to, a block as its own new nodes
+(``onnxsep.calibration.own_nodes``). Every node of either network
 runs about once for each batch, so the cost grows linearly with depth.
 """
 
@@ -20,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from onnxsep.algebra.gram import Mixed, mean_product, scaled_rows
 from onnxsep.algebra.linalg import Array
 from onnxsep.calibration.fitting import Fit, Samples, fit, fit_bias
+from onnxsep.calibration.own_nodes import own_nodes
 from onnxsep.calibration.refinement import Half, Pair
 from onnxsep.calibration.sampling import Floats, gather_outputs, gather_patches, input_sizes, output_shape
 from onnxsep.calibration.schedule import Step, Tail, make_schedule
@@ -117,7 +119,10 @@ class _Calibrator:
         self._runtime = runtime
         self._replacements = {row.site.place: row for row in plan.convs if in_main_graph(row.site)}
         self._rewritten = walk.frontier.fork()
-        self._replaced: dict[int, onnx.NodeProto] = {}
+        own = own_nodes(model, sites, plan, copied=walk.copied)
+        for tensor in own.tensors:
+            self._rewritten.add_initializer(tensor)
+        self._replaced = own.nodes
         self._halves: dict[Place, Half] = {}  # Convs that may be fitted again with one behind or before them
         self._done = Calibrated(samples=walk.samples)
         self._failed: BaseException | None = None
@@ -162,7 +167,7 @@ class _Calibrator:
     def _advance(self, step: Step) -> None:
         self._walk.advance(step)
         if self._replaced:
-            nodes = [self._replaced.get(index, self._walk.nodes[index]) for index in step.nodes]
+            nodes = [node for index in step.nodes for node in self._replaced.get(index, [self._walk.nodes[index]])]
             self._rewritten.advance(nodes, step.keep)
         else:  # up to the first replaced Conv both networks are the same
             self._rewritten = self._walk.frontier.fork()
@@ -321,7 +326,7 @@ class _Calibrator:
             del node.input[2:]
             node.input.append(f"onnxsep.calibration.{index}.bias")
             self._rewritten.add_initializer(build_tensor(node.input[2], bias.astype(kind)))
-        self._replaced[index] = node
+        self._replaced[index] = [node]
 
 
 def blas_threads(conv: Conv) -> AbstractContextManager[Any]:

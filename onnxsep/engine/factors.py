@@ -95,7 +95,7 @@ def factorize_all(
     unique = {replacement.key: replacement for replacement in replacements}
     unique = {key: replacement for key, replacement in unique.items() if key not in done}
     # Many small problems in parallel on one thread each beat one after the other on many threads.
-    jobs = {key: partial(_factorize, model, sites, replacement) for key, replacement in unique.items()}
+    jobs = {key: partial(factorize_one, model, sites, replacement) for key, replacement in unique.items()}
     with threadpool_limits(1), closing(in_threads(jobs, workers or os.cpu_count() or 1)) as found:
         for key, made in found:
             done[key] = made
@@ -115,7 +115,7 @@ def factorize_all(
     return results
 
 
-def _factorize(model: Model, sites: Sites, replacement: Replacement) -> Factorized | str:
+def factorize_one(model: Model, sites: Sites, replacement: Replacement) -> Factorized | str:
     """The factors of one match, or the reason why it has none."""
     try:
         with naming(replacement.mode, replacement.site.name):
