@@ -53,12 +53,12 @@ _PARTS = {"BatchNormalization": ("gamma", "beta", "mean", "variance"), "Mul": ("
 
 def _behind(inner: Operand, number: int) -> Operand:
     """One more node behind what was matched so far."""
-    names = {"BatchNormalization": _NORM, "Mul": "scale", "Add": "shift"}
+    statistics = [Const(f"{part}_{number}") for part in _PARTS["BatchNormalization"]]
     return Either(
-        *(
-            Op(f"{names[op_type]}_{number}", op_type, inner, *(Const(f"{part}_{number}") for part in parts))
-            for op_type, parts in _PARTS.items()
-        )
+        Op(f"{_NORM}_{number}", "BatchNormalization", inner, *statistics),
+        # The constant first: where there is none, nothing behind it has to be tried.
+        Op(f"scale_{number}", "Mul", Const(f"factor_{number}"), inner),
+        Op(f"shift_{number}", "Add", Const(f"term_{number}"), inner),
     )
 
 

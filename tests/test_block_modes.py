@@ -271,8 +271,8 @@ def test_convs_behind_a_block_are_fitted_to_what_it_will_give(dtype: Any) -> Non
     """Behind a block that is not exact a calibrated Conv reads what the new nodes compute, and makes up for it."""
     proto = three()
     if dtype == np.float64:
-        for one in (*proto.graph.input, *proto.graph.output):
-            one.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+        for end in (*proto.graph.input, *proto.graph.output):
+            end.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
         for one in proto.graph.initializer:
             one.CopyFrom(tensor(one.name, onnx.numpy_helper.to_array(one), dtype))
     source = load(proto)
