@@ -6,8 +6,8 @@ What it does
     epsilon) and c = beta - a mean (Jacob et al. 2018, section 3.2).
 
 Pattern
-    A Conv, then one to six of: BatchNormalization (inference, statistics constant), Mul or Add with a constant that is
-    one number or one for each channel, as [C, 1, 1], [1, C, 1, 1] or the like.
+    A Conv, then one to eight of: BatchNormalization (inference, statistics constant), Mul or Add with a constant that
+    is one number or one for each channel, as [C, 1, 1], [1, C, 1, 1] or the like.
 
 Why
     Two nodes and 4 C numbers become C numbers. Runtimes do the same when they load a model; what reads the file itself
@@ -46,7 +46,7 @@ from onnxsep.modes import (
 )
 
 _CONV, _NORM = "conv", "norm"
-_MOST = 6  # nodes behind a Conv; exporters write up to three
+_MOST = 8  # nodes behind a Conv; exporters write up to three
 _LEAST_OPSET = 7  # below it Mul and Add broadcast as an attribute says, and BatchNormalization has other ones
 _PARTS = {"BatchNormalization": ("gamma", "beta", "mean", "variance"), "Mul": ("factor",), "Add": ("term",)}
 

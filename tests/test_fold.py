@@ -512,6 +512,18 @@ def test_a_chain_is_folded_up_to_what_is_used_elsewhere() -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_second_run_changes_nothing_however_long_the_chain() -> None:
+    chain = conv_norm()
+    for number in range(11):
+        chain.binary("Add", [number])
+    first = fold(chain.model()).model
+    assert operators(first.proto) == ["Conv", *["Add"] * 4]
+    again = fold(first)
+    assert again.model.proto.SerializeToString() == first.proto.SerializeToString()
+    assert only_row(again).reason == "made by onnxsep (mode fold); --recurse splits it again"
+    assert operators(fold(first, recurse=True).model.proto) == ["Conv"]
+
+
 # ---------------------------------------------------------------- shared weights
 
 

@@ -63,6 +63,7 @@ class BlockMatch:
         block: what the mode sees of it.
         parameters: elements of all its constants.
         company: its other nodes, in words.
+        again: whether the mode itself has made its anchor, in an earlier run.
     """
 
     anchor: ConvSite
@@ -71,6 +72,7 @@ class BlockMatch:
     block: Block
     parameters: int
     company: str
+    again: bool = False
 
     @property
     def nodes(self) -> tuple[Place, ...]:

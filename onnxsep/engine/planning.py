@@ -172,7 +172,7 @@ def _decide(
     reason = (
         refusal(item, mode)
         or left_out(item.name, options.only, options.skip)
-        or (_again(item) if _finished(item, options) else None)
+        or (_again(item.made_by) if _finished(item, options) else None)
         or (_first(item) if _kept(item, options) else None)
     )
     if reason:
@@ -189,7 +189,7 @@ def _decide_block(match: BlockMatch, mode: BlockMode, options: Options) -> Repla
     reason = (
         left_out(match.name, options.only, options.skip)
         or mode.accepts(match.block)
-        or (_again(match.anchor) if match.anchor.made_by == mode.name and not options.recurse else None)
+        or (_again(mode.name) if match.again and not options.recurse else None)
     )
     if reason:
         return reject(match, reason)
@@ -197,8 +197,8 @@ def _decide_block(match: BlockMatch, mode: BlockMode, options: Options) -> Repla
     return BlockReplacement(match, mode, (), mode.layers(match.block), mode.exact, notes)
 
 
-def _again(site: ConvSite) -> str:
-    return f"made by onnxsep (mode {site.made_by}); --recurse splits it again"
+def _again(made_by: str) -> str:
+    return f"made by onnxsep (mode {made_by}); --recurse splits it again"
 
 
 def _finished(site: ConvSite, options: Options) -> bool:
