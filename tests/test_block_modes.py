@@ -283,7 +283,7 @@ def test_convs_behind_a_block_are_fitted_to_what_it_will_give(dtype: Any) -> Non
     convs = make_plan(
         sites.found,
         get_mode("channel"),
-        Options(RankPolicy.parse("full"), force=True, only=("c",), calibrated=True),
+        Options(RankPolicy.parse("full"), force=True, only=("c",), init="joint"),
         lambda site: read_weight(source, sites, site),
     )
     blocks = make_plan(find_blocks(source, sites, Straight()), Straight(), Options(only=("a",)), lambda _: np.zeros(0))

@@ -644,3 +644,12 @@ def test_data_have_nothing_to_fit() -> None:
 def test_options_that_it_cannot_use(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         onnxsep.rewrite("absent.onnx", mode="fold", **options)
+
+
+def test_a_plan_is_about_single_layers(tmp_path: Path) -> None:
+    onnx.save(branched(), tmp_path / "in.onnx")
+    arguments = ["rewrite", tmp_path / "in.onnx", "--dry-run", "--plan-out", tmp_path / "plan.toml", "--mode", "fold"]
+    done = command(*arguments)
+    assert done.returncode == 1
+    assert "fold is a block mode" in done.stderr
+    assert not (tmp_path / "plan.toml").exists()

@@ -12,7 +12,7 @@ from onnxsep.engine.replacements import BlockReplacement, ConvReplacement, Repla
 from onnxsep.errors import FactorizationError, OnnxsepError, OptionError, PassError
 from onnxsep.graph.places import Constant, Place
 from onnxsep.layers.layer import INPUT, ConvLayer, relative_macs
-from onnxsep.layers.rank import RankPolicy
+from onnxsep.layers.rank import Rank, RankPolicy
 from onnxsep.modes.base import AnyMode, Mode
 from onnxsep.modes.block import BlockMode
 from onnxsep.modes.ranks import choose_rank
@@ -162,9 +162,7 @@ def naming(mode: AnyMode, name: str) -> Iterator[None]:
         raise PassError(f"mode {mode.name}, Conv {name!r}: {type(error).__name__}: {error}") from error
 
 
-def _decide(
-    item: Match, mode: AnyMode, options: Options, read: Callable[[ConvSite], Array]
-) -> Replacement | Rejected:
+def _decide(item: Match, mode: AnyMode, options: Options, read: Callable[[ConvSite], Array]) -> Replacement | Rejected:
     if isinstance(item, BlockMatch):
         assert isinstance(mode, BlockMode), "matches of several nodes are those of block modes"
         return _decide_block(item, mode, options)
