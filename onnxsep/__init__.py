@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from onnxsep.finetuning import FinetuneReport, FinetuneResult, finetune
     from onnxsep.model.io import Model, load
     from onnxsep.model.saving import SavedFiles, save
-    from onnxsep.modes import Mode, available_modes
+    from onnxsep.modes import BlockMode, Mode, available_modes
     from onnxsep.planner.plan_file import PlanFile
     from onnxsep.planner.reading import read_plan
     from onnxsep.pruning import PruneResult, prune
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from onnxsep.running.runtime import RuntimeOptions
 
 __all__ = [
+    "BlockMode",
     "CheckResult",
     "CompressReport",
     "CompressResult",
@@ -105,7 +106,7 @@ _HOMES = {
     "onnxsep.finetuning": ("FinetuneReport", "FinetuneResult", "finetune"),
     "onnxsep.rewriting.inspection": ("inspect",),
     "onnxsep.model.io": ("Model", "load"),
-    "onnxsep.modes": ("Mode", "available_modes"),
+    "onnxsep.modes": ("BlockMode", "Mode", "available_modes"),
     "onnxsep.rewriting.api": ("Result", "rewrite"),
     "onnxsep.planner.plan_file": ("PlanFile",),
     "onnxsep.planner.reading": ("read_plan",),

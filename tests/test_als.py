@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from test_modes import ranks_at
 
-import onnxsep
 from onnxsep.algebra import als
 from onnxsep.algebra.als import Problem, alternate, balanced, multiply
 from onnxsep.algebra.linalg import reduced_rank_regression
 from onnxsep.algebra.statistics import Statistics
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.rank import Rank
-from onnxsep.modes.base import Mode, Task, get_mode
+from onnxsep.modes.base import Mode, Task, conv_modes, get_mode
 from onnxsep.modes.multilinear import Multilinear
 
 Array = NDArray[np.float64]
@@ -30,7 +29,7 @@ CONVS = [
     Conv(4, 6, (3, 2), (1, 1), (0, 0, 0, 0), (1, 1), group=2),
     Conv(4, 5, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
 ]
-MODES = {name: mode for name, mode in onnxsep.available_modes().items() if "joint" in mode.inits}
+MODES = {name: mode for name, mode in conv_modes().items() if "joint" in mode.inits}
 PRODUCTS: list[tuple[Multilinear, Conv]] = [
     (mode, conv)
     for mode in MODES.values()

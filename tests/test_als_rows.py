@@ -15,7 +15,7 @@ from onnxsep.algebra.contraction import contract, work
 from onnxsep.algebra.gram import RowGram, scaled_rows
 from onnxsep.algebra.linalg import Array
 from onnxsep.layers.conv import Conv
-from onnxsep.modes.base import Task, available_modes, get_mode
+from onnxsep.modes.base import Task, conv_modes, get_mode
 from onnxsep.modes.multilinear import Multilinear
 from onnxsep.running.runtime import RuntimeOptions
 
@@ -30,7 +30,7 @@ def conv(kernel: tuple[int, ...], inputs: int, outputs: int) -> Conv:
 CONVS = [conv((3, 3), 6, 5), conv((7,), 8, 4), conv((2, 2, 3), 4, 4), conv((1, 1), 40, 5)]
 PRODUCTS = [
     pytest.param(mode, one, id=f"{mode.name}-{'x'.join(map(str, one.kernel_shape))}")
-    for mode in available_modes().values()
+    for mode in conv_modes().values()
     for one in CONVS
     if isinstance(mode, Multilinear) and mode.accepts(one) is None
 ]
@@ -171,7 +171,7 @@ def rewritten(dims: int, mode: str, **options: Any) -> Any:
 
 WHOLE = [
     (dims, mode.name)
-    for mode in available_modes().values()
+    for mode in conv_modes().values()
     for dims in (1, 2)
     if "joint" in mode.inits and mode.accepts(conv((3,) * dims, 12, 8)) is None
 ]

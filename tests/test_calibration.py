@@ -31,17 +31,17 @@ from onnxsep.calibration.layerwise import FELL_BACK
 from onnxsep.calibration.sampling import gather_outputs, gather_patches
 from onnxsep.calibration.schedule import Tail
 from onnxsep.layers.rank import Rank
-from onnxsep.modes.base import Factors, Task
+from onnxsep.modes.base import Factors, Task, conv_modes
 from onnxsep.passes.depthwise import Depthwise
 
 Array = NDArray[Any]
 
-JOINT = sorted(name for name, mode in onnxsep.available_modes().items() if "joint" in mode.inits)
+JOINT = sorted(name for name, mode in conv_modes().items() if "joint" in mode.inits)
 
 
 @pytest.mark.parametrize("name", JOINT)
 def test_full_rank_with_data_is_the_original(name: str) -> None:
-    for init in onnxsep.available_modes()[name].inits:
+    for init in conv_modes()[name].inits:
         result = fitted(MODEL, X, mode=name, rank="full", init=init, positions=16)
         onnx.checker.check_model(result.proto, full_check=True)
         assert replaced(result)

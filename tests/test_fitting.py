@@ -8,18 +8,17 @@ import pytest
 from numpy.typing import NDArray
 from test_modes import ranks_at
 
-import onnxsep
 from onnxsep.algebra.statistics import SiteMoments
 from onnxsep.calibration.fitting import Fit, Fitter, Samples, fit, fit_bias, fit_moments
 from onnxsep.calibration.recording import _moments
 from onnxsep.calibration.schedule import Tail
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.rank import Rank
-from onnxsep.modes.base import Factors, Mode, Task, get_mode
+from onnxsep.modes.base import Factors, Mode, Task, conv_modes, get_mode
 from onnxsep.passes.depthwise import Depthwise
 
 Array = NDArray[Any]
-MODES = {name: mode for name, mode in onnxsep.available_modes().items() if "joint" in mode.inits}
+MODES = {name: mode for name, mode in conv_modes().items() if "joint" in mode.inits}
 CONV = Conv(4, 6, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
 POINTWISE = Conv(8, 6, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
 GROUPED = Conv(4, 6, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), group=2)

@@ -17,7 +17,7 @@ from onnxsep.calibration.statistics_file import load_statistics
 from onnxsep.errors import CalibrationError
 from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
-from onnxsep.modes.base import Task, available_modes, get_mode
+from onnxsep.modes.base import Task, conv_modes, get_mode
 from onnxsep.running.runtime import RuntimeOptions
 
 ROWS = 40
@@ -63,7 +63,7 @@ CLOSED = {(name, init) for name in ("channel", "pointwise") for init in ("respon
 CLOSED |= {("depthwise", "response"), ("depthwise", "compensated"), ("lean", "joint")}
 CASES = [
     pytest.param(name, init, one, id=f"{name} {init} {'x'.join(map(str, one.kernel_shape))}")
-    for name, mode in available_modes().items()
+    for name, mode in conv_modes().items()
     for init in mode.inits
     for one in KERNELS
     if init != "svd" and mode.accepts(one) is None and (name, init) in CLOSED

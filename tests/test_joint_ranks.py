@@ -15,7 +15,7 @@ from onnxsep.calibration.walk import CalibrationOptions, Walk
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.sites import Sites, find_sites, read_weight
 from onnxsep.layers.rank import Rank
-from onnxsep.modes.base import get_mode
+from onnxsep.modes.base import conv_modes, get_mode
 from onnxsep.modes.ranks import rank_axes
 from onnxsep.running.runtime import RuntimeOptions
 
@@ -50,7 +50,7 @@ def head() -> tuple[Step, Samples, Array]:
     return captured(gemm.name)
 
 
-@pytest.mark.parametrize("mode", [name for name, mode in onnxsep.available_modes().items() if "joint" in mode.inits])
+@pytest.mark.parametrize("mode", [name for name, mode in conv_modes().items() if "joint" in mode.inits])
 def test_held_out_error_does_not_rise_with_rank(mode: str, request: pytest.FixtureRequest) -> None:
     step, samples, weight = request.getfixturevalue("head" if mode == "pointwise" else "block")
     chosen, conv = get_mode(mode), step.site.conv

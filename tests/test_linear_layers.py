@@ -20,7 +20,7 @@ from onnxsep.engine.factors import Factorized
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Options, make_plan, takes_new_bias
 from onnxsep.engine.sites import find_sites
-from onnxsep.engine.surgery import replace_convs
+from onnxsep.engine.surgery import replace_matches
 from onnxsep.graph.first_convs import first_convs
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import INPUT, ConvLayer, Layer
@@ -555,7 +555,7 @@ def test_fitted_bias_takes_the_place_of_c(trans_b: int, bias: tuple[int, ...] | 
     first, last, fitted = values(6, IN, seed=4), values(OUT, 6, seed=5), values(OUT, seed=6)
     result = onnx.ModelProto()
     result.CopyFrom(source)
-    replace_convs(result, plan.replacements, {replacement.site.place: Factorized([first, last], 0.0, fitted)})
+    replace_matches(result, plan.replacements, {replacement.site.place: Factorized([first, last], 0.0, fitted)})
     assert "c" not in {one.name for one in result.graph.initializer}
     onnx.checker.check_model(result, full_check=True)
     x = values(5, IN, seed=3)

@@ -30,7 +30,7 @@ from onnxsep.algebra.statistics import Statistics
 from onnxsep.errors import ModeNotFoundError
 from onnxsep.layers.conv import AutoPad, Conv
 from onnxsep.layers.rank import Rank, RankAxis
-from onnxsep.modes.base import Factors, Mode, Task, factor_shapes, get_mode
+from onnxsep.modes.base import Factors, Mode, Task, conv_modes, factor_shapes, get_mode
 from onnxsep.rewriting.report import ConvReport
 
 Array = npt.NDArray[Any]
@@ -200,7 +200,7 @@ def cases(draw: st.DrawFn, dims: int, auto_pad: AutoPad) -> Case:
 
 @pytest.mark.parametrize("auto_pad", ["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
+@pytest.mark.parametrize("mode", sorted(conv_modes()))
 @settings(deadline=None, derandomize=True, max_examples=examples(20, deep=60))
 @given(data=st.data())
 def test_full_rank_is_exact(mode: str, dims: int, auto_pad: AutoPad, data: st.DataObject) -> None:
@@ -244,7 +244,7 @@ def with_weight(model: onnx.ModelProto, case: Case, weight: Array) -> onnx.Model
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
+@pytest.mark.parametrize("mode", sorted(conv_modes()))
 @settings(deadline=None, derandomize=True, max_examples=examples(20, deep=40))
 @given(data=st.data())
 def test_replacement_computes_what_it_reconstructs(mode: str, dims: int, data: st.DataObject) -> None:
@@ -274,13 +274,13 @@ def wide_conv(kernel: tuple[int, ...]) -> Conv:
 MANY = [
     (mode, conv)
     for conv in map(wide_conv, [(3, 39), (5, 5), (3, 1, 5), (3, 3, 3), (1, 1), (1, 1, 1)])
-    for mode in sorted(onnxsep.available_modes())
+    for mode in sorted(conv_modes())
     if not get_mode(mode).accepts(conv)
 ]
 
 
 def test_every_mode_is_tested_with_many_channels() -> None:
-    assert {mode for mode, _ in MANY} == set(onnxsep.available_modes())
+    assert {mode for mode, _ in MANY} == set(conv_modes())
 
 
 @pytest.mark.parametrize(("mode", "conv"), MANY, ids=[f"{mode}-{conv.kernel_shape}" for mode, conv in MANY])
@@ -453,7 +453,7 @@ def degenerate(kind: str, shape: tuple[int, ...]) -> Array:
 @pytest.mark.parametrize(
     ("mode", "shape"),
     [
-        *((mode, (6, 4, 3, 3)) for mode in sorted(onnxsep.available_modes()) if mode not in KERNEL_FREE),
+        *((mode, (6, 4, 3, 3)) for mode in sorted(conv_modes()) if mode not in KERNEL_FREE),
         *((mode, (6, 4, 1, 1)) for mode in KERNEL_FREE),
         *((mode, (4, 5, 3, 2, 3)) for mode in ("spatial", "cp", "tucker", "depthwise-spatial")),
         *((mode, (3, 2, 2, 5)) for mode in ("spatial", "cp", "tucker", "depthwise-spatial", "spatial-depthwise")),
@@ -504,7 +504,7 @@ def accepted_case(mode: str) -> Case:
     return case
 
 
-@pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
+@pytest.mark.parametrize("mode", sorted(conv_modes()))
 @pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e200])
 def test_double_weights_whose_squares_leave_the_range(mode: str, scale: float) -> None:
     case = accepted_case(mode)
@@ -526,7 +526,7 @@ def test_double_weights_whose_squares_leave_the_range(mode: str, scale: float) -
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("rank", ["paper", "energy=0.9"])
-@pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
+@pytest.mark.parametrize("mode", sorted(conv_modes()))
 def test_weights_that_are_not_finite_are_left_alone(mode: str, rank: str, value: float) -> None:
     case = accepted_case(mode)
     model = conv_model(case)
@@ -548,7 +548,7 @@ NEVER_EXACT = ("lean", "spatial-depthwise")  # they say so in their docstrings
 RISE = {"cp": 0.02, "tucker": 0.01, "spatial-depthwise": 0.01}
 
 
-@pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
+@pytest.mark.parametrize("mode", sorted(conv_modes()))
 def test_weight_error_never_rises_with_rank(mode: str) -> None:
     chosen = get_mode(mode)
     tested = [case.conv for case in PLAIN_CASES if not chosen.accepts(case.conv)]
@@ -600,7 +600,7 @@ def objective(mode: Mode, fit: Fit, factors: Factors) -> float:
     )
 
 
-FITTED = [mode for mode in sorted(onnxsep.available_modes()) if "joint" in get_mode(mode).inits]
+FITTED = [mode for mode in sorted(conv_modes()) if "joint" in get_mode(mode).inits]
 
 
 @pytest.mark.parametrize("mode", FITTED)
@@ -652,7 +652,7 @@ def test_joint_fit_to_white_inputs_is_no_worse_than_the_weights_alone(mode: str)
             assert fitted <= alone * (1 + 1e-9) + 1e-12
 
 
-@pytest.mark.parametrize("mode", sorted(onnxsep.available_modes()))
+@pytest.mark.parametrize("mode", sorted(conv_modes()))
 def test_layers_and_factors_agree_at_every_rank(mode: str) -> None:
     """The arrays of ``factorize`` fit ``layers``, ``reconstruct`` gives the weight's shape, ranks stay in range."""
     chosen = get_mode(mode)
@@ -738,10 +738,10 @@ for name in ("thing", "renamed", "depthwise"):
     broken = "is installed but cannot be loaded"
     assert output == [
         str(known),
-        f"the mode 'thing' {broken}: TypeError: odd_modes:Thing must give an onnxsep.Mode with the name 'thing' "
-        "and a summary",
-        f"the mode 'renamed' {broken}: TypeError: odd_modes:Other must give an onnxsep.Mode with the name 'renamed' "
-        "and a summary",
+        f"the mode 'thing' {broken}: TypeError: odd_modes:Thing must give an onnxsep.Mode or onnxsep.BlockMode "
+        "with the name 'thing' and a summary",
+        f"the mode 'renamed' {broken}: TypeError: odd_modes:Other must give an onnxsep.Mode or onnxsep.BlockMode "
+        "with the name 'renamed' and a summary",
         f"the mode 'depthwise' {broken}: several packages bring a mode of this name: odd_modes:Other, "
         "onnxsep.passes.depthwise:Depthwise; uninstall all but one",
     ]

@@ -93,9 +93,9 @@ def test_an_option_more_is_one_line(tuned_command: list[Given[Tuned]]) -> None:
 def test_a_wrong_name_is_refused_by_python_and_by_the_type_checker() -> None:
     with pytest.raises(TypeError, match=r"^rewrite\(\): got an unexpected keyword argument 'rnk'"):
         onnxsep.rewrite(DIGITS, mode="spatial", rnk=2)  # type: ignore[call-arg]  # unused, were mypy not to see it
-    with pytest.raises(TypeError, match="missing a required argument: 'data'"):
+    with pytest.raises(TypeError, match=r"missing a required argument: 'data'"):
         onnxsep.quantize(DIGITS)  # type: ignore[call-arg]
-    with pytest.raises(OptionError, match="^mode is missing"):
+    with pytest.raises(OptionError, match=r"^mode is missing"):
         onnxsep.rewrite(DIGITS)
     with pytest.raises(OptionError, match=r"^force must be true or false"):
         onnxsep.rewrite(DIGITS, mode="spatial", force="yes")  # type: ignore[arg-type]

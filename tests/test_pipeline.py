@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 import onnxsep
-from onnxsep.engine.surgery import replace_convs
+from onnxsep.engine.surgery import replace_matches
 from onnxsep.errors import FeedError, OptionError, PassError, VerificationError
 from onnxsep.graph.view import ONNX_TYPES, build_tensor
 from onnxsep.layers.conv import Conv
@@ -180,7 +180,7 @@ def test_damage_to_the_result_itself_is_found(verify: Any, damaged: str, monkeyp
     """Both verifications run what will be saved, not what was meant: so the damage is done to the result."""
 
     def replace_and_damage(model: onnx.ModelProto, *rest: Any) -> Any:
-        edit = replace_convs(model, *rest)
+        edit = replace_matches(model, *rest)
         for initializer in model.graph.initializer:
             is_new = initializer.name in edit.new_initializers
             if is_new if damaged == "weights" else initializer.name == "block1_conv1.bias":
@@ -188,7 +188,7 @@ def test_damage_to_the_result_itself_is_found(verify: Any, damaged: str, monkeyp
                 initializer.CopyFrom(numpy_helper.from_array(values * 0, initializer.name))
         return edit
 
-    monkeypatch.setattr("onnxsep.rewriting.api.replace_convs", replace_and_damage)
+    monkeypatch.setattr("onnxsep.rewriting.api.replace_matches", replace_and_damage)
     with pytest.raises(VerificationError, match="all ranks are full, yet the outputs differ"):
         onnxsep.rewrite(DIGITS, mode="spatial", rank="full", force=True, verify=verify)
 

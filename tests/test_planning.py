@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
 from onnxsep.engine.matches import ConvSite, Rejected
-from onnxsep.engine.planning import SIZES_UNKNOWN, Options, Replacement, choose, does_not_pay, make_plan
+from onnxsep.engine.planning import SIZES_UNKNOWN, Options, choose, does_not_pay, make_plan
+from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.errors import OptionError
 from onnxsep.graph.first_convs import first_convs
 from onnxsep.graph.places import Constant
@@ -47,12 +48,14 @@ def never_read(site: ConvSite) -> Array:
     raise AssertionError(f"the weight of {site.name} was read, but the rank does not depend on it")
 
 
-def chosen(conv: Conv, mode: str, rank: str | float, weight: Array | None = None, *, multiple: int = 0) -> Replacement:
+def chosen(
+    conv: Conv, mode: str, rank: str | float, weight: Array | None = None, *, multiple: int = 0
+) -> ConvReplacement:
     """The replacement at a rank, with sizes known, whether it pays or not."""
     options = Options(rank=RankPolicy.parse(rank), round_ranks=multiple)
     read = never_read if weight is None else lambda site: weight
     candidate = choose(site_of(conv, (16,) * conv.dims), get_mode(mode), options, read)
-    assert isinstance(candidate, Replacement)
+    assert isinstance(candidate, ConvReplacement)
     return candidate
 
 
@@ -140,7 +143,7 @@ def test_fraction_is_the_largest_rank_within_the_share(
     policy = RankPolicy.parse(percent / 100)
     candidate = choose(site_of(conv), get_mode(mode), Options(rank=policy), never_read)
     if fitting:
-        assert isinstance(candidate, Replacement)
+        assert isinstance(candidate, ConvReplacement)
         assert candidate.rank == (fitting[-1],)
         assert candidate.parameters == count(conv, fitting[-1])
     else:
@@ -299,7 +302,7 @@ def test_terms_are_not_rounded() -> None:
 
 def judged(conv: Conv, mode: str, rank: str | float, size: tuple[int, ...] | None) -> str | None:
     candidate = choose(site_of(conv, size), get_mode(mode), Options(rank=RankPolicy.parse(rank)), never_read)
-    assert isinstance(candidate, Replacement)
+    assert isinstance(candidate, ConvReplacement)
     return does_not_pay(candidate)
 
 
@@ -351,7 +354,7 @@ def test_the_batch_multiplies_macs() -> None:
     conv = conv_of(2, 3, (3, 3))
     site = ConvSite("conv", conv, "float32", (4, 5), 7, Constant(0, "w"), (0, 0), "")
     candidate = choose(site, get_mode("depthwise"), Options(), never_read)
-    assert isinstance(candidate, Replacement)
+    assert isinstance(candidate, ConvReplacement)
     assert candidate.macs == 7 * 20 * (2 * 9 + 2 * 3)
 
 
@@ -912,7 +915,7 @@ def test_every_site_has_a_row_in_graph_order() -> None:
         Options(),
         never_read,
     )
-    assert [type(row) for row in plan.rows] == [Rejected, Replacement]
+    assert [type(row) for row in plan.rows] == [Rejected, ConvReplacement]
     assert plan.rows[0] == Rejected("r", "ConvTranspose", "", "why", (0, 0))
     assert plan.replacements == [plan.rows[1]]
 
@@ -922,7 +925,7 @@ def test_ranks_grow_with_the_fraction() -> None:
     for mode in ("spatial", "depthwise"):
         options = [Options(rank=RankPolicy.parse(step / 20)) for step in range(4, 21)]
         found = [choose(site_of(conv), get_mode(mode), option, never_read) for option in options]
-        ranks = [item.rank for item in found if isinstance(item, Replacement)]
+        ranks = [item.rank for item in found if isinstance(item, ConvReplacement)]
         assert len(ranks) > 10
         assert all(before <= after for before, after in itertools.pairwise(ranks))
 

@@ -15,6 +15,7 @@ from versions import needs_new_runtime
 import onnxsep
 from onnxsep.data import open_data
 from onnxsep.model.io import Model, load
+from onnxsep.modes.base import conv_modes
 from onnxsep.quantization import quantize
 from onnxsep.quantization.equalizing import equalize
 from onnxsep.quantization.measuring import split
@@ -24,7 +25,7 @@ from onnxsep.quantization.targets import find_targets
 from onnxsep.running.runtime import Runner, RuntimeOptions
 
 DIGITS = Path(__file__).resolve().parents[1] / "models" / "digits" / "digits_cnn.onnx"
-MODES = onnxsep.available_modes()
+MODES = conv_modes()
 NO_CHAIN = ("lean", "pointwise")  # of a 3 x 3 Conv; pointwise takes others
 ONE = RuntimeOptions(threads=1)
 PLAIN = RuntimeOptions(threads=1, optimize=False)

@@ -146,7 +146,7 @@ def test_slopes_of_a_block_by_finite_differences() -> None:
         Options(rank=RankPolicy.parse("1"), force=True),
         lambda site: read_weight(source, sites, site),
     )
-    rows = {row.site.place: row for row in plan.replacements}
+    rows = {row.site.place: row for row in plan.convs}
     tensors = {tensor.name: numpy_helper.to_array(tensor).astype(np.float64) for tensor in model.graph.initializer}
     for step in [step for step in steps(model) if step.site.place in rows]:
         walk.advance(step)

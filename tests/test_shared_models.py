@@ -17,6 +17,7 @@ from exporters import LONG
 from random_examples import DEEP
 
 import onnxsep
+from onnxsep.modes.base import conv_modes
 from onnxsep.running.feeds import make_feeds
 
 MODES = ("depthwise", "spatial")
@@ -155,7 +156,7 @@ def test_rewritten_by_default(shared: Path, tmp_path: Path, name: str, mode: str
     assert (difference > 0) == bool(replaced)  # a low rank is not exact, and the rewritten nodes are what runs
 
 
-@pytest.mark.parametrize("mode", sorted(set(onnxsep.available_modes()) - set(MODES)))
+@pytest.mark.parametrize("mode", sorted(set(conv_modes()) - set(MODES)))
 @pytest.mark.parametrize("name", [name for name in EXPECTED if DEEP or name != LONG])
 def test_every_other_mode_leaves_it_valid_and_running(shared: Path, tmp_path: Path, name: str, mode: str) -> None:
     path = models(shared) / f"{name}.onnx"

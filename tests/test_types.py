@@ -10,11 +10,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from onnxsep import available_modes
 from onnxsep.errors import OptionError
 from onnxsep.layers.conv import AutoPad, Conv
 from onnxsep.layers.layer import INPUT, ConvLayer, macs, parameters, relative_macs
 from onnxsep.layers.rank import RankAxis, RankPolicy
+from onnxsep.modes.base import conv_modes
 
 FIXED = settings(deadline=None, derandomize=True, max_examples=200)
 
@@ -106,7 +106,7 @@ def test_along_keeps_what_belongs_to_its_axes() -> None:
 
 @FIXED
 @given(
-    mode=st.sampled_from(sorted(available_modes())),
+    mode=st.sampled_from(sorted(conv_modes())),
     dims=st.integers(1, 3),
     kernel=st.lists(st.sampled_from([1, 3, 5]), min_size=3, max_size=3),
     strides=st.lists(st.sampled_from([1, 2]), min_size=3, max_size=3),
@@ -120,7 +120,7 @@ def test_relative_macs_are_those_of_large_even_sizes(
     shape = tuple(kernel[:dims])
     half = tuple(k // 2 for k in shape)
     conv = Conv(*channels, shape, tuple(strides[:dims]), half + half, (1,) * dims)
-    chosen = available_modes()[mode]
+    chosen = conv_modes()[mode]
     assume(max(shape) > 1)
     assume(chosen.accepts(conv) is None)
     rank: tuple[int, ...] = ()
@@ -138,11 +138,11 @@ def test_relative_macs_are_those_of_large_even_sizes(
 
 def test_counting_follows_the_layers() -> None:
     conv = Conv(3, 4, (5, 5), (2, 2), (2, 2, 2, 2), (1, 1), bias=True)
-    layers = available_modes()["spatial"].layers(conv, (7,))
+    layers = conv_modes()["spatial"].layers(conv, (7,))
     # 5 x 1 into 7 channels on 8 x 16 positions, then 1 x 5 on 8 x 8
     assert parameters(layers) == 3 * 5 * 7 + 7 * 5 * 4 + 4
     assert macs(layers, (16, 16)) == 8 * 16 * 105 + 8 * 8 * 140
-    layers = available_modes()["depthwise"].layers(conv, (2,))
+    layers = conv_modes()["depthwise"].layers(conv, (2,))
     assert parameters(layers) == 2 * (3 * 25 + 3 * 4) + 4
     assert macs(layers, (16, 16)) == 64 * 2 * (75 + 12)
 

@@ -13,11 +13,13 @@ from onnxsep.calibration.statistics_file import load_statistics, save_statistics
 from onnxsep.calibration.walk import CalibrationOptions
 from onnxsep.data import Dataset, Feed, Preprocessing, Source, open_data
 from onnxsep.engine.planning import Plan
+from onnxsep.engine.replacements import BlockReplacement
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.surgery import Edit
 from onnxsep.errors import CalibrationError, OptionError, spelled
 from onnxsep.model.io import Model
-from onnxsep.modes.base import Mode
+from onnxsep.modes.base import AnyMode, Mode
+from onnxsep.modes.block import BlockMode
 from onnxsep.options.progress import Progress
 from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training import check_installed, tune, write_back
@@ -41,11 +43,13 @@ class Fitting:
     refine: int = 0
     dry_run: bool = False
 
-    def init(self, mode: Mode) -> str:
+    def init(self, mode: AnyMode) -> str:
         """The initialisation: what was asked for, or the best that the mode has for what there is."""
+        if isinstance(mode, BlockMode):
+            return "svd"
         return self.wanted or (mode.inits[-1] if self.data is not None or self.statistics is not None else "svd")
 
-    def check(self, mode: Mode, *, images: bool) -> None:
+    def check(self, mode: AnyMode, *, images: bool) -> None:
         """Refuse options that contradict each other, before anything is read.
 
         Args:
@@ -56,11 +60,13 @@ class Fitting:
             OptionError: they do.
             MissingDependencyError: what tuning needs is not installed.
         """
+        if isinstance(mode, BlockMode):
+            self._check_block(mode)
         init, source = self.init(mode), self.data is not None or self.statistics is not None
         init_option, data, tune = spelled("init", init), spelled("data"), spelled("tune")
         if init not in INITS:
             raise OptionError(f"{spelled('init')} {init!r} is not one of {', '.join(INITS)}")
-        if init not in mode.inits:
+        if isinstance(mode, Mode) and init not in mode.inits:
             raise OptionError(f"mode {mode.name} does not offer {init_option}; it has: {', '.join(mode.inits)}")
         if init != "svd" and not source:
             raise OptionError(f"{init_option} fits the factors to data; add {data} (or {spelled('statistics')})")
@@ -72,6 +78,14 @@ class Fitting:
             raise OptionError(f"{tune} needs the inputs themselves; add {data}")
         if self.tune:
             check_installed()
+
+    def _check_block(self, mode: BlockMode) -> None:
+        """A block mode computes its weights from those of the source."""
+        for name, given in (("init", self.wanted), ("refine", self.refine), ("statistics", self.statistics)):
+            if given:
+                raise OptionError(f"mode {mode.name} fits nothing to data; leave {spelled(name)} out")
+        if self.tune and mode.exact:
+            raise OptionError(f"mode {mode.name} is exact, so there is nothing to tune; leave {spelled('tune')} out")
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,11 @@ def fit_plan(
         notes=dataset.notes,
     )
     fitted = Fitted(report=report, dataset=dataset, indices=indices)
-    if plan.replacements:
+    blocks = sorted({row.mode.name for row in plan.replacements if isinstance(row, BlockReplacement)})
+    if blocks:
+        note = f"mode {', '.join(blocks)} computes its weights from those of the source: nothing is fitted to the data"
+        fitted = replace(fitted, report=report.model_copy(update={"notes": (*report.notes, note)}))
+    if plan.convs:
         done = calibrate(model, sites, plan, fitted.batches(), options, runtime, progress)
         # A model of a fixed batch size may leave some samples over.
         fitted = replace(fitted, calibrated=done, report=report.model_copy(update={"samples": done.samples}))

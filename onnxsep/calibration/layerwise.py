@@ -3,7 +3,8 @@
 Two networks move forward side by side (``onnxsep.calibration.frontier``): the original, which says what each Conv's
 output should be, and the one whose Convs so far are replaced, which says what the next Conv really reads (paper 002,
 equation 10).
-In the second a replaced Conv stands as the one dense Conv that its factors multiply to. Every node of either network
+In the second a replaced Conv stands as the one dense Conv that its factors multiply to, a block as its own new nodes
+(``onnxsep.calibration.own_nodes``). Every node of either network
 runs about once for each batch, so the cost grows linearly with depth.
 """
 
@@ -20,13 +21,15 @@ from threadpoolctl import threadpool_limits
 from onnxsep.algebra.gram import Mixed, mean_product, scaled_rows
 from onnxsep.algebra.linalg import Array
 from onnxsep.calibration.fitting import Fit, Samples, fit, fit_bias
+from onnxsep.calibration.own_nodes import own_nodes
 from onnxsep.calibration.refinement import Half, Pair
 from onnxsep.calibration.sampling import Floats, gather_outputs, gather_patches, input_sizes, output_shape
 from onnxsep.calibration.schedule import Step, Tail, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk, finite, split
 from onnxsep.engine.factors import Factorized, OutputErrors, checked_factors
 from onnxsep.engine.matches import ConvSite
-from onnxsep.engine.planning import Plan, Replacement, factor_key, in_main_graph, naming
+from onnxsep.engine.planning import Plan, in_main_graph, naming
+from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import CalibrationError, FactorizationError, spelled
 from onnxsep.graph.constants import read_constant
@@ -57,7 +60,7 @@ class Calibrated:
     """What calibration found.
 
     Attributes:
-        outcomes: factors, or why there are none, by ``onnxsep.engine.planning.factor_key``.
+        outcomes: factors, or why there are none, by ``onnxsep.engine.replacements``.
         by_place: the same with bias and errors, by the place of each Conv.
         notes: by the place of the Conv.
         samples: how many were used.
@@ -70,8 +73,8 @@ class Calibrated:
 
     def note_nested(self, plan: Plan) -> None:
         """Say which Convs of nested graphs and functions, where nothing is fitted, share factors that were."""
-        for row in plan.replacements:
-            if not in_main_graph(row.site) and factor_key(row) in self.outcomes:
+        for row in plan.convs:
+            if not in_main_graph(row.site) and row.key in self.outcomes:
                 self.notes[row.site.place] = SHARED_BY_NESTED
 
 
@@ -114,9 +117,12 @@ class _Calibrator:
     ) -> None:
         self._model, self._sites, self._plan, self._walk, self._options = model, sites, plan, walk, options
         self._runtime = runtime
-        self._replacements = {row.site.place: row for row in plan.replacements if in_main_graph(row.site)}
+        self._replacements = {row.site.place: row for row in plan.convs if in_main_graph(row.site)}
         self._rewritten = walk.frontier.fork()
-        self._replaced: dict[int, onnx.NodeProto] = {}
+        own = own_nodes(model, sites, plan, copied=walk.copied)
+        for tensor in own.tensors:
+            self._rewritten.add_initializer(tensor)
+        self._replaced = own.nodes
         self._halves: dict[Place, Half] = {}  # Convs that may be fitted again with one behind or before them
         self._done = Calibrated(samples=walk.samples)
         self._failed: BaseException | None = None
@@ -141,9 +147,9 @@ class _Calibrator:
         self._done.note_nested(self._plan)
         return self._done
 
-    def _unfitted(self, step: Step, replacement: Replacement, reason: str) -> str:
+    def _unfitted(self, step: Step, replacement: ConvReplacement, reason: str) -> str:
         """Take the factors of the weights alone for a Conv that cannot be fitted; gives the reason."""
-        site, key = step.site, factor_key(replacement)
+        site, key = step.site, replacement.key
         outcome = self._done.outcomes.get(key)
         if outcome is None:
             outcome = plain_outcome(replacement, read_weight(self._model, self._sites, site))
@@ -161,14 +167,14 @@ class _Calibrator:
     def _advance(self, step: Step) -> None:
         self._walk.advance(step)
         if self._replaced:
-            nodes = [self._replaced.get(index, self._walk.nodes[index]) for index in step.nodes]
+            nodes = [node for index in step.nodes for node in self._replaced.get(index, [self._walk.nodes[index]])]
             self._rewritten.advance(nodes, step.keep)
         else:  # up to the first replaced Conv both networks are the same
             self._rewritten = self._walk.frontier.fork()
 
-    def _calibrate(self, step: Step, replacement: Replacement) -> str:
+    def _calibrate(self, step: Step, replacement: ConvReplacement) -> str:
         """Fit one Conv and put it into the rewritten network; gives its error in words."""
-        site, key, mode, init = step.site, factor_key(replacement), replacement.mode, replacement.init
+        site, key, mode, init = step.site, replacement.key, replacement.mode, replacement.init
         try:
             weight, old_bias = read_weight(self._model, self._sites, site), read_bias(self._model, self._sites, site)
         except FactorizationError as error:
@@ -235,7 +241,7 @@ class _Calibrator:
             self._rewritten = before
             return half
         for one, outcome in zip(halves, fitting, strict=True):
-            self._done.outcomes[factor_key(one.replacement)] = replace(outcome, bias=None, errors=None)
+            self._done.outcomes[one.replacement.key] = replace(outcome, bias=None, errors=None)
             self._store(one, outcome)
             if self._done.notes.get(one.step.site.place) == FELL_BACK:
                 del self._done.notes[one.step.site.place]
@@ -243,8 +249,8 @@ class _Calibrator:
 
     def _alone(self, half: Half) -> bool:
         """Whether all its factors are fitted, no other Conv has them, and its bias is known."""
-        key = factor_key(half.replacement)
-        shared = sum(factor_key(row) == key for row in self._plan.replacements) > 1
+        key = half.replacement.key
+        shared = sum(row.key == key for row in self._plan.convs) > 1
         joint = half.replacement.init == "joint"
         return joint and not shared and (half.step.site.bias is not None or not half.conv.bias)
 
@@ -252,7 +258,7 @@ class _Calibrator:
         return self._sample(half.step, half.replacement, half.weight, half.old_bias)[0]
 
     def _sample(
-        self, step: Step, replacement: Replacement, weight: Array, old_bias: Array | None
+        self, step: Step, replacement: ConvReplacement, weight: Array, old_bias: Array | None
     ) -> tuple[Samples, Tail]:
         """Rows of what the Conv reads and of what it should compute, and as much of the tail as these have data for."""
         site, conv, tail = step.site, step.site.conv, self._usable(step)
@@ -320,7 +326,7 @@ class _Calibrator:
             del node.input[2:]
             node.input.append(f"onnxsep.calibration.{index}.bias")
             self._rewritten.add_initializer(build_tensor(node.input[2], bias.astype(kind)))
-        self._replaced[index] = node
+        self._replaced[index] = [node]
 
 
 def blas_threads(conv: Conv) -> AbstractContextManager[Any]:
@@ -340,7 +346,7 @@ def unfit(error: BaseException) -> str:
     return str(error)
 
 
-def plain_outcome(replacement: Replacement, weight: Array) -> Factorized | str:
+def plain_outcome(replacement: ConvReplacement, weight: Array) -> Factorized | str:
     """The factors of the weight alone, or why there are none."""
     try:
         factors = replacement.mode.factorize(Task(replacement.site.conv, weight), replacement.rank)
@@ -363,7 +369,7 @@ def read_bias(model: Model, sites: Sites, site: ConvSite) -> Array | None:
     return bias
 
 
-def outcome_of(replacement: Replacement, weight: Array, result: Fit, init: str) -> Factorized | str:
+def outcome_of(replacement: ConvReplacement, weight: Array, result: Fit, init: str) -> Factorized | str:
     """A fit in the stored type, or why it cannot be stored."""
     outcome = checked_factors(replacement, weight, result.factors, fitted=init != "svd")
     if isinstance(outcome, str):

@@ -17,7 +17,7 @@ from onnxsep.calibration.statistics_file import Recorded, model_fingerprint
 from onnxsep.calibration.walk import CalibrationOptions, Walk, split
 from onnxsep.engine.factors import Factorized
 from onnxsep.engine.matches import ConvSite
-from onnxsep.engine.planning import Plan, factor_key, in_main_graph, naming
+from onnxsep.engine.planning import Plan, in_main_graph, naming
 from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import CalibrationError, FactorizationError, spelled
 from onnxsep.graph.places import Place
@@ -97,7 +97,7 @@ def calibrate_from(
         PassError: a mode broke a promise.
     """
     done = Calibrated(samples=recorded.samples)
-    rows = [row for row in plan.replacements if in_main_graph(row.site)]
+    rows = [row for row in plan.convs if in_main_graph(row.site)]
     missing = [row.site for row in rows if row.site.place not in recorded.sites]
     if missing:
         raise CalibrationError(
@@ -106,7 +106,7 @@ def calibrate_from(
             f" {spelled('statistics')}"
         )
     for number, row in enumerate(rows):
-        site, key = row.site, factor_key(row)
+        site, key = row.site, row.key
         earlier = done.outcomes.get(key)
         given = earlier.factors if isinstance(earlier, Factorized) else None
         try:

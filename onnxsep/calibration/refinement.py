@@ -33,7 +33,7 @@ from onnxsep.calibration.sampling import Floats, gather_outputs
 from onnxsep.calibration.schedule import Step, Tail
 from onnxsep.calibration.slopes import Convolution, behind, clipped, lost
 from onnxsep.calibration.walk import Walk
-from onnxsep.engine.planning import Replacement
+from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.layers.conv import Conv
 from onnxsep.modes.base import Task
 from onnxsep.running.runtime import RuntimeOptions
@@ -61,7 +61,7 @@ class Half:
     """
 
     step: Step
-    replacement: Replacement
+    replacement: ConvReplacement
     tail: Tail
     weight: Array
     old_bias: Array | None

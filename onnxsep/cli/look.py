@@ -56,12 +56,13 @@ def check(given: Given[CheckCommand]) -> None:
 @app.command()
 def modes(as_json: Json = False, debug: Debug = False) -> None:
     """List the installed modes."""
-    found = {name: mode.summary for name, mode in onnxsep.available_modes().items()}
+    found = onnxsep.available_modes()
     with printing():
         if as_json:
-            typer.echo(json.dumps(found, indent=1))
+            typer.echo(json.dumps({name: mode.summary for name, mode in found.items()}, indent=1))
             return
-        for name, summary in found.items():
-            typer.echo(f"{name}: {summary}")
+        for name, mode in found.items():
+            kind = " (block mode)" if isinstance(mode, onnxsep.BlockMode) else ""
+            typer.echo(f"{name}: {mode.summary}{kind}")
     for name, reason in broken_modes().items():
         say(f"{name}: cannot be loaded: {reason}")

@@ -1,7 +1,7 @@
 """Computing and checking the factors of every Conv of a plan, several Convs at a time."""
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from onnxsep.algebra.linalg import Array, relative_error
-from onnxsep.engine.planning import Plan, Replacement, drop, factor_key, naming, settle_shared
+from onnxsep.engine.planning import Plan, drop, naming, settle_shared
+from onnxsep.engine.replacements import BlockReplacement, ConvReplacement, Replacement
 from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import FactorizationError, PassError
+from onnxsep.graph.constants import read_constant
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.graph.places import Place
 from onnxsep.layers.layer import ConvLayer
 from onnxsep.model.io import Model
-from onnxsep.modes.base import Factors, Task, factor_shapes
+from onnxsep.modes.base import Factors, Task
 from onnxsep.options.progress import Progress
 from onnxsep.running.workers import in_threads
 
@@ -43,10 +45,11 @@ class OutputErrors:
 
 @dataclass(frozen=True)
 class Factorized:
-    """The factors of one Conv in the stored type, and ||W - W'|| / ||W|| of what they give."""
+    """The new tensors of one match in the stored type, and ||W - W'|| / ||W|| of what they give."""
 
     arrays: list[NDArray[np.generic]]
-    weight_error: float
+    weight_error: float | None
+    """None where no single weight equals them: what such a block computes is measured on outputs."""
     bias: NDArray[np.generic] | None = None
     """The fitted bias, where there is one."""
     errors: OutputErrors | None = None
@@ -76,7 +79,7 @@ def factorize_all(
         model: the source.
         sites: where the Convs are.
         plan: what to do; changed as said above.
-        given: outcomes that are known already, by ``onnxsep.engine.planning.factor_key``.
+        given: outcomes that are known already, by ``onnxsep.engine.replacements``.
         workers: Convs at a time, each on one thread of the linear algebra; 0 takes the number of processors.
         force: keep Convs whose shared weight then has to stay.
         progress: told of every Conv that is done.
@@ -89,33 +92,35 @@ def factorize_all(
     """
     replacements = plan.replacements
     done: dict[Hashable, Factorized | str] = dict(given or {})
-    unique = {factor_key(replacement): replacement for replacement in replacements}
+    unique = {replacement.key: replacement for replacement in replacements}
     unique = {key: replacement for key, replacement in unique.items() if key not in done}
     # Many small problems in parallel on one thread each beat one after the other on many threads.
-    jobs = {key: partial(_factorize, model, sites, replacement) for key, replacement in unique.items()}
+    jobs = {key: partial(factorize_one, model, sites, replacement) for key, replacement in unique.items()}
     with threadpool_limits(1), closing(in_threads(jobs, workers or os.cpu_count() or 1)) as found:
         for key, made in found:
             done[key] = made
             if progress:
                 progress(unique[key].site.name, len(done), len(unique))
     for replacement in replacements:
-        outcome = done[factor_key(replacement)]
+        outcome = done[replacement.key]
         if isinstance(outcome, str):
             drop(plan, replacement, outcome)
     if not force:
         settle_shared(plan)
     results = {}
     for replacement in plan.replacements:
-        outcome = done[factor_key(replacement)]
+        outcome = done[replacement.key]
         assert isinstance(outcome, Factorized)
         results[replacement.site.place] = outcome
     return results
 
 
-def _factorize(model: Model, sites: Sites, replacement: Replacement) -> Factorized | str:
-    """The factors of one Conv, or the reason why it has none."""
+def factorize_one(model: Model, sites: Sites, replacement: Replacement) -> Factorized | str:
+    """The factors of one match, or the reason why it has none."""
     try:
         with naming(replacement.mode, replacement.site.name):
+            if isinstance(replacement, BlockReplacement):
+                return _block_tensors(model, sites, replacement)
             weight = read_weight(model, sites, replacement.site)
             factors = replacement.mode.factorize(Task(replacement.site.conv, weight), replacement.rank)
             return checked_factors(replacement, weight, factors)
@@ -125,8 +130,40 @@ def _factorize(model: Model, sites: Sites, replacement: Replacement) -> Factoriz
         return "there is not enough memory to factorise it"
 
 
+def _block_tensors(model: Model, sites: Sites, replacement: BlockReplacement) -> Factorized | str:
+    """The tensors of a block in the stored type, or the reason why it has none.
+
+    Raises:
+        PassError: the mode gave tensors of other shapes than its layers have.
+    """
+    match, values = replacement.site, dict[str, Array]()
+    for role, constant in match.constants.items():
+        values[role] = read_constant(model, sites.scopes, constant).astype(np.float64)
+        if not np.isfinite(values[role]).all():
+            return f"its constant {constant.name!r} holds NaN or infinity"
+    with np.errstate(over="ignore", invalid="ignore"):
+        doubles = replacement.mode.weights(match.block, values)
+    _check_shapes(replacement, [array.shape for array in doubles])
+    arrays = _stored(doubles, match.dtype)
+    return f"its new weights do not fit into {match.dtype}" if arrays is None else Factorized(arrays, None)
+
+
+def _check_shapes(replacement: Replacement, found: Sequence[tuple[int, ...]]) -> None:
+    wanted = [shape for *_, shape in replacement.tensors]
+    if list(found) != wanted:
+        where = f"mode {replacement.mode.name}, {replacement.site.op_type} {replacement.site.name!r}"
+        raise PassError(f"{where}: factors of shapes {list(found)} instead of {wanted}")
+
+
+def _stored(doubles: Sequence[Array], dtype: str) -> list[NDArray[np.generic]] | None:
+    """The arrays in the stored type; None where one of them does not fit into it."""
+    with np.errstate(over="ignore"):
+        arrays = [np.ascontiguousarray(array.astype(STORED_TYPES[dtype])) for array in doubles]
+    return arrays if all(np.isfinite(array.astype(np.float64)).all() for array in arrays) else None
+
+
 def checked_factors(
-    replacement: Replacement, weight: Array, factors: Factors, *, fitted: bool = False
+    replacement: ConvReplacement, weight: Array, factors: Factors, *, fitted: bool = False
 ) -> Factorized | str:
     """Factors in the stored type and their error, or the reason why they cannot be stored.
 
@@ -136,18 +173,14 @@ def checked_factors(
         PassError: the mode broke a promise: shapes, the bias, or exactness at full rank.
     """
     site, mode, doubles = replacement.site, replacement.mode, list(factors.weights)
-    shapes = factor_shapes(replacement.layers)
-    if [array.shape for array in doubles] != shapes:
-        found = [array.shape for array in doubles]
-        raise PassError(f"mode {mode.name}, Conv {site.name!r}: factors of shapes {found} instead of {shapes}")
+    _check_shapes(replacement, [array.shape for array in doubles])
     biased = sum(isinstance(layer, ConvLayer) and layer.conv.bias for layer in replacement.layers)
     if biased != (site.conv.bias or replacement.new_bias):
         raise PassError(f"mode {mode.name}, Conv {site.name!r}: {biased} layers add the bias; exactly one must, if any")
-    with np.errstate(over="ignore"):
-        arrays = [np.ascontiguousarray(array.astype(STORED_TYPES[site.dtype])) for array in doubles]
-    stored = [array.astype(np.float64) for array in arrays]
-    if not all(np.isfinite(array).all() for array in stored):
+    arrays = _stored(doubles, site.dtype)
+    if arrays is None:
         return f"its factors do not fit into {site.dtype}"
+    stored = [array.astype(np.float64) for array in arrays]
     weight_error = relative_error(weight, mode.reconstruct(site.conv, Factors(stored)))
     # The stored type rounds the factors once; sums in double precision grow with the square root of their length.
     allowed = _EXACT_UNITS * _EPSILON[site.dtype] + weight.size**0.5 * _EPSILON["float64"]

@@ -1,10 +1,16 @@
-"""What is matched: a convolution that a mode may replace, or the reason why it is left alone."""
+"""What is matched: nodes that a mode may replace together, or the reason why they are left alone.
 
+A convolution is the smallest match (``ConvSite``). A larger one (``BlockMatch``) grows from a convolution, its anchor,
+which gives it its name, its geometry and its type.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from onnxsep.graph.places import Constant, Place
 from onnxsep.layers.conv import Conv
+from onnxsep.modes.block import Block
 
 OpType = Literal["Conv", "Gemm", "MatMul"]
 """What a mode may replace; the last two only where it asks for them (``Mode.linear_layers``)."""
@@ -29,6 +35,96 @@ class ConvSite:
     pinned: tuple[str, ...] = ()  # what else uses the weight, so that it stays even when all its Convs are replaced
     op_type: OpType = "Conv"
     transposed: bool = False  # the stored weight is [in, out]: MatMul, and Gemm without transB
+
+    @property
+    def anchor(self) -> "ConvSite":
+        """Itself."""
+        return self
+
+    @property
+    def nodes(self) -> tuple[Place, ...]:
+        """Its one node."""
+        return (self.place,)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the weight and the bias."""
+        return self.conv.parameters
+
+
+@dataclass(frozen=True)
+class BlockMatch:
+    """Several nodes of one scope, with one input and one output, that a block mode may replace.
+
+    Attributes:
+        anchor: the convolution that it grew from.
+        roles: where each of its nodes stands, in graph order, by the role that it plays.
+        constants: its constant tensors, by role.
+        block: what the mode sees of it.
+        parameters: elements of all its constants.
+        company: its other nodes, in words.
+        again: whether the mode itself has made its anchor, in an earlier run.
+    """
+
+    anchor: ConvSite
+    roles: Mapping[str, Place]
+    constants: Mapping[str, Constant]
+    block: Block
+    parameters: int
+    company: str
+    again: bool = False
+
+    @property
+    def nodes(self) -> tuple[Place, ...]:
+        """All of its nodes, in graph order."""
+        return tuple(self.roles.values())
+
+    @property
+    def place(self) -> Place:
+        """The last of its nodes, where the new ones stand.
+
+        All that they read is computed before it, and all that reads their output stands behind it.
+        """
+        return max(self.roles.values())
+
+    @property
+    def name(self) -> str:
+        """That of its anchor."""
+        return self.anchor.name
+
+    @property
+    def op_type(self) -> OpType:
+        """That of its anchor."""
+        return self.anchor.op_type
+
+    @property
+    def conv(self) -> Conv:
+        """The geometry of its anchor."""
+        return self.anchor.conv
+
+    @property
+    def dtype(self) -> str:
+        """That of its anchor's weight."""
+        return self.anchor.dtype
+
+    @property
+    def where(self) -> str:
+        """The graph or function that holds its nodes, in words."""
+        return self.anchor.where
+
+    @property
+    def input_size(self) -> tuple[int, ...] | None:
+        """Spatial sizes of its anchor's input."""
+        return self.anchor.input_size
+
+    @property
+    def batch(self) -> int | None:
+        """The batch of its anchor's input."""
+        return self.anchor.batch
+
+
+Match = ConvSite | BlockMatch
+"""What a mode may replace."""
 
 
 @dataclass(frozen=True)

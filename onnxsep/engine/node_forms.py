@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import singledispatch
 from typing import Any
 
-from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.matches import Match
 from onnxsep.errors import PassError
 from onnxsep.layers.conv import Conv
-from onnxsep.layers.layer import ConvLayer
+from onnxsep.layers.layer import AddLayer, ChannelPadLayer, ConvLayer, Layer
 
 ADD_BROADCASTS = 7  # below it Add and Gemm broadcast only where an attribute says so, and ONNX Runtime has neither
 GEMM_WITHOUT_BIAS = 11  # the first operator set in which Gemm's C may be left out
@@ -16,32 +17,65 @@ PADS_ARE_AN_INPUT = 11  # below it an attribute of Pad
 
 @dataclass(frozen=True)
 class Form:
-    """One node: operator and attributes, and whether its weight is stored as [in_channels, out_channels]."""
+    """One node: operator and attributes, and whether its weight is stored as [in_channels, out_channels].
+
+    ``integers`` are constant operands that follow the inputs, by the suffix of their names.
+    """
 
     op_type: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
     transposed: bool = False
+    integers: Mapping[str, list[int]] = field(default_factory=dict)
 
 
-def weighted_form(site: ConvSite, layer: ConvLayer, opset: int) -> Form:
-    """The node of a layer with a weight: a Conv for a Conv, and for a Gemm or MatMul the same again.
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a layer is written: in place of what, in which operator set, and the channels that it reads."""
 
-    The weight of a Gemm keeps the orientation of the one that it replaces.
+    match: Match
+    opset: int
+    channels: int
+
+
+@singledispatch
+def node_form(layer: Layer, around: Surroundings) -> Form:
+    """The node of a layer.
 
     Raises:
-        PassError: a Gemm or MatMul would need several groups.
+        PassError: a Gemm or MatMul would need several groups, or nothing here can write such a layer.
     """
-    if site.op_type == "Conv":
-        return Form("Conv", conv_attributes(layer.conv))
-    if layer.conv.group > 1 or layer.conv.dims:
-        what = "a grouped product" if layer.conv.group > 1 else "a convolution"
-        raise PassError(f"{site.op_type} {site.name!r} cannot be replaced by {what} (layer {layer.name!r})")
-    if site.op_type == "MatMul" or not (layer.conv.bias or opset >= GEMM_WITHOUT_BIAS):
+    raise PassError(f"{type(layer).__name__} {layer.name!r}: there is no node for such a layer")
+
+
+@node_form.register
+def _(layer: AddLayer, around: Surroundings) -> Form:
+    # ONNX Runtime has no Add below 7, but Sum.
+    return Form("Add" if around.opset >= ADD_BROADCASTS else "Sum")
+
+
+@node_form.register
+def _(layer: ChannelPadLayer, around: Surroundings) -> Form:
+    pads = channel_pads(around.match.conv.dims, around.channels, layer.channels)
+    if around.opset < PADS_ARE_AN_INPUT:
+        return Form("Pad", {"pads" if around.opset > 1 else "paddings": pads})
+    return Form("Pad", integers={"pads": pads})
+
+
+@node_form.register
+def _(layer: ConvLayer, around: Surroundings) -> Form:
+    """A Conv for a Conv, and for a Gemm or MatMul the same again; a Gemm's weight keeps its orientation."""
+    match, conv, opset = around.match.anchor, layer.conv, around.opset
+    if match.op_type == "Conv":
+        return Form("Conv", conv_attributes(conv))
+    if conv.group > 1 or conv.dims:
+        what = "a grouped product" if conv.group > 1 else "a convolution"
+        raise PassError(f"{match.op_type} {match.name!r} cannot be replaced by {what} (layer {layer.name!r})")
+    if match.op_type == "MatMul" or not (conv.bias or opset >= GEMM_WITHOUT_BIAS):
         return Form("MatMul", transposed=True)
-    attributes = {} if site.transposed else {"transB": 1}
+    attributes = {} if match.transposed else {"transB": 1}
     if opset < ADD_BROADCASTS:
         attributes["broadcast"] = 1
-    return Form("Gemm", attributes, site.transposed)
+    return Form("Gemm", attributes, match.transposed)
 
 
 def channel_pads(dims: int, before: int, after: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Verification piece by piece: the new nodes that stand for each Conv, against that Conv, on random input of their own.
+"""Verification piece by piece: the new nodes of each match against the old ones, on random input of their own.
 
 The pieces are cut out of the source and the result as they are, weights and bias included, so what is compared is what
 will be saved. It needs memory for one Conv at a time, so it works where the whole model is too large to run twice.
@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxsep.engine.matches import ConvSite
-from onnxsep.engine.planning import Replacement
-from onnxsep.engine.sites import Sites, read_weight
-from onnxsep.graph.constants import find_constant
+from onnxsep.engine.matches import ConvSite, Match
+from onnxsep.engine.replacements import Replacement
+from onnxsep.engine.sites import Sites
+from onnxsep.graph.constants import find_constant, read_constant
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.graph.places import Place
-from onnxsep.graph.scopes import Scope, opset_imports, scopes
+from onnxsep.graph.scopes import Scope, opset_version, scopes
 from onnxsep.graph.view import ONNX_TYPES, build_tensor
 from onnxsep.model.io import Model, read_tensor
 from onnxsep.options.progress import Progress
@@ -26,7 +26,7 @@ from onnxsep.running.runtime import RuntimeOptions
 
 MAX_SIZE = 64  # along each axis; a piece behaves alike at any size that holds its kernel
 ROWS = 64  # of the input of a Gemm or MatMul; each is treated alike
-_OPSETS = 7, 11  # every runtime runs these, and what is in a piece means the same from 11 on
+_OPSETS = 7, 11  # every runtime runs these, and what is in the piece of a Conv means the same from 11 on
 
 
 def compare_pieces(
@@ -40,7 +40,7 @@ def compare_pieces(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Comparison]:
-    """Compare the nodes that replaced each Conv with the Conv, in the order of ``replacements``.
+    """Compare the nodes that replaced each match with those of the match, in the order of ``replacements``.
 
     Args:
         source: the original.
@@ -59,14 +59,15 @@ def compare_pieces(
     comparisons = []
     new_scopes = scopes(result.proto)
     for number, replacement in enumerate(replacements):
-        site = replacement.site
-        scope, index = site.place
-        conv = sites.scopes[scope].body.node[index]
-        values = read_weight(source, sites, site).astype(STORED_TYPES[site.dtype])
-        weight = build_tensor(conv.input[1], np.ascontiguousarray(values.T) if site.transposed else values)
+        site, scope = replacement.site, replacement.site.place[0]
+        old = [sites.scopes[scope].body.node[index] for _, index in site.nodes]
+        weights = {
+            constant.name: build_tensor(constant.name, read_constant(source, sites.scopes, constant))
+            for constant in replacement.replaced
+        }
         names = set(made[site.place])
         nodes = [node for node in new_scopes[scope].body.node if names.intersection(node.output)]
-        original = _piece(source, sites.scopes, site, [conv], {weight.name: weight})
+        original = _piece(source, sites.scopes, site, old, weights)
         replaced = _piece(result, new_scopes, site, nodes, {})
         feeds = {
             value.name: _random(site, [dim.dim_value for dim in value.type.tensor_type.shape.dim], seed)
@@ -79,21 +80,21 @@ def compare_pieces(
     return comparisons
 
 
-def piece_size(site: ConvSite) -> tuple[int, ...]:
+def piece_size(site: Match) -> tuple[int, ...]:
     """Spatial sizes for a piece: those of the model up to ``MAX_SIZE``, but no smaller than the dilated kernel."""
     windows = [(k - 1) * d + 1 for k, d in zip(site.conv.kernel_shape, site.conv.dilations, strict=True)]
     known = site.input_size or tuple(window + 8 for window in windows)
     return tuple(min(size, max(MAX_SIZE, window)) for size, window in zip(known, windows, strict=True))
 
 
-def piece_shape(site: ConvSite) -> tuple[int, ...]:
+def piece_shape(site: Match) -> tuple[int, ...]:
     """Shape of the input of a piece: one image, or some rows for a Gemm or MatMul."""
     if site.op_type != "Conv":
         return ROWS, site.conv.in_channels
     return 1, site.conv.in_channels, *piece_size(site)
 
 
-def _random(site: ConvSite, shape: Sequence[int], seed: int) -> NDArray[np.generic]:
+def _random(site: Match, shape: Sequence[int], seed: int) -> NDArray[np.generic]:
     values = np.random.default_rng(seed).standard_normal(tuple(shape), dtype=np.float32)
     return values.astype(STORED_TYPES[site.dtype])
 
@@ -101,13 +102,13 @@ def _random(site: ConvSite, shape: Sequence[int], seed: int) -> NDArray[np.gener
 def _piece(
     model: Model,
     all_scopes: Sequence[Scope],
-    site: ConvSite,
+    site: Match,
     nodes: Sequence[onnx.NodeProto],
     weights: Mapping[str, onnx.TensorProto],
 ) -> Model:
     """A model of some nodes alone, with the constants that they use.
 
-    Its inputs are the Conv's input and, where it is not constant, the Conv's bias.
+    Its inputs are the match's input and, where it is not constant, a Conv's bias.
     """
     conv, kind = site.conv, ONNX_TYPES[site.dtype]
     initializers = dict(weights)
@@ -126,8 +127,8 @@ def _piece(
     output = onnx.helper.make_tensor_value_info(nodes[-1].output[0], kind, None)
     graph = onnx.helper.make_graph(list(nodes), "piece", inputs, [output], list(initializers.values()))
     # It may have no bfloat16, but neither has the runtime: a float32 copy is what will run.
-    imports = opset_imports(model.proto, all_scopes, site.place[0])
-    opset = min((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), default=_OPSETS[0])
-    opset = min(max(opset, _OPSETS[0]), _OPSETS[1])
+    opset = max(opset_version(model.proto, all_scopes, site.place[0]), _OPSETS[0])
+    if isinstance(site, ConvSite):
+        opset = min(opset, _OPSETS[1])
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
     return Model(proto)

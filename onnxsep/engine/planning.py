@@ -1,18 +1,20 @@
 """Deciding what becomes of every Conv: which are replaced, at which rank, and why the others are left alone."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from onnxsep.algebra.linalg import Array
-from onnxsep.engine.matches import ConvSite, Rejected
-from onnxsep.errors import FactorizationError, OnnxsepError, PassError, spelled
+from onnxsep.engine.matches import BlockMatch, ConvSite, Match, Rejected
+from onnxsep.engine.replacements import BlockReplacement, ConvReplacement, Replacement
+from onnxsep.errors import FactorizationError, OnnxsepError, OptionError, PassError, spelled
 from onnxsep.graph.places import Constant, Place
-from onnxsep.layers.layer import INPUT, ConvLayer, Layer, macs, parameters, relative_macs
+from onnxsep.layers.layer import INPUT, ConvLayer, relative_macs
 from onnxsep.layers.rank import Rank, RankPolicy
-from onnxsep.modes.base import Mode, factor_shapes
+from onnxsep.modes.base import AnyMode, Mode
+from onnxsep.modes.block import BlockMode
 from onnxsep.modes.ranks import choose_rank
 from onnxsep.options.patterns import check_patterns, left_out
 
@@ -42,33 +44,20 @@ class Options:
 class Assignment:
     """What is wanted of one Conv."""
 
-    mode: Mode
+    mode: AnyMode
     options: Options
 
 
-@dataclass(frozen=True)
-class Replacement:
-    """The plan for one Conv that will be replaced."""
+def check_ranks(mode: AnyMode, rank: RankPolicy | Rank, round_ranks: int) -> None:
+    """Refuse a rank for a mode that has none.
 
-    site: ConvSite
-    mode: Mode
-    rank: Rank
-    layers: tuple[Layer, ...]
-    exact: bool  # at full rank, so that the result must equal the original
-    notes: tuple[str, ...] = ()
-    new_bias: bool = False  # the bias is fitted too, and not the source's own tensor
-    init: str = "svd"  # how its factors are found
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the replacement, weights and bias."""
-        return parameters(self.layers)
-
-    @property
-    def macs(self) -> int | None:
-        """MACs of the replacement; None where the input's size is not known."""
-        size = self.site.input_size
-        return None if size is None else (self.site.batch or 1) * macs(self.layers, size)
+    Raises:
+        OptionError: there is one.
+    """
+    if isinstance(mode, BlockMode) and (str(rank) != "paper" or round_ranks):
+        raise OptionError(
+            f"mode {mode.name} has no rank to choose; leave {spelled('round_ranks' if round_ranks else 'rank')} out"
+        )
 
 
 @dataclass
@@ -79,8 +68,13 @@ class Plan:
 
     @property
     def replacements(self) -> list[Replacement]:
-        """The Convs that are replaced."""
+        """What is replaced."""
         return [row for row in self.rows if isinstance(row, Replacement)]
+
+    @property
+    def convs(self) -> list[ConvReplacement]:
+        """The Convs among these: what can be fitted to data."""
+        return [row for row in self.rows if isinstance(row, ConvReplacement)]
 
     def annotate(self, notes: Mapping[Place, str]) -> None:
         """Add a note to the replacements at these places."""
@@ -89,13 +83,14 @@ class Plan:
                 self.rows[number] = replace(row, notes=(*row.notes, notes[row.site.place]))
 
 
-def site_macs(site: ConvSite) -> int | None:
-    """MACs of the Conv itself, for the batch of the model (1 where it is free); None where sizes are not known."""
+def site_macs(site: Match) -> int | None:
+    """MACs of the Conv, or of a block's anchor, for the batch of the model (1 where it is free); None: not known."""
     return None if site.input_size is None else (site.batch or 1) * site.conv.macs(site.input_size)
 
 
-def reject(site: ConvSite, reason: str) -> Rejected:
-    """Leave a Conv alone."""
+def reject(match: Match, reason: str) -> Rejected:
+    """Leave a Conv alone, or the nodes that have grown from one."""
+    site = match.anchor
     return Rejected(site.name, site.op_type, site.where, reason, site.place, site)
 
 
@@ -107,12 +102,12 @@ def refusal(site: ConvSite, mode: Mode) -> str | None:
 
 
 def make_plan(
-    found: Iterable[ConvSite | Rejected], mode: Mode, options: Options, read: Callable[[ConvSite], Array]
+    found: Iterable[Match | Rejected], mode: AnyMode, options: Options, read: Callable[[ConvSite], Array]
 ) -> Plan:
-    """Choose a rank for every Conv that the mode accepts and for which it pays.
+    """Choose a rank for every Conv that the mode accepts and for which it pays; or take every match of a block mode.
 
     Args:
-        found: as ``onnxsep.engine.sites.find_sites`` gives them.
+        found: as ``onnxsep.engine.sites.find_sites`` gives them, or ``onnxsep.engine.blocks.find_blocks``.
         mode: the mode.
         options: the user's choices.
         read: gives the weight of a site; called only where the rank depends on it (``energy=``).
@@ -129,8 +124,8 @@ def make_plan(
 
 
 def plan_assigned(
-    found: Iterable[ConvSite | Rejected],
-    assigned: Callable[[ConvSite], Assignment | str],
+    found: Iterable[Match | Rejected],
+    assigned: Callable[[Match], Assignment | str],
     read: Callable[[ConvSite], Array],
 ) -> Plan:
     """Choose a rank for every Conv by what is wanted of that one.
@@ -153,7 +148,7 @@ def plan_assigned(
 
 
 @contextmanager
-def naming(mode: Mode, name: str) -> Iterator[None]:
+def naming(mode: AnyMode, name: str) -> Iterator[None]:
     """A mode may come from anywhere and raise anything: say which one, and at which Conv.
 
     Raises:
@@ -167,15 +162,15 @@ def naming(mode: Mode, name: str) -> Iterator[None]:
         raise PassError(f"mode {mode.name}, Conv {name!r}: {type(error).__name__}: {error}") from error
 
 
-def _decide(item: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSite], Array]) -> Replacement | Rejected:
+def _decide(item: Match, mode: AnyMode, options: Options, read: Callable[[ConvSite], Array]) -> Replacement | Rejected:
+    if isinstance(item, BlockMatch):
+        assert isinstance(mode, BlockMode), "matches of several nodes are those of block modes"
+        return _decide_block(item, mode, options)
+    assert isinstance(mode, Mode)
     reason = (
         refusal(item, mode)
         or left_out(item.name, options.only, options.skip)
-        or (
-            f"made by onnxsep (mode {item.made_by}); {spelled('recurse', True)} splits it again"
-            if _finished(item, options)
-            else None
-        )
+        or (_again(item.made_by) if _finished(item, options) else None)
         or (_first(item) if _kept(item, options) else None)
     )
     if reason:
@@ -185,6 +180,23 @@ def _decide(item: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSi
         return candidate
     reason = does_not_pay(candidate)
     return reject(item, f"does not pay: {reason} ({spelled('force', True)})") if reason else candidate
+
+
+def _decide_block(match: BlockMatch, mode: BlockMode, options: Options) -> Replacement | Rejected:
+    """A block mode itself says when it pays, and first Convs are like others to it."""
+    reason = (
+        left_out(match.name, options.only, options.skip)
+        or mode.accepts(match.block)
+        or (_again(mode.name) if match.again and not options.recurse else None)
+    )
+    if reason:
+        return reject(match, reason)
+    notes = (f"with {match.company}", *(() if match.input_size is not None else (SIZES_UNKNOWN,)))
+    return BlockReplacement(match, mode, (), mode.layers(match.block), mode.exact, notes)
+
+
+def _again(made_by: str) -> str:
+    return f"made by onnxsep (mode {made_by}); {spelled('recurse', True)} splits it again"
 
 
 def _finished(site: ConvSite, options: Options) -> bool:
@@ -199,7 +211,9 @@ def _kept(site: ConvSite, options: Options) -> bool:
     return site.first and not options.include_first
 
 
-def choose(site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSite], Array]) -> Replacement | Rejected:
+def choose(
+    site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSite], Array]
+) -> ConvReplacement | Rejected:
     """The replacement of one Conv at the rank that the policy gives, whether it pays or not.
 
     Rejected where no rank satisfies the policy, or the weight that it depends on cannot be used.
@@ -217,7 +231,7 @@ def choose(site: ConvSite, mode: Mode, options: Options, read: Callable[[ConvSit
         notes += (SIZES_UNKNOWN,)
     if not site.stored:
         notes += ("its weight was computed by an expression of constants; the factors are stored",)
-    return Replacement(site, mode, rank, layers, mode.is_exact(site.conv, rank), notes, new_bias, options.init)
+    return ConvReplacement(site, mode, rank, layers, mode.is_exact(site.conv, rank), notes, new_bias, options.init)
 
 
 def takes_new_bias(site: ConvSite) -> bool:
@@ -227,7 +241,7 @@ def takes_new_bias(site: ConvSite) -> bool:
     return in_main_graph(site) and (site.bias is not None or not site.conv.bias)
 
 
-def in_main_graph(site: ConvSite) -> bool:
+def in_main_graph(site: Match) -> bool:
     """Whether the Conv runs once for each input; those in nested graphs and functions may not run, or run often."""
     return site.place[0] == 0
 
@@ -244,7 +258,7 @@ def mac_ratio(candidate: Replacement) -> Fraction:
 
 def does_not_pay(candidate: Replacement) -> str | None:
     """Why a replacement costs more than it saves: its parameters do not fall, or its MACs rise. None if it pays."""
-    site, before, after = candidate.site, candidate.site.conv.parameters, candidate.parameters
+    site, before, after = candidate.site, candidate.site.parameters, candidate.parameters
     if after >= before:
         return f"{before:,} -> {after:,} parameters"
     ratio = mac_ratio(candidate)
@@ -261,7 +275,7 @@ def settle_shared(plan: Plan) -> None:
     users: dict[Constant, list[int]] = defaultdict(list)
     for number, row in enumerate(plan.rows):
         if row.site is not None:
-            users[row.site.weight].append(number)
+            users[row.site.anchor.weight].append(number)
     for numbers in users.values():
         rows = [plan.rows[number] for number in numbers]
         replaced = [row for row in rows if isinstance(row, Replacement)]
@@ -274,22 +288,16 @@ def settle_shared(plan: Plan) -> None:
 
 def _shared_reason(rows: Sequence[Replacement | Rejected], replaced: Sequence[Replacement]) -> str | None:
     kept = [f"Conv {row.name!r}, which is left alone" for row in rows if isinstance(row, Rejected)]
-    stay = (*replaced[0].site.pinned, *kept)
+    site = replaced[0].site.anchor
+    stay = (*site.pinned, *kept)
     if stay:
         return f"its weight stays, for it is also used by {stay[0]}"
-    forms = {factor_key(row): row for row in replaced}
-    bias = replaced[0].site.conv.parameters - replaced[0].site.conv.weight_size
+    forms = {row.key: row for row in replaced}
+    bias = site.conv.parameters - site.conv.weight_size
     factors = sum(form.parameters - bias for form in forms.values())
-    if len(forms) > 1 and factors >= replaced[0].site.conv.weight_size:
+    if len(forms) > 1 and factors >= site.conv.weight_size:
         return f"its weight is shared and would need {len(forms)} different sets of factors"
     return None
-
-
-def factor_key(replacement: Replacement) -> Hashable:
-    """What the factors depend on: replacements with equal keys have the same factors and share them."""
-    shapes = tuple(factor_shapes(replacement.layers))
-    site = replacement.site
-    return (site.weight, site.transposed, site.conv.group, replacement.mode.name, replacement.rank, shapes)
 
 
 def drop(plan: Plan, replacement: Replacement, reason: str) -> None:

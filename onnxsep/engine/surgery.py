@@ -1,11 +1,11 @@
-"""Putting new nodes into the source model, in place of Convs, and taking out weights that nothing uses any more.
+"""Putting new nodes into the source model, in place of matches, and taking out constants that nothing uses any more.
 
 Everything else in the model stays the source's own proto.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +14,16 @@ import onnx
 from onnx import numpy_helper
 
 from onnxsep.engine.factors import Factorized
-from onnxsep.engine.node_forms import ADD_BROADCASTS, PADS_ARE_AN_INPUT, Form, channel_pads, weighted_form
-from onnxsep.engine.planning import Replacement, factor_key
+from onnxsep.engine.node_forms import Form, Surroundings, node_form
+from onnxsep.engine.replacements import ConvReplacement, Replacement
 from onnxsep.engine.sites import METADATA_PREFIX
 from onnxsep.graph.index import Index
 from onnxsep.graph.new_names import Names
 from onnxsep.graph.places import Constant, Place
-from onnxsep.graph.scopes import Scope, display_name, opset_imports, scopes
+from onnxsep.graph.scopes import Scope, display_name, opset_version, scopes
 from onnxsep.graph.shapes import stub
 from onnxsep.graph.view import ONNX_TYPES, NewNode, build_nodes, build_tensor
-from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, channels
+from onnxsep.layers.layer import INPUT, channels
 
 INITIALIZERS_ARE_INPUTS = 3  # up to this IR version every initialiser is listed among the graph's inputs
 
@@ -39,18 +39,18 @@ class Edit:
     removed_weights: list[str] = field(default_factory=list)
     removed_inputs: list[str] = field(default_factory=list)
     made: dict[Place, tuple[str, ...]] = field(default_factory=dict)
-    """For the place of each replaced Conv the tensors that the new nodes compute; they stand in the same scope."""
+    """For the place of each replaced match the tensors that the new nodes compute; they stand in the same scope."""
 
 
-def replace_convs(
+def replace_matches(
     model: onnx.ModelProto, replacements: Sequence[Replacement], factors: Mapping[Place, Factorized] | None
 ) -> Edit:
-    """Replace Convs in ``model``, which is changed.
+    """Replace Convs and blocks in ``model``, which is changed.
 
     Args:
         model: a model of the same structure as the one that the sites were found in.
         replacements: the plan's replacements.
-        factors: the weights, and the bias where it is new, for the place of each replaced Conv; None where only the
+        factors: the weights, and the bias where it is new, for the place of each match; None where only the
             structure is wanted, which then gets tensors without data (``onnxsep.graph.shapes``).
     """
     return _Surgeon(model, factors).run(replacements)
@@ -65,17 +65,20 @@ class _Surgeon:
         self._index = Index(model, self._scopes)
         self._new_nodes: dict[Place, list[onnx.NodeProto]] = {}  # in place of these nodes
         self._after: dict[Place, list[onnx.NodeProto]] = {}  # right behind these nodes
-        self._factor_names: dict[Any, list[str]] = {}
+        self._factor_names: dict[Hashable, dict[tuple[str, str], str]] = {}
 
     def run(self, replacements: Sequence[Replacement]) -> Edit:
-        for replacement in replacements:
-            place = replacement.site.place
-            self._new_nodes[place] = self._build(replacement)
-            self._edit.made[place] = tuple(node.output[0] for node in self._new_nodes[place])
-        # Only now do the old weights lose their users, so only now can places shift.
-        replaced = {replacement.site.weight: None for replacement in replacements}
-        replaced |= {row.site.bias: None for row in replacements if row.new_bias and row.site.bias}
         orphans: dict[int, set[str]] = defaultdict(set)
+        for replacement in replacements:
+            match = replacement.site
+            for place in match.nodes:
+                self._new_nodes[place] = []
+                if place != match.place:  # what is said about its outputs goes with it
+                    orphans[place[0]].update(self._node(place).output)
+            self._new_nodes[match.place] = self._build(replacement)
+            self._edit.made[match.place] = tuple(node.output[0] for node in self._new_nodes[match.place])
+        # Only now do the old weights lose their users, so only now can places shift.
+        replaced = dict.fromkeys(constant for replacement in replacements for constant in replacement.replaced)
         for owner, name in self._orphans(replaced):
             orphans[owner].add(name)
         changed: dict[int, set[int]] = defaultdict(set)
@@ -89,45 +92,37 @@ class _Surgeon:
         return self._edit
 
     def _build(self, replacement: Replacement) -> list[onnx.NodeProto]:
-        site = replacement.site
-        scope = self._scopes[site.place[0]]
-        node = scope.body.node[site.place[1]]
-        opset = self._opset(scope)
+        match = replacement.site
+        scope = self._scopes[match.place[0]]
+        node = self._node(match.anchor.place)
+        output = self._node(match.place).output[0]
+        opset, counts = (
+            opset_version(self._model, self._scopes, scope.index),
+            channels(replacement.layers, match.conv.in_channels),
+        )
         forms = {
-            layer.name: weighted_form(site, layer, opset)
+            layer.name: node_form(layer, Surroundings(match, opset, counts[layer.sources[0]]))
             for layer in replacement.layers
-            if isinstance(layer, ConvLayer)
         }
-        weights = iter(self._weights(replacement, node.output[0], list(forms.values())))
-        tensors, counts = {INPUT: node.input[0]}, channels(replacement.layers, site.conv.in_channels)
+        weights = self._weights(replacement, output, forms)
+        tensors = {INPUT: node.input[0]}
         last = replacement.layers[-1]
         built: list[onnx.NodeProto] = []
         for layer in replacement.layers:
-            tensor = node.output[0] if layer is last else self._names.tensor(scope, f"{node.output[0]}_{layer.name}")
+            tensor = output if layer is last else self._names.tensor(scope, f"{output}_{layer.name}")
             tensors[layer.name] = tensor
             name = self._names.node(f"{display_name(node)}_{layer.name}")
-            if isinstance(layer, AddLayer):
-                # ONNX Runtime has no Add below 7, but Sum.
-                adder = "Add" if opset >= ADD_BROADCASTS else "Sum"
-                new = NewNode(adder, name, [tensors[name] for name in layer.inputs], tensor, {})
-            elif isinstance(layer, ChannelPadLayer):
-                pads = channel_pads(site.conv.dims, counts[layer.input], layer.channels)
-                if opset < PADS_ARE_AN_INPUT:
-                    attribute = "pads" if opset > 1 else "paddings"
-                    new = NewNode("Pad", name, [tensors[layer.input]], tensor, {attribute: pads})
-                else:
-                    given = numpy_helper.from_array(
-                        np.array(pads, np.int64), self._names.tensor(scope, f"{tensor}_pads")
-                    )
-                    built.append(_constant_node(given, self._names.node(given.name)))
-                    new = NewNode("Pad", name, [tensors[layer.input], given.name], tensor, {})
-            else:
-                inputs = [tensors[layer.input], next(weights)]
-                if layer.conv.bias:
-                    inputs.append(self._bias(replacement, node.output[0]) if replacement.new_bias else node.input[2])
-                form = forms[layer.name]
-                new = NewNode(form.op_type, name, inputs, tensor, dict(form.attributes))
-            built += build_nodes([new])
+            form = forms[layer.name]
+            inputs = [tensors[source] for source in layer.sources]
+            for kind, _ in layer.tensors:
+                inputs.append(weights.get((layer.name, kind)) or self._bias(replacement, node, output))
+            for suffix, integers in form.integers.items():
+                given = numpy_helper.from_array(
+                    np.array(integers, np.int64), self._names.tensor(scope, f"{tensor}_{suffix}")
+                )
+                built.append(_constant_node(given, self._names.node(given.name)))
+                inputs.append(given.name)
+            built += build_nodes([NewNode(form.op_type, name, inputs, tensor, dict(form.attributes))])
         for proto in built:
             _carry(node, proto, self._metadata(replacement))
         if node.doc_string:
@@ -136,42 +131,51 @@ class _Surgeon:
 
     def _metadata(self, replacement: Replacement) -> dict[str, str]:
         """What new nodes say about themselves."""
-        source = display_name(self._node(replacement.site.place))
-        made = {"mode": replacement.mode.name, "rank": "x".join(map(str, replacement.rank)), "source": source}
+        mode, match = replacement.mode, replacement.site
+        source = display_name(self._node(match.anchor.place))
+        if isinstance(replacement, ConvReplacement):
+            rank = "x".join(map(str, replacement.rank))
+            made = {"mode": mode.name, "rank": rank, "source": source}
+        elif replacement.mode.finished:
+            made = {"mode": mode.name, "source": source}
+        else:
+            made = {mode.name: ", ".join(display_name(self._node(place)) for place in match.nodes), "source": source}
         return {METADATA_PREFIX + key: value for key, value in made.items()}
 
-    def _opset(self, scope: Scope) -> int:
-        """The version of ONNX's own operators that holds in a scope; the lower one where it is given twice."""
-        imports = opset_imports(self._model, self._scopes, scope.index)
-        return min((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), default=1)
+    def _weights(self, replacement: Replacement, output: str, forms: Mapping[str, Form]) -> dict[tuple[str, str], str]:
+        """Names of the tensors that were computed, by layer and name in it.
 
-    def _weights(self, replacement: Replacement, output: str, forms: Sequence[Form]) -> list[str]:
-        """Names of the factors; they are stored once, in the form and the place of the weight that they replace."""
-        key = factor_key(replacement), tuple(form.transposed for form in forms)
+        They are stored once, in the form and the place of the weight that they replace.
+        """
+        transposed = [kind == "weight" and forms[layer].transposed for layer, kind, _ in replacement.tensors]
+        key = replacement.key, tuple(transposed)
         if key in self._factor_names:
             return self._factor_names[key]
-        scope = self._scopes[replacement.site.weight.scope]
-        convs = [layer for layer in replacement.layers if isinstance(layer, ConvLayer)]
-        names = [self._names.tensor(scope, f"{output}_{layer.name}_weight") for layer in convs]
+        site = replacement.site.anchor
+        scope = self._scopes[site.weight.scope]
+        names = [self._names.tensor(scope, f"{output}_{layer}_{kind}") for layer, kind, _ in replacement.tensors]
         if self._factors is None:
-            kind = ONNX_TYPES[replacement.site.dtype]
-            shapes = [layer.conv.weight_shape for layer in convs]
-            shapes = [shape[::-1] if form.transposed else shape for shape, form in zip(shapes, forms, strict=True)]
-            tensors = [stub(name, kind, shape) for name, shape in zip(names, shapes, strict=True)]
+            shapes = (
+                shape[::-1] if turned else shape
+                for (*_, shape), turned in zip(replacement.tensors, transposed, strict=True)
+            )
+            tensors = [stub(name, ONNX_TYPES[site.dtype], shape) for name, shape in zip(names, shapes, strict=True)]
         else:
-            arrays = self._factors[replacement.site.place].arrays
-            arrays = [
-                np.ascontiguousarray(array.T) if form.transposed else array
-                for array, form in zip(arrays, forms, strict=True)
-            ]
+            arrays = (
+                np.ascontiguousarray(array.T) if turned else array
+                for array, turned in zip(self._factors[replacement.site.place].arrays, transposed, strict=True)
+            )
             tensors = [build_tensor(name, array) for name, array in zip(names, arrays, strict=True)]
         self._store(tensors, replacement)
-        self._factor_names[key] = names
-        return names
+        named = {(layer, kind): name for (layer, kind, _), name in zip(replacement.tensors, names, strict=True)}
+        self._factor_names[key] = named
+        return named
 
-    def _bias(self, replacement: Replacement, output: str) -> str:
-        """The name of the fitted bias, which is stored like the factors; every Conv has its own."""
-        site = replacement.site
+    def _bias(self, replacement: Replacement, node: onnx.NodeProto, output: str) -> str:
+        """The name of a Conv's bias: the source's own, or the fitted one, which every Conv has for itself."""
+        if not replacement.new_bias:
+            return node.input[2]
+        site = replacement.site.anchor
         name = self._names.tensor(self._scopes[site.weight.scope], f"{output}_bias")
         if self._factors is None:
             tensor = stub(name, ONNX_TYPES[site.dtype], (site.conv.out_channels,))
@@ -184,7 +188,7 @@ class _Surgeon:
 
     def _store(self, tensors: Sequence[onnx.TensorProto], replacement: Replacement) -> None:
         """Put new weights where the old one is: beside the initialiser, or behind the Constant node."""
-        weight = replacement.site.weight
+        weight = replacement.site.anchor.weight
         scope = self._scopes[weight.scope]
         if scope.kind == "main":
             self._edit.new_weights.extend(tensor.name for tensor in tensors)
@@ -202,7 +206,7 @@ class _Surgeon:
                 scope.body.input.extend(_as_input(tensor) for tensor in tensors)
 
     def _orphans(self, weights: Iterable[Constant]) -> set[tuple[int, str]]:
-        """(scope, name) of the replaced weights, and of what only they were made of, that nothing uses any more."""
+        """(scope, name) of the replaced constants, and of what only they were made of, that nothing uses any more."""
         changes: Counter[tuple[int, str]] = Counter()
         for place, nodes in self._new_nodes.items():
             changes.subtract(self._owned(place[0], self._node(place).input))

@@ -140,6 +140,12 @@ def opset_imports(model: onnx.ModelProto, all_scopes: Sequence[Scope], scope: in
     return body.opset_import if isinstance(body, onnx.FunctionProto) else model.opset_import
 
 
+def opset_version(model: onnx.ModelProto, all_scopes: Sequence[Scope], scope: int) -> int:
+    """The version of ONNX's own operators that holds in a scope: the lower one where it is given twice."""
+    imports = opset_imports(model, all_scopes, scope)
+    return min((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), default=1)
+
+
 def initializer_names(scope: Scope) -> set[str]:
     """Names of the dense initialisers of a graph; empty for a function body, which cannot have any."""
     if isinstance(scope.body, onnx.FunctionProto):

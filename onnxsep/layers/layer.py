@@ -1,47 +1,129 @@
-"""The layers of a replacement, and their parameters and MACs."""
+"""The layers of a replacement, and their parameters and MACs.
+
+Each kind of layer is one class that says what it does to channels and sizes; how it is written as a node is said in
+``onnxsep.engine.node_forms``.
+"""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from onnxsep.layers.conv import Conv
 
-INPUT = "input"  # the name by which layers of a replacement refer to the input of the Conv that they replace
+INPUT = "input"  # the name by which layers of a replacement refer to the input of what they replace
 
 
 @dataclass(frozen=True)
-class ConvLayer:
-    """One Conv of a replacement. ``name`` becomes the suffix of its node, its output and its weight."""
+class Layer(ABC):
+    """One layer of a replacement. ``name`` becomes the suffix of its node, its output and its tensors."""
 
     name: str
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[str, ...]:
+        """What it reads: names of earlier layers, or ``INPUT``. All have the same spatial sizes."""
+
+    @property
+    def tensors(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """(name, shape) of each constant tensor that it computes with, in the order of its node's operands."""
+        return ()
+
+    @property
+    def parameters(self) -> int:
+        """Elements of its tensors."""
+        return sum(math.prod(shape) for _, shape in self.tensors)
+
+    @property
+    def stride(self) -> int:
+        """Positions of its input for each position of its output, far from the border."""
+        return 1
+
+    @property
+    def position_macs(self) -> int:
+        """MACs for each position of its output."""
+        return 0
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial sizes of its output for inputs of spatial sizes ``size``."""
+        return tuple(size)
+
+    def output_channels(self, channels: int) -> int:
+        """Channels of its output where its first source has ``channels``."""
+        return channels
+
+
+@dataclass(frozen=True)
+class ConvLayer(Layer):
+    """One Conv of a replacement."""
+
     input: str
     conv: Conv
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Its input."""
+        return (self.input,)
+
+    @property
+    def tensors(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The weight, and the bias where there is one."""
+        bias = (("bias", (self.conv.out_channels,)),) if self.conv.bias else ()
+        return (("weight", self.conv.weight_shape), *bias)
+
+    @property
+    def stride(self) -> int:
+        """The product of its strides."""
+        return math.prod(self.conv.strides)
+
+    @property
+    def position_macs(self) -> int:
+        """One for each element of the weight."""
+        return self.conv.weight_size
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """As the Conv's geometry gives it."""
+        return self.conv.output_size(size)
+
+    def output_channels(self, channels: int) -> int:
+        """Those of the Conv."""
+        return self.conv.out_channels
+
 
 @dataclass(frozen=True)
-class AddLayer:
+class AddLayer(Layer):
     """The element-wise sum of two earlier layers of the same shape; it has no parameters."""
 
-    name: str
     inputs: tuple[str, str]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The two summands."""
+        return self.inputs
 
 
 @dataclass(frozen=True)
-class ChannelPadLayer:
+class ChannelPadLayer(Layer):
     """The first ``channels`` channels of an earlier layer, or zeros behind them where it has fewer; no parameters."""
 
-    name: str
     input: str
     channels: int
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Its input."""
+        return (self.input,)
 
-Layer = ConvLayer | AddLayer | ChannelPadLayer
+    def output_channels(self, channels: int) -> int:
+        """Those that it is told to give."""
+        return self.channels
 
 
 def parameters(layers: Sequence[Layer]) -> int:
     """Parameters (weights and biases) of a replacement."""
-    return sum(layer.conv.parameters for layer in layers if isinstance(layer, ConvLayer))
+    return sum(layer.parameters for layer in layers)
 
 
 def macs(layers: Sequence[Layer], size: Sequence[int]) -> int:
@@ -49,11 +131,8 @@ def macs(layers: Sequence[Layer], size: Sequence[int]) -> int:
     sizes: dict[str, tuple[int, ...]] = {INPUT: tuple(size)}
     total = 0
     for layer in layers:
-        if isinstance(layer, ConvLayer):
-            total += layer.conv.macs(sizes[layer.input])
-            sizes[layer.name] = layer.conv.output_size(sizes[layer.input])
-        else:
-            sizes[layer.name] = sizes[layer.inputs[0] if isinstance(layer, AddLayer) else layer.input]
+        sizes[layer.name] = layer.output_size(sizes[layer.sources[0]])
+        total += math.prod(sizes[layer.name]) * layer.position_macs
     return total
 
 
@@ -61,10 +140,7 @@ def channels(layers: Sequence[Layer], in_channels: int) -> dict[str, int]:
     """The channels of the input and of every layer, by name."""
     found = {INPUT: in_channels}
     for layer in layers:
-        if isinstance(layer, ConvLayer):
-            found[layer.name] = layer.conv.out_channels
-        else:
-            found[layer.name] = found[layer.inputs[0]] if isinstance(layer, AddLayer) else layer.channels
+        found[layer.name] = layer.output_channels(found[layer.sources[0]])
     return found
 
 
@@ -73,9 +149,6 @@ def relative_macs(layers: Sequence[Layer]) -> Fraction:
     density: dict[str, Fraction] = {INPUT: Fraction(1)}
     total = Fraction(0)
     for layer in layers:
-        if isinstance(layer, ConvLayer):
-            density[layer.name] = density[layer.input] / math.prod(layer.conv.strides)
-            total += density[layer.name] * layer.conv.weight_size
-        else:
-            density[layer.name] = density[layer.inputs[0] if isinstance(layer, AddLayer) else layer.input]
+        density[layer.name] = density[layer.sources[0]] / layer.stride
+        total += density[layer.name] * layer.position_macs
     return total

@@ -19,10 +19,15 @@ from onnxsep.algebra.linalg import (
 from onnxsep.algebra.polyadic import compose, exact_rank, improved, orthogonal_terms, squared_errors
 from onnxsep.algebra.statistics import Statistics
 from onnxsep.errors import FactorizationError
+from onnxsep.graph.expressions import Const, Either, Op, Operand, Value
+from onnxsep.graph.index import Index
+from onnxsep.graph.matching import Pattern, Refusal
+from onnxsep.graph.places import Place
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
-from onnxsep.modes.base import NOTHING_TO_SEPARATE, Factors, Mode, Task, available_modes, get_mode
+from onnxsep.modes.base import NOTHING_TO_SEPARATE, Factors, Mode, Task, available_modes, conv_modes, get_mode
+from onnxsep.modes.block import Block, BlockMode, Operator
 from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_axes, summed
 
 __all__ = [
@@ -30,25 +35,38 @@ __all__ = [
     "NOTHING_TO_SEPARATE",
     "AddLayer",
     "Array",
+    "Block",
+    "BlockMode",
     "ChannelPadLayer",
+    "Const",
     "Conv",
     "ConvLayer",
+    "Either",
     "FactorizationError",
     "Factors",
     "Gram",
+    "Index",
     "Layer",
     "Mixed",
     "Mode",
     "Multilinear",
+    "Op",
+    "Operand",
+    "Operator",
+    "Pattern",
+    "Place",
     "Rank",
     "RankAxis",
+    "Refusal",
     "RowGram",
     "Statistics",
     "Task",
+    "Value",
     "available_modes",
     "axis_name",
     "balanced",
     "compose",
+    "conv_modes",
     "exact_rank",
     "get_mode",
     "half_rank",

@@ -1,9 +1,9 @@
 """What a mode is, and where modes are found.
 
-A mode says how one Conv becomes several layers. It is a class with a handful of small methods on plain arrays and
-geometry; matching, choosing ranks, counting, building nodes, sharing weights and verifying are the engine's work. The
-built-in modes live in ``passes/``, one file each, and enter by the same door as those of other packages: the
-entry-point group ``onnxsep.modes``.
+A Conv mode (``Mode``) says how one Conv becomes several layers, a block mode (``BlockMode``) how several nodes do. It
+is a class with a handful of small methods on plain arrays and geometry; matching, choosing ranks, counting, building
+nodes, sharing weights and verifying are the engine's work. The built-in modes live in ``passes/``, one file each, and
+enter by the same door as those of other packages: the entry-point group ``onnxsep.modes``.
 """
 
 from abc import ABC, abstractmethod
@@ -19,6 +19,7 @@ from onnxsep.errors import FactorizationError, ModeNotFoundError
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
+from onnxsep.modes.block import BlockMode
 from onnxsep.options.tomlfile import nearest
 
 ENTRY_POINT_GROUP = "onnxsep.modes"
@@ -125,9 +126,13 @@ class Mode(ABC):
         """The weight, in the shape of ``conv``'s, of the one Conv that equals the replacement with these factors."""
 
 
+AnyMode = Mode | BlockMode
+"""What ``--mode`` names."""
+
+
 @cache
-def _installed() -> dict[str, Mode]:
-    found: dict[str, Mode] = {}
+def _installed() -> dict[str, AnyMode]:
+    found: dict[str, AnyMode] = {}
     listed: dict[str, dict[str, EntryPoint]] = {}
     for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: (entry.name, entry.value)):
         listed.setdefault(entry_point.name, {})[entry_point.value] = entry_point
@@ -138,9 +143,11 @@ def _installed() -> dict[str, Mode]:
         (entry_point,) = places.values()
         try:
             mode = entry_point.load()()
-            if not isinstance(mode, Mode) or getattr(mode, "name", "") != name or not getattr(mode, "summary", ""):
-                raise TypeError(f"{entry_point.value} must give an onnxsep.Mode with the name {name!r} and a summary")
-        except Exception as error:  # one broken package must not take the other modes away; get_mode() tells why
+            named = getattr(mode, "name", "") == name and getattr(mode, "summary", "")
+            if not isinstance(mode, Mode | BlockMode) or not named:
+                what = "an onnxsep.Mode or onnxsep.BlockMode"
+                raise TypeError(f"{entry_point.value} must give {what} with the name {name!r} and a summary")
+        except Exception as error:  # one broken package must not take the other modes away; find_mode() tells why
             _broken()[name] = f"{type(error).__name__}: {error}"
             continue
         found[name] = mode
@@ -152,9 +159,14 @@ def _broken() -> dict[str, str]:
     return {}
 
 
-def available_modes() -> dict[str, Mode]:
+def available_modes() -> dict[str, AnyMode]:
     """All installed modes by name, in alphabetical order."""
     return dict(_installed())
+
+
+def conv_modes() -> dict[str, Mode]:
+    """The installed modes that take the place of one Conv each, by name."""
+    return {name: mode for name, mode in _installed().items() if isinstance(mode, Mode)}
 
 
 def broken_modes() -> dict[str, str]:
@@ -163,13 +175,13 @@ def broken_modes() -> dict[str, str]:
     return dict(_broken())
 
 
-def get_mode(mode: str | Mode) -> Mode:
-    """The mode of that name; a Mode object is returned as it is.
+def find_mode(mode: str | AnyMode) -> AnyMode:
+    """The mode of that name, of either kind; an object is returned as it is.
 
     Raises:
         ModeNotFoundError: no such mode is installed, or the package that brings it cannot be imported.
     """
-    if isinstance(mode, Mode):
+    if not isinstance(mode, str):
         return mode
     modes = _installed()
     if mode in modes:
@@ -179,6 +191,18 @@ def get_mode(mode: str | Mode) -> Mode:
     known = ", ".join(modes) or "none: is onnxsep installed? (entry points of group onnxsep.modes)"
     near = nearest(mode, modes)
     raise ModeNotFoundError(f"unknown mode {mode!r}{f'{near} The' if near else '; the'} installed modes are: {known}")
+
+
+def get_mode(mode: str | Mode) -> Mode:
+    """The Conv mode of that name; a Mode object is returned as it is.
+
+    Raises:
+        ModeNotFoundError: as for ``find_mode``, or it is a block mode.
+    """
+    found = find_mode(mode)
+    if isinstance(found, BlockMode):
+        raise ModeNotFoundError(f"{found.name!r} is a block mode, and a mode for one Conv is needed here")
+    return found
 
 
 def factor_shapes(layers: Sequence[Layer]) -> list[tuple[int, ...]]:

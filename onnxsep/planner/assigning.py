@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from onnxsep.calibration import Fitting
-from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.matches import ConvSite, Match, Rejected
 from onnxsep.engine.planning import Assignment, Options, naming, refusal
 from onnxsep.engine.sites import Sites
 from onnxsep.errors import OnnxsepError, OptionError
@@ -36,7 +36,7 @@ class Assigned:
     said: Mapping[Place, str]
     init: str
 
-    def __call__(self, site: ConvSite) -> Assignment | str:
+    def __call__(self, site: Match) -> Assignment | str:
         """What is wanted of a site."""
         return self.wanted.get(site.place, NOT_NAMED)
 

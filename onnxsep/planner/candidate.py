@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from onnxsep.engine.matches import ConvSite
-from onnxsep.engine.planning import Replacement, site_macs
+from onnxsep.engine.planning import site_macs
+from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.layers.rank import Rank
 from onnxsep.modes.base import Mode
 
@@ -32,7 +33,7 @@ class Candidate:
         return cls(match, None, (), match.conv.parameters, site_macs(match))
 
     @classmethod
-    def of(cls, row: Replacement) -> "Candidate":
+    def of(cls, row: ConvReplacement) -> "Candidate":
         """The form that a plan has chosen."""
         return cls(row.site, row.mode, row.rank, row.parameters, row.macs)
 

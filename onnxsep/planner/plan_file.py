@@ -27,7 +27,8 @@ from pathlib import Path
 
 from onnxsep._version import __version__
 from onnxsep.engine.matches import ConvSite, Rejected
-from onnxsep.engine.planning import Plan, Replacement
+from onnxsep.engine.planning import Plan
+from onnxsep.engine.replacements import BlockReplacement, ConvReplacement
 from onnxsep.errors import OptionError
 from onnxsep.graph.places import Place
 from onnxsep.layers.rank import Rank, RankPolicy
@@ -209,15 +210,24 @@ def plan_of(model: Model, plan: Plan, said: Mapping[Place, str]) -> PlanFile:
 
     Raises:
         ModelLoadError: Weights of the model cannot be read.
+        OptionError: It is that of a block mode, which a plan cannot name yet.
     """
+    blocks = sorted({row.mode.name for row in plan.replacements if isinstance(row, BlockReplacement)})
+    if blocks:
+        raise OptionError(
+            f"a plan says what becomes of single layers; {blocks[0]} is a block mode: give it as the mode"
+        )
     hashes = content_hashes(model)
     name = "" if model.path is None else printable(model.path.name)
-    keys = layer_keys([row if isinstance(row, Rejected) else row.site for row in plan.rows])
-    layers = tuple(_layer(row, keys, said) for row in plan.rows)
+    rows = [row for row in plan.rows if not isinstance(row, BlockReplacement)]
+    keys = layer_keys([row if isinstance(row, Rejected) else row.site for row in rows])
+    layers = tuple(_layer(row, keys, said) for row in rows)
     return PlanFile(layers, PlannedModel(name, hashes.graph, hashes.weights, len(layers)))
 
 
-def _layer(row: Replacement | Rejected, keys: Mapping[Place, tuple[str, str]], said: Mapping[Place, str]) -> LayerPlan:
+def _layer(
+    row: ConvReplacement | Rejected, keys: Mapping[Place, tuple[str, str]], said: Mapping[Place, str]
+) -> LayerPlan:
     if isinstance(row, Rejected):
         where, key = keys[row.place]
         return LayerPlan(key, where, left=row.reason)

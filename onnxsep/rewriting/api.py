@@ -16,7 +16,7 @@ from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import SIZES_UNKNOWN, Plan, in_main_graph
 from onnxsep.engine.sites import Sites, find_sites
 from onnxsep.engine.sparsity import dense_factor_notes
-from onnxsep.engine.surgery import Edit, replace_convs
+from onnxsep.engine.surgery import Edit, replace_matches
 from onnxsep.errors import FeedError, VerificationError, spelled
 from onnxsep.graph.ensure import ensure_valid
 from onnxsep.graph.places import Place
@@ -146,7 +146,7 @@ def rewrite(model: str | os.PathLike[str] | onnx.ModelProto | Model, options: Re
         calibration=fitted.report,
         notes=(
             *sites.notes,
-            *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in rows.replacements))),
+            *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in rows.convs))),
             *_size_notes(rows, measured),
             *notes,
             *_input_notes(edit),
@@ -215,7 +215,7 @@ def _apply(
     proto = onnx.ModelProto()
     proto.CopyFrom(source.proto)
     replacements = plan.replacements
-    edit = replace_convs(proto, replacements, factors)
+    edit = replace_matches(proto, replacements, factors)
     result = Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
     light = skeleton(result)
     note = ensure_valid(source, light)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from onnxsep.calibration import Fitting
-from onnxsep.engine.planning import Options, Plan, make_plan, plan_assigned
+from onnxsep.engine.blocks import find_blocks
+from onnxsep.engine.planning import Options, Plan, check_ranks, make_plan, plan_assigned
 from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import OptionError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
-from onnxsep.modes.base import Mode, get_mode
+from onnxsep.modes.base import Mode, find_mode
+from onnxsep.modes.block import BlockMode
 from onnxsep.planner.assigning import assign, check_plan, planned_sites
 from onnxsep.planner.plan_file import PlanFile
 from onnxsep.planner.reading import read_plan
@@ -90,6 +92,28 @@ class OneMode(Choice):
         return Chosen(plan, options.init, said)
 
 
+class OneBlockMode(Choice):
+    """One block mode for all matches of its pattern."""
+
+    rank = ""
+
+    def __init__(self, mode: BlockMode, options: Options) -> None:
+        check_ranks(mode, options.rank, options.round_ranks)
+        self._mode, self._options = mode, options
+        self.mode, self.force = mode.name, options.force
+
+    def check(self, fitting: Fitting, *, images: bool = False) -> None:  # noqa: D102 - the base class says it
+        fitting.check(self._mode, images=images)
+
+    def sites(self, find: Callable[[bool], Sites]) -> Sites:  # noqa: D102
+        return find(self._mode.linear_layers)
+
+    def rows(self, model: Model, sites: Sites, fitting: Fitting) -> Chosen:  # noqa: D102
+        found = find_blocks(model, sites, self._mode)
+        plan = make_plan(found, self._mode, self._options, lambda site: read_weight(model, sites, site))
+        return Chosen(plan, fitting.init(self._mode))
+
+
 class ByPlan(Choice):
     """As a plan says, whether it pays or not."""
 
@@ -111,7 +135,9 @@ class ByPlan(Choice):
         return Chosen(plan, wanted.init, wanted.said)
 
 
-def choice_of(mode: str | Mode | None, plan: str | os.PathLike[str] | PlanFile | None, options: Options) -> Choice:
+def choice_of(
+    mode: str | Mode | BlockMode | None, plan: str | os.PathLike[str] | PlanFile | None, options: Options
+) -> Choice:
     """What the user wants.
 
     Args:
@@ -129,7 +155,8 @@ def choice_of(mode: str | Mode | None, plan: str | os.PathLike[str] | PlanFile |
                 f"{spelled('mode')} is missing: the form that Convs get (`onnxsep modes` lists them); or give"
                 f" {spelled('plan')}"
             )
-        return OneMode(get_mode(mode), options)
+        found = find_mode(mode)
+        return OneBlockMode(found, options) if isinstance(found, BlockMode) else OneMode(found, options)
     plain = Options()
     given = [one.name for one in fields(options) if getattr(options, one.name) != getattr(plain, one.name)]
     if mode is not None or given:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 import onnx
 
 from onnxsep.algebra.linalg import Array
+from onnxsep.engine.blocks import matches
 from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.planning import (
     Options,
-    Replacement,
     choose,
     does_not_pay,
     mac_ratio,
@@ -18,17 +18,18 @@ from onnxsep.engine.planning import (
     refusal,
     site_macs,
 )
+from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import find_sites, read_weight
 from onnxsep.graph.counting import count_flops_paper004
 from onnxsep.graph.parameters import count_parameters
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.io import Model, load
-from onnxsep.modes.base import Mode, available_modes, get_mode
+from onnxsep.modes.base import AnyMode, Mode, available_modes, find_mode
 from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import model_info
 from onnxsep.rewriting.options import InspectOptions
 from onnxsep.rewriting.report import InspectedConv, InspectReport, InspectTotals, ModeCosts
-from onnxsep.rewriting.rows import edited, source_macs
+from onnxsep.rewriting.rows import edited, plan_macs, source_macs
 from onnxsep.running.feeds import check_input_shapes
 
 
@@ -49,7 +50,7 @@ def inspect(model: str | os.PathLike[str] | onnx.ModelProto | Model, options: In
         ModeNotFoundError: no such mode.
     """
     asked = Options(rank=RankPolicy.parse(options.rank))
-    chosen = [get_mode(mode) for mode in options.modes] or list(available_modes().values())
+    chosen = [find_mode(mode) for mode in options.modes] or list(available_modes().values())
     source = load(model, follow_links=options.follow_links)
     check_input_shapes(source, options.shapes)
     sites = find_sites(source, options.shapes, linear_layers=any(mode.linear_layers for mode in chosen))
@@ -58,9 +59,12 @@ def inspect(model: str | os.PathLike[str] | onnx.ModelProto | Model, options: In
         return read_weight(source, sites, site)
 
     names = [mode.name for mode in chosen]
-    plans = [make_plan(sites.found, mode, asked, read) for mode in chosen]
+    plans = [make_plan(matches(source, sites, mode), mode, asked, read) for mode in chosen]
+    rows = [
+        {row.place if isinstance(row, Rejected) else row.site.anchor.place: row for row in plan.rows} for plan in plans
+    ]
     before = source_macs(sites)
-    after = [{row.site.place: row.macs for row in plan.replacements} for plan in plans]
+    after = [plan_macs(sites, plan)[1] for plan in plans]
     unknown = {place for one in (before, *after) for place, count in one.items() if count is None}
     macs = sum(count or 0 for place, count in before.items() if place not in unknown)
     parameters = count_parameters(sites.light)
@@ -69,8 +73,7 @@ def inspect(model: str | os.PathLike[str] | onnx.ModelProto | Model, options: In
         rank=str(asked.rank),
         options=options.as_json(model=model),
         convs=tuple(
-            _row(item, [plan.rows[number] for plan in plans], chosen, asked, read)
-            for number, item in enumerate(sites.found)
+            _row(item, [by_place.get(item.place) for by_place in rows], chosen, asked, read) for item in sites.found
         ),
         totals=InspectTotals(
             convs=len(sites.found),
@@ -85,8 +88,7 @@ def inspect(model: str | os.PathLike[str] | onnx.ModelProto | Model, options: In
                 for name, plan in zip(names, plans, strict=True)
             },
             mode_macs={
-                name: macs
-                + sum((count or 0) - (before[place] or 0) for place, count in one.items() if place not in unknown)
+                name: sum(count or 0 for place, count in one.items() if place not in unknown)
                 for name, one in zip(names, after, strict=True)
             },
         ),
@@ -96,8 +98,8 @@ def inspect(model: str | os.PathLike[str] | onnx.ModelProto | Model, options: In
 
 def _row(
     item: ConvSite | Rejected,
-    decided: Sequence[Replacement | Rejected],
-    modes: Sequence[Mode],
+    decided: Sequence[Replacement | Rejected | None],
+    modes: Sequence[AnyMode],
     options: Options,
     read: Callable[[ConvSite], Array],
 ) -> InspectedConv:
@@ -120,17 +122,23 @@ def _row(
 
 def _costs(
     site: ConvSite,
-    mode: Mode,
-    decided: Replacement | Rejected,
+    mode: AnyMode,
+    decided: Replacement | Rejected | None,
     options: Options,
     read: Callable[[ConvSite], Array],
 ) -> ModeCosts:
+    if decided is None:
+        return ModeCosts(eligible=True, reason="part of the match of another one")
     reason = decided.reason if isinstance(decided, Rejected) else ""
-    with naming(mode, site.name):
-        if refusal(site, mode):
-            return ModeCosts(eligible=False, reason=reason)
-        # What is left alone (a first Conv, one that does not pay) has its costs all the same.
-        candidate = choose(site, mode, options, read) if isinstance(decided, Rejected) else decided
+    candidate = decided
+    if isinstance(mode, Mode):
+        with naming(mode, site.name):
+            if refusal(site, mode):
+                return ModeCosts(eligible=False, reason=reason)
+            # What is left alone (a first Conv, one that does not pay) has its costs all the same.
+            candidate = choose(site, mode, options, read) if isinstance(decided, Rejected) else decided
+    elif isinstance(decided, Rejected):
+        return ModeCosts(eligible=False, reason=reason)
     if isinstance(candidate, Rejected):
         return ModeCosts(eligible=True, reason=candidate.reason)
     return ModeCosts(
@@ -142,6 +150,6 @@ def _costs(
         rank=candidate.rank,
         parameters=candidate.parameters,
         macs=candidate.macs,
-        parameter_ratio=candidate.parameters / site.conv.parameters,
+        parameter_ratio=candidate.parameters / candidate.site.parameters,
         mac_ratio=float(mac_ratio(candidate)),
     )

@@ -11,7 +11,8 @@ from onnxsep.data.options import DATA_GROUP, Preprocessed
 from onnxsep.engine import planning
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.paths import DATA, PLAN_READ
-from onnxsep.modes.base import Mode, get_mode
+from onnxsep.modes.base import Mode, find_mode
+from onnxsep.modes.block import BlockMode
 from onnxsep.modes.ranks import check_rounding
 from onnxsep.options.patterns import as_patterns
 from onnxsep.options.specs import option, record
@@ -28,12 +29,12 @@ class RewriteOptions(Verifying, Preprocessed):
     """What ``rewrite`` is asked for."""
 
     command: ClassVar[str] = "rewrite"
-    mode: str | Mode | None = option(
+    mode: str | Mode | BlockMode | None = option(
         default=None,
         typed=str,
         short="-m",
         help="The form that Convs get, see `onnxsep modes`.",
-        doc="the name of an installed mode, or a Mode.",
+        doc="the name of an installed mode, or a Mode or BlockMode.",
     )
     plan: str | os.PathLike[str] | PlanFile | None = option(
         default=None,
@@ -190,7 +191,7 @@ class InspectOptions(Opening, Shaped):
     """What ``inspect`` is asked for."""
 
     command: ClassVar[str] = "inspect"
-    modes: Sequence[str | Mode] = option(
+    modes: Sequence[str | Mode | BlockMode] = option(
         default=(),
         flag="--mode",
         short="-m",
@@ -212,4 +213,4 @@ class InspectOptions(Opening, Shaped):
         super().check()
         RankPolicy.parse(self.rank)
         for mode in self.modes:
-            get_mode(mode)
+            find_mode(mode)

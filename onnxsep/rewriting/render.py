@@ -13,7 +13,8 @@ _MOST_COLUMNS = 3  # modes; of more, inspect shows the totals alone
 
 def rewrite_document(report: RewriteReport) -> Document:
     """The table of all convolutions, totals, notes and the verification of one rewrite."""
-    how = f"plan {report.plan}" if report.plan else f"mode {report.mode}, rank {report.rank}"
+    rank = f", rank {report.rank}" if report.rank else ""
+    how = f"plan {report.plan}" if report.plan else f"mode {report.mode}{rank}"
     blocks: list[Block] = [header(report.source, how), _convs(report)]
     blocks.append(_totals(report))
     if report.calibration:
@@ -140,7 +141,8 @@ def _costs(conv: InspectedConv, mode: str) -> Cell:
     if costs.rank is None:
         return Cell(costs.reason, style="dim")
     macs = f", {costs.macs:,} MACs" if costs.macs is not None else ""
-    text = f"rank {'x'.join(map(str, costs.rank))}: {costs.parameters:,} parameters{macs}"
+    rank = f"rank {'x'.join(map(str, costs.rank))}: " if costs.rank else ""
+    text = f"{rank}{costs.parameters:,} parameters{macs}"
     return Cell(text) if costs.replaced else Cell(f"{text}; left alone: {costs.reason}", style="dim")
 
 

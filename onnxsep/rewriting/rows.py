@@ -6,9 +6,10 @@ import onnx
 
 from onnxsep.engine.factors import Factorized
 from onnxsep.engine.matches import ConvSite, Rejected
-from onnxsep.engine.planning import Plan, Replacement, site_macs
+from onnxsep.engine.planning import Plan, site_macs
+from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import Sites
-from onnxsep.engine.surgery import Edit, replace_convs
+from onnxsep.engine.surgery import Edit, replace_matches
 from onnxsep.graph.counting import compare_macs, node_macs
 from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.places import Place
@@ -61,7 +62,7 @@ def _conv_report(
         group=site.conv.group,
         strides=site.conv.strides,
         rank=row.rank,
-        parameters_before=site.conv.parameters,
+        parameters_before=site.parameters,
         parameters_after=row.parameters,
         macs_before=site_macs(site),
         macs_after=row.macs,
@@ -85,7 +86,7 @@ def edited(sites: Sites, plan: Plan) -> tuple[onnx.ModelProto, Edit]:
         return sites.light, Edit()
     light = onnx.ModelProto()
     light.CopyFrom(sites.light)
-    return light, replace_convs(light, plan.replacements, None)
+    return light, replace_matches(light, plan.replacements, None)
 
 
 def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
@@ -111,7 +112,9 @@ def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
 def plan_macs(sites: Sites, plan: Plan) -> tuple[dict[Place, int | None], dict[Place, int | None]]:
     """MACs of nodes before, and of what stands there after; nodes that are not replaced have the same in both."""
     before = source_macs(sites)
-    return before, {**before, **{row.site.place: row.macs for row in plan.replacements}}
+    gone = {place for row in plan.replacements for place in row.site.nodes}
+    kept = {place: count for place, count in before.items() if place not in gone}
+    return before, {**kept, **{row.site.anchor.place: row.macs for row in plan.replacements}}
 
 
 def source_macs(sites: Sites) -> dict[Place, int | None]:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from onnxsep.engine.pieces import compare_pieces
-from onnxsep.engine.planning import Plan, Replacement
+from onnxsep.engine.planning import Plan
+from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.surgery import Edit
 from onnxsep.errors import FeedError, OptionError, VerificationError, spelled

@@ -1,0 +1,111 @@
+"""Finding what a block mode may replace: the matches of its pattern, and why other convolutions are in none."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx
+
+from onnxsep.engine.matches import BlockMatch, ConvSite, Match, Rejected
+from onnxsep.engine.planning import naming, reject
+from onnxsep.engine.sites import METADATA_PREFIX, Sites
+from onnxsep.errors import FactorizationError
+from onnxsep.graph import matching
+from onnxsep.graph.constants import read_constant, stored_tensor
+from onnxsep.graph.index import Index
+from onnxsep.graph.places import Constant, Place
+from onnxsep.graph.scopes import display_name, opset_version
+from onnxsep.model.io import Model
+from onnxsep.modes.base import AnyMode
+from onnxsep.modes.block import Block, BlockMode, Operator
+
+
+def matches(model: Model, sites: Sites, mode: AnyMode) -> Sequence[Match | Rejected]:
+    """What a mode of either kind may replace: Convs, or the matches of its pattern; the others with the reason.
+
+    Raises:
+        PassError: the mode failed.
+    """
+    return find_blocks(model, sites, mode) if isinstance(mode, BlockMode) else sites.found
+
+
+def find_blocks(model: Model, sites: Sites, mode: BlockMode) -> tuple[BlockMatch | Rejected, ...]:
+    """The matches of a mode, and for every other convolution why it is in none; in graph order.
+
+    Args:
+        model: the source.
+        sites: its convolutions.
+        mode: says what to look for.
+
+    Raises:
+        PassError: the mode failed.
+    """
+    return tuple(_Finder(model, sites, mode).run())
+
+
+class _Finder:
+    def __init__(self, model: Model, sites: Sites, mode: BlockMode) -> None:
+        self._model, self._sites, self._mode = model, sites, mode
+        self._index = Index(model.proto, sites.scopes)
+
+    def run(self) -> Iterator[BlockMatch | Rejected]:
+        with naming(self._mode, ""):
+            found = self._mode.pattern.find(self._index)
+        anchor = self._mode.anchor
+        matches = {match.nodes[anchor]: match for match in found.matches}
+        refused = {refusal.nodes[anchor]: refusal for refusal in found.refused if anchor in refusal.nodes}
+        inner = {place for match in found.matches for place in match.nodes.values()} - matches.keys()
+        for item in self._sites.found:
+            if item.place in inner:  # it is told of in the row of the match
+                continue
+            if isinstance(item, Rejected):
+                yield item
+            elif item.op_type != "Conv" and not self._mode.linear_layers:
+                yield reject(item, f"mode {self._mode.name} takes Convs only")
+            elif item.place in matches:
+                yield self._block(item, matches[item.place])
+            else:
+                with naming(self._mode, item.name):
+                    reason = self._mode.why_not(refused.get(item.place))
+                yield reject(item, reason)
+
+    def _block(self, site: ConvSite, match: matching.Match) -> BlockMatch | Rejected:
+        reason = self._unfit(match.nodes)
+        if reason:
+            return reject(site, reason)
+        try:
+            shapes = {role: self._shape(constant) for role, constant in match.constants.items()}
+        except FactorizationError as error:
+            return reject(site, str(error))
+        opset = opset_version(self._model.proto, self._sites.scopes, match.scope)
+        block = Block(site.conv, {role: self._operator(place) for role, place in match.nodes.items()}, shapes, opset)
+        distinct = {constant: shapes[role] for role, constant in match.constants.items()}
+        parameters = sum(math.prod(shape) for shape in distinct.values())
+        others = (place for place in match.nodes.values() if place != site.place)
+        company = ", ".join(f"{node.op_type} {display_name(node)!r}" for node in map(self._index.node, others))
+        mark = METADATA_PREFIX + self._mode.name  # of a mode that leaves a Conv for others to take
+        again = any(entry.key == mark for entry in self._index.node(site.place).metadata_props)
+        again = again or site.made_by == self._mode.name
+        return BlockMatch(site, match.nodes, match.constants, block, parameters, company, again)
+
+    def _unfit(self, nodes: Mapping[str, Place]) -> str | None:
+        """Why nodes cannot be replaced, whatever the mode; None where they can."""
+        for place in nodes.values():
+            node, label = self._index.node(place), self._index.label(place)
+            given = [entry.name for entry in node.attribute if entry.ref_attr_name]
+            if given:
+                return f"{label} takes {given[0]!r} from the call of the function"
+            if len(node.device_configurations if hasattr(node, "device_configurations") else ()):
+                return f"{label} has a device configuration (sharding), which cannot be carried to the new nodes"
+        return None
+
+    def _operator(self, place: Place) -> Operator:
+        node = self._index.node(place)
+        values = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+        plain = ((name, tuple(value) if isinstance(value, list) else value) for name, value in values.items())
+        return Operator(node.op_type, tuple(sorted(plain)), sum(map(bool, node.output)))
+
+    def _shape(self, constant: Constant) -> tuple[int, ...]:
+        tensor = stored_tensor(self._sites.scopes, constant)
+        if tensor is not None:
+            return tuple(tensor.dims)
+        return read_constant(self._model, self._sites.scopes, constant).shape

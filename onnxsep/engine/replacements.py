@@ -1,0 +1,85 @@
+"""What takes the place of a match: the plan for one Conv, or for several nodes."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from onnxsep.engine.matches import BlockMatch, ConvSite
+from onnxsep.graph.places import Constant
+from onnxsep.layers.layer import Layer, macs, parameters
+from onnxsep.layers.rank import Rank
+from onnxsep.modes.base import Mode, factor_shapes
+from onnxsep.modes.block import BlockMode
+
+_Match = TypeVar("_Match", ConvSite, BlockMatch)
+_Mode = TypeVar("_Mode", Mode, BlockMode)
+
+
+@dataclass(frozen=True)
+class _Planned(Generic[_Match, _Mode]):
+    """The plan for one match that will be replaced."""
+
+    site: _Match
+    mode: _Mode
+    rank: Rank
+    layers: tuple[Layer, ...]
+    exact: bool  # at full rank, so that the result must equal the original
+    notes: tuple[str, ...] = ()
+    new_bias: bool = False  # the bias is fitted too, and not the source's own tensor
+    init: str = "svd"  # how its factors are found
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the replacement, weights and bias."""
+        return parameters(self.layers)
+
+    @property
+    def macs(self) -> int | None:
+        """MACs of the replacement; None where the input's size is not known."""
+        size = self.site.input_size
+        return None if size is None else (self.site.batch or 1) * macs(self.layers, size)
+
+
+class ConvReplacement(_Planned[ConvSite, Mode]):
+    """The plan for one Conv that will be replaced."""
+
+    @property
+    def tensors(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """(layer, name in it, shape) of each tensor that is computed: weights, for the bias is the source's own."""
+        return [(layer.name, name, shape) for layer in self.layers for name, shape in layer.tensors if name == "weight"]
+
+    @property
+    def replaced(self) -> tuple[Constant, ...]:
+        """The constants that it does without."""
+        bias = (self.site.bias,) if self.new_bias and self.site.bias else ()
+        return (self.site.weight, *bias)
+
+    @property
+    def key(self) -> Hashable:
+        """What the factors depend on: replacements with equal keys have the same factors and share them."""
+        shapes = tuple(factor_shapes(self.layers))
+        return (self.site.weight, self.site.transposed, self.site.conv.group, self.mode.name, self.rank, shapes)
+
+
+class BlockReplacement(_Planned[BlockMatch, BlockMode]):
+    """The plan for several nodes that will be replaced together."""
+
+    @property
+    def tensors(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """(layer, name in it, shape) of each tensor that is computed: all, for nothing of the source is kept."""
+        return [(layer.name, name, shape) for layer in self.layers for name, shape in layer.tensors]
+
+    @property
+    def replaced(self) -> tuple[Constant, ...]:
+        """The constants that it does without."""
+        return tuple(self.site.constants.values())
+
+    @property
+    def key(self) -> Hashable:
+        """What the tensors depend on: constants, attributes and geometry."""
+        block = self.site.block
+        return (self.mode.name, tuple(self.site.constants.items()), block.conv, tuple(block.nodes.items()))
+
+
+Replacement = ConvReplacement | BlockReplacement
+"""What is planned for one match."""

@@ -1,0 +1,99 @@
+"""What a block mode is: how several nodes, which match a pattern, become other layers.
+
+The engine finds the pattern and does the rest: names, constants, nested graphs, functions, metadata, counting, reports,
+verification.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from onnxsep.algebra.linalg import Array
+from onnxsep.graph.matching import Pattern, Refusal
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.layer import Layer
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A node as a mode sees it.
+
+    Attributes:
+        op_type: its type.
+        attributes: in alphabetical order, lists as tuples.
+        outputs: how many of its outputs have a name.
+    """
+
+    op_type: str
+    attributes: tuple[tuple[str, Any], ...] = ()
+    outputs: int = 1
+
+    def attribute(self, name: str, default: Any) -> Any:
+        """The value of an attribute, or the default where the node has none."""
+        return dict(self.attributes).get(name, default)
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a mode sees of a match: geometry and attributes, no names and no values.
+
+    Attributes:
+        conv: the geometry of the anchor.
+        nodes: by role, in graph order.
+        shapes: of the constants, by role.
+        opset: the version of ONNX's operators that holds.
+    """
+
+    conv: Conv
+    nodes: Mapping[str, Operator]
+    shapes: Mapping[str, tuple[int, ...]]
+    opset: int
+
+
+class BlockMode(ABC):
+    """How a pattern of nodes becomes several layers.
+
+    The engine calls ``accepts`` for every match of the pattern that holds a convolution with constant weights as its
+    anchor; then ``layers``, and ``weights`` for the values of all their tensors.
+    """
+
+    name: ClassVar[str]
+    """What the user writes after ``--mode``."""
+    summary: ClassVar[str]
+    """One line for ``--help`` and for the list of modes."""
+    pattern: ClassVar[Pattern]
+    """What it looks for: one tensor comes from outside, one goes out."""
+    anchor: ClassVar[str]
+    """The role in the pattern of the convolution that gives the match its name, and reads the tensor from outside."""
+    exact: ClassVar[bool]
+    """Whether what it makes computes the same as what was there, whatever the weights."""
+    linear_layers: ClassVar[bool] = False
+    """Whether Gemm and MatMul nodes are anchors too: a Conv without spatial dimensions, kernel_shape ()."""
+    finished: ClassVar[bool] = True
+    """Whether what it makes is left alone by Conv modes later on, as what they make themselves is, unless
+    ``--recurse`` is given. Not so where a Conv only takes the place of a Conv."""
+
+    def accepts(self, block: Block) -> str | None:
+        """None if the mode can replace what was found; else the reason why not, in words for the user."""
+        return None
+
+    def why_not(self, refusal: Refusal | None) -> str:
+        """Why the pattern is not there at a convolution: ``refusal`` is what comes close, if anything does."""
+        return refusal.reason if refusal is not None else f"no {self.pattern.name} here"
+
+    @abstractmethod
+    def layers(self, block: Block) -> tuple[Layer, ...]:
+        """The replacement: the first layers read ``INPUT``, the last one computes the output."""
+
+    @abstractmethod
+    def weights(self, block: Block, values: Mapping[str, Array]) -> Sequence[Array]:
+        """The values of all tensors of ``layers(block)``: layer by layer, in the order and shapes of ``Layer.tensors``.
+
+        Args:
+            block: what was found.
+            values: the constants by role, float64 and finite, in their stored shapes.
+
+        Raises:
+            FactorizationError: with these values it cannot be done; the block is then left alone.
+        """
