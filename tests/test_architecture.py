@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 ENTRIES = {"__init__", "__main__", "_version"}  # what users import and start; they stand above or below all folders
+LONGEST = 320  # lines of a module
+MOST_PARAMETERS = 12  # of a function, written by hand
 
 
 def folders() -> dict[str, int]:
@@ -70,6 +72,16 @@ def test_no_module_imports_from_a_higher_folder(name: str, path: Path) -> None:
 def test_nothing_but_entries_errors_and_folders_is_directly_in_the_package() -> None:
     files = {path.name for path in (ROOT / "onnxsep").iterdir() if path.is_file()}
     assert files == {*(f"{name}.py" for name in ENTRIES), "errors.py", "py.typed"}
+
+
+@pytest.mark.parametrize(("name", "path"), ALL)
+def test_modules_are_short_and_functions_have_few_parameters(name: str, path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            count = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
+            assert count <= MOST_PARAMETERS, f"{name}: {node.name} has {count} parameters"
 
 
 @pytest.mark.parametrize(

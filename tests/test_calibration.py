@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 import onnxsep
 from onnxsep.calibration import layerwise
 from onnxsep.calibration.fitting import Fit, Samples, fit
-from onnxsep.calibration.layerwise import FELL_BACK
+from onnxsep.calibration.outcomes import FELL_BACK
 from onnxsep.calibration.sampling import gather_outputs, gather_patches
 from onnxsep.calibration.schedule import Tail
 from onnxsep.layers.rank import Rank

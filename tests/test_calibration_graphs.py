@@ -31,7 +31,7 @@ from test_modes import NUMPY_TYPES
 import onnxsep
 from onnxsep.calibration import layerwise
 from onnxsep.calibration.fitting import Fit, fit
-from onnxsep.calibration.layerwise import FELL_BACK, SHARED, SHARED_BY_NESTED
+from onnxsep.calibration.outcomes import FELL_BACK, SHARED, SHARED_BY_NESTED
 from onnxsep.calibration.schedule import Tail
 from onnxsep.graph.view import ONNX_TYPES
 

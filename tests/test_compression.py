@@ -27,7 +27,8 @@ from onnxsep.compression.given import Given
 from onnxsep.compression.manifest import Manifest, read_manifest
 from onnxsep.compression.options import defaults, elsewhere
 from onnxsep.compression.recipe import FOLDER, read_recipe, shipped_recipes
-from onnxsep.compression.steps import STEPS, Step
+from onnxsep.compression.step import Step
+from onnxsep.compression.steps import STEPS
 from onnxsep.errors import DataError, ModeNotFoundError, OptionError, VerificationError
 from onnxsep.model.io import Model, load
 from onnxsep.running.runtime import Runner, RuntimeOptions

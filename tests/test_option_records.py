@@ -309,13 +309,3 @@ def test_preprocessing_goes_through_a_report(given: dict[str, Any]) -> None:
     assert PreprocessingTexts(**texts).build() == built
     revived = PreprocessingTexts.revived(kept)
     assert type(built).of(revived) == built if built is not None else revived is None
-
-
-def test_no_function_has_more_than_twelve_parameters() -> None:
-    """A signature that derives from a record is none that is written by hand."""
-    for folder in ("onnxsep", "passes"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                    given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-                    assert len(given) <= 12, f"{path}: {node.name}"

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxsep.calibration import refinement
+from onnxsep.calibration.calibrated import Calibrated
 from onnxsep.calibration.fitting import Fit, Samples
-from onnxsep.calibration.layerwise import Calibrated, calibrate
+from onnxsep.calibration.layerwise import calibrate
 from onnxsep.calibration.refinement import Half, Pair
 from onnxsep.calibration.schedule import Step, make_schedule
 from onnxsep.calibration.slopes import Convolution

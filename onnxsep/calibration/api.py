@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnxsep.calibration.layerwise import Calibrated, calibrate
+from onnxsep.calibration.calibrated import Calibrated
+from onnxsep.calibration.layerwise import calibrate
 from onnxsep.calibration.recording import calibrate_from, record
 from onnxsep.calibration.report import CalibrationReport, TuneReport
 from onnxsep.calibration.statistics_file import load_statistics, save_statistics

@@ -8,74 +8,54 @@ In the second a replaced Conv stands as the one dense Conv that its factors mult
 runs about once for each batch, so the cost grows linearly with depth.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from onnxsep.algebra.gram import Mixed, mean_product, scaled_rows
 from onnxsep.algebra.linalg import Array
-from onnxsep.calibration.fitting import Fit, Samples, fit, fit_bias
+from onnxsep.calibration.calibrated import Calibrated
+from onnxsep.calibration.fitting import Samples, fit, fit_bias
+from onnxsep.calibration.outcomes import (
+    FELL_BACK,
+    SHARED,
+    UNFIT,
+    blas_threads,
+    mixed_products,
+    outcome_of,
+    plain_outcome,
+    read_bias,
+    told,
+    unfit,
+)
 from onnxsep.calibration.own_nodes import own_nodes
 from onnxsep.calibration.refinement import Half, Pair
 from onnxsep.calibration.sampling import Floats, gather_outputs, gather_patches, input_sizes, output_shape
 from onnxsep.calibration.schedule import Step, Tail, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk, finite, split
-from onnxsep.engine.factors import Factorized, OutputErrors, checked_factors
+from onnxsep.engine.factors import Factorized
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Plan, in_main_graph, naming
 from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.engine.sites import Sites, read_weight
-from onnxsep.errors import CalibrationError, FactorizationError, spelled
-from onnxsep.graph.constants import read_constant
+from onnxsep.errors import CalibrationError, FactorizationError
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.graph.places import Place
 from onnxsep.graph.view import build_tensor
-from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
-from onnxsep.modes.base import Task
 from onnxsep.options.progress import Progress
 from onnxsep.running.runtime import RuntimeOptions
 
-_LARGE = 1500  # inputs * taps of a group
-FELL_BACK = "on held-out positions nothing was better than the factors of the weights alone"
 NOT_FITTED = "its factors are those of the weights alone, for it cannot be fitted: {}"
-UNFIT = (CalibrationError, MemoryError, np.linalg.LinAlgError)
-"""What may come up in the fit of one Conv, and leaves the others as they are."""
-SHARED = "its weight is shared: the factors are those of the first Conv, only the bias was fitted"
+
+
 # Of the pull towards the weight, times unknowns by rows. Chosen on ResNet-20 by agreement with the original on training
 # images that were not calibrated with: of 0, 0.1, 0.3 and 1, the last was best by far with 40 images and 12 positions
 # (one and three terms) and with 100 and 32, and made no difference with 500 and 64.
 _PRIOR_PER_UNKNOWN = 1.0
-SHARED_BY_NESTED = "its weight is shared: the factors were fitted to what a Conv of the main graph reads"
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """What calibration found.
-
-    Attributes:
-        outcomes: factors, or why there are none, by ``onnxsep.engine.replacements``.
-        by_place: the same with bias and errors, by the place of each Conv.
-        notes: by the place of the Conv.
-        samples: how many were used.
-    """
-
-    outcomes: dict[Hashable, Factorized | str] = field(default_factory=dict)
-    by_place: dict[Place, Factorized] = field(default_factory=dict)
-    notes: dict[Place, str] = field(default_factory=dict)
-    samples: int = 0
-
-    def note_nested(self, plan: Plan) -> None:
-        """Say which Convs of nested graphs and functions, where nothing is fitted, share factors that were."""
-        for row in plan.convs:
-            if not in_main_graph(row.site) and row.key in self.outcomes:
-                self.notes[row.site.place] = SHARED_BY_NESTED
 
 
 def calibrate(
@@ -291,7 +271,9 @@ class _Calibrator:
         mask, read = split(np.concatenate(held_out), self._options.seed, site), np.concatenate(inputs)
         mixed = None
         if originals:
-            mixed = _mixed(np.concatenate(originals)[~mask], read[~mask], conv.group, centre=replacement.new_bias)
+            mixed = mixed_products(
+                np.concatenate(originals)[~mask], read[~mask], conv.group, centre=replacement.new_bias
+            )
         kept_skips = (np.concatenate(skips[0]), np.concatenate(skips[1])) if skip is not None else None
         return Samples(read, np.concatenate(targets), kept_skips, mask, mixed), tail
 
@@ -327,70 +309,3 @@ class _Calibrator:
             node.input.append(f"onnxsep.calibration.{index}.bias")
             self._rewritten.add_initializer(build_tensor(node.input[2], bias.astype(kind)))
         self._replaced[index] = [node]
-
-
-def blas_threads(conv: Conv) -> AbstractContextManager[Any]:
-    """One thread for the linear algebra of all but large Convs.
-
-    Threads gain little on small matrices, and on a machine that is busy otherwise they wait for one another: a fit of
-    ten seconds was seen to take two minutes.
-    """
-    size = conv.weight_size // conv.out_channels
-    return threadpool_limits(1) if size < _LARGE else nullcontext()
-
-
-def unfit(error: BaseException) -> str:
-    """Why a Conv cannot be fitted, in words."""
-    if isinstance(error, MemoryError):
-        return f"there is not enough memory for it; fewer {spelled('samples')} or {spelled('positions')} need less"
-    return str(error)
-
-
-def plain_outcome(replacement: ConvReplacement, weight: Array) -> Factorized | str:
-    """The factors of the weight alone, or why there are none."""
-    try:
-        factors = replacement.mode.factorize(Task(replacement.site.conv, weight), replacement.rank)
-        return checked_factors(replacement, weight, factors)
-    except UNFIT as error:
-        return f"it cannot be factorised: {unfit(error)}"
-
-
-def read_bias(model: Model, sites: Sites, site: ConvSite) -> Array | None:
-    """The constant bias of a site, [out_channels]; None where it has none.
-
-    Raises:
-        FactorizationError: it cannot be read, or holds NaN or infinity.
-    """
-    if site.bias is None:
-        return None
-    bias: Array = read_constant(model, sites.scopes, site.bias).astype(np.float64).reshape(-1)
-    if not np.isfinite(bias).all():
-        raise FactorizationError("its bias holds NaN or infinity")
-    return bias
-
-
-def outcome_of(replacement: ConvReplacement, weight: Array, result: Fit, init: str) -> Factorized | str:
-    """A fit in the stored type, or why it cannot be stored."""
-    outcome = checked_factors(replacement, weight, result.factors, fitted=init != "svd")
-    if isinstance(outcome, str):
-        return outcome
-    bias = None if result.bias is None else result.bias.astype(STORED_TYPES[replacement.site.dtype])
-    if bias is not None and not np.isfinite(bias.astype(np.float64)).all():
-        return f"its bias does not fit into {replacement.site.dtype}"
-    return replace(outcome, bias=bias, errors=OutputErrors(result.before, result.fitted, result.held_out))
-
-
-def told(result: Fit) -> str:
-    """The error on held-out positions before and after, in words."""
-    return f"{result.before:.3f} -> {result.held_out:.3f}"
-
-
-def _mixed(originals: Floats, rows: Floats, group: int, *, centre: bool) -> tuple[Mixed, ...]:
-    """The mean of x0 x^T for each group, both centred where the bias is fitted."""
-    shape = (len(rows), group, rows.shape[1] // group)
-    pair = [array - array.mean(axis=0) if centre else array for array in (originals, rows)]
-    left, right = (array.reshape(shape) for array in pair)
-    groups = [(left[:, number], right[:, number]) for number in range(group)]
-    if len(rows) < shape[2]:
-        return tuple(Mixed(scaled_rows(before), scaled_rows(after)) for before, after in groups)
-    return tuple(Mixed(None, mean_product(before, after)) for before, after in groups)

@@ -3,7 +3,8 @@
 from onnxsep.compression.api import CompressResult, Pipeline, compress
 from onnxsep.compression.recipe import Recipe, read_recipe, shipped_recipes
 from onnxsep.compression.report import CompressReport
-from onnxsep.compression.steps import FineTune, Prune, Quantize, Rewrite, Step
+from onnxsep.compression.step import Step
+from onnxsep.compression.steps import FineTune, Prune, Quantize, Rewrite
 
 __all__ = [
     "CompressReport",

@@ -15,7 +15,7 @@ from onnxsep.compression.preparing import check_repeats, check_steps, compare_re
 from onnxsep.compression.recipe import Recipe, read_recipe
 from onnxsep.compression.report import CompressReport
 from onnxsep.compression.running import Run
-from onnxsep.compression.steps import Step
+from onnxsep.compression.step import Step
 from onnxsep.compression.work_folder import WorkFolder
 from onnxsep.data import Preprocessing
 from onnxsep.errors import OptionError

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxsep.compression.manifest import DoneStep, Manifest, read_manifest
-from onnxsep.compression.steps import STEPS, Step
+from onnxsep.compression.step import Step
+from onnxsep.compression.steps import STEPS
 from onnxsep.errors import OptionError
 from onnxsep.model.files import printable
 from onnxsep.options.specs import as_json

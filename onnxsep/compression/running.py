@@ -9,7 +9,7 @@ from typing import Any
 from onnxsep.compression.given import Given, Told
 from onnxsep.compression.manifest import DoneStep, Manifest, model_hash
 from onnxsep.compression.report import StepReport
-from onnxsep.compression.steps import Step
+from onnxsep.compression.step import Step
 from onnxsep.compression.work_folder import WorkFolder
 from onnxsep.errors import OnnxsepError
 from onnxsep.model.io import Model
