@@ -175,7 +175,7 @@ def test_a_block_that_is_not_exact_is_measured_on_outputs() -> None:
         assert [row.name for row in report.convs if row.status == "replaced"] == ["b"]
         assert report.verification.relative is not None
         assert 0.01 < report.verification.relative < 2
-        with pytest.raises(VerificationError, match="above --max-error"):
+        with pytest.raises(VerificationError, match="above max_error"):
             onnxsep.rewrite(proto, mode=Straight(), verify=verify, max_error=0.01)
 
 

@@ -180,7 +180,7 @@ def test_two_processes_give_what_one_gives(together: dict[str, Case]) -> None:
     case.agrees()
     assert case.processes[1]["stdout"] == ""  # one report, not two
     first, second = json.loads(one.stdout), json.loads(case.processes[0]["stdout"])
-    assert (first["options"]["processes"], second["options"]["processes"]) == (1, 2)
+    assert (first["used"]["processes"], second["used"]["processes"]) == (1, 2)
     for done, other in zip(first["epochs"], second["epochs"], strict=True):
         assert done["training"]["loss"] == pytest.approx(other["training"]["loss"], rel=1e-3)
         assert done["training"]["accuracy"] == other["training"]["accuracy"]
@@ -211,7 +211,7 @@ def test_norms_see_the_share_of_a_process(together: dict[str, Case]) -> None:
     case = together["norms"]
     assert [done["status"] for done in case.processes] == [0, 0], case.processes
     report = json.loads((case.folder / "report.json").read_text())
-    assert report["options"]["batch_norm"] == "insert"
+    assert report["used"]["batch_norm"] == "insert"
     assert any("saw the 8 samples of a process at a time" in note for note in report["notes"])
     together["shares_too_small"].refused("not 6 in each process")
 

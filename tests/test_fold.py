@@ -520,7 +520,7 @@ def test_a_second_run_changes_nothing_however_long_the_chain() -> None:
     assert operators(first.proto) == ["Conv", *["Add"] * 4]
     again = fold(first)
     assert again.model.proto.SerializeToString() == first.proto.SerializeToString()
-    assert only_row(again).reason == "made by onnxsep (mode fold); --recurse splits it again"
+    assert only_row(again).reason == "made by onnxsep (mode fold); recurse=True splits it again"
     assert operators(fold(first, recurse=True).model.proto) == ["Conv"]
 
 
@@ -572,7 +572,7 @@ def test_a_shared_weight_that_is_not_folded_alike(second: str, reason: str, repl
     proto = twins(second)
     result = fold(proto)
     assert result.report.totals.replaced == 0
-    assert result.report.convs[0].reason == f"does not pay: {reason} (--force)"
+    assert result.report.convs[0].reason == f"does not pay: {reason} (force=True)"
     forced = fold(proto, force=True)
     assert forced.report.totals.replaced == replaced
     assert ("w" in arrays(forced.model.proto)) == (second == "none")

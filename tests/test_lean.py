@@ -424,7 +424,7 @@ def test_networks_have_the_parameters_of_the_paper(
     result = onnxsep.rewrite(source, mode="lean", verify="none")
     assert result.report.totals.convs == 1 + 2 * sum(steps)
     assert [row.reason for row in result.report.convs if row.status == "left"] == [
-        "first Conv, reached straight from an input; --include-first replaces it"
+        "first Conv, reached straight from an input; include_first=True replaces it"
     ]
     count = count_parameters(skeleton(result.proto), "trainable")
     assert count == leanresnet.trainable_parameters(result.proto) == written_out(widths, steps, classes, lean=True)

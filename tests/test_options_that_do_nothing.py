@@ -1,5 +1,6 @@
 """Options that would do nothing are refused before any work, in the same words by the commands and in Python."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def test_check(
         assert (done.returncode, words in done.stderr) == (1, True), done.stderr
         with pytest.raises(OptionError) as raised:
             onnxsep.check(folder / "m.onnx", folder / reference, **options)
-        assert str(raised.value) in done.stderr
+        for name in ("samples", "data", "inputs", "input_shape", "layers"):  # options are spelled as parameters
+            words = re.sub(rf"--{name.replace('_', '-')}\b", name, words)
+        assert words.replace("--update", "update=True") in str(raised.value)
     assert not list(folder.glob("new.*"))
 
 
@@ -97,7 +100,7 @@ def test_rounding_of_ranks(folder: Path, multiple: int) -> None:
     done = run("rewrite", "m.onnx", "out.onnx", "--mode", "spatial", f"--round-ranks={multiple}", cwd=folder)
     assert done.returncode == 2  # wrong usage
     assert not (folder / "out.onnx").exists()
-    with pytest.raises(OptionError, match=f"--round-ranks {multiple} is not 8 or 16"):
+    with pytest.raises(OptionError, match=f"round_ranks={multiple} is not 8 or 16"):
         onnxsep.rewrite(folder / "m.onnx", mode="spatial", round_ranks=multiple)
     assert f"--round-ranks {multiple} is not 8 or 16" in done.stderr
 
@@ -108,8 +111,8 @@ def test_a_device_and_no_step_that_trains(folder: Path) -> None:
     done = run("compress", "m.onnx", "out.onnx", "--recipe", "r.toml", "--device", "cpu", "--quiet", cwd=folder)
     assert (done.returncode, "--device cpu is for steps that train" in done.stderr) == (1, True), done.stderr
     assert sorted(path.name for path in folder.iterdir()) == ["m.onnx", "r.toml", "x.npy"]
-    with pytest.raises(OptionError, match="--device x is for steps that train, and there is none"):
-        compress(network(), Pipeline([Prune(sparsity=0.5)]), device="x", work=folder / "work")
+    with pytest.raises(OptionError, match=r"device='cuda:0' is for steps that train, and there is none"):
+        compress(network(), Pipeline([Prune(sparsity=0.5)]), device="cuda:0", work=folder / "work")
     done = run("compress", "m.onnx", "out.onnx", "--recipe", "r.toml", "--data", "x.npy", "--quiet", cwd=folder)
     assert done.returncode == 0, done.stderr
 
@@ -141,7 +144,7 @@ def test_fewer_samples_than_a_batch(folder: Path) -> None:
     done = run("quantize", "five.onnx", "out.onnx", "--data", "x.npy", "--samples", 4, cwd=folder)
     words = "--samples 4: the model takes 5 samples at a time; ask for 5 or more"
     assert (done.returncode, words in done.stderr) == (1, True), done.stderr
-    with pytest.raises(OptionError, match=words):
+    with pytest.raises(OptionError, match=words.removeprefix("--").replace("samples 4", "samples=4", 1)):
         onnxsep.quantize(network(5), data=samples(13), samples=4)
 
 

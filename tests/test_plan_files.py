@@ -89,7 +89,7 @@ def test_one_readable_line_for_each_layer(tmp_path: Path) -> None:
     # 16 * 16 * 9 weights; 3 * 1 of 16 -> 4 and 1 * 3 of 4 -> 16 channels.
     costs = "# 2,304 -> 384 parameters, 147,456 -> 24,576 MACs"
     wanted = [
-        '"näher/0" = { left = "first Conv, reached straight from an input; --include-first replaces it" }',
+        '"näher/0" = { left = "first Conv, reached straight from an input; include_first=True replaces it" }',
         f'"twice" = {{ mode = "spatial", rank = [4] }} {costs}',
         f'"twice#2" = {{ mode = "spatial", rank = [4] }} {costs}',
         '"a \\"b\\"\\\\c\\u000A[layers]\\u001B[31m#2" = { mode = "spatial", rank = [4] } ' + costs,

@@ -403,7 +403,7 @@ def reasons(model: onnx.ModelProto, mode: str = "depthwise", **options: Any) -> 
     return {name: row.reason for name, row in found.items()}
 
 
-FIRST = "first Conv, reached straight from an input; --include-first replaces it"
+FIRST = "first Conv, reached straight from an input; include_first=True replaces it"
 
 
 def test_the_first_conv_is_left_alone_unless_asked_for() -> None:
@@ -412,16 +412,16 @@ def test_the_first_conv_is_left_alone_unless_asked_for() -> None:
 
 
 def test_force_replaces_what_does_not_pay_but_not_first_convs() -> None:
-    left = "does not pay: 576 -> 1,088 parameters (--force)"  # 8 terms of 8 * 9 + 8 * 8
+    left = "does not pay: 576 -> 1,088 parameters (force=True)"  # 8 terms of 8 * 9 + 8 * 8
     assert reasons(chain(), rank="full") == {"stem": FIRST, "mid_conv": left, "y": left}
     assert reasons(chain(), rank="full", force=True) == {"stem": FIRST, "mid_conv": "", "y": ""}
 
 
 def test_only_and_skip_are_globs_on_names() -> None:
-    assert reasons(chain(), only=["mid*"]) == {"stem": "not among --only", "mid_conv": "", "y": "not among --only"}
-    assert reasons(chain(), skip=["mid_????"]) == {"stem": FIRST, "mid_conv": "left out by --skip 'mid_????'", "y": ""}
+    assert reasons(chain(), only=["mid*"]) == {"stem": "not among only", "mid_conv": "", "y": "not among only"}
+    assert reasons(chain(), skip=["mid_????"]) == {"stem": FIRST, "mid_conv": "left out by skip 'mid_????'", "y": ""}
     both = reasons(chain(), only=["mid*", "[xy]"], skip=["y"])
-    assert both == {"stem": "not among --only", "mid_conv": "", "y": "left out by --skip 'y'"}
+    assert both == {"stem": "not among only", "mid_conv": "", "y": "left out by skip 'y'"}
     # A first Conv that --only names is still a first Conv.
     assert reasons(chain(), only=["stem"])["stem"] == FIRST
     assert reasons(chain(), only=["stem"], include_first=True)["stem"] == ""
@@ -431,7 +431,7 @@ def test_only_and_skip_are_globs_on_names() -> None:
 @pytest.mark.parametrize("pattern", ["nothing*", "Stem", "a", ""])
 def test_a_pattern_that_matches_nothing_is_an_error(option: str, pattern: str) -> None:
     """``Stem`` differs in case from ``stem``, and ``a`` is a Relu."""
-    with pytest.raises(OptionError, match=rf"--{option} '{pattern.replace('*', '.')}.*matches the name of no conv"):
+    with pytest.raises(OptionError, match=rf"{option} '{pattern.replace('*', '.')}.*matches the name of no conv"):
         rows(chain(), "spatial", **{option: ["mid*", pattern]})
 
 
@@ -456,7 +456,7 @@ def test_a_second_run_changes_nothing_and_recurse_splits_again() -> None:
     made = {row.name: row.reason for row in again.report.convs}
     assert made["mid_conv_depthwise"] == "grouped Conv (8 groups): this mode takes ungrouped ones only"
     assert made["mid_conv_pointwise"] == NOTHING_TO_SEPARATE
-    split = "made by onnxsep (mode depthwise); --recurse splits it again"
+    split = "made by onnxsep (mode depthwise); recurse=True splits it again"
     assert reasons(first.proto, "spatial")["mid_conv_depthwise"] == split
     composed = rows(first.proto, "spatial", recurse=True)
     assert composed["mid_conv_depthwise"].status == "replaced"
@@ -651,7 +651,7 @@ def test_two_convs_with_one_weight_share_its_factors(mode: str) -> None:
 def test_a_weight_that_something_else_uses_stays() -> None:
     body = "i = Identity (w) r = ReduceSum <keepdims = 0> (i) t = Mul (s, r)"
     used = shared(f"{body} {TWICE.replace('(s, w)', '(t, w)')}")
-    reason = "does not pay: its weight stays, for it is also used by Identity 'i' (--force)"
+    reason = "does not pay: its weight stays, for it is also used by Identity 'i' (force=True)"
     assert reasons(used) == {"s": FIRST, "a": reason, "y": reason}
     forced = onnxsep.rewrite(used, mode="depthwise", verify="none", force=True)
     assert {row.name: row.status for row in forced.report.convs} == {"s": "left", "a": "replaced", "y": "replaced"}
@@ -661,13 +661,13 @@ def test_a_weight_that_something_else_uses_stays() -> None:
 
 def test_a_weight_that_is_an_output_stays() -> None:
     model = shared(TWICE, ", float[8,8,3,3] w")
-    reason = "does not pay: its weight stays, for it is also used by an output of the graph (--force)"
+    reason = "does not pay: its weight stays, for it is also used by an output of the graph (force=True)"
     assert reasons(model) == {"s": FIRST, "a": reason, "y": reason}
 
 
 def test_a_weight_of_a_conv_that_is_left_alone_stays() -> None:
-    reason = "does not pay: its weight stays, for it is also used by Conv 'a', which is left alone (--force)"
-    assert reasons(shared(TWICE), skip=["a"]) == {"s": FIRST, "a": "left out by --skip 'a'", "y": reason}
+    reason = "does not pay: its weight stays, for it is also used by Conv 'a', which is left alone (force=True)"
+    assert reasons(shared(TWICE), skip=["a"]) == {"s": FIRST, "a": "left out by skip 'a'", "y": reason}
     forced = onnxsep.rewrite(shared(TWICE), mode="depthwise", verify="none", skip=["a"], force=True)
     assert [row.status for row in forced.report.convs] == ["left", "left", "replaced"]
     before, after = ({w.name: w for w in proto.graph.initializer} for proto in (shared(TWICE), forced.proto))
@@ -676,7 +676,7 @@ def test_a_weight_of_a_conv_that_is_left_alone_stays() -> None:
 
 def test_a_weight_whose_user_is_a_first_conv_stays() -> None:
     model = shared("a = Conv <pads = [1,1,1,1]> (s, stem) y = Relu (a)", w=(1,))
-    reason = "does not pay: its weight stays, for it is also used by Conv 's', which is left alone (--force)"
+    reason = "does not pay: its weight stays, for it is also used by Conv 's', which is left alone (force=True)"
     assert reasons(model) == {"s": FIRST, "a": reason}
     assert reasons(model, include_first=True) == {"s": "", "a": ""}
 
@@ -694,7 +694,7 @@ def test_different_factors_of_one_weight_must_pay_together(kernel: int, pays: bo
     if pays:
         assert [found[name].parameters_after for name in "ay"] == [96 * kernel, 64 * kernel]
     else:
-        reason = "does not pay: its weight is shared and would need 2 different sets of factors (--force)"
+        reason = "does not pay: its weight is shared and would need 2 different sets of factors (force=True)"
         assert [found[name].reason for name in "ay"] == [reason, reason]
 
 

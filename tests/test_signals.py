@@ -77,11 +77,11 @@ def test_the_main_thread_waits_for_workers(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     program = (
         "import sys, pathlib, onnxsep.cli as cli, onnxsep.engine.factors as factors\n"
-        "slow = factors._factorize\n"
+        "slow = factors.factorize_one\n"
         "def told(*given):\n"
         "    pathlib.Path(sys.argv[2]).with_name('ready').touch()\n"
         "    return [slow(*given) for _ in range(100)][0]\n"  # long enough on any machine
-        "factors._factorize = told\n"
+        "factors.factorize_one = told\n"
         "cli.main()\n"
     )
     options = ["--mode", "channel", "--include-first", "--no-verify"]

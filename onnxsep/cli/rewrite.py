@@ -24,25 +24,21 @@ class RewriteCommand(RewriteOptions):
         default=None, group="Output", writes=PLAN, help="Write the plan that is carried out to this TOML file."
     )
 
-    def check(self) -> None:
-        """Refuse wrong usage: no mode and no plan, or ranks that cannot be rounded so.
-
-        Raises:
-            OptionError: something else cannot be done.
-        """
+    def check_usage(self) -> None:
+        """Refuse no mode and no plan, and ranks that cannot be rounded so, as the parser refuses other words."""
         if self.mode is None and self.plan is None:
             raise typer.BadParameter("give --mode NAME (`onnxsep modes` lists them), or --plan FILE")
         try:
             check_rounding(self.round_ranks)
         except OptionError as error:
             raise typer.BadParameter(str(error)) from None
-        super().check()
 
 
 @command(RewriteCommand, model_to("rewrite"), OPTIONAL_OUT)
 def rewrite(given: Given[RewriteCommand]) -> None:
     """Replace Convs by separable ones, initialised from the trained weights, and compare the outputs."""
     options, shown = given.options, given.shown
+    options.check_usage()
     target = target_of(given.arguments["target"], dry_run=options.dry_run)
     given.check_paths({RESULT: target})
     show = shower(shown)

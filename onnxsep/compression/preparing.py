@@ -59,7 +59,7 @@ def check_steps(recipe: Recipe, given: Given, seed: int) -> None:
             raise
     if given.device != "auto" and not any(step.trains() for step in recipe.steps):
         raise OptionError(
-            f"{recipe.name}: {spelled('device')} {given.device} is for steps that train, and there is none"
+            f"{recipe.name}: {spelled('device', given.device)} is for steps that train, and there is none"
         )
 
 

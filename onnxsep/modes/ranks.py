@@ -29,7 +29,7 @@ def check_rounding(multiple: int) -> None:
         OptionError: it is none of 8, 16 and 0.
     """
     if multiple not in (0, 8, 16):
-        raise OptionError(f"{spelled('round_ranks')} {multiple} is not 8 or 16 (0: no rounding)")
+        raise OptionError(f"{spelled('round_ranks', multiple)} is not 8 or 16 (0: no rounding)")
 
 
 def choose_rank(

@@ -8,7 +8,7 @@ from onnxsep.calibration import Fitting
 from onnxsep.engine.matches import ConvSite, Match, Rejected
 from onnxsep.engine.planning import Assignment, Options, naming, refusal
 from onnxsep.engine.sites import Sites
-from onnxsep.errors import OnnxsepError, OptionError
+from onnxsep.errors import OnnxsepError, OptionError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.content import content_hashes
@@ -192,8 +192,8 @@ def _check_model(plan: PlanFile, model: Model, sites: Sites) -> None:
     lines = "the lines graph and weights" if other_graph else "the line weights"
     raise OptionError(
         f"{plan.name} was made for another model, {which}{_difference(plan, sites, other_graph=other_graph)}. Make a "
-        f"plan for this one (onnxsep rewrite --dry-run --plan-out), or take {lines} out of [model] to carry it out all "
-        "the same"
+        f"plan for this one ({spelled('dry_run', True)} {spelled('plan_out')}), or take {lines} out of [model] to "
+        "carry it out all the same"
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 from onnxsep.layers.rank import Rank, RankPolicy
 from onnxsep.model.files import printable
 from onnxsep.options.tomlfile import check_keys, read_toml
@@ -27,8 +27,8 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFile:
     content = read_toml(Path(path))
     if "schema" not in content:
         raise OptionError(
-            f"{name} is no plan: it has no line `schema = {SCHEMA}`; onnxsep rewrite --dry-run --plan-out FILE makes"
-            " one"
+            f"{name} is no plan: it has no line `schema = {SCHEMA}`; {spelled('dry_run', True)} {spelled('plan_out')}"
+            " makes one"
         )
     if content["schema"] != SCHEMA or isinstance(content["schema"], bool):
         raise OptionError(

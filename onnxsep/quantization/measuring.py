@@ -47,7 +47,7 @@ def split(data: Dataset, samples: int | None, seed: int) -> Split:
     count = len(data.sample(samples, seed))
     if count < whole:
         raise OptionError(
-            f"{spelled('samples')} {samples}: the model takes {whole} samples at a time; ask for {whole} or more"
+            f"{spelled('samples', samples)}: the model takes {whole} samples at a time; ask for {whole} or more"
         )
     held = min(_MOST_HELD_OUT, max(1, count // _HELD_OUT))
     held = -(-held // whole) * whole  # a fixed batch must be full

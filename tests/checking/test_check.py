@@ -861,7 +861,7 @@ def test_a_reference_that_cannot_be_written_stays_as_it_is(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["reference.txt", "reference.onnx"])
 def test_a_missing_reference_tells_how_to_make_one(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ModelLoadError, match=r"does not exist; write it from the model with --update"):
+    with pytest.raises(ModelLoadError, match=r"does not exist; write it from the model with update=True"):
         check(small(), tmp_path / name)
 
 

@@ -505,7 +505,7 @@ def test_data_for_a_fixed_batch_are_several_runs(files: Path) -> None:
 
 
 def test_data_and_inputs_contradict_each_other(files: Path) -> None:
-    with pytest.raises(OptionError, match="leave out --inputs"):
+    with pytest.raises(OptionError, match="leave out inputs"):
         onnxsep.check(files / "b.onnx", files / "a.onnx", data=SAMPLES, inputs=files / "data.npy")
 
 
