@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -148,3 +149,45 @@ def test_training_an_operator_that_gives_less_than_it_should(
     assert done.returncode == 1, done.stdout
     assert f"needs {names[1]!r}, and nothing gives it" in done.stderr
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("style", ["qdq", "qoperator"])
+@pytest.mark.parametrize("moves", ["MaxPool", "Transpose"])
+def test_a_nested_graph_reads_what_a_pool_gives(tmp_path: Path, style: str, moves: str) -> None:
+    """The runtime moves DequantizeLinear behind the pool, into the If, and the process aborts."""
+    random = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
+        for name, shape in (("w", (4, 3, 3, 3)), ("v", (4, 4, 1, 1)))
+    ]
+    attributes: dict[str, Any] = {"kernel_shape": [1, 1]} if moves == "MaxPool" else {"perm": [0, 1, 3, 2]}
+
+    def branch(name: str, op_type: str) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 8, 8])
+        return helper.make_graph([helper.make_node(op_type, ["pooled"], [name])], name, [], [out])
+
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", pads=[1] * 4),
+        helper.make_node(moves, ["c"], ["pooled"], name="moves", **attributes),
+        helper.make_node("ReduceMean", ["x"], ["mean"], name="mean", keepdims=0),
+        helper.make_node("Greater", ["mean", "zero"], ["which"], name="which"),
+        helper.make_node(
+            "If", ["which"], ["chosen"], "if", then_branch=branch("a", "Neg"), else_branch=branch("b", "Abs")
+        ),
+        helper.make_node("Conv", ["pooled", "v"], ["y"], name="last"),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, 8, 8])
+        for name, channels in (("x", 3), ("y", 4), ("chosen", 4))
+    ]
+    graph = helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [*weights, numpy_helper.from_array(np.float32(0), "zero")]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=random.standard_normal((12, 1, 3, 8, 8)).astype(np.float32)[:, 0])
+    options = ["--data", "x.npz", "--format", style, "--report", "r.json", "--max-error", 0.1]
+    for exclude, wanted in ([], "quantized"), (["--exclude", "moves", "--exclude", "last"], "left"):
+        done = run("quantize", "m.onnx", "q.onnx", *options, *exclude, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        status = {node["name"]: node["status"] for node in json.loads((tmp_path / "r.json").read_text())["nodes"]}
+        assert (status["conv"], status["last"]) == (wanted, wanted)

@@ -17,7 +17,7 @@ from onnxsep.quantization.correcting import Corrections, set_biases
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.finishing import finish
 from onnxsep.quantization.isolating import isolate
-from onnxsep.quantization.nodes import outcome
+from onnxsep.quantization.nodes import moved_into_nested_graphs, outcome
 from onnxsep.quantization.preparing import Prepared
 from onnxsep.quantization.report import QuantizedNode
 from onnxsep.quantization.settings import Settings
@@ -84,6 +84,7 @@ class Builder:
         """
         left = {**dict.fromkeys(spared, why), **self.left}
         left |= self._staying(left)
+        left |= moved_into_nested_graphs(self.prepared.proto, self.op_types, left)
         proto, corrections = self._float(), None
         if self.ranges is not None:
             if self.correct is not None and not quick:
@@ -125,6 +126,7 @@ class Builder:
 
     def _tried(self, settings: Settings, left: Collection[str], agreement: Agreement) -> str | dict[str, float]:
         """What is wrong with a quantised model, else the relative errors of its outputs."""
+        left = {*left, *moved_into_nested_graphs(self.prepared.proto, self.op_types, left)}
         try:
             proto, _ = raise_opset(self._float(), settings.opset)
             proto = self._apply(proto, settings, left)

@@ -6,6 +6,8 @@ from difflib import get_close_matches
 import onnx
 
 from onnxsep.errors import OptionError, spelled
+from onnxsep.graph.index import Index
+from onnxsep.graph.scopes import scopes
 from onnxsep.options.patterns import matches
 from onnxsep.quantization.calibrating import float_tensors
 from onnxsep.quantization.report import QuantizedNode
@@ -23,6 +25,10 @@ _MOVES = (
     *("Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Resize"),
     *("Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
 )
+
+
+_MOVED_BEHIND = ("MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+_NESTED = "a nested graph reads what is made of it, and the runtime fails where that comes from integers"
 
 
 def excluded_by(
@@ -72,6 +78,34 @@ def not_for_quantizing(proto: onnx.ModelProto, op_types: Collection[str]) -> dic
             found[node.name] = f"it computes in {_TYPE_NAMES[wide]}, and only float32 is quantised"
         elif unknown := next((name for name in names if name not in types), None):
             found[node.name] = f"the type of {unknown!r} is not known"
+    return found
+
+
+def moved_into_nested_graphs(
+    proto: onnx.ModelProto, op_types: Collection[str], left: Collection[str]
+) -> dict[str, str]:
+    """Nodes whose integers would reach a nested graph through a MaxPool in float, or the like, with the reason.
+
+    The runtime's optimiser moves a DequantizeLinear behind such a node. Where a nested graph reads what the node gives,
+    it takes that for an operand of the If or Loop, and the process ends.
+
+    Args:
+        proto: The prepared model.
+        op_types: Operators that are quantised.
+        left: Names of nodes that stay in float.
+    """
+    if not any(scope.kind == "subgraph" for scope in scopes(proto)):
+        return {}
+    index = Index(proto)
+    found: dict[str, str] = {}
+    for node in proto.graph.node:
+        in_float = node.op_type not in op_types or node.name in left
+        if node.op_type in _MOVED_BEHIND and in_float and any(use.scope for use in index.uses(node.output[0])):
+            maker: onnx.NodeProto | None = node
+            while maker is not None and maker.op_type in _MOVED_BEHIND:
+                maker = index.maker(maker.input[0])
+                if maker is not None and maker.op_type in op_types and maker.name not in left:
+                    found[maker.name] = _NESTED
     return found
 
 
