@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+
+from onnxsep.graph.view import build_tensor
+from onnxsep.model.io import Model, read_tensor
 
 Floats = NDArray[np.float64]
 BATCH = 2
@@ -15,7 +18,7 @@ BATCH = 2
 
 def tensor(name: str, values: Any, dtype: Any = np.float32) -> onnx.TensorProto:
     """A tensor of any of the float types."""
-    return numpy_helper.from_array(np.asarray(values, np.float64).astype(dtype), name)
+    return build_tensor(name, np.asarray(values, np.float64).astype(dtype))
 
 
 def value(name: str, shape: Sequence[int | str | None] | None, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
@@ -112,7 +115,7 @@ class Chain:
 
     def model(self, opset: int = 17, ir_version: int = 8, size: int = 6, **more: Any) -> onnx.ModelProto:
         """The model."""
-        kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
+        kind = tensor("kind", 0, self.dtype).data_type
         shape = [BATCH, self.weight.shape[1] * self.group, *[size] * (self.weight.ndim - 2)]
         outputs = [BATCH, len(self.weight), *[size] * (self.weight.ndim - 2)]
         nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in self.nodes]
@@ -139,4 +142,4 @@ def conv_norm(seed: int = 0, channels: int = 4, **options: Any) -> Chain:
 
 def arrays(proto: onnx.ModelProto) -> Mapping[str, NDArray[Any]]:
     """Initialisers by name."""
-    return {one.name: numpy_helper.to_array(one) for one in proto.graph.initializer}
+    return {one.name: read_tensor(Model(proto), one) for one in proto.graph.initializer}

@@ -86,7 +86,7 @@ def test_an_option_more_is_one_line(tuned_command: list[Given[Tuned]]) -> None:
     assert done.returncode == 0, done.stderr
     assert tuned_command[0].options == Tuned(gentleness=7, sparsity=0.5, runtime=RuntimeOptions())
     shown = command_line.run("tuned", "--help").stdout
-    assert re.search(r"\nHow:\n +--gentleness.* How gently; see --sparsity\. +\[default: 3; x>=1\]", shown)
+    assert re.search(r"\nHow:\n +--gentleness.* How gently; see --sparsity\. +\\?\[default: 3; x>=1\]", shown)
     assert command_line.run("tuned", "--gentleness", 0).returncode == 2
 
 
