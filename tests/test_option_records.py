@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import onnxsep
+from onnxsep.cli import load_commands
 from onnxsep.cli.app import app
 from onnxsep.cli.derived import COMMANDS, Given, asked_of, command, flag_of
 from onnxsep.compression.options import checked, defaults
@@ -35,6 +36,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     name: getattr(onnxsep, name)
     for name in ("rewrite", "prune", "quantize", "finetune", "evaluate", "check", "inspect", "compress")
 }
+
+load_commands()
 
 
 @record

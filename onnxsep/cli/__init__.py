@@ -1,7 +1,8 @@
 """The command line: parses, calls the API, prints. Exit status: 0 done, 1 our error, 2 usage, 3 a check failed.
 
-One module for each command, or for a few that belong together. All are imported here, which adds their commands to the
-application, in the order of the modules' names.
+One module for each command, or for a few that belong together; to import it adds its commands to the application. Where
+the first word of the command line is the name of a module, that one is enough: importing all takes most of the time
+that a small model needs. Else all are imported, in the order of their names.
 """
 
 import io
@@ -22,10 +23,16 @@ from onnxsep.cli.options import Debug, debugging
 from onnxsep.errors import OnnxsepError, on_the_command_line
 from onnxsep.running.workers import any_left
 
-__all__ = ["app", "main"]
+__all__ = ["app", "load_commands", "main"]
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+_NEEDS_ALL = "rerun"  # it may call any command
+
+
+def load_commands(wanted: str = "") -> None:
+    """Import the module of a command, or of all of them where none is called so."""
+    names = [module.name for module in iter_modules(__path__)]
+    for name in [wanted] if wanted in names and wanted != _NEEDS_ALL else names:
+        import_module(f"{__name__}.{name}")
 
 
 def _print_version(value: bool) -> None:
@@ -53,6 +60,7 @@ def main() -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the end of the process
     with interrupts.handled(), on_the_command_line():
         try:
+            load_commands(*sys.argv[1:2])
             app()
         except OnnxsepError as error:
             _fail(str(error), error.exit_status)

@@ -34,7 +34,7 @@ from fuzzing.isolated import isolated  # noqa: E402
 from typer import main as typer_main  # noqa: E402
 
 import onnxsep  # noqa: E402
-from onnxsep.cli.app import app  # noqa: E402
+from onnxsep.cli import app, load_commands  # noqa: E402
 
 LONGEST = 120.0  # seconds for an example
 
@@ -86,6 +86,7 @@ def _warm() -> None:
                 with contextlib.suppress(Exception):  # a module may be there under another name
                     importlib.import_module(name)
     typer_main.get_command = functools.cache(typer_main.get_command)
+    load_commands()
     typer_main.get_command(app)
     for seed in range(3):  # fills caches, of schemas for one; no sessions, whose threads a child would not have
         model, _ = random_model(np.random.default_rng(seed))
