@@ -85,7 +85,7 @@ def rewrite(model: str | os.PathLike[str] | onnx.ModelProto | Model, options: Re
         VerificationError: the result does not compute what it should; its ``report`` says what was done and measured.
     """
     started = time.perf_counter()
-    choice, dry_run, data, layers = options.choice(), options.dry_run, options.data, options.layers
+    choice, dry_run, data, layers = options.choice, options.dry_run, options.data, options.layers
     fitting, settings = options.fitting(Preprocessing.of(options.preprocessing)), options.settings()
     reads = Reads.of(model, options.reads())
     check_paths(reads, options.writes())

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -146,7 +147,7 @@ class RewriteOptions(Verifying, Preprocessed):
         """
         super().check()
         check_rounding(self.round_ranks)
-        self.choice().check(self.fitting(None), images=self.preprocessing is not None)
+        self.choice.check(self.fitting(None), images=self.preprocessing is not None)
 
     def role(self, name: str) -> Literal["read", "written", "unused"]:
         """Statistics are written where there are data, else read."""
@@ -169,8 +170,9 @@ class RewriteOptions(Verifying, Preprocessed):
             dry_run=self.dry_run,
         )
 
+    @cached_property
     def choice(self) -> Choice:
-        """What is to become of the layers; a plan is read."""
+        """What is to become of the layers; a plan is read, once."""
         return choice_of(self.mode, self.plan, self._planning())
 
     def _planning(self) -> planning.Options:
