@@ -73,17 +73,16 @@ class Lookups:
         self._tensors.pop(tensor.name, None)
         self._tensors_seen = len(self.model.graph.initializer)
 
+    def remove_initializers(self, init_to_remove: Collection[onnx.TensorProto]) -> None:
+        graph = self.model.graph
+        _remove_first(graph.initializer, init_to_remove)
+        names = {tensor.name for tensor in init_to_remove}
+        for place in reversed([place for place, value in enumerate(graph.input) if value.name in names]):
+            del graph.input[place]
+        self._tensors, self._tensors_seen = {}, 0
+
     def remove_nodes(self, nodes_to_remove: Collection[onnx.NodeProto]) -> None:
-        nodes = self.model.graph.node
-        places: dict[str, list[int]] = {}
-        for place, node in enumerate(nodes):
-            places.setdefault(node.name, []).append(place)
-        gone: set[int] = set()
-        for node in nodes_to_remove:
-            same = (place for place in places.get(node.name, ()) if place not in gone and nodes[place] == node)
-            gone.update(itertools.islice(same, 1))
-        for place in sorted(gone, reverse=True):
-            del nodes[place]
+        _remove_first(self.model.graph.node, nodes_to_remove)
         self._forget_nodes()
 
     def replace_gemm_with_matmul(self) -> Any:
@@ -118,6 +117,19 @@ class Lookups:
         for node in self._makers.pop(before, ()):
             super().replace_node_output(node, before, after)  # type: ignore[misc]
             self._makers.setdefault(after, []).append(node)
+
+
+def _remove_first(protos: Any, unwanted: Collection[onnx.NodeProto] | Collection[onnx.TensorProto]) -> None:
+    """Remove from a repeated field the first that equals each, which ``remove`` would do one at a time."""
+    places: dict[str, list[int]] = {}
+    for place, proto in enumerate(protos):
+        places.setdefault(proto.name, []).append(place)
+    gone: set[int] = set()
+    for proto in unwanted:
+        same = (place for place in places.get(proto.name, ()) if place not in gone and protos[place] == proto)
+        gone.update(itertools.islice(same, 1))
+    for place in sorted(gone, reverse=True):
+        del protos[place]
 
 
 class _Initializers(Sequence[onnx.TensorProto]):
