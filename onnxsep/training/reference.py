@@ -1,5 +1,6 @@
 """Nodes by ONNX's reference evaluator: constants, and what torch has no operator for and that needs no gradient."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,14 @@ from numpy.typing import NDArray
 from onnx import defs, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxsep.graph.scopes import is_standard
+from onnxsep.errors import UnsupportedModelError
+from onnxsep.graph.constants import MAX_FOLDED_BYTES
+from onnxsep.graph.scopes import display_name, is_standard
 
+_BROADCASTING = {
+    *("Add", "Sub", "Mul", "Div", "Mod", "Pow", "Max", "Min", "Sum", "Where", "BitShift", "BitwiseAnd", "BitwiseOr"),
+    *("BitwiseXor", "And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
+}
 _FLOATS = {"tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"}
 
 
@@ -21,7 +28,15 @@ def evaluate(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: in
         node: The node, without nested graphs.
         values: Its inputs by name.
         opset: The version of ONNX's own operators.
+
+    Raises:
+        UnsupportedModelError: An output would be larger than 2 GB.
     """
+    if 4 * _elements(node, [values[name] for name in node.input if name]) > MAX_FOLDED_BYTES:
+        raise UnsupportedModelError(
+            f"the constant that {node.op_type} {display_name(node)!r} computes is too large (over 2 GB); a network"
+            " that is trained cannot hold it"
+        )
     graph = onnx.GraphProto(name="constant", node=[node])
     for name in filter(None, node.output):
         graph.output.add().name = name
@@ -34,6 +49,28 @@ def evaluate(node: onnx.NodeProto, values: Mapping[str, NDArray[Any]], opset: in
         return None
     arrays = [np.asarray(array) for array in results]
     return arrays if len(arrays) == len(node.output) else None
+
+
+def _elements(node: onnx.NodeProto, values: Sequence[NDArray[Any]]) -> int:
+    """How many elements an output has at most, for operators that make much of little; 0 for the others."""
+    try:
+        if node.op_type == "ConstantOfShape":
+            return math.prod(values[0].ravel().tolist())
+        if node.op_type == "Expand":
+            return math.prod(np.broadcast_shapes(values[0].shape, tuple(values[1].tolist())))
+        if node.op_type == "Tile":
+            return values[0].size * math.prod(values[1].ravel().tolist())
+        if node.op_type == "Range":
+            start, limit, delta = (array.ravel().tolist()[0] for array in values)
+            return max(0, math.ceil((limit - start) / delta))
+        if node.op_type == "Pad":
+            before, after = np.split(values[1].ravel(), 2)
+            return math.prod(np.array(values[0].shape, object) + before.tolist() + after.tolist())
+        if node.op_type in _BROADCASTING:
+            return math.prod(np.broadcast_shapes(*(array.shape for array in values)))
+    except (ValueError, IndexError, ZeroDivisionError, OverflowError, TypeError):  # another form, or a wrong one
+        pass
+    return 0
 
 
 def has_float_output(node: onnx.NodeProto, opset: int) -> bool:
