@@ -201,7 +201,7 @@ def cases(draw: st.DrawFn, dims: int, auto_pad: AutoPad) -> Case:
 @pytest.mark.parametrize("auto_pad", ["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("mode", sorted(conv_modes()))
-@settings(deadline=None, derandomize=True, max_examples=examples(20, deep=60))
+@settings(deadline=None, derandomize=True, max_examples=examples(8, deep=60))
 @given(data=st.data())
 def test_full_rank_is_exact(mode: str, dims: int, auto_pad: AutoPad, data: st.DataObject) -> None:
     case = data.draw(cases(dims, auto_pad))

@@ -38,6 +38,25 @@ def stopped(command: list[str], number: int, folder: Path, ready: Callable[[], b
     return process.returncode, errors
 
 
+def test_an_interrupt_in_a_finaliser(tmp_path: Path) -> None:
+    """Python loses what is raised there, and would print "Exception ignored" with a traceback."""
+    program = (
+        "import sys, pathlib, time, onnxsep.cli as cli\n"
+        "class Late:\n"
+        "    def __del__(self):\n"
+        "        pathlib.Path(sys.argv[1]).touch()\n"
+        "        time.sleep(30)\n"
+        "def work():\n"
+        "    Late()\n"
+        "    time.sleep(30)\n"
+        "cli.app = work\n"
+        "cli.main()\n"
+    )
+    ready = tmp_path / "ready"
+    found, errors = stopped(["-c", program, str(ready)], signal.SIGINT, tmp_path, ready.exists)
+    assert (found, errors) == (130, "onnxsep: interrupted\n")
+
+
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_the_main_thread_is_in_c(name: str, status: int, tmp_path: Path) -> None:
     """Python raises nothing before the call ends; files beside the target and temporary folders go all the same."""

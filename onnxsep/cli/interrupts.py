@@ -85,9 +85,11 @@ def handled() -> Iterator[None]:
     threading.Thread(target=_watch, args=(reader, numbers), daemon=True).start()
     previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     handlers = {number: signal.signal(number, _interrupt) for number in numbers}
+    previous_hook, sys.unraisablehook = sys.unraisablehook, _unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = previous_hook
         if _state.first is not None:
             _tell()
             end(status())
@@ -111,6 +113,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     if not _state.raised:
         _state.raised = True
         raise KeyboardInterrupt
+
+
+def _unraisable(args: "sys.UnraisableHookArgs") -> None:
+    """An interrupt that comes in a finaliser is lost there; the thread that waits ends the process, so say no more."""
+    if not (_state.raised and isinstance(args.exc_value, KeyboardInterrupt)):
+        sys.__unraisablehook__(args)
 
 
 def _watch(reader: socket.socket, numbers: Collection[int]) -> None:

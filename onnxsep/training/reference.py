@@ -62,10 +62,11 @@ def _elements(node: onnx.NodeProto, values: Sequence[NDArray[Any]]) -> int:
             return values[0].size * math.prod(values[1].ravel().tolist())
         if node.op_type == "Range":
             start, limit, delta = (array.ravel().tolist()[0] for array in values)
-            return max(0, math.ceil((limit - start) / delta))
+            count: int = math.ceil((limit - start) / delta)
+            return max(0, count)
         if node.op_type == "Pad":
             before, after = np.split(values[1].ravel(), 2)
-            return math.prod(np.array(values[0].shape, object) + before.tolist() + after.tolist())
+            return math.prod(map(sum, zip(values[0].shape, before.tolist(), after.tolist(), strict=True)))
         if node.op_type in _BROADCASTING:
             return math.prod(np.broadcast_shapes(*(array.shape for array in values)))
     except (ValueError, IndexError, ZeroDivisionError, OverflowError, TypeError):  # another form, or a wrong one
