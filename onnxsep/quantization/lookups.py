@@ -8,12 +8,15 @@ of the graph's size. Its results stay the same, byte for byte.
 import contextlib
 import itertools
 import sys
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, overload
 
 import onnx
 
 Nodes = dict[str, list[onnx.NodeProto]]
+
+_one_at_a_time = threading.RLock()
 
 
 class Lookups:
@@ -154,7 +157,15 @@ class _Initializers(Sequence[onnx.TensorProto]):
 
 @contextlib.contextmanager
 def quick_find_by_name() -> Iterator[None]:
-    """Let the modules of the runtime's quantiser, which have to be imported, use the tables of ``Lookups``."""
+    """Let the modules of the runtime's quantiser, which have to be imported, use the tables of ``Lookups``.
+
+    Threads that quantise wait for each other, because the modules are theirs together.
+    """
+    with _one_at_a_time:
+        yield from _with_tables()
+
+
+def _with_tables() -> Iterator[None]:
     original = sys.modules["onnxruntime.quantization.quant_utils"].find_by_name
 
     def find_by_name(name: str, items: Any) -> Any:

@@ -59,7 +59,7 @@ def _elements(node: onnx.NodeProto, values: Sequence[NDArray[Any]]) -> int:
         if node.op_type == "Expand":
             return math.prod(np.broadcast_shapes(values[0].shape, tuple(values[1].tolist())))
         if node.op_type == "Tile":
-            return values[0].size * math.prod(values[1].ravel().tolist())
+            return int(values[0].size * math.prod(values[1].ravel().tolist()))
         if node.op_type == "Range":
             start, limit, delta = (array.ravel().tolist()[0] for array in values)
             count: int = math.ceil((limit - start) / delta)
