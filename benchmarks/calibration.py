@@ -43,7 +43,11 @@ LINES = (
     Line("depthwise-spatial", "2", "joint"),
     Line("spatial-depthwise", "paper", "joint"),
     Line("tucker", "0.33", "joint"),
+    Line("cp", "0.149", "joint", "80.8"),
+    Line("cp", "0.25", "joint", "89.3"),
     Line("cp", "0.33", "joint"),
+    Line("linear-bottleneck", "0.133", "joint", "77.5"),
+    Line("linear-bottleneck", "0.25", "joint", "89.6"),
     Line("lean", "paper", "joint"),
 )
 
