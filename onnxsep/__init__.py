@@ -9,10 +9,10 @@ Graph in, smaller and faster graph out, whatever framework exported it; nothing 
     result.save("out.onnx")
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnxsep._version import __version__
+from onnxsep.options.lazy import lazy
 
 if TYPE_CHECKING:
     from onnxsep.checking import CheckResult, check
@@ -43,6 +43,41 @@ if TYPE_CHECKING:
     from onnxsep.rewriting.api import Result, rewrite
     from onnxsep.rewriting.inspection import inspect
     from onnxsep.running.runtime import RuntimeOptions
+else:
+    # An import of all takes a second, in which the command line answers no signal.
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "onnxsep.checking": ("CheckResult", "check"),
+            "onnxsep.compression": (
+                "CompressReport",
+                "CompressResult",
+                "FineTune",
+                "Pipeline",
+                "Prune",
+                "Quantize",
+                "Recipe",
+                "Rewrite",
+                "compress",
+                "read_recipe",
+                "shipped_recipes",
+            ),
+            "onnxsep.errors": ("OnnxsepError",),
+            "onnxsep.evaluation": ("EvaluationReport", "evaluate"),
+            "onnxsep.finetuning": ("FinetuneReport", "FinetuneResult", "finetune"),
+            "onnxsep.rewriting.inspection": ("inspect",),
+            "onnxsep.model.io": ("Model", "load"),
+            "onnxsep.modes": ("BlockMode", "Mode", "available_modes"),
+            "onnxsep.rewriting.api": ("Result", "rewrite"),
+            "onnxsep.planner.plan_file": ("PlanFile",),
+            "onnxsep.planner.reading": ("read_plan",),
+            "onnxsep.pruning": ("PruneResult", "prune"),
+            "onnxsep.quantization": ("QuantizeResult", "quantize"),
+            "onnxsep.reporting.saved": ("read_report",),
+            "onnxsep.running.runtime": ("RuntimeOptions",),
+            "onnxsep.model.saving": ("SavedFiles", "save"),
+        },
+    )
 
 __all__ = [
     "BlockMode",
@@ -84,47 +119,3 @@ __all__ = [
     "save",
     "shipped_recipes",
 ]
-
-# Imported when they are first asked for: an import of all takes a second, in which the command line answers no signal.
-_HOMES = {
-    "onnxsep.checking": ("CheckResult", "check"),
-    "onnxsep.compression": (
-        "CompressReport",
-        "CompressResult",
-        "FineTune",
-        "Pipeline",
-        "Prune",
-        "Quantize",
-        "Recipe",
-        "Rewrite",
-        "compress",
-        "read_recipe",
-        "shipped_recipes",
-    ),
-    "onnxsep.errors": ("OnnxsepError",),
-    "onnxsep.evaluation": ("EvaluationReport", "evaluate"),
-    "onnxsep.finetuning": ("FinetuneReport", "FinetuneResult", "finetune"),
-    "onnxsep.rewriting.inspection": ("inspect",),
-    "onnxsep.model.io": ("Model", "load"),
-    "onnxsep.modes": ("BlockMode", "Mode", "available_modes"),
-    "onnxsep.rewriting.api": ("Result", "rewrite"),
-    "onnxsep.planner.plan_file": ("PlanFile",),
-    "onnxsep.planner.reading": ("read_plan",),
-    "onnxsep.pruning": ("PruneResult", "prune"),
-    "onnxsep.quantization": ("QuantizeResult", "quantize"),
-    "onnxsep.reporting.saved": ("read_report",),
-    "onnxsep.running.runtime": ("RuntimeOptions",),
-    "onnxsep.model.saving": ("SavedFiles", "save"),
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})

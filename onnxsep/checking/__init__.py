@@ -6,7 +6,17 @@ lines of two texts, ``diff``, ``weights`` and ``outputs`` compare, ``render`` an
 that means; ``feeding`` has the inputs.
 """
 
-from onnxsep.checking.api import check
-from onnxsep.checking.result import CheckResult, Difference, PartResult
+from typing import TYPE_CHECKING
+
+from onnxsep.options.lazy import lazy
+
+if TYPE_CHECKING:
+    from onnxsep.checking.api import check
+    from onnxsep.checking.result import CheckResult, Difference, PartResult
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {"onnxsep.checking.api": ("check",), "onnxsep.checking.result": ("CheckResult", "Difference", "PartResult")},
+    )
 
 __all__ = ["CheckResult", "Difference", "PartResult", "check"]

@@ -8,14 +8,13 @@ from typing import Any
 
 from onnxsep.checking.layer_report import LayersReport
 from onnxsep.checking.layers import Feeds, compare_layers
+from onnxsep.checking.options import SAMPLES
 from onnxsep.data import Dataset, Preprocessing, Source, open_data
 from onnxsep.errors import FeedError, OptionError, spelled
 from onnxsep.model.io import Model
 from onnxsep.running.feeds import make_feeds
 from onnxsep.running.integer_io import as_real
 from onnxsep.running.runtime import CannotRun, RuntimeOptions
-
-SAMPLES = 32
 
 
 @dataclass(frozen=True)

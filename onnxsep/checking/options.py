@@ -1,16 +1,24 @@
 """The options of ``check``."""
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from onnxsep.checking.feeding import SAMPLES
-from onnxsep.data import Dataset, Source
 from onnxsep.data.options import DATA_GROUP, Preprocessed
 from onnxsep.errors import OptionError
 from onnxsep.model.paths import DATA
+from onnxsep.options.lazy import lazy
 from onnxsep.options.specs import option, record
 from onnxsep.running.options import Fed, Running, Seeded
+
+if TYPE_CHECKING:
+    from onnxsep.data import Dataset, Source
+else:
+    __getattr__, __dir__ = lazy(__name__, {"onnxsep.data": ("Dataset", "Source")})
+
+SAMPLES = 32  # of the data, by default
 
 _PARTS, _TOLERANCES = "What is compared", "Tolerances"
 _TOLERANCE = (lambda x: 0 <= x < math.inf, "a number of 0 or more")

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxsep.algebra.output_parts import Part, PartTally
-from onnxsep.checking.feeding import SAMPLES, Feeding
+from onnxsep.checking.feeding import Feeding
+from onnxsep.checking.options import SAMPLES
 from onnxsep.checking.result import Difference, PartResult
 from onnxsep.checking.weights import compare_arrays
 from onnxsep.errors import FeedError

@@ -1,8 +1,8 @@
 """The command line: parses, calls the API, prints. Exit status: 0 done, 1 our error, 2 usage, 3 a check failed.
 
 One module for each command, or for a few that belong together; to import it adds its commands to the application. Where
-the first word of the command line is the name of a module, that one is enough: importing all takes most of the time
-that a small model needs. Else all are imported, in the order of their names.
+the first word of the command line is the name of a module, that one is enough, and ``--version`` needs none. Else all
+are imported, in the order of their names. None of them imports, before it runs, what works on models or data.
 """
 
 import io
@@ -21,15 +21,21 @@ from onnxsep.cli import interrupts
 from onnxsep.cli.app import app, say
 from onnxsep.cli.options import Debug, debugging
 from onnxsep.errors import OnnxsepError, on_the_command_line
-from onnxsep.running.workers import any_left
 
 __all__ = ["app", "load_commands", "main"]
 
 _NEEDS_ALL = "rerun"  # it may call any command
+_VERSION = "--version"
 
 
 def load_commands(wanted: str = "") -> None:
-    """Import the module of a command, or of all of them where none is called so."""
+    """Import the module of a command, or of all of them where none is called so.
+
+    Args:
+        wanted: The first word of the command line.
+    """
+    if wanted == _VERSION:
+        return
     names = [module.name for module in iter_modules(__path__)]
     for name in [wanted] if wanted in names and wanted != _NEEDS_ALL else names:
         import_module(f"{__name__}.{name}")
@@ -44,7 +50,7 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool, typer.Option(_VERSION, help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -72,6 +78,8 @@ def _fail(message: str, status: int) -> None:
     if debugging():
         traceback.print_exc()
     say(f"onnxsep: error: {message}")
+    from onnxsep.running.workers import any_left
+
     if any_left():  # a run of a model that is out of time
         interrupts.end(status)
     sys.exit(status)

@@ -3,21 +3,21 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onnxsep import compression
+import onnxsep
 from onnxsep.cli.app import app, say
 from onnxsep.cli.derived import OUT, Given, command, model_to
 from onnxsep.cli.interrupts import saying
 from onnxsep.cli.options import Debug, Json, printing, progress_bar, saved, shower
-from onnxsep.compression.api import manifest_path
 from onnxsep.compression.given import CompressOptions
-from onnxsep.compression.manifest import MANIFEST
-from onnxsep.compression.report import StepReport
 from onnxsep.model.paths import OTHER_RESULT, PLAN_READ, RECIPE, TEACHER, read_of
 from onnxsep.options.specs import option, record
+
+if TYPE_CHECKING:
+    from onnxsep.compression.report import StepReport
 
 
 @record
@@ -37,9 +37,12 @@ def compress(given: Given[CompressCommand]) -> None:
     An interrupted run goes on after its last finished step when the same command is given again. OUT.onnx.manifest.json
     says what OUT.onnx was made from; as --recipe, it repeats the run.
     """
+    from onnxsep.compression.api import manifest_path
+    from onnxsep.compression.manifest import MANIFEST
+
     target, shown = given.arguments["target"], given.shown
     place = Path(given.options.work or target.with_name(target.name + ".steps"))
-    chosen = compression.read_recipe(given.options.recipe)
+    chosen = onnxsep.read_recipe(given.options.recipe)
     given.check_paths(
         {OTHER_RESULT: target, MANIFEST: manifest_path(target)},
         read_of(RECIPE, chosen.path),
@@ -48,7 +51,7 @@ def compress(given: Given[CompressCommand]) -> None:
         options=replace(given.options, work=place),
     )
 
-    def told(step: StepReport) -> None:
+    def told(step: "StepReport") -> None:
         if not shown.quiet:
             done = "was done before" if step.resumed else f"{step.seconds:.1f} s"
             say(f"step {step.number} {step.command}: {done}")
@@ -57,7 +60,7 @@ def compress(given: Given[CompressCommand]) -> None:
     with progress_bar(shown.silent) as progress, saying(lambda: again if place.is_dir() else "nothing was written"):
         asked = given.keywords(work=place, progress=progress, told=told)
         del asked["recipe"]
-        result = compression.compress(given.arguments["model"], chosen, **asked)
+        result = onnxsep.compress(given.arguments["model"], chosen, **asked)
     shower(shown)(saved(result, target))
 
 
@@ -69,13 +72,13 @@ def recipes(
 ) -> None:
     """List the recipes that come with onnxsep, or print the file of one of them."""
     if name is not None:
-        chosen = compression.read_recipe(name)
+        chosen = onnxsep.read_recipe(name)
         with printing():
             typer.echo(
                 json.dumps({"name": name, "text": chosen.text}, indent=1) if as_json else chosen.text, nl=as_json
             )
         return
-    found = compression.shipped_recipes()
+    found = onnxsep.shipped_recipes()
     with printing():
         if as_json:
             listed = [

@@ -18,7 +18,7 @@ from onnxsep.cli.app import app
 from onnxsep.cli.options import OUTPUT, Shown, set_debug
 from onnxsep.errors import on_the_command_line
 from onnxsep.model.paths import MODEL, Kind, Read, Reads, check_paths, read_of
-from onnxsep.options.hints import hints_of, members
+from onnxsep.options.hints import hint_of, members
 from onnxsep.options.specs import (
     Options,
     Spec,
@@ -274,7 +274,7 @@ def typed(kind: type[Options], name: str, spec: Spec) -> Any:
     """The type of what is typed for an option."""
     if spec.typed is not None:
         return spec.typed
-    parts = [part for part in members(hints_of(kind)[name]) if part is not type(None)]
+    parts = [part for part in members(hint_of(kind, name)) if part is not type(None)]
     if any(
         get_origin(part) in (Sequence, list, tuple) or getattr(part, "__name__", "") == "Sequence" for part in parts
     ):

@@ -1,6 +1,6 @@
 """onnxsep evaluate."""
 
-from onnxsep import evaluation
+import onnxsep
 from onnxsep.cli.derived import Argument, Given, command
 from onnxsep.cli.options import progress_bar, shower
 from onnxsep.evaluation.options import EvaluateOptions
@@ -19,5 +19,5 @@ _MODELS = Argument(
 def evaluate(given: Given[EvaluateOptions]) -> None:
     """Measure models side by side: accuracy or agreement, size, parameters, MACs, latency, memory."""
     with progress_bar(given.shown.silent) as progress:
-        report = evaluation.evaluate(given.arguments["models"], **given.keywords(progress=progress))
+        report = onnxsep.evaluate(given.arguments["models"], **given.keywords(progress=progress))
     shower(given.shown)(report)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from onnxsep import finetuning
+import onnxsep
 from onnxsep.cli import interrupts
 from onnxsep.cli.app import say
 from onnxsep.cli.derived import OUT, Given, command, model_to
@@ -34,7 +34,7 @@ def finetune(given: Given[FinetuneOptions]) -> None:
     if not leads:
         interrupts.say_nothing()
     with _one_speaks(), progress_bar(shown.silent or not leads) as progress, interrupts.saying(left):
-        result = finetuning.finetune(given.arguments["model"], **given.keywords(checkpoint=place, progress=progress))
+        result = onnxsep.finetune(given.arguments["model"], **given.keywords(checkpoint=place, progress=progress))
     done = result.report
     if done.stopped == "interrupted":
         interrupts.ignore_more()

@@ -7,16 +7,15 @@ from typing import Any
 import typer
 
 import onnxsep
-from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
 from onnxsep.checking.options import CheckOptions
 from onnxsep.cli.app import app, say
 from onnxsep.cli.derived import Argument, Given, command, model_to
 from onnxsep.cli.options import Debug, Json, printing, shower
-from onnxsep.modes.base import broken_modes
+from onnxsep.options.lazy import loaded
 from onnxsep.options.specs import option, record
 from onnxsep.rewriting.options import InspectOptions
 
-_FORMATS = {"text": render_text, "json": render_json, "github": render_github, "junit": render_junit}
+_FORMATS = ("text", "json", "github", "junit")
 
 
 @command(InspectOptions, model_to("look at"), shown=("json", "debug"))
@@ -48,7 +47,7 @@ def check(given: Given[CheckCommand]) -> None:
     result = onnxsep.check(given.arguments["model"], given.arguments["reference"], **asked)
     with printing():
         if not given.shown.quiet:
-            render: Callable[[Any], str] = _FORMATS[style]
+            render: Callable[[Any], str] = loaded(f"onnxsep.checking.formats:render_{style}")
             typer.echo(render(result).rstrip("\n"))
     raise typer.Exit(result.exit_status)
 
@@ -56,6 +55,8 @@ def check(given: Given[CheckCommand]) -> None:
 @app.command()
 def modes(as_json: Json = False, debug: Debug = False) -> None:
     """List the installed modes."""
+    from onnxsep.modes.base import broken_modes
+
     found = onnxsep.available_modes()
     with printing():
         if as_json:

@@ -6,23 +6,21 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from onnxsep.cli.app import say
 from onnxsep.cli.interrupts import saying
 from onnxsep.errors import OnnxsepError, VerificationError
 from onnxsep.model.files import printable, write_text
 from onnxsep.model.paths import REPORT
-from onnxsep.model.saving import Savable
 from onnxsep.options.specs import Options, option, record
-from onnxsep.reporting.commands import document_of
 from onnxsep.reporting.printable import printable as plain_text
-from onnxsep.reporting.records import Report
-from onnxsep.reporting.text import make_console, print_document
+
+if TYPE_CHECKING:  # a command imports what it works with when it runs; for its help, nothing of that is needed
+    from onnxsep.model.saving import Savable
+    from onnxsep.reporting.records import Report
 
 _debug = False
 
@@ -82,6 +80,9 @@ def printing() -> Iterator[None]:
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     """A progress bar on standard error, nothing where that is no terminal; to interrupt it writes nothing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
     console = Console(stderr=True, emoji=False)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
     with saying(lambda: "nothing was written"):
@@ -114,10 +115,12 @@ def failure_shown(show: Callable[[Any], None]) -> Iterator[None]:
         raise
 
 
-def shower(shown: Shown) -> Callable[[Report], None]:
+def shower(shown: Shown) -> "Callable[[Report], None]":
     """What writes a report to --report, and prints it as JSON, as text, or not at all."""
+    from onnxsep.reporting.commands import document_of
+    from onnxsep.reporting.text import make_console, print_document
 
-    def show(done: Report) -> None:
+    def show(done: "Report") -> None:
         if shown.report is not None:
             write_text(shown.report, done.model_dump_json(indent=1) + "\n")
         with printing():
@@ -129,9 +132,9 @@ def shower(shown: Shown) -> Callable[[Report], None]:
     return show
 
 
-def saved(result: Savable, target: Path | None) -> Report:
+def saved(result: "Savable", target: Path | None) -> "Report":
     """The report of a result, which is saved first where there is a target."""
-    report = cast(Report, result.report)
+    report = cast("Report", result.report)
     if target is None:
         return report
     files = result.save(target)

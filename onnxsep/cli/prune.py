@@ -1,6 +1,6 @@
 """onnxsep prune."""
 
-from onnxsep import pruning
+import onnxsep
 from onnxsep.cli.derived import OPTIONAL_OUT, Given, command, model_to
 from onnxsep.cli.options import failure_shown, progress_bar, saved, shower, target_of
 from onnxsep.model.paths import RESULT
@@ -20,5 +20,5 @@ def prune(given: Given[PruneOptions]) -> None:
     given.check_paths({RESULT: target})
     show = shower(shown)
     with failure_shown(show), progress_bar(shown.silent) as progress:
-        result = pruning.prune(given.arguments["model"], **given.keywords(progress=progress))
+        result = onnxsep.prune(given.arguments["model"], **given.keywords(progress=progress))
     show(saved(result, target))

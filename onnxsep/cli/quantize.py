@@ -1,6 +1,6 @@
 """onnxsep quantize."""
 
-from onnxsep import quantization
+import onnxsep
 from onnxsep.cli.derived import OUT, Given, command, model_to
 from onnxsep.cli.options import failure_shown, progress_bar, saved, shower
 from onnxsep.model.paths import RESULT
@@ -14,5 +14,5 @@ def quantize(given: Given[QuantizeOptions]) -> None:
     given.check_paths({RESULT: target})
     show = shower(shown)
     with failure_shown(show), progress_bar(shown.silent) as progress:
-        result = quantization.quantize(given.arguments["model"], **given.keywords(progress=progress))
+        result = onnxsep.quantize(given.arguments["model"], **given.keywords(progress=progress))
     show(saved(result, target))

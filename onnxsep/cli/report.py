@@ -9,9 +9,6 @@ from onnxsep.cli.app import app
 from onnxsep.cli.options import Debug, Json, Quiet, Shown, shower
 from onnxsep.model.files import write_text
 from onnxsep.model.paths import Read, Reads, check_paths
-from onnxsep.reporting.commands import document_of
-from onnxsep.reporting.markdown import MARKDOWN, markdown
-from onnxsep.reporting.saved import read_report
 
 
 @app.command()
@@ -25,6 +22,10 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Show a saved report of any command, also of an older onnxsep."""
+    from onnxsep.reporting.commands import document_of
+    from onnxsep.reporting.markdown import MARKDOWN, markdown
+    from onnxsep.reporting.saved import read_report
+
     check_paths(Reads((Read("the report", file.absolute(), file),)), {MARKDOWN: md})
     found = read_report(file)
     if md is not None:

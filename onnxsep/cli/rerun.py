@@ -13,10 +13,8 @@ from onnxsep.cli.app import app, say
 from onnxsep.cli.derived import COMMANDS, Argument, Command, flag_of, typed
 from onnxsep.cli.options import Debug, Json, Quiet, Shown, printing
 from onnxsep.errors import OnnxsepError, OptionError
-from onnxsep.model.io import load
 from onnxsep.model.paths import read_record
 from onnxsep.options.specs import IN_MEMORY, Options, default_of, in_memory, specs_of
-from onnxsep.reporting.model_info import size_bytes
 
 
 @app.command()
@@ -159,6 +157,9 @@ def _typed(kind: type[Options], name: str, value: Any) -> list[str]:
 
 def _warn(content: Mapping[str, Any], places: Mapping[str, Any]) -> None:
     """Say where the version, or the file of the model, is another one."""
+    from onnxsep.model.io import load
+    from onnxsep.reporting.model_info import size_bytes
+
     version = content.get("onnxsep", __version__)
     if version != __version__:
         say(f"onnxsep: warning: the report was made by onnxsep {version}, and this is {__version__}")

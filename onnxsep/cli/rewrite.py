@@ -10,9 +10,7 @@ from onnxsep.cli.options import failure_shown, progress_bar, saved, shower, targ
 from onnxsep.errors import OptionError
 from onnxsep.model.files import printable
 from onnxsep.model.paths import RESULT
-from onnxsep.modes.ranks import check_rounding
 from onnxsep.options.specs import option, record
-from onnxsep.planner.plan_file import PLAN
 from onnxsep.rewriting.options import RewriteOptions
 
 
@@ -21,11 +19,16 @@ class RewriteCommand(RewriteOptions):
     """What ``rewrite`` is asked for, with the plan that it writes."""
 
     plan_out: Path | None = option(
-        default=None, group="Output", writes=PLAN, help="Write the plan that is carried out to this TOML file."
+        default=None,
+        group="Output",
+        writes="onnxsep.planner.plan_file:PLAN",
+        help="Write the plan that is carried out to this TOML file.",
     )
 
     def check_usage(self) -> None:
         """Refuse no mode and no plan, and ranks that cannot be rounded so, as the parser refuses other words."""
+        from onnxsep.modes.ranks import check_rounding
+
         if self.mode is None and self.plan is None:
             raise typer.BadParameter("give --mode NAME (`onnxsep modes` lists them), or --plan FILE")
         try:

@@ -1,10 +1,26 @@
 """Compression in several steps: recipes, pipelines, and what makes them repeatable."""
 
-from onnxsep.compression.api import CompressResult, Pipeline, compress
-from onnxsep.compression.recipe import Recipe, read_recipe, shipped_recipes
-from onnxsep.compression.report import CompressReport
-from onnxsep.compression.step import Step
-from onnxsep.compression.steps import FineTune, Prune, Quantize, Rewrite
+from typing import TYPE_CHECKING
+
+from onnxsep.options.lazy import lazy
+
+if TYPE_CHECKING:
+    from onnxsep.compression.api import CompressResult, Pipeline, compress
+    from onnxsep.compression.recipe import Recipe, read_recipe, shipped_recipes
+    from onnxsep.compression.report import CompressReport
+    from onnxsep.compression.step import Step
+    from onnxsep.compression.steps import FineTune, Prune, Quantize, Rewrite
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "onnxsep.compression.api": ("CompressResult", "Pipeline", "compress"),
+            "onnxsep.compression.recipe": ("Recipe", "read_recipe", "shipped_recipes"),
+            "onnxsep.compression.report": ("CompressReport",),
+            "onnxsep.compression.step": ("Step",),
+            "onnxsep.compression.steps": ("FineTune", "Prune", "Quantize", "Rewrite"),
+        },
+    )
 
 __all__ = [
     "CompressReport",

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx
-
 from onnxsep.compression.given import CompressOptions, Given
 from onnxsep.compression.manifest import MANIFEST, Content, Manifest, model_hash
 from onnxsep.compression.measuring import choose_samples
@@ -22,7 +20,7 @@ from onnxsep.errors import OptionError
 from onnxsep.evaluation.metrics import load_metric
 from onnxsep.model.external import is_external
 from onnxsep.model.files import printable, write_text
-from onnxsep.model.io import Model, load
+from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import LIBRARY, NOTHING, OTHER_RESULT, PLAN_READ, RECIPE, TEACHER, Reads, check_paths, read_of
 from onnxsep.model.saving import Savable, SavedFiles, write_model
 from onnxsep.model.tensors import tensor_protos
@@ -30,8 +28,6 @@ from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import model_info
 from onnxsep.running.feeds import check_input_shapes
 from onnxsep.running.runtime import RuntimeOptions
-
-AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
 
 
 @dataclass(frozen=True)

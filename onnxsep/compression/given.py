@@ -1,26 +1,36 @@
 """What a run gives to all of its steps, and the options of the run itself."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, ClassVar
 
 from onnxsep.compression.folder_files import WORK
-from onnxsep.compression.report import StepReport
-from onnxsep.data import Preprocessing, Source
 from onnxsep.data.options import DATA_GROUP, Labelled
-from onnxsep.evaluation.metrics import Metric
 from onnxsep.finetuning.options import Training
 from onnxsep.model.paths import DATA, TEST_DATA
+from onnxsep.options.lazy import lazy
 from onnxsep.options.specs import option, record
 from onnxsep.running.options import Fed, Running, Seeded, Telling
-from onnxsep.running.runtime import RuntimeOptions
 
-Labels = str | os.PathLike[str] | npt.ArrayLike | None
-Told = Callable[[StepReport], None]
+if TYPE_CHECKING:
+    from onnxsep.compression.report import StepReport
+    from onnxsep.data import AnyLabels, Preprocessing, Source
+    from onnxsep.evaluation.metrics import Metric
+    from onnxsep.running.runtime import RuntimeOptions
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "onnxsep.compression.report": ("StepReport",),
+            "onnxsep.data": ("AnyLabels", "Source"),
+            "onnxsep.evaluation.metrics": ("Metric",),
+        },
+    )
+
 _MEASURING, _STEPS = "What is measured", "Finished steps"
 
 
@@ -45,7 +55,7 @@ class CompressOptions(Running, Training, Labelled, Fed, Seeded, Telling):
         help="Samples that each step's result is measured on, and that no step sees.",
         doc="samples to measure on; None: at most 1000 of ``data``, which the steps have seen, or random inputs.",
     )
-    test_labels: str | os.PathLike[str] | npt.ArrayLike | None = option(
+    test_labels: AnyLabels | None = option(
         default=None,
         group=_MEASURING,
         reads="the labels of the test data",
@@ -95,9 +105,15 @@ class CompressOptions(Running, Training, Labelled, Fed, Seeded, Telling):
         help="Keep the work folder with the result and report of each step.",
         doc="do not remove the work folder.",
     )
-    told: Told | None = option(
+    told: Callable[[StepReport], None] | None = option(
         default=None, flag=None, kept=False, help="", doc="given the report of each finished step."
     )
+
+
+def _runtime() -> RuntimeOptions:
+    from onnxsep.running.runtime import RuntimeOptions
+
+    return RuntimeOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +121,11 @@ class Given:
     """What a run gives to each of its steps whose record has an option of that name."""
 
     data: Source | None = None
-    labels: Labels = None
+    labels: AnyLabels | None = None
     preprocessing: Preprocessing | None = None
     output: str | None = None
     inputs: str | os.PathLike[str] | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     follow_links: bool = False
     device: str = "auto"
-    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    runtime: RuntimeOptions = field(default_factory=_runtime)

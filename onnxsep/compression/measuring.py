@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from onnxsep.compression.given import Given, Labels
-from onnxsep.data import Preprocessing, Source, open_data
+from onnxsep.compression.given import Given
+from onnxsep.data import AnyLabels, Preprocessing, Source, open_data
 from onnxsep.evaluation import EvaluationReport, evaluate
 from onnxsep.evaluation.metrics import Metric
 from onnxsep.model.io import Model
@@ -34,7 +34,7 @@ class Measuring:
     """
 
     source: Source
-    labels: Labels
+    labels: AnyLabels | None
     kind: Literal["test", "data", "random"]
     preprocessing: Preprocessing | None
     given: Given
@@ -101,7 +101,7 @@ def choose_samples(
     *,
     preprocessing: Preprocessing | None,
     test: Source | None,
-    test_labels: Labels,
+    test_labels: AnyLabels | None,
     metric: str | Metric | None,
     samples: int | None,
     runs: int,

@@ -1,12 +1,12 @@
 """Running the steps one after another, each on the result of the one before it."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxsep.compression.given import Given, Told
+from onnxsep.compression.given import Given
 from onnxsep.compression.manifest import DoneStep, Manifest, model_hash
 from onnxsep.compression.report import StepReport
 from onnxsep.compression.step import Step
@@ -57,7 +57,7 @@ class Run:
         seed: int,
         folder: WorkFolder | None = None,
         progress: Progress | None = None,
-        told: Told | None = None,
+        told: Callable[[StepReport], None] | None = None,
     ) -> None:
         self._steps, self._given, self._original, self._seed = steps, given, original, seed
         self._folder, self._progress, self._told = folder, progress, told

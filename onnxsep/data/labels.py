@@ -1,5 +1,6 @@
 """Labels of a dataset: the class of each sample, as a number."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -8,6 +9,8 @@ import numpy.typing as npt
 
 from onnxsep.data.label_table import name_and_class, read_rows, unquoted
 from onnxsep.errors import DataError
+
+AnyLabels = str | os.PathLike[str] | npt.ArrayLike
 
 _MISSING = {"nan", "<na>", "nat"}  # what tables write where there is no value
 _LARGEST = 2**31

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsep.data.dataset import Dataset
 from onnxsep.data.images import ImageReader, find_images
-from onnxsep.data.labels import as_labels, read_labels
+from onnxsep.data.labels import AnyLabels, as_labels, read_labels
 from onnxsep.data.preprocessing import AnyPreprocessing, Preprocessing
 from onnxsep.data.samples import FeedSamples, Given, ImageSamples, from_arrays
 from onnxsep.errors import DataError, FeedError, spelled
@@ -31,7 +30,7 @@ def open_data(
     model: Model,
     *,
     preprocessing: AnyPreprocessing | None = None,
-    labels: str | os.PathLike[str] | npt.ArrayLike | None = None,
+    labels: AnyLabels | None = None,
     need_labels: bool = False,
 ) -> Dataset:
     """Open data for a model and check what can be checked without decoding images.
@@ -156,7 +155,7 @@ def _open_feeds(source: Iterable[Feed | np.ndarray], entries: tuple[Input, ...])
     )
 
 
-def _set_labels(data: Dataset, labels: str | os.PathLike[str] | npt.ArrayLike) -> None:
+def _set_labels(data: Dataset, labels: AnyLabels) -> None:
     if isinstance(labels, str | os.PathLike):
         data.labels, data.classes, notes = read_labels(Path(labels), data.names, len(data), data.classes)
         data.notes += notes

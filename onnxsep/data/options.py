@@ -1,16 +1,24 @@
 """Options about data, which several commands have."""
 
-import os
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
-
-from onnxsep.data.preprocessing import AnyPreprocessing, Preprocessing
 from onnxsep.errors import spell
+from onnxsep.options.lazy import lazy
 from onnxsep.options.specs import Options, Texts, option, record
+
+if TYPE_CHECKING:
+    from onnxsep.data.labels import AnyLabels
+    from onnxsep.data.preprocessing import AnyPreprocessing, Preprocessing
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {"onnxsep.data.labels": ("AnyLabels",), "onnxsep.data.preprocessing": ("AnyPreprocessing", "Preprocessing")},
+    )
 
 DATA_GROUP, IMAGES = "Data", "Images"
 _KEYS = ("scale", "mean", "std", "layout", "size", "color")
@@ -37,6 +45,8 @@ class PreprocessingTexts(Texts):
 
     def build(self) -> Preprocessing | None:
         """How images are read."""
+        from onnxsep.data.preprocessing import Preprocessing
+
         given = {key: getattr(self, key) for key in _KEYS if getattr(self, key) is not None}
         if self.preprocess is None and not given:
             return None
@@ -53,6 +63,8 @@ class PreprocessingTexts(Texts):
     @classmethod
     def texts(cls, value: Any) -> Mapping[str, Any] | None:
         """What to type for what a report says of the preprocessing; None where only a file can say it."""
+        from onnxsep.data.preprocessing import Preprocessing
+
         if isinstance(value, str):
             return {"preprocess": value}
         plain = Preprocessing()
@@ -93,7 +105,7 @@ class Preprocessed(Options):
 class Labelled(Options):
     """Classes of samples, and where a model says its own."""
 
-    labels: str | os.PathLike[str] | npt.ArrayLike | None = option(
+    labels: AnyLabels | None = option(
         default=None,
         group=DATA_GROUP,
         reads="the labels",

@@ -1,7 +1,21 @@
 """Evaluation: accuracy, size, work, latency and memory of models side by side, on the user's own data."""
 
-from onnxsep.evaluation.api import evaluate
-from onnxsep.evaluation.errors import EvaluationError
-from onnxsep.evaluation.report import EvaluationReport
+from typing import TYPE_CHECKING
+
+from onnxsep.options.lazy import lazy
+
+if TYPE_CHECKING:
+    from onnxsep.evaluation.api import evaluate
+    from onnxsep.evaluation.errors import EvaluationError
+    from onnxsep.evaluation.report import EvaluationReport
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "onnxsep.evaluation.api": ("evaluate",),
+            "onnxsep.evaluation.errors": ("EvaluationError",),
+            "onnxsep.evaluation.report": ("EvaluationReport",),
+        },
+    )
 
 __all__ = ["EvaluationError", "EvaluationReport", "evaluate"]

@@ -13,13 +13,13 @@ from onnxsep.evaluation.latency import measure_latency
 from onnxsep.evaluation.macs import count_work
 from onnxsep.evaluation.memory import measure_memory
 from onnxsep.evaluation.metrics import Metric, load_metric
-from onnxsep.evaluation.options import AnyModel, EvaluateOptions
+from onnxsep.evaluation.options import EvaluateOptions
 from onnxsep.evaluation.quality import Found, Quality, Task, run_over
 from onnxsep.evaluation.report import EvaluatedModel, EvaluationReport, Latency, Memory, Ratios
 from onnxsep.evaluation.sessions import Candidate, Session, check_same_interface, most_fixed, named
 from onnxsep.graph.parameters import count_nonzero_parameters, count_parameters
 from onnxsep.model.files import printable
-from onnxsep.model.io import Model, load
+from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.options.progress import Progress
 from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import size_bytes

@@ -1,20 +1,30 @@
 """The options of ``evaluate``."""
 
-import os
+from __future__ import annotations
+
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import onnx
-
-from onnxsep.data import Source
 from onnxsep.data.options import DATA_GROUP, Labelled, Preprocessed
-from onnxsep.evaluation.metrics import Metric
-from onnxsep.model.io import Model
 from onnxsep.model.paths import DATA
+from onnxsep.options.lazy import lazy
 from onnxsep.options.specs import option, record
 from onnxsep.running.options import Running, Seeded, Telling
 
-AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
+if TYPE_CHECKING:
+    from onnxsep.data import Source
+    from onnxsep.evaluation.metrics import Metric
+    from onnxsep.model.io import AnyModel
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "onnxsep.data": ("Source",),
+            "onnxsep.evaluation.metrics": ("Metric",),
+            "onnxsep.model.io": ("AnyModel",),
+        },
+    )
+
 _MEASURED = "What is measured"
 
 

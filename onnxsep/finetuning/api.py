@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxsep.data import Preprocessing
-from onnxsep.finetuning.options import AnyModel, FinetuneOptions
+from onnxsep.finetuning.options import FinetuneOptions
 from onnxsep.finetuning.report import FinetuneReport
 from onnxsep.finetuning.run import Given, run
-from onnxsep.model.io import Model
+from onnxsep.model.io import AnyModel, Model
 from onnxsep.model.paths import NOTHING, Reads
 from onnxsep.model.saving import Savable, SavedFiles
 from onnxsep.options.taking import takes

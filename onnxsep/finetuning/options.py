@@ -1,28 +1,28 @@
 """The options of a run of fine-tuning, checked before anything is read."""
 
+from __future__ import annotations
+
 import math
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import onnx
-
-from onnxsep.data import Source
 from onnxsep.data.options import DATA_GROUP, Labelled, Preprocessed
 from onnxsep.errors import OptionError, spelled
-from onnxsep.model.io import Model
 from onnxsep.model.paths import DATA, TEACHER
+from onnxsep.options.lazy import lazy
 from onnxsep.options.specs import option, record
 from onnxsep.running.options import Running, Seeded, Telling
-from onnxsep.training import check_installed
-from onnxsep.training.augment import Augmentation
-from onnxsep.training.checkpoint import CHECKPOINT
+from onnxsep.training.choices import Augmentation, BatchNorm, Optimizer, Precision, TeacherTerm
 from onnxsep.training.devices import check_device
-from onnxsep.training.losses import TeacherTerm
-from onnxsep.training.run_records import BatchNorm, Optimizer, Precision
 from onnxsep.training.schedule import Schedule
 
-AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
+if TYPE_CHECKING:
+    from onnxsep.data import Source
+    from onnxsep.model.io import AnyModel
+else:
+    __getattr__, __dir__ = lazy(__name__, {"onnxsep.data": ("Source",), "onnxsep.model.io": ("AnyModel",)})
+
 TEMPERATURE = 4.0
 _TRAINING, _LOSS = "Training", "Loss"
 _RATES = {"adam": 1e-3, "sgd": 0.05}
@@ -165,7 +165,7 @@ class FinetuneOptions(Running, Training, Labelled, Seeded, Telling):
     checkpoint: str | os.PathLike[str] | None = option(
         default=None,
         group="Output",
-        writes=CHECKPOINT,
+        writes="onnxsep.training.checkpoint:CHECKPOINT",
         typed=Path,
         per_run=True,
         help="State after each epoch, until OUT.onnx is written; OUT.onnx.checkpoint.",
@@ -197,6 +197,8 @@ class FinetuneOptions(Running, Training, Labelled, Seeded, Telling):
             MissingDependencyError: torch is not installed.
             OptionError: a value is no choice, or out of its range; the message names the option.
         """
+        from onnxsep.training import check_installed
+
         check_installed()
         super().check()
         soft, temperature, teacher = spelled("loss", "soft"), spelled("temperature"), spelled("teacher")

@@ -8,9 +8,9 @@ from pathlib import Path
 from onnxsep.data import Preprocessing, open_data
 from onnxsep.errors import DataError, TrainingError, spelled
 from onnxsep.finetuning import setup
-from onnxsep.finetuning.options import AnyModel, FinetuneOptions
+from onnxsep.finetuning.options import FinetuneOptions
 from onnxsep.finetuning.report import FinetuneReport
-from onnxsep.model.io import Model, load
+from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import Reads, check_paths
 from onnxsep.reporting.model_info import model_info
 from onnxsep.training import TorchGraph, write_back

@@ -16,10 +16,10 @@ from onnxsep.model.io import Model, read_tensor
 from onnxsep.running.inputs import model_inputs
 from onnxsep.training import TorchGraph
 from onnxsep.training.batches import Batches
+from onnxsep.training.choices import BatchNorm, Precision
 from onnxsep.training.learner import Learner
 from onnxsep.training.losses import Loss
 from onnxsep.training.norms import Norms, norm_places
-from onnxsep.training.run_records import BatchNorm, Precision
 
 AccuracyOf = Literal["labels", "teacher", "nothing"]
 _LABEL_WEIGHT = 0.1  # of the cross-entropy beside a teacher

@@ -79,7 +79,10 @@ class Model:
         return DataFolder(self.base_dir, self.follow_links)
 
 
-def load(source: str | os.PathLike[str] | onnx.ModelProto | Model, *, follow_links: bool = False) -> Model:
+AnyModel = str | os.PathLike[str] | onnx.ModelProto | Model
+
+
+def load(source: AnyModel, *, follow_links: bool = False) -> Model:
     """Load a model and check it; weights in external data files are checked but not read.
 
     Nodes that are not in topological order are sorted; ``Model.stored`` has them as they were.
@@ -158,6 +161,17 @@ def parse_file(path: Path) -> onnx.ModelProto:
         kind = _kind(data[:512]) or "there is no graph in it. Is it a data file, or a single tensor?"
         raise ModelLoadError(f"{path} is not an ONNX model: {kind}")
     return proto
+
+
+def data_locations(path: Path) -> list[str]:
+    """The locations of the external data of an .onnx file, each once, as it says them.
+
+    Raises:
+        ModelLoadError: As :func:`parse_file`.
+    """
+    tensors = [tensor for tensor in tensor_protos(parse_file(path)) if is_external(tensor)]
+    entries = [entry for tensor in tensors for entry in tensor.external_data if entry.key == "location"]
+    return list(dict.fromkeys(entry.value for entry in entries if isinstance(entry.value, str)))
 
 
 def _kind(head: bytes) -> str | None:

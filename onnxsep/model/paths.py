@@ -2,7 +2,8 @@
 
 A command says which files it reads (:class:`Reads`), and where it writes a file of which :class:`Kind`;
 :func:`check_paths` is the one check of all commands and of the Python API. A kind's module says how a file of that kind
-is recognised: this one knows models and reports.
+is recognised: this one knows models and reports. Records of options name kinds, so this module imports what reads
+models when one has to be read.
 """
 
 import json
@@ -12,10 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxsep.errors import ModelLoadError, ModelSaveError, OptionError, spelled
-from onnxsep.model.external import is_external
 from onnxsep.model.files import check_target
-from onnxsep.model.io import Model, parse_file
-from onnxsep.model.tensors import tensor_protos
 
 MODEL, RECIPE, TEACHER = "the model", "the recipe", "a teacher"
 DATA, TEST_DATA, LIBRARY = "the data", "the test data", "a library of operators"
@@ -56,14 +54,15 @@ class Reads:
 
     def external_data(self) -> Iterator[Read]:
         """The data files of the models that are read; a file that holds no model has none."""
+        from onnxsep.model.io import data_locations
+
         for model in self.files:
             if model.words in (MODEL, TEACHER):
                 try:
-                    tensors = [tensor for tensor in tensor_protos(parse_file(model.path)) if is_external(tensor)]
+                    locations = data_locations(model.path)
                 except ModelLoadError:  # loading it will say so
                     continue
-                entries = [entry for tensor in tensors for entry in tensor.external_data if entry.key == "location"]
-                for location in dict.fromkeys(entry.value for entry in entries if isinstance(entry.value, str)):
+                for location in locations:
                     words = f"external data of {model.words}"
                     yield Read(words, model.path.parent / location, model.named.parent / location)
 
@@ -107,6 +106,8 @@ class Kind:
 
 def is_model(path: Path) -> bool:
     """Whether a file is an ONNX model."""
+    from onnxsep.model.io import parse_file
+
     try:
         return bool(parse_file(path).opset_import)
     except ModelLoadError:
@@ -178,9 +179,11 @@ def check_paths(reads: Reads, writes: Mapping[Kind, str | os.PathLike[str] | Non
 
 def file_of(source: object) -> Path | None:
     """The path of a file or folder that a user has named; None for what is in memory."""
-    if isinstance(source, Model):
-        return None if source.path is None or source.base_dir is None else source.base_dir / source.path.name
     if not isinstance(source, str | os.PathLike):
+        from onnxsep.model.io import Model
+
+        if isinstance(source, Model) and source.path is not None and source.base_dir is not None:
+            return source.base_dir / source.path.name
         return None
     path = Path(source)
     return None if "\0" in str(path) else path  # no file can have such a name

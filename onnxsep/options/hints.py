@@ -3,16 +3,16 @@
 import dataclasses
 import functools
 import os
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 from onnxsep.errors import OptionError, spelled
 from onnxsep.layers.rank import RankPolicy
+from onnxsep.options.lazy import Names
 
 _LISTS = (Sequence, list, tuple)
 _WORDS: dict[Any, str] = {
@@ -40,16 +40,27 @@ def check_value(name: str, value: Any, hint: Any) -> None:
 
 def hints_of(function: Any) -> dict[str, Any]:
     """The types of a function's parameters, or of a record's fields."""
+    if dataclasses.is_dataclass(function):
+        kind: Any = function
+        return {one.name: hint_of(kind, one.name) for one in dataclasses.fields(kind)}
     return _hints(function)
 
 
+_hints = functools.cache(get_type_hints)
+
+
+def hint_of(kind: Any, name: str) -> Any:
+    """The type of one field of a record. Only what this type names is imported for it."""
+    return _hint(kind, name)
+
+
 @functools.cache
-def _hints(function: Any) -> dict[str, Any]:
-    if dataclasses.is_dataclass(function):
-        found = {one.name: one.type for one in dataclasses.fields(function)}
-        if not any(isinstance(hint, str) for hint in found.values()):  # get_type_hints takes ten times as long
-            return found
-    return get_type_hints(function)
+def _hint(kind: Any, name: str) -> Any:
+    home = next(one for one in kind.__mro__ if name in vars(one).get("__annotations__", ()))
+    hint = home.__annotations__[name]
+    if not isinstance(hint, str):
+        return hint
+    return eval(hint, vars(sys.modules[home.__module__]), Names(home.__module__))
 
 
 def check_fields(record: Any, where: str) -> None:
@@ -99,7 +110,7 @@ def _is(value: Any, kind: Any) -> bool:
     if kind is type(None):
         return value is None
     if kind is bool:
-        return isinstance(value, bool | np.bool_)
+        return isinstance(value, bool) or is_numpys(value, "bool_")
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     if kind is str or get_origin(kind) is Literal:  # which words there are, the function says itself
@@ -115,6 +126,12 @@ def _is(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Mapping:
         return isinstance(value, Mapping)
     return not _is_ours(kind) or isinstance(value, kind)
+
+
+def is_numpys(value: Any, kind: str) -> bool:
+    """Whether a value is of a class of numpy, which is not imported to know it: nothing else has made such a value."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, getattr(numpy, kind))
 
 
 def _is_ours(kind: Any) -> bool:

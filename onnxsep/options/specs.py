@@ -11,13 +11,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
-import numpy as np
-
 from onnxsep.errors import OptionError, spell, spelled
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.files import printable
 from onnxsep.model.paths import Kind, Read, file_of, read_of
-from onnxsep.options.hints import hints_of, members
+from onnxsep.options.hints import hint_of, is_numpys, members
+from onnxsep.options.lazy import loaded
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
@@ -53,7 +52,7 @@ class Spec:
         parse: From that to the value.
         expands: A record of texts that is asked for in its place, whose ``build()`` gives the value.
         reads: What messages call the file (or files, models) that it names, if it is read.
-        writes: The kind of file that is written there.
+        writes: The kind of file that is written there, or ``module:name`` of it, where that module imports much.
         per_run: It belongs to a run as a whole, and is no option of a step in a recipe.
         kept: Whether a report keeps it.
     """
@@ -71,7 +70,7 @@ class Spec:
     parse: Callable[[Any], Any] | None = None
     expands: "type[Texts] | None" = None
     reads: str | None = None
-    writes: Kind | None = None
+    writes: Kind | str | None = None
     per_run: bool = False
     kept: bool = True
 
@@ -151,7 +150,7 @@ class Options:
     def writes(self) -> dict[Kind, str | os.PathLike[str] | None]:
         """Where files are written, by their kind."""
         return {
-            spec.writes: getattr(self, name)
+            loaded(spec.writes) if isinstance(spec.writes, str) else spec.writes: getattr(self, name)
             for name, spec in specs_of(type(self)).items()
             if spec.writes is not None and self.role(name) == "written"
         }
@@ -183,7 +182,9 @@ class Texts(Options):
 
 def choices(kind: type, name: str) -> tuple[str, ...]:
     """The words that an option may be, where it is one of a few."""
-    parts = members(hints_of(kind)[name])
+    if specs_of(kind)[name].typed is not None:  # it is more than a few words, and its type may import much
+        return ()
+    parts = members(hint_of(kind, name))
     words = [part for part in parts if _is_literal(part)]
     return tuple(word for part in words for word in get_args(part)) if len(words) and _only_words(parts) else ()
 
@@ -208,7 +209,7 @@ def as_json(value: Any) -> Any:
         return value
     if getattr(value, "pristine", True) and (path := file_of(value)) is not None:  # or a model that was loaded from it
         return printable(path)
-    if isinstance(value, np.generic):
+    if is_numpys(value, "generic"):
         return value.item()
     if isinstance(value, RankPolicy):
         return str(value)

@@ -1,14 +1,11 @@
 """``prune``: load -> match -> choose -> apply -> ensure -> verify."""
 
-import os
 import time
 from dataclasses import dataclass
 
-import onnx
-
 from onnxsep.engine.sites import find_sites
 from onnxsep.errors import VerificationError
-from onnxsep.model.io import Model, load
+from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import NOTHING, Reads
 from onnxsep.model.saving import Savable
 from onnxsep.options.patterns import as_patterns
@@ -41,7 +38,7 @@ class PruneResult(Savable):
 
 
 @takes(PruneOptions)
-def prune(model: str | os.PathLike[str] | onnx.ModelProto | Model, options: PruneOptions) -> PruneResult:
+def prune(model: AnyModel, options: PruneOptions) -> PruneResult:
     """Set the smallest weights of the Convs to zero, or take whole channels out of the graph.
 
     Writes nothing: ``PruneResult.save`` does. Exactly one of ``sparsity``, ``step`` and ``pattern`` says how much.

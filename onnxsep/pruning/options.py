@@ -1,15 +1,16 @@
 """The options of ``prune``."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from onnxsep.errors import OptionError, spelled
 from onnxsep.options.specs import option, record
 from onnxsep.pruning.schedule import Goal
-from onnxsep.pruning.selecting import Norm, Scope
-from onnxsep.pruning.verifying import Verify
 from onnxsep.running.options import VERIFICATION, Verifying
 
+Norm = Literal["l1", "l2"]
+Scope = Literal["global", "layer"]
+Verify = Literal["auto", "full", "none"]
 _LAYERS = "Which layers"
 
 

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +12,8 @@ from onnxsep.engine.sites import Sites
 from onnxsep.errors import OptionError, spelled
 from onnxsep.graph.places import Constant, Place
 from onnxsep.pruning.channels import Channels, Cut, Ids
+from onnxsep.pruning.options import Norm, Scope
 
-Norm = Literal["l1", "l2"]
-Scope = Literal["global", "layer"]
 Gone = NDArray[np.bool_]
 """For every number of a channel whether it goes."""
 

@@ -22,10 +22,11 @@ from onnxsep.options.patterns import check_patterns, left_out
 from onnxsep.options.progress import Progress
 from onnxsep.pruning.channels import Channels, Ids
 from onnxsep.pruning.following import follow
+from onnxsep.pruning.options import Norm, Scope
 from onnxsep.pruning.outcome import Outcome, left_row, make_totals, sharing_notes
 from onnxsep.pruning.report import PrunedLayer
 from onnxsep.pruning.schedule import Goal
-from onnxsep.pruning.selecting import Counter, Gone, Importance, Norm, Scope, families, filter_norms, search
+from onnxsep.pruning.selecting import Counter, Gone, Importance, families, filter_norms, search
 from onnxsep.pruning.slicing import mask_readers, take_out
 
 

@@ -21,7 +21,6 @@ from onnxsep.running.feeds import Feeds, make_feeds
 from onnxsep.running.runtime import CannotRun, RuntimeOptions
 from onnxsep.running.verification import FULL_BELOW, Settings, full_report
 
-Verify = Literal["auto", "full", "none"]
 _AMPLIFIED = 10  # times what the model's own rounding makes: that is no error of the result
 # Taking out channels reorders sums, so that the result equals the masked source up to rounding, by its float type.
 _ROUNDING = {"float32": 1e-3, "float64": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}

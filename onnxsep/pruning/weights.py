@@ -14,10 +14,10 @@ from onnxsep.graph.places import Constant, Place
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress
 from onnxsep.pruning.magnitude import Mask, outside_pattern, smallest
+from onnxsep.pruning.options import Scope
 from onnxsep.pruning.outcome import Outcome, left_row, make_totals, sharing_notes
 from onnxsep.pruning.report import PrunedLayer
 from onnxsep.pruning.schedule import Goal
-from onnxsep.pruning.selecting import Scope
 from onnxsep.pruning.storing import with_values
 from onnxsep.pruning.targets import Target, Targets, find_targets
 

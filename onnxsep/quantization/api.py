@@ -1,6 +1,5 @@
 """``quantize``: load -> prepare -> calibrate -> quantise -> finish -> ensure -> measure."""
 
-import os
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from onnxsep.errors import OptionError, VerificationError, spelled
 from onnxsep.graph.ensure import ensure_valid
 from onnxsep.graph.scopes import scopes
 from onnxsep.graph.shapes import skeleton
-from onnxsep.model.io import Model, load
+from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import NOTHING, Reads
 from onnxsep.model.saving import Savable
 from onnxsep.options.progress import Progress
@@ -48,7 +47,7 @@ class QuantizeResult(Savable):
 
 
 @takes(QuantizeOptions)
-def quantize(model: str | os.PathLike[str] | onnx.ModelProto | Model, options: QuantizeOptions) -> QuantizeResult:
+def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
     """Quantise a model to int8 with ONNX Runtime's static quantiser. Writes nothing: ``QuantizeResult.save`` does.
 
     BatchNormalization and constants are folded first, and the opset is raised where the result needs it. Inputs and

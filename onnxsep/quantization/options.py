@@ -1,15 +1,22 @@
 """The options of ``quantize``."""
 
-from pathlib import Path
-from typing import ClassVar
+from __future__ import annotations
 
-from onnxsep.data import Source
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
 from onnxsep.data.options import DATA_GROUP, Labelled, Preprocessed
 from onnxsep.errors import OptionError, spelled
 from onnxsep.model.paths import DATA
+from onnxsep.options.lazy import lazy
 from onnxsep.options.specs import option, record
 from onnxsep.quantization.settings import Settings
 from onnxsep.running.options import VERIFICATION, Running, Seeded, Telling, check_limit
+
+if TYPE_CHECKING:
+    from onnxsep.data import Source
+else:
+    __getattr__, __dir__ = lazy(__name__, {"onnxsep.data": ("Source",)})
 
 
 @record

@@ -5,9 +5,8 @@ They stand in folders above this one, and are imported when they are first asked
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
+from onnxsep.options.lazy import loaded
 from onnxsep.reporting.document import Document
 from onnxsep.reporting.records import Report
 
@@ -34,16 +33,11 @@ HOMES = {
 
 def record_of(command: str) -> type[Report]:
     """The class of the report of a command."""
-    found: type[Report] = _load(HOMES[command].record)
+    found: type[Report] = loaded(HOMES[command].record)
     return found
 
 
 def document_of(report: Report) -> Document:
     """A report as a document."""
-    make: Callable[[Report], Document] = _load(HOMES[report.command].document)
+    make: Callable[[Report], Document] = loaded(HOMES[report.command].document)
     return make(report)
-
-
-def _load(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)

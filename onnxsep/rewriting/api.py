@@ -1,6 +1,5 @@
 """The rewrite itself: load -> match -> plan -> factorize -> apply -> ensure -> verify."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from onnxsep.errors import FeedError, VerificationError, spelled
 from onnxsep.graph.ensure import ensure_valid
 from onnxsep.graph.places import Place
 from onnxsep.graph.shapes import infer_shapes, skeleton
-from onnxsep.model.io import Model, load
+from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import NOTHING, Reads, check_paths
 from onnxsep.model.saving import Savable
 from onnxsep.options.taking import takes
@@ -66,7 +65,7 @@ class Result(Savable):
 
 
 @takes(RewriteOptions)
-def rewrite(model: str | os.PathLike[str] | onnx.ModelProto | Model, options: RewriteOptions) -> Result:
+def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
     """Replace every Conv for which it pays by the form that ``mode`` names. Writes nothing: ``Result.save`` does.
 
     Args:

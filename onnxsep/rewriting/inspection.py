@@ -1,9 +1,6 @@
 """``inspect``: every Conv of a model and what each mode would cost, without changing or running anything."""
 
-import os
 from collections.abc import Callable, Sequence
-
-import onnx
 
 from onnxsep.algebra.linalg import Array
 from onnxsep.engine.blocks import matches
@@ -23,7 +20,7 @@ from onnxsep.engine.sites import find_sites, read_weight
 from onnxsep.graph.counting import count_flops_paper004
 from onnxsep.graph.parameters import count_parameters
 from onnxsep.layers.rank import RankPolicy
-from onnxsep.model.io import Model, load
+from onnxsep.model.io import AnyModel, load
 from onnxsep.modes.base import AnyMode, Mode, available_modes, find_mode
 from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import model_info
@@ -34,7 +31,7 @@ from onnxsep.running.feeds import check_input_shapes
 
 
 @takes(InspectOptions)
-def inspect(model: str | os.PathLike[str] | onnx.ModelProto | Model, options: InspectOptions) -> InspectReport:
+def inspect(model: AnyModel, options: InspectOptions) -> InspectReport:
     """List every convolution with its parameters and MACs, and those of each mode at the rank asked for.
 
     Gemm and MatMul nodes are listed where one of the modes takes them.

@@ -1,25 +1,37 @@
 """The options of ``rewrite`` and ``inspect``."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from onnxsep.calibration import STATISTICS, Fitting
-from onnxsep.data import Dataset, Preprocessing, Source
 from onnxsep.data.options import DATA_GROUP, Preprocessed
-from onnxsep.engine import planning
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.paths import DATA, PLAN_READ
-from onnxsep.modes.base import Mode, find_mode
-from onnxsep.modes.block import BlockMode
-from onnxsep.modes.ranks import check_rounding
+from onnxsep.options.lazy import lazy
 from onnxsep.options.patterns import as_patterns
 from onnxsep.options.specs import option, record
-from onnxsep.planner.plan_file import PlanFile
-from onnxsep.rewriting.choosing import Choice, choice_of
 from onnxsep.running.options import Opening, Shaped, Verifying
+
+if TYPE_CHECKING:
+    from onnxsep.calibration import Fitting
+    from onnxsep.data import Dataset, Preprocessing, Source
+    from onnxsep.engine import planning
+    from onnxsep.modes import BlockMode, Mode
+    from onnxsep.planner.plan_file import PlanFile
+    from onnxsep.rewriting.choosing import Choice
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "onnxsep.data": ("Dataset", "Source"),
+            "onnxsep.modes": ("BlockMode", "Mode"),
+            "onnxsep.planner.plan_file": ("PlanFile",),
+        },
+    )
 
 _CONVS = "Which Convs"
 _FIT = "Fitting to data"
@@ -108,7 +120,7 @@ class RewriteOptions(Verifying, Preprocessed):
         default=None,
         group=_FIT,
         reads="the statistics",
-        writes=STATISTICS,
+        writes="onnxsep.calibration.statistics_file:STATISTICS",
         typed=Path,
         per_run=True,
         help="With {data}: record the data's statistics in this file; without: fit to recorded ones.",
@@ -145,6 +157,8 @@ class RewriteOptions(Verifying, Preprocessed):
             ModeNotFoundError: there is no such mode.
             MissingDependencyError: what tuning needs is not installed.
         """
+        from onnxsep.modes.ranks import check_rounding
+
         super().check()
         check_rounding(self.round_ranks)
         self.choice.check(self.fitting(None), images=self.preprocessing is not None)
@@ -157,6 +171,8 @@ class RewriteOptions(Verifying, Preprocessed):
 
     def fitting(self, images: Preprocessing | None) -> Fitting:
         """What is asked of the data; ``images`` is how they are read."""
+        from onnxsep.calibration import Fitting
+
         return Fitting(
             data=self.data,
             preprocessing=images,
@@ -173,10 +189,14 @@ class RewriteOptions(Verifying, Preprocessed):
     @cached_property
     def choice(self) -> Choice:
         """What is to become of the layers; a plan is read, once."""
+        from onnxsep.rewriting.choosing import choice_of
+
         return choice_of(self.mode, self.plan, self._planning())
 
     def _planning(self) -> planning.Options:
         """What is asked of the plan."""
+        from onnxsep.engine import planning
+
         return planning.Options(
             rank=RankPolicy.parse(self.rank),
             force=self.force,
@@ -212,6 +232,8 @@ class InspectOptions(Opening, Shaped):
             OptionError: the rank, or the list of modes, cannot be used.
             ModeNotFoundError: there is no such mode.
         """
+        from onnxsep.modes.base import find_mode
+
         super().check()
         RankPolicy.parse(self.rank)
         for mode in self.modes:

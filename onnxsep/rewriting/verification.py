@@ -16,8 +16,9 @@ from onnxsep.reporting.records import VerificationReport
 from onnxsep.running.comparison import Comparison, compare_outputs
 from onnxsep.running.execution import unseen_places
 from onnxsep.running.feeds import make_feeds
+from onnxsep.running.options import Verify
 from onnxsep.running.runtime import CannotRun
-from onnxsep.running.verification import FULL_BELOW, Settings, Verify, full_report
+from onnxsep.running.verification import FULL_BELOW, Settings, full_report
 
 # A model may amplify rounding (sigmoids that saturate); above this relative error that is no excuse any more.
 _AMPLIFIED = 0.1

@@ -1,18 +1,26 @@
 """Options about running models, which most commands have."""
 
+from __future__ import annotations
+
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from onnxsep.errors import OptionError, spell, spelled
 from onnxsep.model.paths import LIBRARY, Read, read_of
+from onnxsep.options.lazy import lazy
 from onnxsep.options.progress import Progress
 from onnxsep.options.specs import Options, Texts, option, record
-from onnxsep.running.feeds import parse_input_shape
-from onnxsep.running.runtime import RuntimeOptions
-from onnxsep.running.verification import Settings, Verify
+
+if TYPE_CHECKING:
+    from onnxsep.running.runtime import RuntimeOptions
+    from onnxsep.running.verification import Settings
+else:
+    __getattr__, __dir__ = lazy(__name__, {"onnxsep.running.runtime": ("RuntimeOptions",)})
+
+Verify = Literal["auto", "full", "local", "none"]
 
 RUNTIME, VERIFICATION = "Runtime", "Verification"
 _UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -57,6 +65,8 @@ class RuntimeTexts(Texts):
 
     def build(self) -> RuntimeOptions:
         """How models are to be run."""
+        from onnxsep.running.runtime import RuntimeOptions
+
         return RuntimeOptions(
             threads=self.threads,
             provider=self.provider,
@@ -69,6 +79,8 @@ class RuntimeTexts(Texts):
         """The options from what a report says of them."""
         if value is None:
             return None
+        from onnxsep.running.runtime import RuntimeOptions
+
         libraries = tuple(map(Path, value.get("custom_op_libraries", ())))
         return RuntimeOptions(**{**value, "custom_op_libraries": libraries})
 
@@ -112,6 +124,8 @@ class Running(Opening):
     @property
     def run_with(self) -> RuntimeOptions:
         """The options of the runtime."""
+        from onnxsep.running.runtime import RuntimeOptions
+
         return self.runtime or RuntimeOptions()
 
     def reads(self) -> tuple[Read, ...]:
@@ -155,7 +169,7 @@ class Shaped(Options):
         flag="--input-shape",
         metavar="NAME:DIMS",
         typed=list[str],
-        parse=lambda texts: dict(map(parse_input_shape, texts)),
+        parse=lambda texts: _shapes(texts),
         per_run=True,
         help="Shape of an input with free dimensions, x:1,3,224,224.",
         doc="shapes for inputs whose dimensions are free, by input name.",
@@ -219,6 +233,8 @@ class Verifying(Running, Fed, Seeded, Telling):
 
     def settings(self) -> Settings:
         """What is asked of the verification."""
+        from onnxsep.running.verification import Settings
+
         return Settings(
             verify="none" if self.dry_run else self.verify,
             inputs=None if self.inputs is None else Path(self.inputs),
@@ -228,6 +244,12 @@ class Verifying(Running, Fed, Seeded, Telling):
             runtime=self.run_with,
             progress=self.progress,
         )
+
+
+def _shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    from onnxsep.running.feeds import parse_input_shape
+
+    return dict(map(parse_input_shape, texts))
 
 
 def check_limit(limit: float | None) -> None:

@@ -3,16 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from onnxsep.options.progress import Progress
 from onnxsep.reporting.records import OutputReport, VerificationReport, part_reports
 from onnxsep.running.comparison import Comparison
 from onnxsep.running.feeds import Feeds
+from onnxsep.running.options import Verify
 from onnxsep.running.runtime import RuntimeOptions
-
-Verify = Literal["auto", "full", "local", "none"]
-
 
 FULL_BELOW = 10**9  # bytes; a full verification holds the model several times
 

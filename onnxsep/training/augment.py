@@ -2,15 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.errors import OptionError, spelled
 from onnxsep.training.batches import Feeds
-
-Augmentation = Literal["auto", "none", "crop", "flip", "crop,flip"]
+from onnxsep.training.choices import Augmentation
 
 _CHANNELS = (1, 3, 4)
 _MARGIN = 8  # the image is moved by up to 1/8 of its size: 4 pixels of 32

@@ -6,10 +6,10 @@ from typing import Any
 
 from onnxsep.training.batches import Feeds
 from onnxsep.training.bridge import TorchGraph
+from onnxsep.training.choices import BatchNorm, Precision
 from onnxsep.training.converters import import_torch
 from onnxsep.training.norms import Norms
 from onnxsep.training.parallel import Group
-from onnxsep.training.run_records import BatchNorm, Precision
 
 
 class Learner:

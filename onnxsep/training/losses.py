@@ -9,15 +9,15 @@ Where a graph ends in a Softmax, its logarithm stands for the class scores: both
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.errors import OptionError, spelled
+from onnxsep.training.choices import TeacherTerm
 from onnxsep.training.objective import Objective, Reference, are_probabilities
 
-TeacherTerm = Literal["outputs", "soft"]
 Arrays = Mapping[str, NDArray[Any]]
 _LEAST = 1e-12  # a probability below this counts as this
 

@@ -11,11 +11,11 @@ from onnxsep.model.io import Model
 from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training.batches import Batches
 from onnxsep.training.bridge import TorchGraph, to_torch
+from onnxsep.training.choices import Precision
 from onnxsep.training.conversion_checks import arrays_of, check_conversion, check_gradients, check_outputs
 from onnxsep.training.converters import import_torch
 from onnxsep.training.losses import Loss, LossSettings
 from onnxsep.training.objective import Reference
-from onnxsep.training.run_records import Precision
 from onnxsep.training.teacher import Teacher, TeacherCall
 from onnxsep.training.torch_teacher import fastest_teacher
 

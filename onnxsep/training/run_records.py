@@ -6,11 +6,9 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from onnxsep.training.choices import Optimizer
 from onnxsep.training.schedule import Schedule
 
-Optimizer = Literal["sgd", "adam"]
-BatchNorm = Literal["train", "frozen", "insert"]
-Precision = Literal["float32", "bfloat16"]
 Stopped = Literal["complete", "early", "interrupted", "diverged"]
 
 

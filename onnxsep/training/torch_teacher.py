@@ -9,8 +9,8 @@ from onnxsep.errors import OnnxsepError
 from onnxsep.model.io import Model
 from onnxsep.training.batches import Feeds
 from onnxsep.training.bridge import to_torch
+from onnxsep.training.choices import Precision
 from onnxsep.training.converters import import_torch
-from onnxsep.training.run_records import Precision
 from onnxsep.training.teacher import TeacherCall
 
 # Largest relative difference (root mean square) from ONNX Runtime that the precision explains.
