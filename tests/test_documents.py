@@ -132,25 +132,40 @@ def test_notes_of_a_table_are_a_column_or_footnotes() -> None:
     assert any(line.split() == ["a", "[1]", "10", "->", "5"] for line in shown((TABLE,), 200))
 
 
-def test_a_narrow_terminal_gets_short_cells() -> None:
-    assert any(line.split() == ["a", "[1]", "5"] for line in shown((TABLE,), 119))
-    assert any(line.split() == ["a", "[1]", "10", "->", "5"] for line in shown((TABLE,), 120))
+def test_a_terminal_gets_short_cells_where_there_is_no_room_for_long_ones() -> None:
+    def row(width: int) -> list[str]:
+        return next(line.split() for line in shown((TABLE,), width) if line.split()[:1] == ["a"])
+
+    assert row(19) == ["a", "[1]", "10", "->", "5"]  # as wide as "b (inner)  10 -> 5"
+    assert row(18) == ["a", "[1]", "10", "->", "5"]
+    assert row(17) == ["a", "[1]", "5"]
 
 
-def test_lines_wrap_in_a_terminal_unless_they_must_not() -> None:
-    words = "one two three four five"
-    assert shown((Line(words, indent=1),), 12) == ["  one two", "three four", "five"]
-    assert shown((Line(words, indent=1, wrap=False), Note(words, wrap=False)), 12) == [f"  {words}", f"note: {words}"]
+def test_lines_go_on_further_to_the_right_in_a_terminal() -> None:
+    words = "one two three four five six"
+    assert shown((Line(words, indent=1),), 20) == ["  one two three", "    four five six"]
+    assert shown((Note("four"), Heading("title"), Line(words, indent=9)), 9) == [
+        *("note:", "four"),  # nothing is indented where there is hardly any room
+        "title",
+        *("one two", "three", "four five", "six"),
+    ]
+    assert shown((Line(words, indent=1),), 12, terminal=False) == [f"  {words}"]
 
 
 def test_a_table_without_a_frame_is_aligned_lines() -> None:
     table = Table(
-        (Column("error", "right"), Column("kind"), Column("name")),
+        (Column("error", "right"), Column("kind", spare=1), Column("name")),
         (Row((Cell("0.5"), Cell("Conv"), Cell("a")), mark=">", details=("a part",)), Row((Cell("1"), Cell(), Cell()))),
         framed=False,
         indent=1,
     )
-    assert shown((table,), 10) == ["    error  kind  name", "  >   0.5  Conv  a", "        a part", "        1"]
+    assert shown((table,), terminal=False) == [
+        *("    error  kind  name", "  >   0.5  Conv  a", "        a part", "        1"),
+    ]
+    wide, narrow = shown((table,), 26), shown((table,), 20)
+    assert [wide[0], *wide[2:]] == ["     error  kind  name", "  >    0.5  Conv  a [1]", "         1", "  [1] a part"]
+    assert [narrow[0], *narrow[2:5]] == ["     error  name", "  >    0.5  a [1]", "         1", "  [1] a part"]
+    assert " ".join(narrow[5:]).split()[:5] == ["no", "room", "for:", "kind", "(a"]
     assert texts_of(markdown(Document("t", (table,))))[1:] == [
         *("", "error", "kind", "name"),
         *(">", "0.5", "Conv", "a<br>a part"),

@@ -10,8 +10,8 @@ from onnxsep.reporting.records import part_text
 TEXT_LIMIT = 20  # differences of a part that are shown
 _LINES_LIMIT = 8  # lines of one missing or new piece that are shown
 _COLUMNS = (
-    *(Column(name, "right") for name in ("relative", "SNR, dB", "inputs'")),
-    *map(Column, ("operator", "tensor")),
+    *(Column("relative", "right"), Column("SNR, dB", "right", spare=3), Column("inputs'", "right", spare=2)),
+    *(Column("operator", spare=1), Column("tensor")),
 )
 
 
@@ -29,7 +29,7 @@ def check_document(result: CheckResult, limit: int | None = TEXT_LIMIT) -> Docum
             more = len(part.differences) - limit
             blocks.append(Line(f"... and {more} more; --format json lists them all", indent=1))
     blocks.append(Line(verdict(result)))
-    return Document(f"onnxsep {result.command}: {against}", tuple(blocks), wrap=False)
+    return Document(f"onnxsep {result.command}: {against}", tuple(blocks))
 
 
 def layers_of_result(report: LayersReport | None) -> Iterable[Block]:
@@ -45,11 +45,11 @@ def layer_blocks(report: LayersReport, indent: int = 1) -> list[Block]:
     blocks: list[Block] = [
         Table(_COLUMNS, tuple(map(_row, report.rows)), framed=False, indent=indent),
         Series("relative error of each tensor", tuple(row.relative for row in report.rows), named),
-        Line(jump_line(report), indent, wrap=False),
+        Line(jump_line(report), indent),
     ]
     if report.not_compared:
-        blocks.append(Line(f"without a counterpart: {', '.join(report.not_compared)}", indent, wrap=False))
-    return blocks + [Note(note, indent, wrap=False) for note in report.notes]
+        blocks.append(Line(f"without a counterpart: {', '.join(report.not_compared)}", indent))
+    return blocks + [Note(note, indent) for note in report.notes]
 
 
 def layer_summary(report: LayersReport) -> str:

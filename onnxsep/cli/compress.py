@@ -11,10 +11,11 @@ import onnxsep
 from onnxsep.cli.app import app, say
 from onnxsep.cli.derived import OUT, Given, command, model_to
 from onnxsep.cli.interrupts import saying
-from onnxsep.cli.options import Debug, Json, printing, progress_bar, saved, shower
+from onnxsep.cli.options import Debug, Json, printed, printing, progress_bar, saved, shower
 from onnxsep.compression.given import CompressOptions
 from onnxsep.model.paths import OTHER_RESULT, PLAN_READ, RECIPE, TEACHER, read_of
 from onnxsep.options.specs import option, record
+from onnxsep.reporting.document import Document, Line
 
 if TYPE_CHECKING:
     from onnxsep.compression.report import StepReport
@@ -87,7 +88,8 @@ def recipes(
             ]
             typer.echo(json.dumps(listed, indent=1))
             return
+        lines = []
         for key, one in found.items():
-            typer.echo(f"{key}: {one.description}")
-            for step in one.steps:
-                typer.echo(f"  {step.name}: {step}" if step.options else f"  {step.name}")
+            lines.append(Line(f"{key}: {one.description}"))
+            lines += [Line(f"{step.name}: {step}" if step.options else step.name, indent=1) for step in one.steps]
+        printed(Document("onnxsep recipes", tuple(lines)))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 import typer
 
@@ -10,9 +9,10 @@ import onnxsep
 from onnxsep.checking.options import CheckOptions
 from onnxsep.cli.app import app, say
 from onnxsep.cli.derived import Argument, Given, command, model_to
-from onnxsep.cli.options import Debug, Json, printing, shower
+from onnxsep.cli.options import Debug, Json, printed, printing, shower
 from onnxsep.options.lazy import loaded
 from onnxsep.options.specs import option, record
+from onnxsep.reporting.document import Document, Line
 from onnxsep.rewriting.options import InspectOptions
 
 _FORMATS = ("text", "json", "github", "junit")
@@ -46,7 +46,11 @@ def check(given: Given[CheckCommand]) -> None:
         raise typer.BadParameter(f"{style!r} is not one of {', '.join(_FORMATS)}", param_hint="--format")
     result = onnxsep.check(given.arguments["model"], given.arguments["reference"], **asked)
     with printing():
-        if not given.shown.quiet:
+        if given.shown.quiet:
+            pass
+        elif style == "text":
+            printed(loaded("onnxsep.checking.render:check_document")(result))
+        else:
             render: Callable[[Any], str] = loaded(f"onnxsep.checking.formats:render_{style}")
             typer.echo(render(result).rstrip("\n"))
     raise typer.Exit(result.exit_status)
@@ -62,8 +66,8 @@ def modes(as_json: Json = False, debug: Debug = False) -> None:
         if as_json:
             typer.echo(json.dumps({name: mode.summary for name, mode in found.items()}, indent=1))
             return
-        for name, mode in found.items():
-            kind = " (block mode)" if isinstance(mode, onnxsep.BlockMode) else ""
-            typer.echo(f"{name}: {mode.summary}{kind}")
+        kinds = {True: " (block mode)", False: ""}
+        lines = [f"{name}: {one.summary}{kinds[isinstance(one, onnxsep.BlockMode)]}" for name, one in found.items()]
+        printed(Document("onnxsep modes", tuple(map(Line, lines))))
     for name, reason in broken_modes().items():
         say(f"{name}: cannot be loaded: {reason}")

@@ -16,6 +16,7 @@ from onnxsep.errors import OnnxsepError, VerificationError
 from onnxsep.model.files import printable, write_text
 from onnxsep.model.paths import REPORT
 from onnxsep.options.specs import Options, option, record
+from onnxsep.reporting.document import Document
 from onnxsep.reporting.printable import printable as plain_text
 
 if TYPE_CHECKING:  # a command imports what it works with when it runs; for its help, nothing of that is needed
@@ -77,6 +78,13 @@ def printing() -> Iterator[None]:
         raise OnnxsepError(f"cannot print: {error.strerror or error}") from error
 
 
+def printed(document: Document) -> None:
+    """Print a document on standard output, fitted to it where that is a terminal."""
+    from onnxsep.reporting.text import make_console, print_document
+
+    print_document(make_console(sys.stdout), document)
+
+
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     """A progress bar on standard error, nothing where that is no terminal; to interrupt it writes nothing."""
@@ -118,7 +126,6 @@ def failure_shown(show: Callable[[Any], None]) -> Iterator[None]:
 def shower(shown: Shown) -> "Callable[[Report], None]":
     """What writes a report to --report, and prints it as JSON, as text, or not at all."""
     from onnxsep.reporting.commands import document_of
-    from onnxsep.reporting.text import make_console, print_document
 
     def show(done: "Report") -> None:
         if shown.report is not None:
@@ -127,7 +134,7 @@ def shower(shown: Shown) -> "Callable[[Report], None]":
             if shown.json:
                 print_json(done.model_dump_json())
             elif not shown.quiet:
-                print_document(make_console(sys.stdout), document_of(done))
+                printed(document_of(done))
 
     return show
 

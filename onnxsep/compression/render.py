@@ -9,6 +9,7 @@ from onnxsep.reporting.blocks import header, notes, title, written
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Series, Table
 
 Show = Callable[[EvaluatedModel], str]
+_SPARE = {"not 0": 5, "MACs": 4, "parameters": 3, "points": 2, "agreement": 1}  # columns, the first to go first
 
 
 def compress_document(report: CompressReport) -> Document:
@@ -30,7 +31,8 @@ def _step(step: StepReport) -> Line:
 def _table(found: EvaluationReport) -> Table:
     shown = [(name, show) for name, show in _columns(found) if any(map(show, found.models))]
     rows = (Row((Cell(row.name), *(Cell(show(row)) for _, show in shown))) for row in found.models)
-    return Table((Column("after step"), *(Column(name, "right") for name, _ in shown)), tuple(rows))
+    figures = (Column(name, "right", spare=_SPARE.get(name, 0)) for name, _ in shown)
+    return Table((Column("after step"), *figures), tuple(rows))
 
 
 def _series(found: EvaluationReport) -> tuple[Series, Series]:

@@ -23,7 +23,7 @@ def _table(report: EvaluationReport) -> Table:
         texts = [show(model) for model in report.models]
         if any(texts):
             rows.append(Row((Cell(label), *map(Cell, texts))))
-    return Table((Column(""), *(Column(model.name, "right") for model in report.models)), tuple(rows))
+    return Table((Column(""), *(Column(model.name, "right") for model in report.models)), tuple(rows), alike=True)
 
 
 def _header(report: EvaluationReport) -> str:

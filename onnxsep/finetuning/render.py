@@ -31,8 +31,8 @@ def finetune_document(report: FinetuneReport) -> Document:
 
 def _epochs(report: FinetuneReport) -> Table:
     share = "agreement" if report.accuracy_of == "teacher" else "accuracy"
-    figures = ("loss", share, "held-out loss", f"held-out {share}", "seconds")
-    columns = (Column("epoch"), *(Column(name, "right") for name in figures))
+    figures = (("loss", 1), (share, 2), ("held-out loss", 0), (f"held-out {share}", 0), ("seconds", 3))
+    columns = (Column("epoch"), *(Column(name, "right", spare=spare) for name, spare in figures))
     rows = [Row((Cell("start"), Cell(), Cell(), *_cells(report.before), Cell()))]
     for done in report.epochs:
         kept = " (kept)" if done.epoch == report.best_epoch else ""

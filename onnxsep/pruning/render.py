@@ -18,8 +18,11 @@ def prune_document(report: PruneReport) -> Document:
 
 def _layers(report: PruneReport) -> Table:
     channels = report.method == "channels"
-    figures = ("weight after", "weights") if channels else ("weights", "zeros", "share")
-    columns = (*map(Column, ("layer", "weight", "result")), *(Column(name, "right") for name in figures))
+    figures = (("weight after", 1), ("weights", 0)) if channels else (("weights", 1), ("zeros", 0), ("share", 0))
+    columns = (
+        *(Column("layer"), Column("weight", spare=2), Column("result")),
+        *(Column(name, "right", spare=spare) for name, spare in figures),
+    )
     return Table(columns, tuple(_layer(layer, channels) for layer in report.layers), notes="why, notes")
 
 

@@ -42,8 +42,6 @@ class Line:
 
     words: Words
     indent: int = 0
-    wrap: bool = True
-    """Whether it may go on in the next line, where a terminal is too narrow."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,6 @@ class Note:
 
     text: str
     indent: int = 0
-    wrap: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,8 @@ class Column:
 
     title: str
     align: Literal["left", "right"] = "left"
+    spare: int = 0
+    """How soon it is left out of a terminal that is too narrow: the largest number goes first, 0 never goes."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,12 @@ class Cell:
     value: float | None = None
     """The number that it shows, where it shows one."""
     style: Style = ""
-    narrow: str | None = None
+    narrow: Words | None = None
     """What it shows where there is little room."""
     note: str = ""
     """What it refers to: a footnote, or the text in the table's column of notes."""
+    narrow_note: str = ""
+    """A footnote to what it shows where there is little room."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ class Row:
     cells: tuple[Cell, ...]
     style: Style = ""
     mark: str = ""
-    """One character before the first cell, in a table without a frame."""
+    """One character before the first cell."""
     details: tuple[str, ...] = ()
-    """Lines that belong below it, in a table without a frame."""
+    """Lines that belong below it; in a terminal, footnotes."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,11 @@ class Table:
     notes: str = ""
     """Title of the column in which the notes of its cells stand, where they are no footnotes."""
     framed: bool = True
-    """False: every row is one line that is never wrapped, wherever it is shown."""
+    """False: outside a terminal it is indented, with marks before its rows and details below them."""
     indent: int = 0
+    alike: bool = False
+    """Whether all columns but the first show the same of several things: where there is no room for all of these, they
+    are shown in several tables."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +131,7 @@ class Document:
     Attributes:
         title: What it is about, for formats that have a title; a terminal shows the command there.
         blocks: Its parts, from top to bottom.
-        wrap: False: none of its lines is ever wrapped.
     """
 
     title: str
     blocks: tuple[Block, ...]
-    wrap: bool = True

@@ -28,11 +28,12 @@ def rewrite_document(report: RewriteReport) -> Document:
 def _convs(report: RewriteReport) -> Table:
     local = report.verification.kind == "local"
     fitted = any(conv.held_out_error is not None for conv in report.convs)
-    figures = ["rank", "parameters", "MACs", "weight error"]
-    figures += ["fitted error", "held-out error"] if fitted else []
-    figures += ["output error"] if local else []
-    columns = (*map(Column, ("Conv", "weight", "result")), *(Column(name, "right") for name in figures))
-    return Table(columns, tuple(_conv(conv, fitted, local) for conv in report.convs), notes="why, notes")
+    columns = [Column("Conv"), Column("weight", spare=3), Column("result"), Column("rank", "right", spare=1)]
+    columns += [Column("parameters", "right"), Column("MACs", "right", spare=2)]
+    columns += [Column("weight error", "right", spare=4 * int(fitted or local))]
+    columns += [Column("fitted error", "right", spare=5), Column("held-out error", "right")] if fitted else []
+    columns += [Column("output error", "right")] if local else []
+    return Table(tuple(columns), tuple(_conv(conv, fitted, local) for conv in report.convs), notes="why, notes")
 
 
 def _conv(conv: ConvReport, fitted: bool, local: bool) -> Row:
@@ -114,8 +115,8 @@ def inspect_document(report: InspectReport) -> Document:
 
 def _inspected(report: InspectReport, modes: Sequence[str]) -> Table:
     columns = (
-        *map(Column, ("Conv", "weight", "input")),
-        *(Column(name, "right") for name in ("parameters", "MACs")),
+        *(Column("Conv"), Column("weight", spare=3), Column("input", spare=4)),
+        *(Column("parameters", "right", spare=int(bool(modes))), Column("MACs", "right", spare=2 * int(bool(modes)))),
         *map(Column, modes),
     )
     rows = [
@@ -135,15 +136,18 @@ def _inspected(report: InspectReport, modes: Sequence[str]) -> Table:
 
 
 def _costs(conv: InspectedConv, mode: str) -> Cell:
-    if conv.reason:
-        return Cell(conv.reason, style="dim")
-    costs = conv.modes[mode]
-    if costs.rank is None:
-        return Cell(costs.reason, style="dim")
+    costs = None if conv.reason else conv.modes[mode]
+    if costs is None or costs.rank is None:
+        reason = conv.reason if costs is None else costs.reason
+        return Cell(reason, style="dim", narrow="left alone" if reason else None, narrow_note=reason)
     macs = f", {costs.macs:,} MACs" if costs.macs is not None else ""
     rank = f"rank {'x'.join(map(str, costs.rank))}: " if costs.rank else ""
-    text = f"{rank}{costs.parameters:,} parameters{macs}"
-    return Cell(text) if costs.replaced else Cell(f"{text}; left alone: {costs.reason}", style="dim")
+    text, short = f"{rank}{costs.parameters:,} parameters{macs}", f"{rank}{costs.parameters:,} params{macs}"
+    if costs.replaced:
+        return Cell(text, narrow=short)
+    return Cell(
+        f"{text}; left alone: {costs.reason}", style="dim", narrow=short, narrow_note=f"left alone: {costs.reason}"
+    )
 
 
 def _noun(rows: Sequence[ConvReport | InspectedConv], convolutions: str = "convolutions") -> str:
