@@ -1,4 +1,4 @@
-"""Reports in terminals of any width: no line is wider, no figure is cut, every row and its most important figures stay."""
+"""Reports in terminals of any width: no line is wider, no figure is cut, every row and what matters most of it stay."""
 
 import json
 import re
@@ -55,7 +55,9 @@ def assert_fits(shown: Terminal, document: Document, columns: int) -> None:
     for block in document.blocks:
         if isinstance(block, Line):
             assert without_spaces(printable(plain(block.words))) in compact
-        for row in block.rows if isinstance(block, Table) else ():
+        if not isinstance(block, Table):
+            continue
+        for row in block.rows:
             for cell, column in zip(row.cells, block.columns, strict=True):
                 forms = [without_spaces(printable(plain(words or ""))) for words in (cell.words, cell.narrow)]
                 assert column.spare or any(form in compact for form in forms if form or not cell.words)

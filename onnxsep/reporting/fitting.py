@@ -1,9 +1,9 @@
 """Blocks of a document for a terminal: no line is wider than it is, no figure is cut, and every row stays.
 
-Lines go on below, two columns further to the right. A table has its rows on one line each, in the first of these forms that there is
-room for: as it is; with its titles on several lines; with short cells; without the columns that it can spare, which are
-named below; with some of its columns at a time, where these show the same of several things. Else each row is a card:
-its name, then its figures with their titles. Notes stand below, by number.
+Lines go on below, two columns further to the right. The rows of a table are on one line each, in the first of these
+forms that there is room for: as it is; with its titles on several lines; with short cells; with some of its columns at
+a time, where these show the same of several things; without the columns that it can spare, which are named below. Else
+each row is a card: its name, then its figures with their titles. Notes stand below, by number.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from onnxsep.reporting.document import Cell, Column, Heading, Line, Note, Row, Series, Table
+from onnxsep.reporting.document import Column, Heading, Line, Note, Row, Series, Table
 from onnxsep.reporting.spans import STYLES, safe
 
 _ANY = 1 << 20  # columns: room for everything
@@ -128,8 +128,7 @@ def _shown(table: Table, form: _Form, notes: _Notes, console: Console) -> RichTa
     for place, number in enumerate(form.columns):
         column, title = table.columns[number], safe(table.columns[number].title)
         if form.stacked:
-            widest = max((texts[place].cell_len for texts in rows), default=0)
-            title = _stacked(title, widest, console)
+            title = _stacked(title, max((texts[place].cell_len for texts in rows), default=0), console)
         shown.add_column(title, justify=column.align, vertical="bottom", no_wrap=True)
     for row, texts in zip(table.rows, rows, strict=True):
         shown.add_row(*([Text(row.mark)] if marks else []), *texts, style=STYLES[row.style])
@@ -140,9 +139,8 @@ def _some(table: Table, form: _Form) -> Table:
     """A table without the rows of which these of several columns show nothing."""
     if len(form.columns) == len(table.columns) or not table.alike:
         return table
-    return replace(
-        table, rows=tuple(row for row in table.rows if any(row.cells[one].words for one in form.columns[1:]))
-    )
+    shown = (row for row in table.rows if any(row.cells[number].words for number in form.columns[1:]))
+    return replace(table, rows=tuple(shown))
 
 
 def _stacked(title: Text, widest: int, console: Console) -> Text:
@@ -156,16 +154,12 @@ def _texts(table: Table, row: Row, form: _Form, notes: _Notes) -> list[Text]:
     head, found = _head(table.columns), []
     for number in form.columns:
         cell = row.cells[number]
-        short = form.narrow and cell.narrow is not None
-        text = _text(cell, short=short)
+        short = cell.narrow if form.narrow else None
+        text = safe(cell.words if short is None else short, cell.style)
         if number == head:
             text = notes.marked(text, "; ".join(row.details))
-        found.append(notes.marked(notes.marked(text, cell.note), cell.narrow_note if short else ""))
+        found.append(notes.marked(notes.marked(text, cell.note), "" if short is None else cell.narrow_note))
     return found
-
-
-def _text(cell: Cell, *, short: bool) -> Text:
-    return safe(cell.narrow if short and cell.narrow is not None else cell.words, cell.style)
 
 
 def _head(columns: Sequence[Column]) -> int:
