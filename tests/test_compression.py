@@ -26,7 +26,8 @@ from onnxsep import FineTune, Pipeline, Prune, Quantize, Rewrite
 from onnxsep.compression.given import Given
 from onnxsep.compression.manifest import Manifest, read_manifest
 from onnxsep.compression.options import defaults, elsewhere
-from onnxsep.compression.recipe import FOLDER, read_recipe, shipped_recipes
+from onnxsep.compression.recipe import RECIPES as FOLDER
+from onnxsep.compression.recipe import read_recipe, shipped_recipes
 from onnxsep.compression.step import Step
 from onnxsep.compression.steps import STEPS
 from onnxsep.errors import DataError, ModeNotFoundError, OptionError, VerificationError

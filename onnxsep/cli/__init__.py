@@ -19,6 +19,7 @@ import typer
 import onnxsep
 from onnxsep.cli import interrupts
 from onnxsep.cli.app import app, say
+from onnxsep.cli.completion import first_word
 from onnxsep.cli.options import Debug, debugging
 from onnxsep.errors import OnnxsepError, on_the_command_line
 
@@ -66,7 +67,7 @@ def main() -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the end of the process
     with interrupts.handled(), on_the_command_line():
         try:
-            load_commands(*sys.argv[1:2])
+            load_commands(*first_word())
             app()
         except OnnxsepError as error:
             _fail(str(error), error.exit_status)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import onnxsep
-from onnxsep.cli.app import app, say
+from onnxsep.cli.app import GroupedCommand, app, say
 from onnxsep.cli.derived import OUT, Given, command, model_to
 from onnxsep.cli.interrupts import saying
 from onnxsep.cli.options import Debug, Json, printed, printing, progress_bar, saved, shower
 from onnxsep.compression.given import CompressOptions
 from onnxsep.model.paths import OTHER_RESULT, PLAN_READ, RECIPE, TEACHER, read_of
+from onnxsep.options.proposals import proposing
 from onnxsep.options.specs import option, record
 from onnxsep.reporting.document import Document, Line
 
@@ -27,11 +28,17 @@ class CompressCommand(CompressOptions):
 
     recipe: str = option(
         short="-r",
+        proposed="onnxsep.options.proposals:recipes",
         help="A name that `onnxsep recipes` lists, a TOML file, or the manifest of a run that is to be repeated.",
     )
 
 
-@command(CompressCommand, model_to("compress"), OUT)
+@command(
+    CompressCommand,
+    model_to("compress"),
+    OUT,
+    example="onnxsep compress in.onnx out.onnx --recipe fitted-int8 --data images",
+)
 def compress(given: Given[CompressCommand]) -> None:
     """Do the steps of a recipe (rewrite, prune, finetune, quantize) and measure the model after each of them.
 
@@ -65,9 +72,15 @@ def compress(given: Given[CompressCommand]) -> None:
     shower(shown)(saved(result, target))
 
 
-@app.command()
+@app.command(cls=GroupedCommand, epilog="onnxsep recipes fitted-int8 > mine.toml")
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this recipe's file, to copy and change it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Print this recipe's file, to copy and change it.",
+            autocompletion=proposing("onnxsep.options.proposals:recipes"),
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -12,24 +12,18 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_origin
 
 import typer
-from typer.core import TyperCommand
 
-from onnxsep.cli.app import app
-from onnxsep.cli.options import OUTPUT, Shown, set_debug
+from onnxsep.cli.app import GroupedCommand, app
+from onnxsep.cli.options import Shown, set_debug
 from onnxsep.errors import on_the_command_line
 from onnxsep.model.paths import MODEL, Kind, Read, Reads, check_paths, read_of
 from onnxsep.options.hints import hint_of, members
-from onnxsep.options.specs import (
-    Options,
-    Spec,
-    choices,
-    default_of,
-    shown_help,
-    specs_of,
-)
+from onnxsep.options.proposals import proposing
+from onnxsep.options.specs import Options, Spec, choices, default_of, shown_help, specs_of
+from onnxsep.options.tomlfile import nearest
 
 R = TypeVar("R", bound=Options)
-_ORDER = ("Options", "Which Convs", "Data", "Images", "Fitting to data", "Training", "Verification", "Runtime", OUTPUT)
+_LISTS: dict[Any, str] = {list[str]: "TEXT", list[Path]: "FILE"}  # what ``--help`` shows for an item
 
 
 @dataclass(frozen=True)
@@ -132,44 +126,24 @@ COMMANDS: dict[str, Command[Any]] = {}
 
 
 def command(
-    kind: type[R], *arguments: Argument, shown: Sequence[str] = ("report", "quiet", "json", "debug")
+    kind: type[R], *arguments: Argument, example: str = "", shown: Sequence[str] = ("report", "quiet", "json", "debug")
 ) -> Callable[[Callable[[Given[R]], None]], Command[R]]:
     """Make a function a command of the command line; its documentation is the command's.
 
     Args:
         kind: The record of its options.
         arguments: What stands before them.
+        example: A command line that works.
         shown: Which options about output it has.
     """
 
     def decorate(function: Callable[[Given[R]], None]) -> Command[R]:
         made_of = Command(function.__name__, kind, arguments, function)
         COMMANDS[made_of.name] = made_of
-        register(made_of, function.__doc__ or "", shown)
+        register(made_of, function.__doc__ or "", example, shown)
         return made_of
 
     return decorate
-
-
-class _Grouped(TyperCommand):
-    """A command whose options stand under headings."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            if (shown := parameter.get_help_record(ctx)) is not None:
-                is_argument = parameter.param_type_name == "argument"
-                heading = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
-                groups.setdefault(heading, []).append(shown)
-        for heading in sorted(groups, key=_place):
-            with formatter.section(heading):
-                formatter.write_dl(groups[heading])
-
-
-def _place(heading: str) -> int:
-    if heading == "Arguments":
-        return -1
-    return _ORDER.index(heading) if heading in _ORDER else 1
 
 
 @dataclass(frozen=True)
@@ -192,7 +166,7 @@ def asked_of(kind: type[Options]) -> list[_Asked]:
     return found
 
 
-def register(made_of: Command[Any], text: str, shown: Sequence[str]) -> None:
+def register(made_of: Command[Any], text: str, example: str, shown: Sequence[str]) -> None:
     """Add a command to the application."""
     asked = [*asked_of(made_of.kind), *(one for one in asked_of(Shown) if one.name in shown)]
     parameters = [_argument(one) for one in made_of.arguments]
@@ -209,7 +183,7 @@ def register(made_of: Command[Any], text: str, shown: Sequence[str]) -> None:
 
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {one.name: one.annotation for one in parameters}
-    app.command(made_of.name, cls=_Grouped, help=inspect.cleandoc(text))(called)
+    app.command(made_of.name, cls=GroupedCommand, help=inspect.cleandoc(text), epilog=example)(called)
 
 
 def from_values(kind: type[R], values: Mapping[str, Any], texts: list[Options]) -> R:
@@ -236,7 +210,8 @@ def _value(kind: type[Options], name: str, spec: Spec, values: Mapping[str, Any]
             value = stands_for
     words = choices(kind, name)
     if words and value is not None and value not in words:
-        raise typer.BadParameter(f"{value!r} is not one of {', '.join(words)}", param_hint=flag_of(name, spec))
+        near = nearest(value, words)
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(words)}{near}", param_hint=flag_of(name, spec))
     if spec.parse is not None and value is not None:
         return spec.parse(value)
     if isinstance(value, list):
@@ -293,8 +268,11 @@ def _parameters(one: _Asked) -> list[inspect.Parameter]:
     kind = typed(one.kind, one.name, spec)
     flag = flag_of(one.name, spec)
     info: dict[str, Any] = {"help": shown_help(spec), "rich_help_panel": spec.group or None}
-    if spec.metavar:
-        info["metavar"] = spec.metavar
+    words = choices(one.kind, one.name)
+    if metavar := spec.metavar or "|".join(words) or _LISTS.get(kind):
+        info["metavar"] = metavar
+    if words or spec.proposed:
+        info["autocompletion"] = proposing(words or spec.proposed)
     if spec.minimum is not None and kind in (int, float):
         info["min"] = spec.minimum
     if one.name == "debug":

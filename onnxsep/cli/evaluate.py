@@ -15,7 +15,7 @@ _MODELS = Argument(
 )
 
 
-@command(EvaluateOptions, _MODELS, shown=("json", "debug"))
+@command(EvaluateOptions, _MODELS, example="onnxsep evaluate in.onnx out.onnx --data images", shown=("json", "debug"))
 def evaluate(given: Given[EvaluateOptions]) -> None:
     """Measure models side by side: accuracy or agreement, size, parameters, MACs, latency, memory."""
     with progress_bar(given.shown.silent) as progress:

@@ -19,7 +19,12 @@ from onnxsep.model.paths import RESULT
 from onnxsep.training import parallel
 
 
-@command(FinetuneOptions, model_to("train"), OUT)
+@command(
+    FinetuneOptions,
+    model_to("train"),
+    OUT,
+    example="onnxsep finetune small.onnx tuned.onnx --data images --teacher in.onnx",
+)
 def finetune(given: Given[FinetuneOptions]) -> None:
     """Train the weights with labels, a teacher or both; graph and names stay (needs onnxsep[finetune]).
 

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable
+from typing import Any, Literal
 
 import typer
 
 import onnxsep
 from onnxsep.checking.options import CheckOptions
-from onnxsep.cli.app import app, say
+from onnxsep.cli.app import OUTPUT, GroupedCommand, app, say
 from onnxsep.cli.derived import Argument, Given, command, model_to
 from onnxsep.cli.options import Debug, Json, printed, printing, shower
 from onnxsep.options.lazy import loaded
@@ -15,10 +16,8 @@ from onnxsep.options.specs import option, record
 from onnxsep.reporting.document import Document, Line
 from onnxsep.rewriting.options import InspectOptions
 
-_FORMATS = ("text", "json", "github", "junit")
 
-
-@command(InspectOptions, model_to("look at"), shown=("json", "debug"))
+@command(InspectOptions, model_to("look at"), example="onnxsep inspect in.onnx --mode spatial", shown=("json", "debug"))
 def inspect(given: Given[InspectOptions]) -> None:
     """List every Conv, what each mode would make of it, parameters and MACs; runs nothing and changes nothing."""
     found = onnxsep.inspect(given.arguments["model"], **given.keywords())
@@ -29,21 +28,25 @@ def inspect(given: Given[InspectOptions]) -> None:
 class CheckCommand(CheckOptions):
     """What ``check`` is asked for, and the form of its answer."""
 
-    style: str = option(
-        default="text", group="Output", flag="--format", kept=False, help="text, json, github or junit."
+    style: Literal["text", "json", "github", "junit"] = option(
+        default="text", group=OUTPUT, flag="--format", kept=False, help="In which form the answer is."
     )
 
 
 _REFERENCE = Argument("reference", "Another .onnx, or a structure as text (.txt).")
 
 
-@command(CheckCommand, model_to("check", "MODEL.onnx"), _REFERENCE, shown=("quiet", "debug"))
+@command(
+    CheckCommand,
+    model_to("check", "MODEL.onnx"),
+    _REFERENCE,
+    example="onnxsep check out.onnx reference.txt",
+    shown=("quiet", "debug"),
+)
 def check(given: Given[CheckCommand]) -> None:
     """Compare a model with a reference: structure, weights, outputs. Exit status 3 where they differ."""
     asked = given.keywords()
     style = asked.pop("style")
-    if style not in _FORMATS:
-        raise typer.BadParameter(f"{style!r} is not one of {', '.join(_FORMATS)}", param_hint="--format")
     result = onnxsep.check(given.arguments["model"], given.arguments["reference"], **asked)
     with printing():
         if given.shown.quiet:
@@ -56,7 +59,7 @@ def check(given: Given[CheckCommand]) -> None:
     raise typer.Exit(result.exit_status)
 
 
-@app.command()
+@app.command(cls=GroupedCommand, epilog="onnxsep modes --json")
 def modes(as_json: Json = False, debug: Debug = False) -> None:
     """List the installed modes."""
     from onnxsep.modes.base import broken_modes

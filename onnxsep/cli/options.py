@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from onnxsep.cli.app import say
+from onnxsep.cli.app import OUTPUT, say
 from onnxsep.cli.interrupts import saying
 from onnxsep.errors import OnnxsepError, VerificationError
 from onnxsep.model.files import printable, write_text
@@ -38,7 +38,6 @@ def debugging() -> bool:
     return _debug
 
 
-OUTPUT = "Output"
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=set_debug)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")]
@@ -146,4 +145,11 @@ def saved(result: "Savable", target: Path | None) -> "Report":
         return report
     files = result.save(target)
     notes = (*getattr(report, "notes", ()), *files.notes)
-    return report.model_copy(update={"output": printable(target), "output_bytes": files.size_bytes, "notes": notes})
+    folder = os.path.realpath(target.parent)
+    written = {
+        "output": printable(target),
+        "output_bytes": files.size_bytes,
+        "output_data": tuple(printable(Path(os.path.relpath(path.resolve(), folder))) for path in files.data_paths),
+        "output_data_bytes": sum(path.stat().st_size for path in files.data_paths),
+    }
+    return report.model_copy(update={**written, "notes": notes})

@@ -7,7 +7,9 @@ from onnxsep.model.paths import RESULT
 from onnxsep.pruning.options import PruneOptions
 
 
-@command(PruneOptions, model_to("prune"), OPTIONAL_OUT)
+@command(
+    PruneOptions, model_to("prune"), OPTIONAL_OUT, example="onnxsep prune in.onnx out.onnx --sparsity 0.3 --channels"
+)
 def prune(given: Given[PruneOptions]) -> None:
     """Set the smallest weights to zero, or take whole channels out (--channels).
 

@@ -7,7 +7,7 @@ from onnxsep.model.paths import RESULT
 from onnxsep.quantization.options import QuantizeOptions
 
 
-@command(QuantizeOptions, model_to("quantise"), OUT)
+@command(QuantizeOptions, model_to("quantise"), OUT, example="onnxsep quantize in.onnx int8.onnx --data images")
 def quantize(given: Given[QuantizeOptions]) -> None:
     """Quantise weights and activations to 8 bits with ONNX Runtime's static quantiser; only --max-drop needs labels."""
     target, shown = given.arguments["target"], given.shown

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from onnxsep.cli.app import app
+from onnxsep.cli.app import GroupedCommand, app
 from onnxsep.cli.options import Debug, Json, Quiet, Shown, shower
 from onnxsep.model.files import write_text
 from onnxsep.model.paths import Read, Reads, check_paths
 
 
-@app.command()
+@app.command(cls=GroupedCommand, epilog="onnxsep report run.json --md run.md")
 def report(
     file: Annotated[Path, typer.Argument(help="A file that --report or --json has written.", metavar="FILE.json")],
     md: Annotated[

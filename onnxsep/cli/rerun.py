@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from onnxsep._version import __version__
-from onnxsep.cli.app import app, say
+from onnxsep.cli.app import GroupedCommand, app, say
 from onnxsep.cli.derived import COMMANDS, Argument, Command, flag_of, typed
 from onnxsep.cli.options import Debug, Json, Quiet, Shown, printing
 from onnxsep.errors import OnnxsepError, OptionError
@@ -17,7 +17,7 @@ from onnxsep.model.paths import read_record
 from onnxsep.options.specs import IN_MEMORY, Options, default_of, in_memory, specs_of
 
 
-@app.command()
+@app.command(cls=GroupedCommand, epilog="onnxsep rerun run.json out.onnx")
 def rerun(
     report: Annotated[Path, typer.Argument(help="The report of the run: of --report, or of --json.")],
     target: Annotated[

@@ -37,7 +37,7 @@ class RewriteCommand(RewriteOptions):
             raise typer.BadParameter(str(error)) from None
 
 
-@command(RewriteCommand, model_to("rewrite"), OPTIONAL_OUT)
+@command(RewriteCommand, model_to("rewrite"), OPTIONAL_OUT, example="onnxsep rewrite in.onnx out.onnx --mode depthwise")
 def rewrite(given: Given[RewriteCommand]) -> None:
     """Replace Convs by separable ones, initialised from the trained weights, and compare the outputs."""
     options, shown = given.options, given.shown

@@ -23,10 +23,9 @@ from onnxsep.compression.step import Step
 from onnxsep.compression.steps import STEPS
 from onnxsep.errors import OptionError
 from onnxsep.model.files import printable
+from onnxsep.options.proposals import RECIPES, recipes
 from onnxsep.options.specs import as_json
 from onnxsep.options.tomlfile import check_keys, nearest, read_toml
-
-FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Recipe:
 
 def shipped_recipes() -> dict[str, Recipe]:
     """The recipes that come with onnxsep, by name."""
-    return {path.stem: _read(path, path.stem) for path in sorted(FOLDER.glob("*.toml"))}
+    return {path.stem: _read(path, path.stem) for path in sorted(RECIPES.glob("*.toml"))}
 
 
 def read_recipe(name: str | os.PathLike[str]) -> Recipe:
@@ -71,9 +70,9 @@ def read_recipe(name: str | os.PathLike[str]) -> Recipe:
             known, or a value of the wrong type.
     """
     path = Path(name)
-    known = [recipe.stem for recipe in sorted(FOLDER.glob("*.toml"))]
+    known = recipes()
     if str(name) in known:
-        return _read(FOLDER / f"{name}.toml", str(name))
+        return _read(RECIPES / f"{name}.toml", str(name))
     if path.suffix == ".json":
         return replace(_from_manifest(read_manifest(path), printable(path)), path=path)
     if not path.exists() and path.suffix != ".toml" and len(path.parts) == 1:

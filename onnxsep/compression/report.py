@@ -6,7 +6,7 @@ from pydantic import Field, SerializeAsAny, field_validator
 
 from onnxsep.evaluation import EvaluationReport
 from onnxsep.reporting.commands import HOMES, record_of
-from onnxsep.reporting.records import ModelInfo, Record, Report
+from onnxsep.reporting.records import ModelInfo, Record, Report, WrittenFiles
 
 
 class StepReport(Record):
@@ -33,15 +33,13 @@ class StepReport(Record):
         return record_of(command).model_validate(value) if command in HOMES else value
 
 
-class CompressReport(Report):
+class CompressReport(WrittenFiles, Report):
     """One run of a pipeline."""
 
     command: Literal["compress"] = "compress"
     source: ModelInfo
     options: dict[str, Any] = Field(default_factory=dict)
     """What was asked for: the model, the recipe, and every option."""
-    output: str | None = None
-    output_bytes: int | None = None
     recipe: str
     description: str = ""
     steps: tuple[StepReport, ...]

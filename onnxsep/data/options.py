@@ -38,10 +38,20 @@ class PreprocessingTexts(Texts):
     mean: str | None = option(default=None, group=IMAGES, help="Images: subtracted after {scale}, for each channel.")
     std: str | None = option(default=None, group=IMAGES, help="Images: what is then divided by, for each channel.")
     layout: str | None = option(
-        default=None, group=IMAGES, help="Images: NCHW or NHWC; else as the model's input says."
+        default=None,
+        group=IMAGES,
+        metavar="NCHW|NHWC",
+        proposed=("NCHW", "NHWC"),
+        help="Images: NCHW or NHWC; else as the model's input says.",
     )
     size: str | None = option(default=None, group=IMAGES, help="Images: HEIGHTxWIDTH; else as the model's input says.")
-    color: str | None = option(default=None, group=IMAGES, help="Images: RGB, BGR or GRAY.")
+    color: str | None = option(
+        default=None,
+        group=IMAGES,
+        metavar="RGB|BGR|GRAY",
+        proposed=("RGB", "BGR", "GRAY"),
+        help="Images: RGB, BGR or GRAY.",
+    )
 
     def build(self) -> Preprocessing | None:
         """How images are read."""

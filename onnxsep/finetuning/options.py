@@ -36,6 +36,7 @@ class Training(Preprocessed):
         default="auto",
         group="Runtime",
         per_run=True,
+        proposed=("auto", "cpu", "cuda", "mps"),
         help="What trains: auto (a GPU where torch has one), cpu, cuda, cuda:N or mps.",
         doc='"auto" (a GPU where torch has one, else the CPU), "cpu", "cuda", "cuda:N" or "mps".',
     )

@@ -1,7 +1,7 @@
 """The report of a fine-tuning as a document."""
 
 from onnxsep.finetuning.report import FinetuneReport
-from onnxsep.reporting.blocks import header, notes, title
+from onnxsep.reporting.blocks import header, notes, title, written
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Series, Table
 from onnxsep.training.run_records import Figures
 
@@ -22,10 +22,7 @@ def finetune_document(report: FinetuneReport) -> Document:
     blocks: list[Block] = [header(report.source, _asked(report)), _epochs(report), *_losses(report), Line(trained)]
     if report.stopped in _STOPPED:
         blocks.append(Line(_STOPPED[report.stopped]))
-    blocks += notes(report.notes)
-    if report.output is not None:
-        size = f"{report.output_bytes or 0:,} bytes"
-        blocks.append(Line(f"wrote {report.output}, {size}, in {report.seconds:.0f} s"))
+    blocks += [*notes(report.notes), *written(report)]
     return Document(title(report.command, report.source), tuple(blocks))
 
 

@@ -4,17 +4,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from onnxsep.reporting.records import ModelInfo, Report
+from onnxsep.reporting.records import ModelInfo, Report, WrittenFiles
 from onnxsep.training.run_records import EpochFigures, Figures, Stopped
 
 
-class FinetuneReport(Report):
+class FinetuneReport(WrittenFiles, Report):
     """One run of ``onnxsep finetune``."""
 
     command: Literal["finetune"] = "finetune"
     source: ModelInfo
-    output: str | None = None
-    output_bytes: int | None = None
     teacher: str | None
     options: dict[str, Any]
     """What was asked for: the model, and every option."""

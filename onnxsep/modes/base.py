@@ -20,10 +20,8 @@ from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
 from onnxsep.modes.block import BlockMode
+from onnxsep.options.proposals import MODES_GROUP
 from onnxsep.options.tomlfile import nearest
-
-ENTRY_POINT_GROUP = "onnxsep.modes"
-
 
 NOTHING_TO_SEPARATE = "a 1 x 1 kernel has nothing to separate"
 """Why modes that separate the kernel refuse a 1 x 1 Conv."""
@@ -134,7 +132,7 @@ AnyMode = Mode | BlockMode
 def _installed() -> dict[str, AnyMode]:
     found: dict[str, AnyMode] = {}
     listed: dict[str, dict[str, EntryPoint]] = {}
-    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: (entry.name, entry.value)):
+    for entry_point in sorted(entry_points(group=MODES_GROUP), key=lambda entry: (entry.name, entry.value)):
         listed.setdefault(entry_point.name, {})[entry_point.value] = entry_point
     for name, places in listed.items():
         if len(places) > 1:

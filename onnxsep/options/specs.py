@@ -17,6 +17,7 @@ from onnxsep.model.files import printable
 from onnxsep.model.paths import Kind, Read, file_of, read_of
 from onnxsep.options.hints import hint_of, is_numpys, members
 from onnxsep.options.lazy import loaded
+from onnxsep.options.tomlfile import nearest
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
@@ -44,7 +45,8 @@ class Spec:
         flag: On the command line, where that is not its name with dashes; ``--a/--b`` for what is on by default; None:
             it is for Python only.
         short: One letter, on the command line.
-        metavar: What stands for the value in ``--help``.
+        metavar: What stands for the value in ``--help``; where there are a few choices, these do.
+        proposed: What the shell's completion proposes, where there are no choices; or ``module:function`` of it.
         minimum: The smallest value.
         fits: Whether a value is in range, and the range in words.
         switches: Flags that stand for a value, by flag.
@@ -63,6 +65,7 @@ class Spec:
     flag: str | None = ""
     short: str | None = None
     metavar: str | None = None
+    proposed: tuple[str, ...] | str = ()
     minimum: int | None = None
     fits: tuple[Callable[[Any], bool], str] | None = None
     switches: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -125,7 +128,8 @@ class Options:
             value = getattr(self, name)
             words = choices(type(self), name)
             if isinstance(value, str) and words and value not in words:
-                raise OptionError(f"{spelled(name)} {value!r} is not one of {', '.join(words)}")
+                near = nearest(value, words)
+                raise OptionError(f"{spelled(name)} {value!r} is not one of {', '.join(words)}{near}")
             if value is None or not isinstance(value, int | float):
                 continue
             if spec.minimum is not None and not value >= spec.minimum:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from onnxsep.reporting.records import ModelInfo, Record, Report, VerificationReport
+from onnxsep.reporting.records import ModelInfo, Record, Report, VerificationReport, WrittenFiles
 
 
 class PrunedLayer(Record):
@@ -56,13 +56,11 @@ class PruneTotals(Record):
     """Nodes whose sizes are not known, so that they are not in the sums."""
 
 
-class PruneReport(Report):
+class PruneReport(WrittenFiles, Report):
     """One run of ``onnxsep prune``."""
 
     command: Literal["prune"] = "prune"
     source: ModelInfo
-    output: str | None = None
-    output_bytes: int | None = None
     method: Literal["magnitude", "pattern", "channels"]
     options: dict[str, Any]
     """What was asked for: the model, and every option; defaults that depend on others are resolved."""

@@ -1,14 +1,13 @@
 """Which nodes the quantiser is to take, what became of each, and why the others stay in float."""
 
 from collections.abc import Collection, Mapping, Sequence
-from difflib import get_close_matches
 
 import onnx
 
-from onnxsep.errors import OptionError, spelled
+from onnxsep.errors import spelled
 from onnxsep.graph.index import Index
 from onnxsep.graph.scopes import scopes
-from onnxsep.options.patterns import matches
+from onnxsep.options.patterns import matches, no_match
 from onnxsep.quantization.calibrating import float_tensors
 from onnxsep.quantization.report import QuantizedNode
 
@@ -53,11 +52,7 @@ def excluded_by(
         hits = [node.name for node in prepared.graph.node if matches(node.name, pattern)]
         if not hits:
             if not any(matches(node.name, pattern) for node in source.graph.node):
-                names = [node.name for node in source.graph.node if node.name]
-                some = ", ".join(map(repr, get_close_matches(pattern, names, 3, 0.3) or names[:3]))
-                raise OptionError(
-                    f"{spelled('exclude')} {pattern!r} matches the name of no node; names here: {some}, ..."
-                )
+                raise no_match("exclude", pattern, [node.name for node in source.graph.node if node.name], "node")
             notes.append(f"{spelled('exclude')} {pattern!r}: the nodes that it matches were folded into others")
         for name in hits:
             found.setdefault(name, f"{spelled('exclude')} {pattern!r}")

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from onnxsep.checking.layer_report import LayersReport
-from onnxsep.reporting.records import ModelInfo, PartReport, Record, Report
+from onnxsep.reporting.records import ModelInfo, PartReport, Record, Report, WrittenFiles
 
 
 class QuantizedNode(Record):
@@ -72,13 +72,11 @@ class AccuracyDrop(Record):
         return self.source - self.result
 
 
-class QuantizeReport(Report):
+class QuantizeReport(WrittenFiles, Report):
     """One run of ``onnxsep quantize``."""
 
     command: Literal["quantize"] = "quantize"
     source: ModelInfo
-    output: str | None = None
-    output_bytes: int | None = None
     bytes_before: int
     bytes_after: int
     options: dict[str, Any]

@@ -9,10 +9,12 @@ from onnxsep.reporting.records import ModelInfo, VerificationReport, part_text
 
 
 class Written(Protocol):
-    """What reports of a command that writes a model have in common."""
+    """What reports of a command that writes a model have in common (``records.WrittenFiles``)."""
 
     output: str | None
     output_bytes: int | None
+    output_data: tuple[str, ...] | None
+    output_data_bytes: int | None
     seconds: float
 
 
@@ -58,10 +60,15 @@ def ending(report: Ending, layers: Iterable[Block] = ()) -> tuple[Block, ...]:
 
 
 def written(report: Written) -> tuple[Line, ...]:
-    """The file that was written, if one was."""
+    """The files that were written, if any were."""
     if not report.output:
         return ()
-    return (Line(f"wrote {report.output} ({report.output_bytes or 0:,} bytes) in {report.seconds:.1f} s"),)
+    beside = report.output_data_bytes or 0
+    words = f"wrote {report.output} ({(report.output_bytes or 0) - beside:,} bytes)"
+    if files := report.output_data:
+        what = f"data file {files[0]}" if len(files) == 1 else f"{len(files)} data files"
+        words += f" and its {what} ({beside:,} bytes)"
+    return (Line(f"{words} in {report.seconds:.1f} s"),)
 
 
 def macs_change(before: int, after: int, unknown: int) -> str:

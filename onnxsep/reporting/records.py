@@ -32,6 +32,18 @@ class Report(Record):
         return {"schema" if name == "schema_version" else name: value for name, value in handler(self).items()}
 
 
+class WrittenFiles(Record):
+    """What the reports of commands that write a model say of it: None before it is written."""
+
+    output: str | None = None
+    output_bytes: int | None = None
+    """The size of the .onnx and of its data files."""
+    output_data: tuple[str, ...] | None = None
+    """Its data files, which hold large weights, as seen from the folder of the .onnx."""
+    output_data_bytes: int | None = None
+    """Their size."""
+
+
 class PartReport(Record):
     """One part of an output whose parts have unlike ranges, such as the scores that stand behind boxes."""
 

@@ -13,6 +13,7 @@ from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.paths import DATA, PLAN_READ
 from onnxsep.options.lazy import lazy
 from onnxsep.options.patterns import as_patterns
+from onnxsep.options.proposals import MODES
 from onnxsep.options.specs import option, record
 from onnxsep.running.options import Opening, Shaped, Verifying
 
@@ -35,6 +36,7 @@ else:
 
 _CONVS = "Which Convs"
 _FIT = "Fitting to data"
+_RANKS = ("paper", "full", "energy=0.95", "0.5")  # what completion proposes
 
 
 @record
@@ -46,6 +48,7 @@ class RewriteOptions(Verifying, Preprocessed):
         default=None,
         typed=str,
         short="-m",
+        proposed=MODES,
         help="The form that Convs get, see `onnxsep modes`.",
         doc="the name of an installed mode, or a Mode or BlockMode.",
     )
@@ -61,6 +64,7 @@ class RewriteOptions(Verifying, Preprocessed):
         default="paper",
         typed=str,
         short="-r",
+        proposed=_RANKS,
         help="paper; an integer (terms for the depthwise modes, else channels in between); 0.5: a share of the "
         "parameters; energy=0.95: a share of the squared singular values; full: exact where the form can be.",
         doc='"paper", "full", an integer, a share of the parameters such as 0.5, or "energy=0.95".',
@@ -103,6 +107,7 @@ class RewriteOptions(Verifying, Preprocessed):
     init: str | None = option(
         default=None,
         group=_FIT,
+        proposed=("svd", "response", "compensated", "joint"),
         help="How factors are found: svd (weights alone), response, compensated, joint (all factors of a Conv "
         "together, the default with {data}).",
         doc='"svd" (weights only), "response", "compensated", "joint"; the last is the default with data, the first'
@@ -218,11 +223,17 @@ class InspectOptions(Opening, Shaped):
         flag="--mode",
         short="-m",
         typed=list[str],
+        proposed=MODES,
         help="Only these modes; all by default.",
         doc="the modes to show; all installed ones by default.",
     )
     rank: RankPolicy | str | float = option(
-        default="paper", typed=str, short="-r", help="The rank to count at, as for rewrite.", doc="as for ``rewrite``."
+        default="paper",
+        typed=str,
+        short="-r",
+        proposed=_RANKS,
+        help="The rank to count at, as for rewrite.",
+        doc="as for ``rewrite``.",
     )
 
     def check(self) -> None:

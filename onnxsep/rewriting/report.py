@@ -6,7 +6,7 @@ from pydantic import Field
 
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.layer_report import LayersReport
-from onnxsep.reporting.records import ModelInfo, Record, Report, VerificationReport
+from onnxsep.reporting.records import ModelInfo, Record, Report, VerificationReport, WrittenFiles
 
 
 class ConvReport(Record):
@@ -59,13 +59,11 @@ class Totals(Record):
     """Nodes whose sizes are not known, so that they are not in the sums (of the original model)."""
 
 
-class RewriteReport(Report):
+class RewriteReport(WrittenFiles, Report):
     """One run of ``onnxsep rewrite``."""
 
     command: Literal["rewrite"] = "rewrite"
     source: ModelInfo
-    output: str | None = None
-    output_bytes: int | None = None
     mode: str
     rank: str
     plan: str | None = None
