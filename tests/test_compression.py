@@ -26,12 +26,12 @@ from onnxsep import FineTune, Pipeline, Prune, Quantize, Rewrite
 from onnxsep.compression.given import Given
 from onnxsep.compression.manifest import Manifest, read_manifest
 from onnxsep.compression.options import defaults, elsewhere
-from onnxsep.compression.recipe import RECIPES as FOLDER
 from onnxsep.compression.recipe import read_recipe, shipped_recipes
 from onnxsep.compression.step import Step
 from onnxsep.compression.steps import STEPS
 from onnxsep.errors import DataError, ModeNotFoundError, OptionError, VerificationError
 from onnxsep.model.io import Model, load
+from onnxsep.options.proposals import RECIPES
 from onnxsep.running.runtime import Runner, RuntimeOptions
 
 needs_torch = pytest.mark.skipif(
@@ -262,11 +262,11 @@ def test_recipes_carry_the_settings_of_the_papers(
     assert {key: resolved[key] for key in options} == options
 
 
-@pytest.mark.parametrize("name", [path.stem for path in FOLDER.glob("*.toml")])
+@pytest.mark.parametrize("name", [path.stem for path in RECIPES.glob("*.toml")])
 def test_every_recipe_can_be_run(name: str) -> None:
     recipe = shipped_recipes()[name]
     assert recipe.description
-    assert recipe.text == (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    assert recipe.text == (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
     for step in recipe.steps:
         if step.name != "finetune" or find_spec("torch") is not None:
             step.check(Given(data="data.npz"))
@@ -322,7 +322,7 @@ def test_recipes_are_listed_and_printed(tmp_path: Path) -> None:
     for name, recipe in shipped_recipes().items():
         assert f"{name}: {recipe.description}" in listed.stdout.splitlines()
     printed = run("recipes", "he-depthwise", cwd=tmp_path)
-    assert printed.stdout == (FOLDER / "he-depthwise.toml").read_text(encoding="utf-8")
+    assert printed.stdout == (RECIPES / "he-depthwise.toml").read_text(encoding="utf-8")
     as_json = json.loads(run("recipes", "--json", cwd=tmp_path).stdout)
     assert [one["name"] for one in as_json] == list(shipped_recipes())
     assert {one["name"]: one["steps"] for one in as_json}["he-depthwise"] == ["rewrite", "finetune"]

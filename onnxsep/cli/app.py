@@ -49,6 +49,10 @@ class GroupedCommand(TyperCommand):
 class _Group(TyperGroup):
     """All commands; an interrupt ends any of them in one line."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line under its own name, by which the shell's completion asks, also as ``python -m``."""
+        return super().main(*args, **{"prog_name": "onnxsep", **extra})
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the context names."""
         with saying(lambda: ""):
