@@ -46,7 +46,7 @@ from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.graph.places import Place
 from onnxsep.graph.view import build_tensor
 from onnxsep.model.io import Model
-from onnxsep.options.progress import Progress
+from onnxsep.options.progress import Progress, announce
 from onnxsep.running.runtime import RuntimeOptions
 
 NOT_FITTED = "its factors are those of the weights alone, for it cannot be fitted: {}"
@@ -112,6 +112,7 @@ class _Calibrator:
         again = self._options.refine > 0 and any(row.init == "joint" for row in self._plan.replacements)
         steps = make_schedule(self._model, self._sites.scopes, sites, pairs=again)
         for number, step in enumerate(steps):
+            announce(progress, step.site.name, number, len(steps))
             self._advance(step)
             replacement = self._replacements[step.site.place]
             with naming(replacement.mode, step.site.name), blas_threads(step.site.conv):

@@ -24,7 +24,7 @@ from onnxsep.errors import CalibrationError, FactorizationError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
-from onnxsep.options.progress import Progress
+from onnxsep.options.progress import Progress, announce
 from onnxsep.running.runtime import RuntimeOptions
 
 
@@ -56,6 +56,7 @@ def record(
     steps = make_schedule(model, sites.scopes, wanted)
     found: dict[Place, SiteMoments] = {}
     for number, step in enumerate(steps):
+        announce(progress, step.site.name, number, len(steps))
         walk.advance(step)
         rows = list(walk.rows(step.site))
         patches = np.concatenate([row.patches for row in rows])

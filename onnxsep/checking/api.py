@@ -30,6 +30,7 @@ from onnxsep.model import io
 from onnxsep.model.files import open_regular, write_text
 from onnxsep.model.paths import Kind, Reads, check_paths, is_model
 from onnxsep.model.saving import save
+from onnxsep.options.progress import Progress, announce
 from onnxsep.options.taking import takes
 from onnxsep.running.integer_io import as_real
 from onnxsep.running.runtime import RuntimeOptions
@@ -78,6 +79,8 @@ def check(model: Source, reference: Source, options: CheckOptions) -> CheckResul
         raise OptionError(
             f"{spelled('update', True)} writes the reference and runs nothing; leave out {what} and {spelled('layers')}"
         )
+    progress = options.teller
+    announce(progress, "reading the model")
     checked = io.load(model, follow_links=options.follow_links)
     parts: list[PartResult]
     if target is not None:
@@ -88,10 +91,12 @@ def check(model: Source, reference: Source, options: CheckOptions) -> CheckResul
         if isinstance(reference, (str, os.PathLike)):
             _existing(reference)
         other = io.load(reference, follow_links=options.follow_links)
+        announce(progress, "comparing structure and weights")
         parts = _against_model(checked, other, asked, ignore_names, options.rtol, options.atol)
         if asked["layers"] and data is not None and not isinstance(data, Dataset):
             feeding = replace(feeding, data=open_data(data, as_real(other), preprocessing=preprocessing))  # read once
         if asked["outputs"]:
+            announce(progress, "comparing the outputs")
             parts.append(
                 compare_outputs(
                     checked, other, ignore_names, feeding, runtime, options.output_rtol, options.output_atol
@@ -99,7 +104,8 @@ def check(model: Source, reference: Source, options: CheckOptions) -> CheckResul
             )
         if asked["layers"]:
             said = parts[-1].notes if asked["outputs"] else ()
-            parts.append(_layers(checked, other, feeding, runtime, said))
+            announce(progress, "comparing the layers")
+            parts.append(_layers(checked, other, feeding, runtime, said, progress))
     return CheckResult(
         model=_title(model),
         reference=_title(reference),
@@ -109,10 +115,15 @@ def check(model: Source, reference: Source, options: CheckOptions) -> CheckResul
 
 
 def _layers(
-    model: io.Model, reference: io.Model, feeding: Feeding, runtime: RuntimeOptions, said: Sequence[str]
+    model: io.Model,
+    reference: io.Model,
+    feeding: Feeding,
+    runtime: RuntimeOptions,
+    said: Sequence[str],
+    progress: Progress | None,
 ) -> PartResult:
     """The part that compares inner tensors; notes that were ``said`` before are left out."""
-    report, reason = layers_report(reference, model, feeding, runtime)
+    report, reason = layers_report(reference, model, feeding, runtime, progress)
     if report is None:
         return PartResult(name="layers", status="skipped", reason=reason)
     report = report.model_copy(update={"notes": tuple(note for note in report.notes if note not in said)})

@@ -12,6 +12,7 @@ from onnxsep.checking.options import SAMPLES
 from onnxsep.data import Dataset, Preprocessing, Source, open_data
 from onnxsep.errors import FeedError, OptionError, spelled
 from onnxsep.model.io import Model
+from onnxsep.options.progress import Progress
 from onnxsep.running.feeds import make_feeds
 from onnxsep.running.integer_io import as_real
 from onnxsep.running.runtime import CannotRun, RuntimeOptions
@@ -91,7 +92,7 @@ class Feeding:
 
 
 def layers_report(
-    source: Model, result: Model, feeding: Feeding, options: RuntimeOptions
+    source: Model, result: Model, feeding: Feeding, options: RuntimeOptions, progress: Progress | None = None
 ) -> tuple[LayersReport | None, str]:
     """The tensors of a source and of what was made of it, for the report of a command; or why there are none.
 
@@ -104,7 +105,7 @@ def layers_report(
         if feeding.data is None and feeding.inputs is None:
             real = f"{spelled('data')} or {spelled('inputs')}"
             notes = (*notes, f"the inputs are random: noise tells less than real inputs ({real})")
-        return compare_layers(source, result, feeds, options, notes), ""
+        return compare_layers(source, result, feeds, options, notes, progress), ""
     except CannotRun as error:
         return None, f"the layers are not compared: {error}"
     except FeedError as error:

@@ -17,6 +17,7 @@ from onnxsep.checking.layer_rows import MatchTally, Rows, usual_error
 from onnxsep.checking.matching import Match, match_tensors
 from onnxsep.checking.network import LAYERS, Network, Value
 from onnxsep.model.io import Model
+from onnxsep.options.progress import Progress, announce, under
 from onnxsep.running.comparison import samples_of
 from onnxsep.running.float32 import as_float32, float32_copy, held_types
 from onnxsep.running.integer_io import IntegerIO, integer_io, quantized_feed
@@ -31,7 +32,12 @@ _PROBED = 64  # tensors of which one sample is run at once, to learn their sizes
 
 
 def compare_layers(
-    reference: Model, model: Model, feeds: Feeds, options: RuntimeOptions, notes: Sequence[str] = ()
+    reference: Model,
+    model: Model,
+    feeds: Feeds,
+    options: RuntimeOptions,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> LayersReport:
     """Compare the tensors that two models have in common.
 
@@ -41,6 +47,7 @@ def compare_layers(
         feeds: The inputs.
         options: How the models are run.
         notes: What the reader must know about the inputs.
+        progress: Told of every feed, among the layers that are run at a time.
 
     Raises:
         CannotRun: the runtime cannot run one of the models; the message says which and why.
@@ -48,7 +55,7 @@ def compare_layers(
     reference, model, said = _runnable(reference, model)
     networks = Network(reference), Network(model)
     matches = [match for match in match_tensors(*networks) if _worth(match)]
-    pair = _Pair(networks[0], networks[1], replace(options, optimize=False), feeds)
+    pair = _Pair(networks[0], networks[1], replace(options, optimize=False), feeds, progress)
     tallies = pair.run(matches)
     rows = Rows(networks[0], tallies, usual_error(networks)).rows()
     compared = {id(tally.match.reference) for tally in tallies}
@@ -145,10 +152,11 @@ def _tensor(proto: onnx.ModelProto, value: Value, rounded: bool) -> str:
 class _Pair:
     """Two networks that are run side by side."""
 
-    def __init__(self, reference: Network, model: Network, options: RuntimeOptions, feeds: Feeds) -> None:
+    def __init__(
+        self, reference: Network, model: Network, options: RuntimeOptions, feeds: Feeds, progress: Progress | None
+    ) -> None:
         self._networks = reference, model
-        self._options = options
-        self._feeds = feeds
+        self._options, self._feeds, self._progress = options, feeds, progress
         self.samples = 0
         self.notes: tuple[str, ...] = ()
 
@@ -161,13 +169,18 @@ class _Pair:
             first = next(self._values(part, 1))
             sizes += [sum(getattr(value, "nbytes", 0) for value in pair) for pair in first[1]]
         tallies: list[MatchTally] = []
-        for block, batch in _blocks(matches, sizes):
-            tallies += self._tally(block, batch)
+        blocks = list(_blocks(matches, sizes))
+        for number, (block, batch) in enumerate(blocks):
+            layer = block[0].reference.name
+            progress = under(f"comparing the layers from {layer}", self._progress)
+            tallies += self._tally(block, batch, progress, number, len(blocks))
         if left := len(matches) - len(tallies):
             self.notes += (f"{left} pairs of tensors are left out: their shapes differ, or they are no numbers",)
         return tallies
 
-    def _tally(self, block: Sequence[Match], batch: int) -> list[MatchTally]:
+    def _tally(
+        self, block: Sequence[Match], batch: int, progress: Progress | None, number: int, blocks: int
+    ) -> list[MatchTally]:
         tallies = [MatchTally(match) for match in block]
         sound = [True] * len(block)
         samples = 0
@@ -175,6 +188,7 @@ class _Pair:
             samples += 1 if count is None else count
             for place, (expected, actual) in enumerate(pairs):
                 sound[place] = sound[place] and tallies[place].add(expected, actual, count)
+            announce(progress, f"{samples} samples", number, blocks)
         self.samples = samples
         return [tally for tally, good in zip(tallies, sound, strict=True) if good]
 

@@ -11,7 +11,7 @@ from onnxsep.errors import OptionError
 from onnxsep.model.paths import DATA
 from onnxsep.options.lazy import lazy
 from onnxsep.options.specs import option, record
-from onnxsep.running.options import Fed, Running, Seeded
+from onnxsep.running.options import Fed, Running, Seeded, Telling
 
 if TYPE_CHECKING:
     from onnxsep.data import Dataset, Source
@@ -25,7 +25,7 @@ _TOLERANCE = (lambda x: 0 <= x < math.inf, "a number of 0 or more")
 
 
 @record
-class CheckOptions(Running, Fed, Seeded, Preprocessed):
+class CheckOptions(Running, Fed, Seeded, Telling, Preprocessed):
     """What ``check`` is asked for."""
 
     command: ClassVar[str] = "check"

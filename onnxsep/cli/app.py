@@ -1,5 +1,6 @@
 """The application that the commands of this package enter, and how its help looks."""
 
+import sys
 from typing import Any
 
 import typer
@@ -98,5 +99,6 @@ app = typer.Typer(
 
 
 def say(message: str) -> None:
-    """Print one line to standard error; it may quote a model's text."""
-    typer.echo(printable(message), err=True)
+    """Print one line to standard error, above a line of progress where there is one; it may quote a model's text."""
+    if sys.stderr is not None:  # closed by the caller (2>&-)
+        print(printable(message), file=sys.stderr, flush=True)

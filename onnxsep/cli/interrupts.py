@@ -24,6 +24,7 @@ from onnxsep.model.files import abandon
 
 _GRACE = 1.2  # seconds for the main thread
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_DUMB = ("dumb", "unknown")  # terminals without a progress bar
 _SHOW_CURSOR = b"\r\x1b[2K\x1b[?25h"  # a progress bar has hidden it
 
 
@@ -142,7 +143,7 @@ def _tell() -> None:
         return
     _state.told = True
     words = _state.words[-1]() if _state.words else ""
-    bar = _SHOW_CURSOR if os.isatty(2) else b""
+    bar = _SHOW_CURSOR if os.isatty(2) and os.environ.get("TERM") not in _DUMB else b""
     # Not by a stream: the main thread may hold its lock.
     text = f"onnxsep: interrupted{'; ' if words else ''}{words}\n"
     os.write(2, bar + text.encode("utf-8", "backslashreplace"))

@@ -10,7 +10,7 @@ import onnxsep
 from onnxsep.checking.options import CheckOptions
 from onnxsep.cli.app import OUTPUT, GroupedCommand, app, say
 from onnxsep.cli.derived import Argument, Given, command, model_to
-from onnxsep.cli.options import Debug, Json, printed, printing, shower
+from onnxsep.cli.options import Debug, Json, printed, printing, progress_bar, shower
 from onnxsep.options.lazy import loaded
 from onnxsep.options.specs import option, record
 from onnxsep.reporting.document import Document, Line
@@ -47,7 +47,9 @@ def check(given: Given[CheckCommand]) -> None:
     """Compare a model with a reference: structure, weights, outputs. Exit status 3 where they differ."""
     asked = given.keywords()
     style = asked.pop("style")
-    result = onnxsep.check(given.arguments["model"], given.arguments["reference"], **asked)
+    with progress_bar(given.shown.quiet or style != "text") as progress:
+        asked["progress"] = progress
+        result = onnxsep.check(given.arguments["model"], given.arguments["reference"], **asked)
     with printing():
         if given.shown.quiet:
             pass

@@ -15,9 +15,9 @@ from onnxsep.cli.interrupts import saying
 from onnxsep.errors import OnnxsepError, VerificationError
 from onnxsep.model.files import printable, write_text
 from onnxsep.model.paths import REPORT
+from onnxsep.options.progress import callback, telling
 from onnxsep.options.specs import Options, option, record
 from onnxsep.reporting.document import Document
-from onnxsep.reporting.printable import printable as plain_text
 
 if TYPE_CHECKING:  # a command imports what it works with when it runs; for its help, nothing of that is needed
     from onnxsep.model.saving import Savable
@@ -86,19 +86,9 @@ def printed(document: Document) -> None:
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar on standard error, nothing where that is no terminal; to interrupt it writes nothing."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = Console(stderr=True, emoji=False)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
-    with saying(lambda: "nothing was written"):
-        if quiet or not console.is_terminal:
-            yield None
-            return
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=None)
-            yield lambda name, done, total: bar.update(task, description=plain_text(name), completed=done, total=total)
+    """A line that says how far the work is, where standard error is a terminal; an interrupt writes nothing."""
+    with saying(lambda: "nothing was written"), telling(not quiet) as told:
+        yield callback(told)
 
 
 def target_of(output: Path | None, *, dry_run: bool) -> Path | None:

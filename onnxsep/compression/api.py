@@ -24,6 +24,7 @@ from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import LIBRARY, NOTHING, OTHER_RESULT, PLAN_READ, RECIPE, TEACHER, Reads, check_paths, read_of
 from onnxsep.model.saving import Savable, SavedFiles, write_model
 from onnxsep.model.tensors import tensor_protos
+from onnxsep.options.progress import under
 from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import model_info
 from onnxsep.running.feeds import check_input_shapes
@@ -155,11 +156,11 @@ def _run(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressR
     notes = check_repeats(recipe, manifest)
     measuring.check(original)
     folder = None if options.work is None else WorkFolder(Path(options.work), follow_links=options.follow_links)
-    run = Run(recipe.steps, given, original, seed=seed, folder=folder, progress=options.progress, told=options.told)
+    run = Run(recipe.steps, given, original, seed=seed, folder=folder, progress=options.teller, told=options.told)
     try:
         done = run(manifest, fresh=options.fresh)
         names = [f"{report.number} {report.command}" for report in done.reports]
-        evaluation = measuring(original, list(zip(names, done.models, strict=True)), options.progress)
+        evaluation = measuring(original, list(zip(names, done.models, strict=True)), under("measuring", options.teller))
     finally:
         if folder is not None:
             folder.release()

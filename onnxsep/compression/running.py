@@ -13,7 +13,7 @@ from onnxsep.compression.step import Step
 from onnxsep.compression.work_folder import WorkFolder
 from onnxsep.errors import OnnxsepError
 from onnxsep.model.io import Model
-from onnxsep.options.progress import Progress
+from onnxsep.options.progress import Progress, announce, under
 from onnxsep.options.specs import as_json
 from onnxsep.reporting.records import Report
 
@@ -86,13 +86,14 @@ class Run:
 
     def _do(self, done: Done, number: int) -> None:
         step, folder, started = self._steps[number - 1], self._folder, time.perf_counter()
+        announce(progress := self._told_of(number), "beginning")
         result = step.run(
             done.models[-1] if done.models else self._original,
             self._given,
             original=self._original,
             seed=self._seed,
             checkpoint=None if folder is None else folder.checkpoint(number, step.name),
-            progress=self._told_of(number),
+            progress=progress,
         )
         report: Any = result.report
         if getattr(report, "stopped", None) == "interrupted":  # the best so far is no finished step
@@ -136,10 +137,7 @@ class Run:
         return {name: as_json(value) for name, value in step.resolved(self._seed).items()}
 
     def _told_of(self, number: int) -> Progress | None:
-        if self._progress is None:
-            return None
-        told, where = self._progress, f"step {number} of {len(self._steps)}, {self._steps[number - 1].name}"
-        return lambda words, at, total: told(f"{where}: {words}", at, total)
+        return under(f"step {number} of {len(self._steps)}, {self._steps[number - 1].name}", self._progress)
 
     @contextmanager
     def _named(self, number: int) -> Iterator[None]:

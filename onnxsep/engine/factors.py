@@ -21,7 +21,7 @@ from onnxsep.graph.places import Place
 from onnxsep.layers.layer import ConvLayer
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Factors, Task
-from onnxsep.options.progress import Progress
+from onnxsep.options.progress import Progress, announce
 from onnxsep.running.workers import in_threads
 
 _EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -96,6 +96,8 @@ def factorize_all(
     unique = {key: replacement for key, replacement in unique.items() if key not in done}
     # Many small problems in parallel on one thread each beat one after the other on many threads.
     jobs = {key: partial(factorize_one, model, sites, replacement) for key, replacement in unique.items()}
+    if unique:
+        announce(progress, "factorising", len(done), len(unique))
     with threadpool_limits(1), closing(in_threads(jobs, workers or os.cpu_count() or 1)) as found:
         for key, made in found:
             done[key] = made

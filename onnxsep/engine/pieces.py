@@ -19,7 +19,7 @@ from onnxsep.graph.places import Place
 from onnxsep.graph.scopes import Scope, opset_version, scopes
 from onnxsep.graph.view import ONNX_TYPES, build_tensor
 from onnxsep.model.io import Model, read_tensor
-from onnxsep.options.progress import Progress
+from onnxsep.options.progress import Progress, announce
 from onnxsep.running.comparison import Comparison, compare_outputs
 from onnxsep.running.feeds import Feeds
 from onnxsep.running.runtime import RuntimeOptions
@@ -67,6 +67,7 @@ def compare_pieces(
         }
         names = set(made[site.place])
         nodes = [node for node in new_scopes[scope].body.node if names.intersection(node.output)]
+        announce(progress, site.name, number, len(replacements))
         original = _piece(source, sites.scopes, site, old, weights)
         replaced = _piece(result, new_scopes, site, nodes, {})
         feeds = {

@@ -20,7 +20,7 @@ from onnxsep.evaluation.sessions import Candidate, Session, check_same_interface
 from onnxsep.graph.parameters import count_nonzero_parameters, count_parameters
 from onnxsep.model.files import printable
 from onnxsep.model.io import AnyModel, Model, load
-from onnxsep.options.progress import Progress
+from onnxsep.options.progress import Progress, announce
 from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import size_bytes
 from onnxsep.running.integer_io import integer_io, quantized_feed
@@ -50,7 +50,7 @@ def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) ->
     """
     begin = time.perf_counter()
     runtime, reference, metric, output = options.run_with, options.reference, options.metric, options.output
-    batch, runs, progress = options.batch, options.runs, options.progress
+    batch, runs, progress = options.batch, options.runs, options.teller
     images = Preprocessing.of(options.preprocessing)
     sources = [models] if isinstance(models, str | os.PathLike | onnx.ModelProto | Model) else list(models)
     if not sources:
@@ -66,6 +66,7 @@ def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) ->
     batches = list(dataset.batches(dataset.sample(options.samples, options.seed), batch))
     feeds, size = _timed_feeds(dataset, batches, batch)
 
+    announce(progress, "opening the models")
     sessions = [Session(candidate, runtime) for candidate in candidates]
     against = None if other is None else Session(other, runtime)
     if against is None and function is None and not task.accuracy:
@@ -75,6 +76,7 @@ def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) ->
     latencies = measure_latency(calls, feeds, runs, progress) if runs else None
     del sessions, against, calls
     memories = _memories(candidates, feeds[0], runtime, progress) if options.memory else None
+    announce(progress, "counting")
     shapes = _shapes(dataset, batches)
     rows: list[EvaluatedModel] = []
     for number, (candidate, quality) in enumerate(zip(candidates, found.models, strict=True)):
@@ -159,6 +161,7 @@ def _memories(
 ) -> list[Memory]:
     found = []
     for number, candidate in enumerate(candidates, start=1):
+        announce(progress, f"memory: {candidate.name}", number - 1, len(candidates))
         own = quantized_feed(feed, integer_io(candidate.model.proto))
         found.append(measure_memory(candidate.model, own, runtime))
         if progress is not None:

@@ -14,7 +14,7 @@ from onnxsep.evaluation.metrics import Metric, OutputDistance, call_metric, join
 from onnxsep.evaluation.report import Accuracy, AgainstReference, MetricValue
 from onnxsep.evaluation.scores import as_scores, choices, find_scores, ranks
 from onnxsep.evaluation.sessions import Session
-from onnxsep.options.progress import Progress
+from onnxsep.options.progress import Progress, announce
 
 Integers = npt.NDArray[np.int64]
 
@@ -112,6 +112,7 @@ def run_over(
     why_none = ""
     classes: int | None = None
     for number, indices in enumerate(batches):
+        announce(progress, "running the models", number, len(batches))
         feed = data.feed(indices)
         results = [session(feed) for session in sessions]
         expected = _expected(reference, sessions, results, feed)

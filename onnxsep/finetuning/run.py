@@ -12,6 +12,7 @@ from onnxsep.finetuning.options import FinetuneOptions
 from onnxsep.finetuning.report import FinetuneReport
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import Reads, check_paths
+from onnxsep.options.progress import announce
 from onnxsep.reporting.model_info import model_info
 from onnxsep.training import TorchGraph, write_back
 from onnxsep.training.augment import augmenter
@@ -83,6 +84,7 @@ def _prepare(given: Given, group: Group) -> _Prepared:
     if group.leads:
         check_paths(given.reads(), options.writes())
         check_new(given.checkpoint, resume=options.resume)
+    announce(options.teller, "preparing the training")
     source = load(given.model, follow_links=options.follow_links)
     original = None if options.teacher is None else load(options.teacher, follow_links=options.follow_links)
     dataset = open_data(
@@ -155,7 +157,7 @@ def _prepare(given: Given, group: Group) -> _Prepared:
         options.seed,
     )
     trainer = Trainer(
-        learner, batches, learnt.loss, learnt.teacher, moves, settings, file, options.progress, learnt.reference
+        learner, batches, learnt.loss, learnt.teacher, moves, settings, file, options.teller, learnt.reference
     )
     counted = setup.accuracy_of(dataset, scores, learnt.loss)
     notes = (*dataset.notes, *learnt.notes, *found)

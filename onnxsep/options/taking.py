@@ -3,9 +3,11 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from onnxsep.options.hints import check_value, hints_of
+from onnxsep.options.progress import telling
 from onnxsep.options.specs import Options, default_of, python_help, specs_of
 
 P = ParamSpec("P")
@@ -47,7 +49,11 @@ def takes(kind: Callable[P, _Record]) -> Takes[P, _Record]:
             for name, value in given.items():
                 if name in hints:
                     check_value(name, value, hints[name])
-            return function(**given, **{last: made(kind, bound)})
+            options = made(kind, bound)
+            with telling(getattr(options, "progress", None)) as told:
+                if told is not getattr(options, "progress", None):
+                    options = replace(options, progress=told)
+                return function(**given, **{last: options})
 
         last = list(inspect.signature(function).parameters)[-1]
         called.__signature__ = signature  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import NOTHING, Reads
 from onnxsep.model.saving import Savable
 from onnxsep.options.patterns import as_patterns
+from onnxsep.options.progress import announce
 from onnxsep.options.taking import takes
 from onnxsep.pruning.options import PruneOptions
 from onnxsep.pruning.outcome import Outcome
@@ -75,13 +76,13 @@ def prune(model: AnyModel, options: PruneOptions) -> PruneResult:
             skip=skip,
             input_shapes=options.shapes,
             dry_run=dry_run,
-            progress=options.progress,
+            progress=options.teller,
         )
     else:
-        done = prune_weights(
-            source, sites, goal, scope, only=only, skip=skip, dry_run=dry_run, progress=options.progress
-        )
+        done = prune_weights(source, sites, goal, scope, only=only, skip=skip, dry_run=dry_run, progress=options.teller)
+    announce(options.teller, "comparing original and result")
     compared, failure = _compare(source, done, settings, dry_run=dry_run)
+    announce(options.teller, "measuring the sizes after zip")
     sizes, unmeasured = (None, ()) if dry_run else _sizes(source, done.model)
     report = PruneReport(
         source=model_info(source),

@@ -15,7 +15,7 @@ from onnxsep.graph.shapes import skeleton
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import NOTHING, Reads
 from onnxsep.model.saving import Savable
-from onnxsep.options.progress import Progress
+from onnxsep.options.progress import Progress, announce
 from onnxsep.options.taking import takes
 from onnxsep.quantization.agreement import Agreement
 from onnxsep.quantization.building import Builder, Built, Correct
@@ -67,7 +67,7 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
         VerificationError: the result does not run, or is further from the source than allowed.
     """
     started = time.perf_counter()
-    runtime, progress = options.run_with, options.progress
+    runtime, progress = options.run_with, options.teller
     max_drop, max_error, int8_io = options.max_drop, options.max_error, options.int8_io
     images = Preprocessing.of(options.preprocessing)
     reads = Reads.of(model, options.reads())
@@ -88,6 +88,7 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
 
     def start(chosen: Settings) -> Builder:
         nonlocal folded
+        announce(progress, "preparing")
         prepared = prepare(source, chosen, agreement)
         excluded, folded = excluded_by(options.excluded, source.proto, prepared.proto)
         left = {**not_for_quantizing(prepared.proto, op_types), **excluded}
@@ -98,6 +99,7 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
         ranges = None
         if tensors:
             ranges = calibrate(prepared.proto, tensors, dataset, parts.calibration, chosen, runtime, progress)
+        announce(progress, "quantising")
         correct = _corrector(dataset, parts, runtime, progress) if options.bias_correction else None
         return Builder(source, prepared, ranges, chosen, op_types, left, correct).checked(agreement)
 
@@ -131,11 +133,12 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
             notes.append(_int8_on_x86())
     if not parts.held_out:
         notes.append("too few samples to hold any out: the error is measured on those of the calibration")
+    announce(progress, "measuring the error")
     outputs = measure(source, result, dataset, parts.measured, runtime)
     compared = None
     if options.layers:
         feeding = Feeding(dataset, indices=tuple(parts.measured))
-        compared, why_not = layers_report(source, result, feeding, runtime)
+        compared, why_not = layers_report(source, result, feeding, runtime, progress)
         notes += [why_not] if why_not else []
     report = QuantizeReport(
         source=model_info(source),

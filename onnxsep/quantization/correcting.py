@@ -7,7 +7,7 @@ in graph order, and what a layer reads comes from the quantised network whose ea
 empirical form). Weights are not touched. Which layers that concerns says ``targets``.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,12 +20,12 @@ from onnxsep.calibration.frontier import Frontier, Store
 from onnxsep.data import Dataset
 from onnxsep.graph.scopes import reads
 from onnxsep.model.io import Model
+from onnxsep.options.progress import Progress, announce
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.pending import Pending
 from onnxsep.quantization.targets import Target, find_targets
 from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
-Progress = Callable[[str, int, int], None]
 Array = npt.NDArray[np.float64]
 
 _HELD = 256 * 2**20  # bytes of activations in memory; more go to temporary files
@@ -82,10 +82,12 @@ def find_corrections(
     targets = [target for target in targets if {target.name, target.seen} <= known]
     options = replace(options, optimize=False)  # fused nodes would round differently
     batches = list(data.batches(indices, _BATCH, fill=True))
+    announce(progress, "bias correction")
     expected = _float_means(prepared, targets, data, batches, options)
     walk = _Walk(simulated, targets, (data.feed(batch) for batch in batches), options)
     biases = {}
     for number, target in enumerate(targets, start=1):
+        announce(progress, f"bias correction: {target.name}", number - 1, len(targets))
         delta = expected[target.name] - walk.mean(target)
         if np.isfinite(delta).all():
             biases[target.name] = walk.correct(target, delta)

@@ -12,9 +12,8 @@ from onnxsep.data import Dataset
 from onnxsep.evaluation.quality import Task, run_over
 from onnxsep.evaluation.sessions import Candidate, Session
 from onnxsep.model.io import Model
+from onnxsep.options.progress import Progress, announce
 from onnxsep.running.runtime import RuntimeOptions
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,7 @@ def spare(
         return Spared((), {}, first, first)
     sensitivities: dict[str, float] = {}
     for number, name in enumerate(layers, start=1):
+        announce(progress, f"sensitivity: {name}", number - 1, len(layers))
         sensitivities[name] = error([other for other in layers if other != name])
         if progress is not None:
             progress("sensitivity", number, len(layers))

@@ -27,11 +27,11 @@ class _Console(Console):
 def make_console(file: TextIO) -> Console:
     """A console as wide as the terminal that a file is, whatever its type; without end where it is none."""
     console = _Console(file=file, highlight=False, emoji=False)
-    width = _columns(file) if console.is_terminal else _ENDLESS
+    width = columns_of(file) if console.is_terminal else _ENDLESS
     return _Console(file=file, highlight=False, emoji=False, width=width, height=console.height)
 
 
-def _columns(file: TextIO) -> int:
+def columns_of(file: TextIO) -> int:
     """Columns of a terminal. rich asks other streams before this one, and says 80 of a dumb terminal."""
     told = os.environ.get("COLUMNS", "")
     if told.isdecimal() and int(told):

@@ -23,6 +23,7 @@ from onnxsep.graph.shapes import infer_shapes, skeleton
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import NOTHING, Reads, check_paths
 from onnxsep.model.saving import Savable
+from onnxsep.options.progress import announce
 from onnxsep.options.taking import takes
 from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.reporting.model_info import model_info
@@ -90,6 +91,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
     check_paths(reads, options.writes())
     source = load(model, follow_links=options.follow_links)
     check_input_shapes(source, settings.input_shapes)
+    announce(settings.progress, "finding the layers")
     settings = decide(settings, source, dry_run=dry_run)
     sites = choice.sites(lambda linear: find_sites(source, settings.input_shapes, linear_layers=linear))
     if measured := _sizes_in_run(source, sites, settings):
@@ -125,13 +127,15 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         if rows.replacements:
             result, edit, light, notes = _apply(source, rows, factors, settings)
             result, fitted = tune_result(source, result, edit, fitted, fitting, settings.runtime, settings.progress)
+        announce(settings.progress, "comparing original and result")
         outcome, errors, failure = verify_result(source, result, sites, rows, edit, settings)
     compared, why_not = None, ""
     if layers and not dry_run:
+        announce(settings.progress, "comparing the layers")
         feeding = Feeding(data, seed=options.seed)
         if data is None:
             feeding = Feeding(inputs=settings.inputs, input_shapes=settings.input_shapes, seed=options.seed)
-        compared, why_not = layers_report(source, result, feeding, settings.runtime)
+        compared, why_not = layers_report(source, result, feeding, settings.runtime, settings.progress)
     report = RewriteReport(
         source=model_info(source),
         mode=choice.mode,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from onnxsep.errors import OptionError, spell, spelled
 from onnxsep.model.paths import LIBRARY, Read, read_of
 from onnxsep.options.lazy import lazy
-from onnxsep.options.progress import Progress
+from onnxsep.options.progress import Progress, callback
 from onnxsep.options.specs import Options, Texts, option, record
 
 if TYPE_CHECKING:
@@ -142,9 +142,20 @@ class Running(Opening):
 class Telling(Options):
     """Telling a caller how far the work is."""
 
-    progress: Progress | None = option(
-        default=None, flag=None, kept=False, per_run=True, help="", doc="told of what is done: (what, done, all)."
+    progress: Progress | bool | None = option(
+        default=None,
+        flag=None,
+        kept=False,
+        per_run=True,
+        help="",
+        doc="True shows, in a terminal or a notebook, one line that says how far the run is; a function is told of it:"
+        " (what, done, all).",
     )
+
+    @property
+    def teller(self) -> Progress | None:
+        """Whom to tell of the progress."""
+        return callback(self.progress)
 
 
 @record
@@ -242,7 +253,7 @@ class Verifying(Running, Fed, Seeded, Telling):
             seed=self.seed,
             max_error=self.max_error,
             runtime=self.run_with,
-            progress=self.progress,
+            progress=self.teller,
         )
 
 
