@@ -20,7 +20,8 @@ from onnxsep.rewriting.options import InspectOptions
 @command(InspectOptions, model_to("look at"), example="onnxsep inspect in.onnx --mode spatial", shown=("json", "debug"))
 def inspect(given: Given[InspectOptions]) -> None:
     """List every Conv, what each mode would make of it, parameters and MACs; runs nothing and changes nothing."""
-    found = onnxsep.inspect(given.arguments["model"], **given.keywords())
+    with progress_bar(given.shown.silent) as progress:
+        found = onnxsep.inspect(given.arguments["model"], **given.keywords(progress=progress))
     shower(given.shown)(found)
 
 

@@ -22,6 +22,7 @@ from onnxsep.graph.parameters import count_parameters
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.io import AnyModel, load
 from onnxsep.modes.base import AnyMode, Mode, available_modes, find_mode
+from onnxsep.options.progress import announce
 from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import model_info
 from onnxsep.rewriting.options import InspectOptions
@@ -50,13 +51,17 @@ def inspect(model: AnyModel, options: InspectOptions) -> InspectReport:
     chosen = [find_mode(mode) for mode in options.modes] or list(available_modes().values())
     source = load(model, follow_links=options.follow_links)
     check_input_shapes(source, options.shapes)
+    announce(options.teller, "finding the layers")
     sites = find_sites(source, options.shapes, linear_layers=any(mode.linear_layers for mode in chosen))
 
     def read(site: ConvSite) -> Array:
         return read_weight(source, sites, site)
 
     names = [mode.name for mode in chosen]
-    plans = [make_plan(matches(source, sites, mode), mode, asked, read) for mode in chosen]
+    plans = []
+    for number, mode in enumerate(chosen):
+        announce(options.teller, f"mode {mode.name}", number, len(chosen))
+        plans.append(make_plan(matches(source, sites, mode), mode, asked, read))
     rows = [
         {row.place if isinstance(row, Rejected) else row.site.anchor.place: row for row in plan.rows} for plan in plans
     ]

@@ -15,7 +15,7 @@ from onnxsep.options.lazy import lazy
 from onnxsep.options.patterns import as_patterns
 from onnxsep.options.proposals import MODES
 from onnxsep.options.specs import option, record
-from onnxsep.running.options import Opening, Shaped, Verifying
+from onnxsep.running.options import Opening, Shaped, Telling, Verifying
 
 if TYPE_CHECKING:
     from onnxsep.calibration import Fitting
@@ -214,7 +214,7 @@ class RewriteOptions(Verifying, Preprocessed):
 
 
 @record
-class InspectOptions(Opening, Shaped):
+class InspectOptions(Opening, Shaped, Telling):
     """What ``inspect`` is asked for."""
 
     command: ClassVar[str] = "inspect"
