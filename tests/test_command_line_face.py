@@ -50,6 +50,9 @@ def test_each_command_has_short_help_and_an_example_that_it_takes(name: str) -> 
     assert len(example.splitlines()) == 1  # it can be copied
     words = shlex.split(example)
     assert words[:2] == ["onnxsep", name]
+    narrow = run(name, "-h", columns=60).stdout
+    assert max(map(len, narrow.splitlines())) <= 60
+    assert shlex.split(narrow.split("\nExample:\n")[1].replace("\\\n", "")) == words  # as a shell joins the lines
     # The parser takes it: what is wrong is only that there are no such files. (torch takes seconds to be imported.)
     if name not in ("modes", "recipes", "finetune"):
         assert run(*words[1:], cwd=Path("/")).returncode == 1

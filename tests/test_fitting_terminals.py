@@ -86,6 +86,14 @@ def test_a_dumb_terminal_gets_no_control_characters(command: str) -> None:
         assert not CONTROL.search(shown.written.decode().replace("\r\n", "\n"))
 
 
+@pytest.mark.parametrize("columns", [1, 5, 20, 40])
+def test_hardly_any_room_is_no_error(columns: int) -> None:
+    for command in ("rewrite", "check"):
+        document = document_of(read_report(SAVED / f"{command}.json"))
+        shown = in_terminal(document, columns)
+        assert_fits(shown, document, columns)
+
+
 def rows(*names: str) -> tuple[Row, ...]:
     return tuple(
         Row(

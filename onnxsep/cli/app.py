@@ -1,6 +1,7 @@
 """The application that the commands of this package enter, and how its help looks."""
 
 import sys
+import textwrap
 from typing import Any
 
 import typer
@@ -22,6 +23,7 @@ _GROUPS = (  # of options; others follow the first two
     *(_ARGUMENTS, _OPTIONS, "Which Convs", "Data", "Images", "Fitting to data", "Training", "Verification", "Runtime"),
     OUTPUT,
 )
+_GOES_ON = " \\"  # what says to a shell that a command goes on in the next line
 _WHOLE = 10_000  # characters of a command's first sentence that its line in the list shows
 
 
@@ -41,10 +43,14 @@ class GroupedCommand(TyperCommand):
                 formatter.write_dl(groups[heading])
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The example, on a line that can be copied."""
+        """The example, on a line that can be copied; on several in a narrow terminal, which the shell joins again."""
         if self.epilog:
             with formatter.section("Example"):
-                formatter.write(f"{' ' * formatter.current_indent}{self.epilog}\n")
+                lead = " " * formatter.current_indent
+                lines = textwrap.wrap(self.epilog, formatter.width - 2 * len(lead) - len(_GOES_ON))
+                whole = len(lead) + len(self.epilog) <= formatter.width
+                text = self.epilog if whole else f"{_GOES_ON}\n{lead * 2}".join(lines)
+                formatter.write(f"{lead}{text}\n")
 
 
 class _Group(TyperGroup):
