@@ -47,7 +47,8 @@ class GroupedCommand(TyperCommand):
         if self.epilog:
             with formatter.section("Example"):
                 lead = " " * formatter.current_indent
-                lines = textwrap.wrap(self.epilog, formatter.width - 2 * len(lead) - len(_GOES_ON))
+                room = formatter.width - 2 * len(lead) - len(_GOES_ON)
+                lines = textwrap.wrap(self.epilog, room, break_long_words=False, break_on_hyphens=False)
                 whole = len(lead) + len(self.epilog) <= formatter.width
                 text = self.epilog if whole else f"{_GOES_ON}\n{lead * 2}".join(lines)
                 formatter.write(f"{lead}{text}\n")
