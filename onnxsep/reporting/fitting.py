@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -20,7 +19,7 @@ from rich.text import Text
 from onnxsep.reporting.document import Column, Heading, Line, Note, Row, Series, Table
 from onnxsep.reporting.spans import STYLES, safe
 
-_ANY = 1 << 20  # columns: room for everything
+_GAP = 2  # between the columns of a table
 _TITLE = 20  # columns that a word of a title may have; longer ones are folded
 _STEP = "  "  # how far a line is indented below the one that it belongs to
 _NARROWEST = 20  # columns of a terminal below which nothing is indented
@@ -84,7 +83,8 @@ class _Form:
 
 def _table(table: Table, columns: Sequence[int], console: Console) -> Iterator[RenderableType]:
     indent = len(_STEP) * table.indent
-    fitting = (form for form in _forms(table, columns) if _width(table, form, console) <= console.width - indent)
+    width = _Widths(table, console)
+    fitting = (form for form in _forms(table, columns) if width(form) <= console.width - indent)
     if (form := next(fitting, None)) is None:
         yield from _cards(table, columns, console)
         return
@@ -112,9 +112,27 @@ def _forms(table: Table, columns: Sequence[int]) -> Iterator[_Form]:
         yield _Form(tuple(one for one in columns if table.columns[one].spare < least), narrow=True, stacked=True)
 
 
-def _width(table: Table, form: _Form, console: Console) -> int:
-    shown = _shown(table, form, _Notes(), console)
-    return Measurement.get(console, console.options.update(width=_ANY), shown).maximum
+class _Widths:
+    """How many columns of the terminal a table takes in each form. Cells are measured once: there may be thousands."""
+
+    def __init__(self, table: Table, console: Console) -> None:
+        self._table, self._console = table, console
+        self._cells: dict[bool, list[int]] = {}  # the widest cell of each column; with short cells or not
+
+    def __call__(self, form: _Form) -> int:
+        if form.narrow not in self._cells:
+            self._cells[form.narrow] = self._widest(form.narrow)
+        cells = self._cells[form.narrow]
+        widths = [1] if any(row.mark for row in self._table.rows) else []
+        for number in form.columns:
+            title = _title(self._table, number, form, cells[number], self._console).plain.split("\n")
+            widths.append(max(cells[number], *map(cell_len, title)))
+        return sum(widths) + _GAP * (len(widths) - 1)
+
+    def _widest(self, narrow: bool) -> list[int]:
+        form, notes = _Form(tuple(range(len(self._table.columns))), narrow), _Notes()
+        rows = [[text.cell_len for text in _texts(self._table, row, form, notes)] for row in self._table.rows]
+        return [max(widths) for widths in zip(*rows, strict=True)] or [0] * len(self._table.columns)
 
 
 def _shown(table: Table, form: _Form, notes: _Notes, console: Console) -> RichTable:
@@ -122,14 +140,12 @@ def _shown(table: Table, form: _Form, notes: _Notes, console: Console) -> RichTa
     table = _some(table, form)
     rows = [_texts(table, row, form, notes) for row in table.rows]
     marks = any(row.mark for row in table.rows)
-    shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
     if marks:
         shown.add_column(no_wrap=True)
     for place, number in enumerate(form.columns):
-        column, title = table.columns[number], safe(table.columns[number].title)
-        if form.stacked:
-            title = _stacked(title, max((texts[place].cell_len for texts in rows), default=0), console)
-        shown.add_column(title, justify=column.align, vertical="bottom", no_wrap=True)
+        title = _title(table, number, form, max((texts[place].cell_len for texts in rows), default=0), console)
+        shown.add_column(title, justify=table.columns[number].align, vertical="bottom", no_wrap=True)
     for row, texts in zip(table.rows, rows, strict=True):
         shown.add_row(*([Text(row.mark)] if marks else []), *texts, style=STYLES[row.style])
     return shown
@@ -143,8 +159,11 @@ def _some(table: Table, form: _Form) -> Table:
     return replace(table, rows=tuple(shown))
 
 
-def _stacked(title: Text, widest: int, console: Console) -> Text:
-    """A title on as many lines as keep its column as narrow as its cells."""
+def _title(table: Table, number: int, form: _Form, widest: int, console: Console) -> Text:
+    """A title, on as many lines as keep its column as narrow as its cells where that is wanted."""
+    title = safe(table.columns[number].title)
+    if not form.stacked:
+        return title
     longest = max(map(cell_len, title.plain.split()), default=0)
     return Text("\n").join(title.wrap(console, max(widest, min(longest, _TITLE), 1), overflow="fold"))
 
