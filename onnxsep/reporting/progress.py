@@ -36,13 +36,14 @@ def progress_line() -> Iterator[Line | None]:
             console.width = columns
     clock = Clock()
     bars = [BarColumn(_BAR, table_column=Column(no_wrap=True))] if console.width >= _WITH_BAR else []
+    to_terminal = sys.stdout is not None and sys.stdout.isatty()  # what goes to a file or pipe is not the terminal's
     with Progress(
         *(*bars, _Count(), _Times(clock), _What()),
         console=console,
         transient=True,
         expand=True,
         refresh_per_second=_PER_SECOND,
-        redirect_stdout=sys.stdout.isatty(),  # what goes to a file or pipe is not the terminal's
+        redirect_stdout=to_terminal,
     ) as bar:
         yield _Line(bar, clock)
 

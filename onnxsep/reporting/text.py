@@ -14,6 +14,7 @@ from onnxsep.reporting.fitting import fitted
 from onnxsep.reporting.printable import printable
 from onnxsep.reporting.spans import STYLES, safe
 
+_USUAL = 80  # columns of a terminal that does not say how many it has
 _ENDLESS = 1 << 24  # columns where there is no terminal: lines are as long as they need to be
 
 
@@ -37,9 +38,9 @@ def columns_of(file: TextIO) -> int:
     if told.isdecimal() and int(told):
         return int(told)
     try:
-        return os.get_terminal_size(file.fileno()).columns or 80
-    except OSError:
-        return 80
+        return os.get_terminal_size(file.fileno()).columns or _USUAL
+    except (AttributeError, OSError, ValueError):  # a stream that only claims to be a terminal
+        return _USUAL
 
 
 def print_document(console: Console, document: Document) -> None:
