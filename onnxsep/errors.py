@@ -113,6 +113,11 @@ def spelled(option: str, value: Any = _NOTHING, *, hint: str = "") -> str:
     return f"{flag} {value if isinstance(value, str) else _text(value)}"
 
 
+def on_the_command_line_only(words: str) -> str:
+    """Words that say nothing to who works in Python; there they are left out."""
+    return words if _dashes else ""
+
+
 def _text(value: Any) -> str:
     number = isinstance(value, Real) and not isinstance(value, Integral)
     return f"{value:g}" if number else repr(value)

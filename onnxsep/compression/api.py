@@ -30,7 +30,7 @@ from onnxsep.running.feeds import check_input_shapes
 from onnxsep.running.runtime import RuntimeOptions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressResult(Savable):
     """The last step's result, the report of all steps, and the manifest from which the run can be repeated."""
 

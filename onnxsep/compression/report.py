@@ -53,3 +53,7 @@ class CompressReport(Report):
     """The original and the result of each step, side by side in one run."""
     notes: tuple[str, ...] = ()
     seconds: float
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """The original and the result of each step, as data: a dict for each, all with the same keys."""
+        return self.evaluation.to_records()

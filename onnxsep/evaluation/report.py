@@ -125,6 +125,7 @@ class EvaluatedModel(Record):
 class EvaluationReport(Report):
     """One run of ``onnxsep evaluate``."""
 
+    row_field = "models"
     command: Literal["evaluate"] = "evaluate"
     options: dict[str, Any] = Field(default_factory=dict)
     """What was asked for: the models, and every option."""

@@ -59,6 +59,7 @@ class PruneTotals(Record):
 class PruneReport(Report):
     """One run of ``onnxsep prune``."""
 
+    row_field = "layers"
     command: Literal["prune"] = "prune"
     source: ModelInfo
     output: str | None = None

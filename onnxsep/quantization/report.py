@@ -75,6 +75,7 @@ class AccuracyDrop(Record):
 class QuantizeReport(Report):
     """One run of ``onnxsep quantize``."""
 
+    row_field = "nodes"
     command: Literal["quantize"] = "quantize"
     source: ModelInfo
     output: str | None = None

@@ -62,6 +62,7 @@ class Totals(Record):
 class RewriteReport(Report):
     """One run of ``onnxsep rewrite``."""
 
+    row_field = "convs"
     command: Literal["rewrite"] = "rewrite"
     source: ModelInfo
     output: str | None = None
@@ -145,6 +146,7 @@ class InspectTotals(Record):
 class InspectReport(Report):
     """What ``onnxsep inspect`` shows."""
 
+    row_field = "convs"
     command: Literal["inspect"] = "inspect"
     source: ModelInfo
     options: dict[str, Any] = Field(default_factory=dict)
