@@ -1,7 +1,10 @@
 """What results say of themselves in Python: repr, print, notebooks, truth, rows for pandas."""
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -256,3 +259,20 @@ def test_frame(command: str, results: Callable[[str], Any]) -> None:
 def test_no_pandas(results: Callable[[str], Any]) -> None:
     with pytest.raises(MissingDependencyError, match=r"to_frame\(\) needs pandas .*pip install pandas"):
         results("rewrite").to_frame()
+
+
+def test_options_are_spelled_where_they_are_read(tmp_path: Path) -> None:
+    """``onnxsep report`` speaks of options that other commands have; in Python there are no dashes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxsep", "report", str(SAVED / "inspect.json")],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "400"},
+    )
+    expected = (SAVED / "inspect.txt").read_text(encoding="utf-8")
+    assert "--input-shape NAME:DIMS" in expected
+    assert done.stdout == expected
+    assert str(onnxsep.read_report(SAVED / "inspect.json")) == expected.replace(
+        "--input-shape NAME:DIMS", "input_shapes"
+    ).rstrip("\n")

@@ -14,6 +14,7 @@ from command_line import run
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
+from onnxsep.cli import load_commands
 from onnxsep.errors import ReportError, on_the_command_line
 from onnxsep.model.paths import is_report
 from onnxsep.reporting.commands import HOMES, document_of, record_of
@@ -77,6 +78,7 @@ def test_a_report_of_an_older_version_is_read_and_looks_as_it_did(command: str) 
     report = read_report(SAVED / f"{command}.json")
     assert type(report) is record_of(command)
     assert report.command == command
+    load_commands()  # their options say what they are called there
     with on_the_command_line():
         assert plain_text(document_of(report)) == (SAVED / f"{command}.txt").read_text()
     now = json.loads(report.model_dump_json())
