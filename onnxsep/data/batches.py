@@ -5,7 +5,7 @@ No library is imported for it: a tensor is what can be detached and taken to the
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
@@ -18,6 +18,14 @@ from onnxsep.running.inputs import Input, fits, show_inputs
 MOST_KEPT = 4 << 30  # bytes of what is read once and kept
 LABEL_NAMES = ("y", "label", "labels")
 INPUT_NAMES = ("x", "image", "images", "img", "pixel_values", "input", "inputs")
+
+
+class Numbered(Protocol):
+    """Samples by their numbers, as a dataset of torch gives them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Batch:
     is_feed: bool = False
 
 
-def kept(source: Iterable[Any]) -> list[Batch]:
+def kept(source: Iterable[Any] | Numbered) -> list[Batch]:
     """All items of a source that can be read once, or that would give others when it is read again.
 
     Raises:
@@ -43,7 +51,7 @@ def kept(source: Iterable[Any]) -> list[Batch]:
     """
     found: list[Batch] = []
     size = 0
-    for number, item in enumerate(source):
+    for number, item in enumerate(_items(source)):
         batch = _batch(item, number)
         size += sum(array.nbytes for array in _arrays(batch))
         if size > MOST_KEPT:
@@ -55,46 +63,56 @@ def kept(source: Iterable[Any]) -> list[Batch]:
     return found
 
 
-def is_read_once(source: object) -> TypeGuard[Iterable[Any]]:
+def is_read_once(source: object) -> TypeGuard[Iterable[Any] | Numbered]:
     """Whether a source must be kept: an iterator, or what makes its items anew each time, such as a DataLoader."""
+    if _is_map(source):
+        return True
     plain = isinstance(source, str | bytes | Mapping | Sequence | np.ndarray) or is_tensor(source)
     return isinstance(source, Iterable) and not plain
 
 
-def open_batches(source: Iterable[Any], entries: tuple[Input, ...]) -> Dataset:
+def open_batches(source: Iterable[Any] | Numbered, entries: tuple[Input, ...]) -> Dataset:
     """The samples of all items of a source, one after another.
 
     Raises:
         DataError: there are none, or one does not fit the model.
     """
-    items: Iterable[Any] = kept(source) if is_read_once(source) else source
+    items: Iterable[Any] = kept(source) if is_read_once(source) else _items(source)
     parts: list[Given] = []
-    labels: list[np.ndarray | None] = []
+    beside: list[np.ndarray | None] = []
     notes: tuple[str, ...] = ()
     count = 0
     for number, item in enumerate(items):
         batch = _batch(item, number)
-        arrays, beside = _by_name(batch, entries, number)
+        arrays, classes = _by_name(batch, entries, number)
         if not batch.is_feed:
-            arrays = _with_batch_axis(arrays, beside, entries)
+            arrays = _with_batch_axis(arrays, classes, entries)
         parts.append(from_arrays(arrays, entries, f"feed {number}", is_feed=batch.is_feed, first=count))
         size = len(parts[-1].samples)
         count += size
-        found, note = _classes(beside, size, f"feed {number}")
-        labels.append(parts[-1].labels if found is None else found)
+        found, note = _classes(classes, size, f"feed {number}")
+        beside.append(parts[-1].labels if found is None else found)
         notes = notes or note
     if not parts:
         raise DataError("the data holds no feeds: the iterable is empty (was it an iterator that is used up?)")
-    known = [one for one in labels if one is not None]
+    known = [one for one in beside if one is not None]
     if known and len(known) < len(parts):
         raise DataError(f"{len(known)} of {len(parts)} feeds have labels ('y'): give them with all or with none")
+    labels, note = as_known(np.concatenate(known), "the labels of the data") if known else (None, ())
     return Dataset(
         FeedSamples([part.samples for part in parts]),
         "the data",
-        labels=np.concatenate(known) if known else None,
-        notes=(*parts[0].notes, *notes),
+        labels=labels,
+        notes=(*parts[0].notes, *notes, *note),
         batch=parts[0].batch,
     )
+
+
+def as_known(labels: np.ndarray, where: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels as classes; none, and a note, where all are -1, as in test sets whose classes are kept secret."""
+    if (labels == -1).all():
+        return None, (f"{where} are -1 everywhere: there are none",)
+    return as_labels(labels, len(labels), where), ()
 
 
 def is_tensor(value: object) -> bool:
@@ -117,6 +135,15 @@ def as_array(value: Any, where: str) -> np.ndarray:
     if array.dtype == np.object_ and not isinstance(value, np.ndarray):
         raise DataError(f"{where} is a {type(value).__name__}, and no array or tensor")
     return array
+
+
+def _items(source: Any) -> Iterable[Any]:
+    return (source[number] for number in range(len(source))) if _is_map(source) else source
+
+
+def _is_map(source: Any) -> bool:
+    """Whether a source is a dataset of torch that gives its samples by their numbers, and is not iterable."""
+    return not isinstance(source, Iterable) and hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
 def _batch(item: Any, number: int) -> Batch:
@@ -183,7 +210,7 @@ def _classes(labels: Any, count: int, where: str) -> tuple[np.ndarray | None, tu
         return None, ()
     array = np.atleast_1d(as_array(labels, f"{where}, its classes"))
     if array.dtype.kind in "iu" and array.shape in ((count,), (count, 1)):
-        return as_labels(array, count, f"{where}, its classes"), ()
+        return array.reshape(count), ()
     return None, (
         f"what stands beside the samples is no class of each ({array.dtype.name} {list(array.shape)} for {count}"
         " samples): it is not used",

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxsep.data.batches import as_array, is_tensor, open_batches
+from onnxsep.data.batches import Numbered, as_array, is_read_once, is_tensor, open_batches
 from onnxsep.data.dataset import Dataset
 from onnxsep.data.images import ImageReader, find_images
 from onnxsep.data.labels import AnyLabels, as_labels, read_labels
 from onnxsep.data.preprocessing import AnyPreprocessing, Preprocessing
-from onnxsep.data.rows import SOURCE, has_rows, read_rows
+from onnxsep.data.rows import SOURCE, Table, has_rows, read_rows
 from onnxsep.data.samples import Given, ImageSamples, Samples, from_arrays
 from onnxsep.errors import DataError, FeedError, spelled
 from onnxsep.model.io import Model
@@ -25,7 +25,7 @@ from onnxsep.running.inputs import Input, model_inputs, read_arrays
 Feed = Mapping[str, Any]  # arrays by input name
 
 
-Source = str | os.PathLike[str] | Feed | np.ndarray | Iterable[Any]
+Source = str | os.PathLike[str] | Feed | np.ndarray | Iterable[Any] | Numbered
 
 
 def open_data(
@@ -66,7 +66,7 @@ def open_data(
         raise DataError(f"no data can be given for this model: {error}") from error
     if not entries:
         raise DataError("no data can be given for this model: it has no inputs")
-    data = _open(source, model, entries, Preprocessing.of(preprocessing))
+    data = _open(source, model, entries, Preprocessing.of(preprocessing), labelled=labels is not None)
     if labels is not None:
         _set_labels(data, labels)
     if need_labels and data.labels is None:
@@ -85,7 +85,9 @@ def open_data(
     return data
 
 
-def _open(source: Source, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None) -> Dataset:
+def _open(
+    source: Source, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None, *, labelled: bool
+) -> Dataset:
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.exists():
@@ -98,7 +100,7 @@ def _open(source: Source, model: Model, entries: tuple[Input, ...], preprocessin
                 " put them into a folder"
             )
     if has_rows(source):
-        return _open_rows(source, model, entries, preprocessing)
+        return _open_rows(read_rows(source, entries, labelled=labelled), model, entries, preprocessing)
     _refuse_preprocessing(preprocessing)
     if isinstance(source, str | os.PathLike):
         try:
@@ -111,7 +113,7 @@ def _open(source: Source, model: Model, entries: tuple[Input, ...], preprocessin
     if isinstance(source, Mapping):
         arrays = {name: as_array(one, f"the data, {name!r}") for name, one in source.items()}
         return _dataset(from_arrays(arrays, entries, "the data"), "the data")
-    if not isinstance(source, Iterable):
+    if not (is_read_once(source) or isinstance(source, Iterable)):
         raise DataError(
             f"{spelled('data')} must be a path, arrays, an iterable of feeds or a dataset, not {type(source).__name__}"
         )
@@ -139,8 +141,7 @@ def _open_images(folder: Path, model: Model, entries: tuple[Input, ...], preproc
     )
 
 
-def _open_rows(source: Any, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None) -> Dataset:
-    table = read_rows(source, entries)
+def _open_rows(table: Table, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None) -> Dataset:
     if not table.pictures:
         _refuse_preprocessing(preprocessing)
         found = from_arrays(table.arrays, entries, SOURCE)

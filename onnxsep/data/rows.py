@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from onnxsep.data.batches import INPUT_NAMES, LABEL_NAMES, MOST_KEPT, as_array
+from onnxsep.data.batches import INPUT_NAMES, LABEL_NAMES, MOST_KEPT, as_array, as_known
 from onnxsep.data.images import Picture
-from onnxsep.data.labels import as_labels
 from onnxsep.errors import DataError, spelled
 from onnxsep.running.inputs import Input, show_inputs
 
@@ -47,12 +46,13 @@ def has_rows(source: object) -> bool:
     return hasattr(source, "features") and hasattr(source, "column_names")
 
 
-def read_rows(source: Any, entries: tuple[Input, ...]) -> Table:
+def read_rows(source: Any, entries: tuple[Input, ...], *, labelled: bool = False) -> Table:
     """Find the columns that a model can be given.
 
     Args:
         source: The dataset.
         entries: The model's inputs.
+        labelled: The user gives the labels, so that none are looked for.
 
     Raises:
         DataError: there are no rows, or it is not clear which columns are meant; or values cannot be used.
@@ -68,7 +68,8 @@ def read_rows(source: Any, entries: tuple[Input, ...]) -> Table:
     first, features = rows[0], getattr(source, "features", None) or {}
     notes: list[str] = []
     column = _image_column(first, entries)
-    label = _label_column(first, features, notes, {column, *(entry.name for entry in entries)})
+    others = {column, *(entry.name for entry in entries)}
+    label = None if labelled else _label_column(first, features, notes, others)
     labels, classes = (None, None) if label is None else _labels(rows, label, features, notes)
     if column is not None:
         pictures = tuple(
@@ -80,8 +81,7 @@ def read_rows(source: Any, entries: tuple[Input, ...]) -> Table:
 
 def _sequence(source: Any) -> Any:
     """The rows by number, as Python's own objects: what a format of torch or numpy makes of images is no image."""
-    form = getattr(source, "format", None)
-    if isinstance(form, Mapping) and form.get("type") not in (None, "custom") and hasattr(source, "with_format"):
+    if _format(source) not in (None, "custom") and hasattr(source, "with_format"):
         source = source.with_format(None)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         return source
@@ -96,6 +96,12 @@ def _sequence(source: Any) -> Any:
             )
         rows.append(row)
     return rows
+
+
+def _format(source: Any) -> str | None:
+    """What a dataset makes of its rows: "numpy", "torch", ..., "custom" for a transform; None: Python's objects."""
+    form = getattr(source, "format", None)
+    return form.get("type") if isinstance(form, Mapping) else None
 
 
 def _bytes(value: Any) -> int:
@@ -161,17 +167,15 @@ def _labels(
     if array.dtype.kind not in "iu" or array.ndim != 1:
         notes.append(f"the column {label!r} of {SOURCE} holds no class of each row: it is not used")
         return None, None
-    if (array == -1).all():
-        notes.append(f"the column {label!r} of {SOURCE} is -1 everywhere: there are no labels")
-        return None, None
-    return as_labels(array, len(rows), f"{SOURCE}, column {label!r}"), None if names is None else list(names)
+    labels, found = as_known(array, f"the labels of {SOURCE} (column {label!r})")
+    notes += found
+    return labels, None if names is None or labels is None else list(names)
 
 
 def _column(rows: Any, name: str) -> list[Any]:
-    """One column, without the others, which may be images."""
-    if hasattr(rows, "select_columns"):
-        rows = rows.select_columns([name])
-        return list(rows[name])
+    """One column, without the others, which may be images; a transform of the user's may need these."""
+    if hasattr(rows, "select_columns") and _format(rows) is None:
+        return list(rows.select_columns([name])[name])
     return [row[name] for row in rows]
 
 
