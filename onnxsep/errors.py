@@ -113,9 +113,9 @@ def spelled(option: str, value: Any = _NOTHING, *, hint: str = "") -> str:
     return f"{flag} {value if isinstance(value, str) else _text(value)}"
 
 
-def on_the_command_line_only(words: str) -> str:
-    """Words that say nothing to who works in Python; there they are left out."""
-    return words if _dashes else ""
+def worded(command_line: str, python: str = "") -> str:
+    """The first words on the command line, the others in Python, where one cannot do the same as the other."""
+    return command_line if _dashes else python
 
 
 def _text(value: Any) -> str:

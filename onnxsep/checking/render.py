@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from onnxsep.checking.layer_report import LayerDifference, LayersReport
 from onnxsep.checking.result import CheckResult, Difference, PartResult
-from onnxsep.errors import on_the_command_line_only
+from onnxsep.errors import worded
 from onnxsep.reporting.document import Block, Cell, Column, Document, Heading, Line, Note, Row, Series, Table
 from onnxsep.reporting.records import part_text
 
@@ -28,7 +28,7 @@ def check_document(result: CheckResult, limit: int | None = TEXT_LIMIT) -> Docum
             blocks += [Line(detail, indent=2) for detail in details(difference)]
         if limit is not None and len(part.differences) > limit:
             more = len(part.differences) - limit
-            how = on_the_command_line_only("; --format json lists them all")
+            how = worded("; --format json lists them all")
             blocks.append(Line(f"... and {more} more{how}", indent=1))
     blocks.append(Line(verdict(result)))
     return Document(f"onnxsep {result.command}: {against}", tuple(blocks), wrap=False)

@@ -124,7 +124,7 @@ def _run(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressR
     """Check everything, do the steps, measure."""
     started = time.perf_counter()
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise OptionError("a pipeline is run by one process; torchrun is for `onnxsep finetune` alone")
+        raise OptionError("a pipeline is run by one process; torchrun is for finetune alone")
     if isinstance(options.metric, str):
         load_metric(options.metric)
     given, images = _given(recipe, options)
