@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxsep.compression.given import CompressOptions, Given
-from onnxsep.compression.manifest import MANIFEST, Content, Manifest, model_hash
+from onnxsep.compression.manifest import MANIFEST, Content, Manifest
 from onnxsep.compression.measuring import choose_samples
 from onnxsep.compression.preparing import check_repeats, check_steps, compare_results, lasting, make_manifest
 from onnxsep.compression.recipe import Recipe, read_recipe
@@ -18,6 +18,7 @@ from onnxsep.compression.work_folder import WorkFolder
 from onnxsep.data import Preprocessing
 from onnxsep.errors import OptionError
 from onnxsep.evaluation.metrics import load_metric
+from onnxsep.model.content import model_hash
 from onnxsep.model.external import is_external
 from onnxsep.model.files import printable, write_text
 from onnxsep.model.io import AnyModel, Model, load

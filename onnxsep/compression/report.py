@@ -19,7 +19,7 @@ class StepReport(Record):
     options: dict[str, Any]
     """All of them, defaults too."""
     sha256: str
-    """Of the result, as :func:`onnxsep.compression.manifest.model_hash` says."""
+    """Of the result, as :func:`onnxsep.model.content.model_hash` says."""
     seconds: float
     resumed: bool
     """Whether an earlier run had finished it."""

@@ -104,6 +104,8 @@ class EvaluatedModel(Record):
     path: str | None
     file_bytes: int
     """The .onnx file and its external data."""
+    sha256: str | None = None
+    """As :func:`onnxsep.model.content.model_hash` says; None above 1 GB."""
     parameters: int
     """Every weight element that the file holds (``onnxsep.graph.parameters``, convention ``stored``)."""
     nonzero_parameters: int

@@ -155,3 +155,5 @@ class ModelInfo(Record):
     opsets: dict[str, int]
     size_bytes: int
     """The .onnx file and its external data."""
+    sha256: str | None = None
+    """As :func:`onnxsep.model.content.model_hash` says; None above 1 GB."""
