@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import command_line
 import numpy as np
@@ -19,7 +19,6 @@ from onnxsep.cli import load_commands
 from onnxsep.cli.app import app
 from onnxsep.cli.derived import COMMANDS, Given, asked_of, command, flag_of
 from onnxsep.compression.options import checked, defaults
-from onnxsep.compression.steps import STEPS
 from onnxsep.data.options import PreprocessingTexts
 from onnxsep.errors import OptionError, on_the_command_line, spelled
 from onnxsep.model.paths import Kind
@@ -239,7 +238,6 @@ WRITTEN = Kind("log", "log of onnxsep", lambda path: False, option=True)
 
 @record
 class Files(Running):
-    command: ClassVar[str] = "files"
     data: str | os.PathLike[str] | None = option(default=None, reads="the data", help="")
     log: str | os.PathLike[str] | None = option(default=None, reads="the log", writes=WRITTEN, help="")
 
@@ -271,8 +269,6 @@ def test_check_reads_nothing() -> None:
         mode="spatial", data="no-data.npz", preprocessing="none.toml", inputs="no.npz", statistics="s.npz"
     )
     asked.check()
-    for kind in STEPS.values():
-        assert kind.kind().command == kind.name
 
 
 @pytest.mark.parametrize(
@@ -298,7 +294,7 @@ def test_values_in_reports(value: Any, shown: Any) -> None:
 def test_a_report_has_every_option() -> None:
     report = onnxsep.rewrite(DIGITS, mode="spatial", rank=0.5, dry_run=True).report
     kept = {name for name, spec in specs_of(RewriteOptions).items() if spec.kept}
-    assert set(report.options) == {"command", "model", *kept}
+    assert set(report.options) == {"model", *kept}
     assert report.options["model"] == str(DIGITS)
     assert report.options["rank"] == 0.5
     again = json.loads(report.model_dump_json())

@@ -90,8 +90,8 @@ def test_a_report_of_an_older_version_is_read_and_looks_as_it_did(command: str) 
 def test_reports_within_a_report_are_upgraded_too() -> None:
     now = json.loads(read_report(SAVED / "compress.json").model_dump_json())
     assert [(step["report"]["command"], step["report"]["schema"]) for step in now["steps"]] == [
-        ("rewrite", 1),
-        ("quantize", 1),
+        ("rewrite", 2),
+        ("quantize", 2),
     ]
     assert now["evaluation"]["command"] == "evaluate"
 
@@ -226,11 +226,11 @@ REFUSED = {
     ),
     "newer": (
         changed("prune", lambda it: it.update(schema=7)),
-        "holds a report of prune in schema 7, and this onnxsep reads up to 1: update onnxsep",
+        "holds a report of prune in schema 7, and this onnxsep reads up to 2: update onnxsep",
     ),
     "newer step": (
         changed("compress", lambda it: it["steps"][1]["report"].update(schema=7)),
-        "holds a report of quantize in schema 7, and this onnxsep reads up to 1: update onnxsep",
+        "holds a report of quantize in schema 7, and this onnxsep reads up to 2: update onnxsep",
     ),
     "schema": (changed("prune", lambda it: it.update(schema="1")), "is damaged: schema is '1'"),
     "negative": (changed("prune", lambda it: it.update(schema=-1)), "is damaged: schema is -1"),

@@ -36,7 +36,7 @@ def rerun(
     """Repeat a run with the options that its report holds."""
     content = read_record(report)
     asked = _asked(content, report)
-    command = COMMANDS[asked["command"]]
+    command = COMMANDS[str(content["command"])]
     places = _arguments(command, content, asked, target)
     if line:
         words = _words(command, asked, places)
@@ -57,7 +57,7 @@ def _asked(content: Mapping[str, Any], report: Path) -> dict[str, Any]:
     if not content:
         raise OptionError(f"{report} is no report of onnxsep: give the file that --report has written")
     asked = content.get("options")
-    if not isinstance(asked, dict) or asked.get("command") not in COMMANDS:
+    if not isinstance(asked, dict) or not asked or content.get("command") not in COMMANDS:
         raise OptionError(
             f"{report} does not say all options of the run, as reports of older versions do not; give it anew"
         )

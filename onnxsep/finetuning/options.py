@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from onnxsep.data.options import DATA_GROUP, Labelled, Preprocessed
 from onnxsep.errors import OptionError, spelled
@@ -50,7 +50,6 @@ class Training(Preprocessed):
 class FinetuneOptions(Running, Training, Labelled, Seeded, Telling):
     """What ``finetune`` is asked for."""
 
-    command: ClassVar[str] = "finetune"
     data: Source = option(
         group=DATA_GROUP,
         reads=DATA,

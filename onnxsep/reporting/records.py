@@ -33,7 +33,7 @@ class Report(Record):
 
     onnxsep: str = __version__
     command: str
-    schema_version: int = Field(default=1, validation_alias="schema")
+    schema_version: int = Field(default=2, validation_alias="schema")
     """``schema`` in JSON; pydantic has a method of that name."""
 
     def __repr__(self) -> str:

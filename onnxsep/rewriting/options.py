@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from onnxsep.data.options import DATA_GROUP, Preprocessed
 from onnxsep.layers.rank import RankPolicy
@@ -41,7 +41,6 @@ _FIT = "Fitting to data"
 class RewriteOptions(Verifying, Preprocessed):
     """What ``rewrite`` is asked for."""
 
-    command: ClassVar[str] = "rewrite"
     mode: str | Mode | BlockMode | None = option(
         default=None,
         typed=str,
@@ -212,7 +211,6 @@ class RewriteOptions(Verifying, Preprocessed):
 class InspectOptions(Opening, Shaped):
     """What ``inspect`` is asked for."""
 
-    command: ClassVar[str] = "inspect"
     modes: Sequence[str | Mode | BlockMode] = option(
         default=(),
         flag="--mode",

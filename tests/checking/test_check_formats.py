@@ -102,7 +102,9 @@ def test_text_ends_with_the_verdict(result: CheckResult, verdict: str) -> None:
 
 
 def test_text_shows_some_differences_and_says_how_many_more() -> None:
-    text = render_text(many(25))
+    assert "  ... and 5 more\n" in render_text(many(25))  # in Python
+    with on_the_command_line():
+        text = render_text(many(25))
     assert text.count("missing") == 20
     assert "  ... and 5 more; --format json lists them all\n" in text
     assert render_text(many(25), limit=None).count("missing") == 25
