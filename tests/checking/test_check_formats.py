@@ -12,6 +12,7 @@ from onnx import ModelProto, parser
 
 from onnxsep.checking import CheckResult, Difference, PartResult, check
 from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
+from onnxsep.errors import on_the_command_line
 from onnxsep.reporting.printable import printable
 
 CHANGED = Difference(
