@@ -6,19 +6,7 @@ Names come from strangers' files: all text is escaped, and its dollars begin no 
 from collections.abc import Iterator
 from html import escape
 
-from onnxsep.reporting.document import (
-    Block,
-    Cell,
-    Column,
-    Document,
-    Heading,
-    Note,
-    Row,
-    Series,
-    Span,
-    Table,
-    Words,
-)
+from onnxsep.reporting.document import Block, Cell, Column, Document, Heading, Note, Series, Span, Table, Words, spread
 from onnxsep.reporting.document import plain as plain_words
 from onnxsep.reporting.printable import printable
 
@@ -48,17 +36,16 @@ def _paragraph(inner: str, indent: int) -> str:
 
 
 def _table(table: Table) -> Iterator[str]:
-    """Marks and notes get columns of their own; details stand below the last cell."""
-    marks = any(row.mark for row in table.rows)
-    notes = bool(table.notes) and any(cell.note for row in table.rows for cell in row.cells)
-    columns = [*[Column("")][: int(marks)], *table.columns, *[Column(table.notes)][: int(notes)]]
+    """Details stand below the last cell."""
+    table = spread(table)
     yield "<table>"
-    yield f"<thead><tr>{''.join(f'<th{_align(one)}>{_text(one.title)}</th>' for one in columns)}</tr></thead>"
+    titles = (f"<th{_align(column)}>{_text(column.title)}</th>" for column in table.columns)
+    yield f"<thead><tr>{''.join(titles)}</tr></thead>"
     yield "<tbody>"
     for row in table.rows[:MOST_ROWS]:
-        cells = [*[_text(row.mark)][: int(marks)], *map(_cell, row.cells), *[_notes(row)][: int(notes)]]
+        cells = [*map(_cell, row.cells)]
         cells[-1] += "".join(f"<br>{_text(detail)}" for detail in row.details)
-        shown = (f"<td{_align(one)}>{cell}</td>" for one, cell in zip(columns, cells, strict=True))
+        shown = (f"<td{_align(column)}>{cell}</td>" for column, cell in zip(table.columns, cells, strict=True))
         yield f"<tr>{''.join(shown)}</tr>"
     yield "</tbody>"
     yield "</table>"
@@ -74,10 +61,6 @@ def _cell(cell: Cell) -> str:
     text = plain_words(cell.words)
     inner = text.lstrip(" ")
     return "&nbsp;" * (len(text) - len(inner)) + _text(inner)
-
-
-def _notes(row: Row) -> str:
-    return _text("; ".join(cell.note for cell in row.cells if cell.note))
 
 
 def _words(words: Words) -> str:
