@@ -167,7 +167,7 @@ def test_options_as_a_recipe_gives_them(kind: type[Step], options: dict[str, Any
         (FineTune, {"threads": 2}, "give threads with the command"),
         (Quantize, {"per-channel": 1}, "'per-channel' must be true or false, not 1"),
         (Quantize, {"exclude": [1]}, "a text or a list of texts"),
-        (Quantize, {"mean": "0.5"}, "give mean with the command"),
+        (Quantize, {"mean": "0.5"}, "give preprocessing with the command"),
     ],
 )
 def test_options_that_are_refused(kind: type[Step], options: dict[str, Any], words: str) -> None:

@@ -47,7 +47,7 @@ def elsewhere(kind: type[Options]) -> Mapping[str, str]:
         inner = () if spec.expands is None else specs_of(spec.expands)
         for own in (name, flag, *inner):
             shown = own if own in inner else name
-            found[own] = f"it is for all steps: give {worded(spelled(shown), f'{name}=')} with the command"
+            found[own] = f"it is for all steps: give {worded(spelled(shown), name)} with the command"
     return MappingProxyType(found | _own_words())
 
 
