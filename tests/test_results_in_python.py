@@ -17,6 +17,7 @@ from command_line import run
 from onnx import TensorProto, helper
 
 import onnxsep
+from onnxsep.data import open_data
 from onnxsep.errors import MissingDependencyError
 from onnxsep.reporting.document import Cell, Column, Document, Heading, Line, Note, Row, Series, Span, Table
 from onnxsep.reporting.frames import flat
@@ -197,6 +198,15 @@ def test_models_plans_and_files(path: Path, results: Callable[[str], Any], tmp_p
     plan.save(tmp_path / "p.toml")
     assert str(plan) == (tmp_path / "p.toml").read_text(encoding="utf-8")
     assert repr(onnxsep.read_plan(tmp_path / "p.toml")).startswith(f"<PlanFile {tmp_path / 'p.toml'}: 2 layers")
+
+
+def test_what_stands_in_results_is_short_too(path: Path) -> None:
+    layers = onnxsep.check(path, path, layers=True).parts[-1].layers
+    assert repr(layers) == "<LayersReport: 6 of 6 tensors on 1 samples; no jump>"
+    recipe = onnxsep.read_recipe("fitted-int8")
+    assert "Quantize(samples=" in repr(recipe)
+    assert len(repr(recipe)) < LONGEST
+    assert repr(open_data(SAMPLES, onnxsep.load(path))) == "<Dataset the data: 24 samples without labels>"
 
 
 def test_a_check_is_true_where_the_models_are_the_same(path: Path) -> None:
