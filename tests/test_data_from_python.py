@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 import onnxsep
 from onnxsep.data import batches, open_data
 from onnxsep.data.dataset import Dataset
-from onnxsep.errors import DataError
+from onnxsep.errors import DataError, OptionError
 from onnxsep.model.io import Model, load
 
 RNG = np.random.default_rng(0)
@@ -382,3 +383,33 @@ def test_a_model_that_takes_one_image_at_a_time() -> None:
     one: Model = load(model(batch=1))
     data = open_data(Table({}, **images(label=CLASSES)), one)
     assert [len(feed["x"]) for feed in data.feeds()] == [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("values", "text", "message"),
+    [
+        ({"meen": 1}, "meen = 1", "there is no key 'meen', did you mean 'mean'?"),
+        ({"std": [1, 0, 1]}, "std = [1, 0, 1]", "std must be positive"),
+        ({"layout": "NHCW"}, 'layout = "NHCW"', "layout must be one of NCHW, NHWC, not 'NHCW', did you mean 'NHWC'?"),
+        ({"scale": "x"}, 'scale = "x"', "scale: 'x' is not a number"),
+        ({"size": 1.5}, "size = 1.5", "size must be whole numbers of pixels"),
+    ],
+)
+def test_preprocessing_as_a_dict_is_checked_as_a_file_is(
+    values: dict[str, Any], text: str, message: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "p.toml"
+    place.write_text(text)
+    source = Table({}, **images())
+    said = []
+    for given in (values, place, str(place)):
+        with pytest.raises(OptionError) as caught:
+            onnxsep.evaluate(model(), data=source, preprocessing=given, reference=model())
+        said.append(str(caught.value).replace(f"{place}: ", "preprocessing: "))
+    assert len(set(said)) == 1
+    assert message in said[0]
+    place.write_text("scale = 1\nmean = [1, 2, 3]")
+    alike = {"scale": 1, "mean": [1, 2, 3]}
+    fingerprints = {open_data(source, MODEL, preprocessing=one).fingerprint() for one in (alike, place, str(place))}
+    assert len(fingerprints) == 1
+    assert fingerprints != {open_data(source, MODEL).fingerprint()}
