@@ -105,7 +105,7 @@ class EvaluatedModel(Record):
     file_bytes: int
     """The .onnx file and its external data."""
     sha256: str | None = None
-    """As :func:`onnxsep.model.content.model_hash` says; None above 1 GB."""
+    """As :func:`onnxsep.model.content.model_hash` says; None above 1 GB, and for a model in memory."""
     parameters: int
     """Every weight element that the file holds (``onnxsep.graph.parameters``, convention ``stored``)."""
     nonzero_parameters: int

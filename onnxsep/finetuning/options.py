@@ -56,7 +56,7 @@ class FinetuneOptions(Running, Training, Labelled, Seeded, Telling):
         typed=Path,
         per_run=True,
         help="Folder of images (one folder per class), .npy or .npz.",
-        doc="a folder of images, an .npy or .npz file, arrays, or an iterable of feeds (``onnxsep.data``).",
+        doc="a folder of images, an .npy or .npz file, arrays, batches or a dataset (:func:`onnxsep.data.open_data`).",
     )
     teacher: AnyModel | None = option(
         default=None,

@@ -3,13 +3,17 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 
+from onnxsep.errors import ModelLoadError
 from onnxsep.model.external import is_external
-from onnxsep.model.io import Model, read_file, read_tensor
+from onnxsep.model.files import open_regular
+from onnxsep.model.io import Model, read_tensor
 from onnxsep.model.tensors import bodies, tensor_protos
 
+_CHUNK = 1 << 20  # bytes
 _VALUES = (
     *("external_data", "data_location", "raw_data", "float_data", "double_data", "int32_data", "int64_data"),
     "uint64_data",
@@ -66,12 +70,23 @@ def model_hash(model: Model) -> str:
     external = [tensor for tensor in tensor_protos(model.proto) if is_external(tensor)]
     if not external:
         if model.pristine and model.path is not None and model.base_dir is not None:
-            return hashlib.sha256(read_file(model.base_dir / model.path.name)).hexdigest()
+            return _file_hash(model.base_dir / model.path.name)
         return hashlib.sha256(model.proto.SerializeToString()).hexdigest()
     hasher = hashlib.sha256(without_values(model.proto).SerializeToString(deterministic=True))
     for tensor in tensor_protos(model.proto):
         if tensor.data_type != onnx.TensorProto.STRING:
             hasher.update(read_tensor(model, tensor).tobytes())
+    return hasher.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    hasher = hashlib.sha256()
+    try:
+        with open_regular(path) as file:
+            while chunk := file.read(_CHUNK):
+                hasher.update(chunk)
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}.") from error
     return hasher.hexdigest()
 
 

@@ -32,8 +32,8 @@ def size_bytes(model: Model) -> int:
 
 
 def sha256(model: Model) -> str | None:
-    """What tells a model from others; None where it is too large, or cannot be read, for that alone."""
-    if size_bytes(model) > _HASHED_BELOW:
+    """What tells the file of a model from others; None where it is too large, or cannot be read, for that alone."""
+    if not (model.pristine and model.path) or size_bytes(model) > _HASHED_BELOW:
         return None
     try:
         return model_hash(model)

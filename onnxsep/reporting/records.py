@@ -156,4 +156,4 @@ class ModelInfo(Record):
     size_bytes: int
     """The .onnx file and its external data."""
     sha256: str | None = None
-    """As :func:`onnxsep.model.content.model_hash` says; None above 1 GB."""
+    """As :func:`onnxsep.model.content.model_hash` says; None above 1 GB, and for a model in memory."""

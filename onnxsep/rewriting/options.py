@@ -96,8 +96,8 @@ class RewriteOptions(Verifying, Preprocessed):
         typed=Path,
         per_run=True,
         help="Folder of images, .npy or .npz: what the factors are fitted to (else weights alone).",
-        doc="calibration data, to which the factors are fitted: a folder of images, an .npy or .npz file, arrays, or an"
-        " iterable of feeds (``onnxsep.data``).",
+        doc="calibration data, to which the factors are fitted: a folder of images, an .npy or .npz file, arrays,"
+        " batches or a dataset (:func:`onnxsep.data.open_data`).",
     )
     init: str | None = option(
         default=None,
