@@ -113,6 +113,11 @@ def spelled(option: str, value: Any = _NOTHING, *, hint: str = "") -> str:
     return f"{flag} {value if isinstance(value, str) else _text(value)}"
 
 
+def worded(command_line: str, python: str = "") -> str:
+    """The first words on the command line, the others in Python, where one cannot do the same as the other."""
+    return command_line if _dashes else python
+
+
 def _text(value: Any) -> str:
     number = isinstance(value, Real) and not isinstance(value, Integral)
     return f"{value:g}" if number else repr(value)

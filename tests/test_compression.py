@@ -165,10 +165,10 @@ def test_options_as_a_recipe_gives_them(kind: type[Step], options: dict[str, Any
         (FineTune, {"epochs": 3.5}, "'epochs' must be a whole number, not 3.5"),
         (FineTune, {"optimizer": "adan"}, "one of sgd, adam, not 'adan', did you mean 'adam'"),
         (FineTune, {"checkpoint": "x"}, "a run keeps its state by itself"),
-        (FineTune, {"threads": 2}, "give threads with the command"),
+        (FineTune, {"threads": 2}, "give runtime with the command"),
         (Quantize, {"per-channel": 1}, "'per-channel' must be true or false, not 1"),
         (Quantize, {"exclude": [1]}, "a text or a list of texts"),
-        (Quantize, {"mean": "0.5"}, "give mean with the command"),
+        (Quantize, {"mean": "0.5"}, "give preprocessing with the command"),
     ],
 )
 def test_options_that_are_refused(kind: type[Step], options: dict[str, Any], words: str) -> None:
@@ -560,7 +560,7 @@ def test_commands_that_are_refused(place: Path, digits: Path) -> None:
 
 def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(OptionError, match="torchrun is for `onnxsep finetune` alone"):
+    with pytest.raises(OptionError, match="torchrun is for finetune alone"):
         Pipeline([Rewrite(mode="spatial")])(DIGITS)
 
 

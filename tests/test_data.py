@@ -373,7 +373,7 @@ def test_fixed_first_dimensions_that_differ_are_no_batch() -> None:
         ([{"x": values(2, 3)}, {"x": values(2, 4)}], r"feed 1: .*has shape \[2, 4\], expected \[n, 3\]"),
         ([{"x": values(4, 3)}, {"x": with_nan(np.inf)}], "feed 1: .*infinity in sample 25"),
         ([{"x": values(2, 3), "y": [0, 1]}, {"x": values(2, 3)}], "1 of 2 feeds have labels"),
-        (17, "data must be a path, arrays or an iterable of feeds, not int"),
+        (17, "data must be a path, arrays, an iterable of feeds or a dataset, not int"),
     ],
 )
 def test_feeds_that_do_not_fit(feeds: Any, message: str) -> None:

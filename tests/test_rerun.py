@@ -115,7 +115,7 @@ def test_what_is_no_report_or_an_old_one(folder: Path) -> None:
     for text in ("", "[]", "{}", '{"onnxsep": "0.1"}', '{"options": {"force": true}, "onnxsep": "0.1.0"}', "\0"):
         (folder / "r.json").write_text(text)
         refused(folder, "r.json")
-    report = '{"options": {"command": "rewrite", "mode": "spatial"}}'
+    report = '{"command": "rewrite", "options": {"mode": "spatial"}}'
     (folder / "r.json").write_text(report)
     refused(folder, "does not say the model")
 

@@ -54,3 +54,7 @@ class LayersReport(Record):
     first_jump: str | None = None
     """The first tensor at which the error rises by much."""
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        jump = "no jump" if self.first_jump is None else f"first jump at {self.first_jump!r}"
+        return f"<LayersReport: {self.tensors_compared} of {self.tensors} tensors on {self.samples} samples; {jump}>"

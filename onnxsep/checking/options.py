@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from onnxsep.data.options import DATA_GROUP, Preprocessed
 from onnxsep.errors import OptionError
@@ -28,7 +28,6 @@ _TOLERANCE = (lambda x: 0 <= x < math.inf, "a number of 0 or more")
 class CheckOptions(Running, Fed, Seeded, Telling, Preprocessed):
     """What ``check`` is asked for."""
 
-    command: ClassVar[str] = "check"
     update: bool = option(
         default=False,
         help="Rewrite the reference from the model.",

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from onnxsep.checking.layer_report import LayerDifference, LayersReport
 from onnxsep.checking.result import CheckResult, Difference, PartResult
+from onnxsep.errors import worded
 from onnxsep.reporting.document import Block, Cell, Column, Document, Heading, Line, Note, Row, Series, Table
 from onnxsep.reporting.records import part_text
 
@@ -27,7 +28,8 @@ def check_document(result: CheckResult, limit: int | None = TEXT_LIMIT) -> Docum
             blocks += [Line(detail, indent=2) for detail in details(difference)]
         if limit is not None and len(part.differences) > limit:
             more = len(part.differences) - limit
-            blocks.append(Line(f"... and {more} more; --format json lists them all", indent=1))
+            how = worded("; --format json lists them all")
+            blocks.append(Line(f"... and {more} more{how}", indent=1))
     blocks.append(Line(verdict(result)))
     return Document(f"onnxsep {result.command}: {against}", tuple(blocks))
 
@@ -129,3 +131,8 @@ def details(difference: Difference, limit: int | None = _LINES_LIMIT) -> list[st
         if limit is not None and len(shown) > limit:
             lines.append(f"{sign} ... and {len(shown) - limit} more lines")
     return lines
+
+
+def check_summary(result: CheckResult) -> str:
+    """What was compared with what, and what came of it."""
+    return f"{result.model} against {result.reference}: {verdict(result)}"

@@ -53,6 +53,7 @@ class CheckResult(Report):
 
     model_config = ConfigDict(extra="ignore")  # same and exit_status follow from the parts
 
+    row_field = "parts"
     command: Literal["check"] = "check"
     model: str
     reference: str
@@ -66,6 +67,9 @@ class CheckResult(Report):
         """Whether no part differs; a check that could compare nothing at all has not found the models the same."""
         statuses = {part.status for part in self.parts}
         return "differs" not in statuses and bool(statuses & {"same", "updated", "measured"})
+
+    def __bool__(self) -> bool:
+        return self.same
 
     @computed_field  # type: ignore[prop-decorator]
     @property

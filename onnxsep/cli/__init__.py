@@ -25,7 +25,7 @@ from onnxsep.errors import OnnxsepError, on_the_command_line
 
 __all__ = ["app", "load_commands", "main"]
 
-_NEEDS_ALL = "rerun"  # it may call any command
+_NEED_ALL = {"rerun", "report"}  # one may call any command, the other speaks of the options of any
 _VERSION = "--version"
 
 
@@ -38,7 +38,7 @@ def load_commands(wanted: str = "") -> None:
     if wanted == _VERSION:
         return
     names = [module.name for module in iter_modules(__path__)]
-    for name in [wanted] if wanted in names and wanted != _NEEDS_ALL else names:
+    for name in [wanted] if wanted in names and wanted not in _NEED_ALL else names:
         import_module(f"{__name__}.{name}")
 
 

@@ -3,8 +3,9 @@
 import inspect
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,9 @@ from onnxsep.cli.options import Debug, Json, Quiet, Shown, printing
 from onnxsep.errors import OnnxsepError, OptionError
 from onnxsep.model.paths import read_record
 from onnxsep.options.specs import IN_MEMORY, Options, default_of, in_memory, specs_of
+
+if TYPE_CHECKING:
+    from onnxsep.model.io import Model
 
 
 @app.command(cls=GroupedCommand, epilog="onnxsep rerun run.json out.onnx")
@@ -32,7 +36,7 @@ def rerun(
     """Repeat a run with the options that its report holds."""
     content = read_record(report)
     asked = _asked(content, report)
-    command = COMMANDS[asked["command"]]
+    command = COMMANDS[str(content["command"])]
     places = _arguments(command, content, asked, target)
     if line:
         words = _words(command, asked, places)
@@ -53,7 +57,7 @@ def _asked(content: Mapping[str, Any], report: Path) -> dict[str, Any]:
     if not content:
         raise OptionError(f"{report} is no report of onnxsep: give the file that --report has written")
     asked = content.get("options")
-    if not isinstance(asked, dict) or asked.get("command") not in COMMANDS:
+    if not isinstance(asked, dict) or not asked or content.get("command") not in COMMANDS:
         raise OptionError(
             f"{report} does not say all options of the run, as reports of older versions do not; give it anew"
         )
@@ -158,22 +162,28 @@ def _typed(kind: type[Options], name: str, value: Any) -> list[str]:
 def _warn(content: Mapping[str, Any], places: Mapping[str, Any]) -> None:
     """Say where the version, or the file of the model, is another one."""
     from onnxsep.model.io import load
-    from onnxsep.reporting.model_info import size_bytes
 
     version = content.get("onnxsep", __version__)
     if version != __version__:
         say(f"onnxsep: warning: the report was made by onnxsep {version}, and this is {__version__}")
-    rows = content.get("models")
-    measured = rows if isinstance(rows, list) else []
-    source = content.get("source")
-    sizes = [row.get("file_bytes") for row in measured]
-    if isinstance(source, dict):
-        sizes = [source.get("size_bytes")]
+    rows, source = content.get("models"), content.get("source")
+    measured = [one for one in rows if isinstance(one, dict)] if isinstance(rows, list) else []
+    infos = [source] if isinstance(source, dict) else measured
     models = places.get("models") or [places["model"]]
-    for model, size in zip(models, sizes, strict=False):
-        try:
-            now = size_bytes(load(model, follow_links=True))
-        except OnnxsepError:  # the command itself will say so
-            continue
-        if now != size:
-            say(f"onnxsep: warning: {model} has {now:,} bytes, and had {size:,}: it is another model")
+    for model, info in zip(models, infos, strict=False):
+        with suppress(OnnxsepError):  # the command itself will say so
+            if (found := _other(load(model, follow_links=True), info)) is not None:
+                say(f"onnxsep: warning: {model} {found}: it is another model")
+
+
+def _other(model: "Model", info: Mapping[str, Any]) -> str | None:
+    """How a model differs from the one that a report speaks of; None where it does not, as far as that is known."""
+    from onnxsep.reporting.model_info import sha256, size_bytes
+
+    now, size = size_bytes(model), info.get("size_bytes", info.get("file_bytes"))
+    if isinstance(size, int) and now != size:
+        return f"has {now:,} bytes, and had {size:,}"
+    known = info.get("sha256")
+    if known is not None and (found := sha256(model)) != known:
+        return f"has the SHA-256 {found}, and had {known}"
+    return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxsep.compression.given import CompressOptions, Given
-from onnxsep.compression.manifest import MANIFEST, Content, Manifest, model_hash
+from onnxsep.compression.manifest import MANIFEST, Content, Manifest
 from onnxsep.compression.measuring import choose_samples
 from onnxsep.compression.preparing import check_repeats, check_steps, compare_results, lasting, make_manifest
 from onnxsep.compression.recipe import Recipe, read_recipe
@@ -18,6 +18,7 @@ from onnxsep.compression.work_folder import WorkFolder
 from onnxsep.data import Preprocessing
 from onnxsep.errors import OptionError
 from onnxsep.evaluation.metrics import load_metric
+from onnxsep.model.content import model_hash
 from onnxsep.model.external import is_external
 from onnxsep.model.files import printable, write_text
 from onnxsep.model.io import AnyModel, Model, load
@@ -31,7 +32,7 @@ from onnxsep.running.feeds import check_input_shapes
 from onnxsep.running.runtime import RuntimeOptions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressResult(Savable):
     """The last step's result, the report of all steps, and the manifest from which the run can be repeated."""
 
@@ -125,7 +126,7 @@ def _run(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressR
     """Check everything, do the steps, measure."""
     started = time.perf_counter()
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise OptionError("a pipeline is run by one process; torchrun is for `onnxsep finetune` alone")
+        raise OptionError("a pipeline is run by one process; torchrun is for finetune alone")
     if isinstance(options.metric, str):
         load_metric(options.metric)
     given, images = _given(recipe, options)

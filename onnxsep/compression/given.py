@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from onnxsep.compression.folder_files import WORK
 from onnxsep.data.options import DATA_GROUP, Labelled
@@ -38,7 +38,6 @@ _MEASURING, _STEPS = "What is measured", "Finished steps"
 class CompressOptions(Running, Training, Labelled, Fed, Seeded, Telling):
     """What a run is asked for, beside its steps."""
 
-    command: ClassVar[str] = "compress"
     data: Source | None = option(
         default=None,
         group=DATA_GROUP,

@@ -10,18 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx
 from pydantic import Field, ValidationError
 
 from onnxsep._version import __version__
 from onnxsep.data import Preprocessing
 from onnxsep.errors import OptionError
-from onnxsep.model.content import without_values
-from onnxsep.model.external import is_external
+from onnxsep.model.content import model_hash
 from onnxsep.model.files import printable
-from onnxsep.model.io import Model, read_file, read_tensor
+from onnxsep.model.io import Model
 from onnxsep.model.paths import RECIPE, Kind, read_record
-from onnxsep.model.tensors import tensor_protos
 from onnxsep.planner.plan_file import PlanFile
 from onnxsep.reporting.records import Record
 from onnxsep.running.runtime import RuntimeOptions
@@ -121,27 +118,6 @@ def preprocessing_fields(preprocessing: Preprocessing | None) -> dict[str, Any] 
     fields = dataclasses.asdict(preprocessing)
     found: dict[str, Any] = json.loads(json.dumps({key: value for key, value in fields.items() if value is not None}))
     return found
-
-
-def model_hash(model: Model) -> str:
-    """SHA-256 of a model, in hexadecimal.
-
-    That of its bytes, where all weights are in them; of a model that is as it was loaded, those of the file. Where some
-    are in other files: that of the model without weights, and of each weight; which of them lie where does not count.
-
-    Raises:
-        ModelLoadError: Weights cannot be read.
-    """
-    external = [tensor for tensor in tensor_protos(model.proto) if is_external(tensor)]
-    if not external:
-        if model.pristine and model.path is not None and model.base_dir is not None:
-            return hashlib.sha256(read_file(model.base_dir / model.path.name)).hexdigest()
-        return hashlib.sha256(model.proto.SerializeToString()).hexdigest()
-    hasher = hashlib.sha256(without_values(model.proto).SerializeToString(deterministic=True))
-    for tensor in tensor_protos(model.proto):
-        if tensor.data_type != onnx.TensorProto.STRING:
-            hasher.update(read_tensor(model, tensor).tobytes())
-    return hasher.hexdigest()
 
 
 def model_content(model: Model) -> Content:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from onnxsep.compression.given import CompressOptions, Given
-from onnxsep.errors import OptionError, spelled
+from onnxsep.errors import OptionError, spelled, worded
 from onnxsep.model.saving import Savable
 from onnxsep.options.hints import hints_of, in_words, members
 from onnxsep.options.specs import Options, default_of, specs_of
@@ -26,7 +26,7 @@ Function = Callable[..., Savable]
 def _own_words() -> dict[str, str]:
     return {
         "model": "each step gets the result of the one before it",
-        "dry_run": "a recipe is run, or `onnxsep recipes NAME` shows it",
+        "dry_run": f"a recipe is run, or {worded('`onnxsep recipes NAME` shows it', 'read_recipe(NAME) shows it')}",
         "checkpoint": f"a run keeps its state by itself ({spelled('work')} names the folder)",
         "resume": f"a run that was interrupted goes on by itself, and {spelled('fresh')} starts again",
         "statistics": "a run has the data itself",
@@ -47,7 +47,7 @@ def elsewhere(kind: type[Options]) -> Mapping[str, str]:
         inner = () if spec.expands is None else specs_of(spec.expands)
         for own in (name, flag, *inner):
             shown = own if own in inner else name
-            found[own] = f"it is for all steps: give {spelled(shown)} with the command (in Python: {name}=)"
+            found[own] = f"it is for all steps: give {worded(spelled(shown), name)} with the command"
     return MappingProxyType(found | _own_words())
 
 

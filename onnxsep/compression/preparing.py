@@ -1,9 +1,6 @@
 """Before the first step: everything that can be wrong is found, and the manifest says what the run is made from."""
 
-from collections.abc import Iterator
 from itertools import zip_longest
-
-import numpy as np
 
 from onnxsep.compression.given import Given
 from onnxsep.compression.manifest import (
@@ -19,18 +16,16 @@ from onnxsep.compression.manifest import (
 from onnxsep.compression.measuring import Measuring
 from onnxsep.compression.recipe import Recipe
 from onnxsep.data import Dataset, Source, open_data
+from onnxsep.data.batches import is_read_once, kept
+from onnxsep.data.rows import has_rows
 from onnxsep.errors import DataError, OnnxsepError, OptionError, spelled
 from onnxsep.model.files import printable
 from onnxsep.model.io import Model, load
 
 
 def lasting(data: Source | None) -> Source | None:
-    """Data that can be read once for each step: the feeds of an iterator are kept."""
-    if not isinstance(data, Iterator):
-        return data
-    return [
-        np.array(feed) if isinstance(feed, np.ndarray) else {k: np.array(v) for k, v in feed.items()} for feed in data
-    ]
+    """Data that can be read once for each step, and gives the same each time: what is read once is kept."""
+    return kept(data) if is_read_once(data) and not has_rows(data) else data
 
 
 def check_steps(recipe: Recipe, given: Given, seed: int) -> None:

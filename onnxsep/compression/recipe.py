@@ -14,7 +14,7 @@ Everything else in a step is an option of that command. (``prune`` has one that 
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ class Recipe:
     name: str
     steps: tuple[Step, ...]
     description: str = ""
-    text: str | None = None
-    repeats: Manifest | None = None
+    text: str | None = field(default=None, repr=False)
+    repeats: Manifest | None = field(default=None, repr=False)
     path: Path | None = None
 
     def teachers(self) -> tuple[object, ...]:

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from onnxsep.compression.report import CompressReport, StepReport
+from onnxsep.errors import spelled
 from onnxsep.evaluation import EvaluationReport, cells
 from onnxsep.evaluation.report import EvaluatedModel
-from onnxsep.reporting.blocks import header, notes, title, written
+from onnxsep.reporting.blocks import header, notes, summary, title, written
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Series, Table
 
 Show = Callable[[EvaluatedModel], str]
@@ -76,9 +77,10 @@ def _legend(report: CompressReport) -> list[str]:
     found = report.evaluation
     where = {
         "test": f"measured on {found.data}, {found.samples:,} samples",
-        "data": f"measured on {found.samples:,} samples of {found.data}, which the steps have seen: give --test samples"
-        " that they have not",
-        "random": f"measured on {found.samples:,} random inputs, as there is neither --test nor --data",
+        "data": f"measured on {found.samples:,} samples of {found.data}, which the steps have seen: give"
+        f" {spelled('test')} samples that they have not",
+        "random": f"measured on {found.samples:,} random inputs, as there is neither {spelled('test')} nor"
+        f" {spelled('data')}",
     }
     lines = [where[report.measured_on] + "; in brackets: as a share of the original; +-: standard error"]
     if found.reference is not None:
@@ -97,3 +99,11 @@ def _notes(report: CompressReport) -> list[str]:
     said = dict.fromkeys(note.partition(": ")[2] for note in notes)
     first = {text: next(note for note in notes if note.partition(": ")[2] == text) for text in said}
     return [*first.values(), *report.evaluation.notes, *report.notes]
+
+
+def compress_summary(report: CompressReport) -> str:
+    """The steps, and the figures that matter of the last result and the original."""
+    models = report.evaluation.models
+    figures = [f"{name}: {cells.in_short(model)}" for name, model in (("original", models[0]), ("result", models[-1]))]
+    steps = ", ".join(step.command for step in report.steps)
+    return summary(report.source, f"recipe {report.recipe} ({steps})", *figures)

@@ -19,7 +19,7 @@ class StepReport(Record):
     options: dict[str, Any]
     """All of them, defaults too."""
     sha256: str
-    """Of the result, as :func:`onnxsep.compression.manifest.model_hash` says."""
+    """Of the result, as :func:`onnxsep.model.content.model_hash` says."""
     seconds: float
     resumed: bool
     """Whether an earlier run had finished it."""
@@ -51,3 +51,7 @@ class CompressReport(WrittenFiles, Report):
     """The original and the result of each step, side by side in one run."""
     notes: tuple[str, ...] = ()
     seconds: float
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """The original and the result of each step, as data: a dict for each, all with the same keys."""
+        return self.evaluation.to_records()

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxsep.compression.given import Given
-from onnxsep.compression.manifest import DoneStep, Manifest, model_hash
+from onnxsep.compression.manifest import DoneStep, Manifest
 from onnxsep.compression.report import StepReport
 from onnxsep.compression.step import Step
 from onnxsep.compression.work_folder import WorkFolder
 from onnxsep.errors import OnnxsepError
+from onnxsep.model.content import model_hash
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress, announce, under
 from onnxsep.options.specs import as_json

@@ -9,9 +9,10 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel, ValidationError
 
 from onnxsep.compression.folder_files import LOCK, MANIFEST, WORK, is_own, names_step, planned_in, stem
-from onnxsep.compression.manifest import DoneStep, Manifest, difference, model_hash, read_manifest
+from onnxsep.compression.manifest import DoneStep, Manifest, difference, read_manifest
 from onnxsep.compression.steps import STEPS
 from onnxsep.errors import ModelLoadError, ModelSaveError, OptionError, spelled
+from onnxsep.model.content import model_hash
 from onnxsep.model.files import write_text
 from onnxsep.model.io import Model, load
 from onnxsep.model.paths import NOTHING, check_paths

@@ -46,6 +46,11 @@ class Dataset:
         self.notes = tuple(notes)
         self.batch = batch
 
+    def __repr__(self) -> str:
+        labels = "without labels" if self.labels is None else "with labels"
+        classes = "" if self.classes is None else f" of {len(self.classes)} classes"
+        return f"<Dataset {self.source}: {len(self):,} samples {labels}{classes}>"
+
     def __len__(self) -> int:
         return len(self._samples)
 

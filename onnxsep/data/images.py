@@ -6,7 +6,7 @@ colours, the alpha channel is dropped (torchvision, timm and Keras drop it), 16 
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,19 @@ def _class_notes(classes: list[str]) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image that lies in no file of its own.
+
+    Attributes:
+        name: What messages call it.
+        load: Opens it.
+    """
+
+    name: str
+    load: Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
 class ImageReader:
     """Reads image files as values for one input.
 
@@ -170,7 +183,7 @@ class ImageReader:
         height, width = self.size
         return f"images as {self.color}, {height} x {width} pixels, {self.layout}, {self._formula()}"
 
-    def read(self, path: Path) -> np.ndarray:
+    def read(self, path: Path | Picture) -> np.ndarray:
         """The values of one image, in the input's type, without a batch axis: [C, H, W] or [H, W, C].
 
         Raises:
@@ -274,23 +287,28 @@ def _find_size(entry: Input, dims: tuple[Dim, Dim], preprocessing: Preprocessing
     return height, width
 
 
-def _decode(path: Path, mode: str) -> Image.Image:
-    """The first frame of an image file, upright, in mode RGB or L."""
+def _decode(path: Path | Picture, mode: str) -> Image.Image:
+    """The first frame of an image, upright, in mode RGB or L."""
+    name = path.name if isinstance(path, Picture) else f"the image {str(path)!r}"
     try:
+        if isinstance(path, Picture):
+            return _in_mode(path.load(), name, mode)
         with open_regular(path) as file, Image.open(file) as opened:
-            sixteen = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM"))
-            image = ImageOps.exif_transpose(opened)
-            if sixteen:
-                wide = np.asarray(image).astype(np.uint32)
-                image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
-            if image.mode in ("I", "F"):
-                raise DataError(
-                    f"the image {str(path)!r} has pixels of 32 bits, for which no range is known: convert it to 8 bits"
-                )
-            if "transparency" in image.info or image.mode in ("PA", "RGBa"):
-                image = image.convert("RGBA")
-            return image.convert(mode)
+            return _in_mode(opened, name, mode)
     except DataError:
         raise
     except Exception as error:  # for damaged files, Pillow's decoders raise whatever they stumble over
-        raise DataError(f"cannot read the image {str(path)!r}: {error or type(error).__name__}") from error
+        raise DataError(f"cannot read {name}: {error or type(error).__name__}") from error
+
+
+def _in_mode(opened: Image.Image, name: str, mode: str) -> Image.Image:
+    sixteen = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM"))
+    image = ImageOps.exif_transpose(opened)
+    if sixteen:
+        wide = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(f"{name} has pixels of 32 bits, for which no range is known: convert it to 8 bits")
+    if "transparency" in image.info or image.mode in ("PA", "RGBa"):
+        image = image.convert("RGBA")
+    return image.convert(mode)

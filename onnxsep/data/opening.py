@@ -1,6 +1,7 @@
 """Opening what the user names as ``--data``.
 
-A source is a folder of images, an .npy or .npz file, or, from Python, arrays or an iterable of feeds.
+A source is a folder of images, an .npy or .npz file, or, from Python, arrays, an iterable of feeds (``batches``) or a
+dataset with named columns (``rows``).
 """
 
 import os
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from onnxsep.data.batches import Numbered, as_array, is_read_once, is_tensor, open_batches
 from onnxsep.data.dataset import Dataset
 from onnxsep.data.images import ImageReader, find_images
 from onnxsep.data.labels import AnyLabels, as_labels, read_labels
 from onnxsep.data.preprocessing import AnyPreprocessing, Preprocessing
-from onnxsep.data.samples import FeedSamples, Given, ImageSamples, from_arrays
+from onnxsep.data.rows import SOURCE, Table, has_rows, read_rows
+from onnxsep.data.samples import Given, ImageSamples, Samples, from_arrays
 from onnxsep.errors import DataError, FeedError, spelled
 from onnxsep.model.io import Model
 from onnxsep.running.inputs import Input, model_inputs, read_arrays
@@ -22,7 +25,7 @@ from onnxsep.running.inputs import Input, model_inputs, read_arrays
 Feed = Mapping[str, Any]  # arrays by input name
 
 
-Source = str | os.PathLike[str] | Feed | np.ndarray | Iterable[Feed | np.ndarray]
+Source = str | os.PathLike[str] | Feed | np.ndarray | Iterable[Any] | Numbered
 
 
 def open_data(
@@ -38,10 +41,16 @@ def open_data(
     Args:
         source: A folder of images, flat or with one folder for each class; an .npz file with arrays named after the
             model's inputs, or ``x`` for the only one, and labels as ``y``; an .npy file for the only input. In Python
-            also such arrays by name (or the one array), or an iterable of feeds. A feed has arrays with the model's
-            own shapes; b samples, if the first dimension of all inputs is free and that of all arrays is b; otherwise
-            it is one sample. An iterator is read once and kept. Arrays are taken as they are: floats finite, and
-            nothing is cast.
+            also such arrays or tensors by name (or the one), and
+
+            - an iterable of feeds: arrays by name, with the model's own shapes; b samples, if the first dimension of
+              all inputs is free and that of all arrays is b; otherwise one sample;
+            - batches of a torch DataLoader: x, or (x, y) where y are the classes, or a dict of tensors;
+            - a dataset of Hugging Face's ``datasets``: its column of images, or columns named after the inputs, and its
+              column of classes.
+
+            Iterators and loaders are read once and kept. Arrays are taken as they are: floats finite, and nothing is
+            cast.
         model: The model that will be fed.
         preprocessing: How images become values; not for arrays.
         labels: A CSV file of names and classes (:func:`onnxsep.data.labels.read_labels`), or the classes of the samples
@@ -57,7 +66,7 @@ def open_data(
         raise DataError(f"no data can be given for this model: {error}") from error
     if not entries:
         raise DataError("no data can be given for this model: it has no inputs")
-    data = _open(source, model, entries, Preprocessing.of(preprocessing))
+    data = _open(source, model, entries, Preprocessing.of(preprocessing), labelled=labels is not None)
     if labels is not None:
         _set_labels(data, labels)
     if need_labels and data.labels is None:
@@ -76,7 +85,9 @@ def open_data(
     return data
 
 
-def _open(source: Source, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None) -> Dataset:
+def _open(
+    source: Source, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None, *, labelled: bool
+) -> Dataset:
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.exists():
@@ -88,24 +99,25 @@ def _open(source: Source, model: Model, entries: tuple[Input, ...], preprocessin
                 f"the data {str(path)!r} is neither a folder of images nor an .npy or .npz file; to use single images,"
                 " put them into a folder"
             )
-    if preprocessing is not None and preprocessing != Preprocessing():
-        raise DataError(
-            "scale, mean, std and the other settings of preprocessing are for images; arrays are taken as they are:"
-            " leave the settings out, and give arrays that hold what the model takes"
-        )
+    if has_rows(source):
+        return _open_rows(read_rows(source, entries, labelled=labelled), model, entries, preprocessing)
+    _refuse_preprocessing(preprocessing)
     if isinstance(source, str | os.PathLike):
         try:
             arrays: Mapping[str, Any] = read_arrays(path, memory_map=path.suffix.lower() == ".npy")
         except FeedError as error:
             raise DataError(str(error)) from error
         return _dataset(from_arrays(arrays, entries, repr(str(path))), repr(str(path)))
-    if isinstance(source, np.ndarray):
-        source = {"x": source}
+    if isinstance(source, np.ndarray) or is_tensor(source):
+        source = {"x": as_array(source, "the data")}
     if isinstance(source, Mapping):
-        return _dataset(from_arrays(source, entries, "the data"), "the data")
-    if not isinstance(source, Iterable):
-        raise DataError(f"data must be a path, arrays or an iterable of feeds, not {type(source).__name__}")
-    return _open_feeds(source, entries)
+        arrays = {name: as_array(one, f"the data, {name!r}") for name, one in source.items()}
+        return _dataset(from_arrays(arrays, entries, "the data"), "the data")
+    if not (is_read_once(source) or isinstance(source, Iterable)):
+        raise DataError(
+            f"{spelled('data')} must be a path, arrays, an iterable of feeds or a dataset, not {type(source).__name__}"
+        )
+    return open_batches(source, entries)
 
 
 def _dataset(given: Given, source: str) -> Dataset:
@@ -118,7 +130,6 @@ def _open_images(folder: Path, model: Model, entries: tuple[Input, ...], preproc
         raise DataError(f"images can be given for one input only, and the model has: {names}; give arrays (.npz)")
     reader = ImageReader.for_input(model.proto, entries[0], preprocessing)
     found = find_images(folder)
-    batch = entries[0].dims[0] if entries[0].dims else None
     return Dataset(
         ImageSamples(reader, found.paths),
         repr(str(folder)),
@@ -126,33 +137,34 @@ def _open_images(folder: Path, model: Model, entries: tuple[Input, ...], preproc
         labels=found.labels,
         classes=found.classes,
         notes=(str(reader), *found.notes),
-        batch=batch if isinstance(batch, int) else None,
+        batch=_fixed(entries[0]),
     )
 
 
-def _open_feeds(source: Iterable[Feed | np.ndarray], entries: tuple[Input, ...]) -> Dataset:
-    keep = iter(source) is source  # a generator may fill the same arrays again for its next feed
-    parts: list[Given] = []
-    count = 0
-    for number, item in enumerate(source):
-        feed = {"x": item} if isinstance(item, np.ndarray) else item
-        if not isinstance(feed, Mapping):
-            raise DataError(f"feed {number} is a {type(item).__name__}: a feed must be arrays by input name, a dict")
-        if keep:
-            feed = {name: np.array(array) for name, array in feed.items()}
-        parts.append(from_arrays(feed, entries, f"feed {number}", is_feed=True, first=count))
-        count += len(parts[-1].samples)
-    if not parts:
-        raise DataError("the data holds no feeds: the iterable is empty (was it an iterator that is used up?)")
-    labels = [part.labels for part in parts if part.labels is not None]
-    if labels and len(labels) < len(parts):
-        raise DataError(f"{len(labels)} of {len(parts)} feeds have labels ('y'): give them with all or with none")
-    return Dataset(
-        FeedSamples([part.samples for part in parts]),
-        "the data",
-        labels=np.concatenate(labels) if labels else None,
-        notes=parts[0].notes,
-    )
+def _open_rows(table: Table, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None) -> Dataset:
+    if not table.pictures:
+        _refuse_preprocessing(preprocessing)
+        found = from_arrays(table.arrays, entries, SOURCE)
+        samples: Samples = found.samples
+        batch, notes = found.batch, (*found.notes, *table.notes)
+    else:
+        reader = ImageReader.for_input(model.proto, entries[0], preprocessing or Preprocessing())
+        samples, batch, notes = ImageSamples(reader, table.pictures), _fixed(entries[0]), (str(reader), *table.notes)
+    return Dataset(samples, SOURCE, labels=table.labels, classes=table.classes, notes=notes, batch=batch)
+
+
+def _fixed(entry: Input) -> int | None:
+    """The only batch size that an input takes; None where it takes any."""
+    batch = entry.dims[0] if entry.dims else None
+    return batch if isinstance(batch, int) else None
+
+
+def _refuse_preprocessing(preprocessing: Preprocessing | None) -> None:
+    if preprocessing is not None and preprocessing != Preprocessing():
+        raise DataError(
+            "scale, mean, std and the other settings of preprocessing are for images; arrays are taken as they are:"
+            " leave the settings out, and give arrays that hold what the model takes"
+        )
 
 
 def _set_labels(data: Dataset, labels: AnyLabels) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from onnxsep.data.images import ImageReader
+from onnxsep.data.images import ImageReader, Picture
 from onnxsep.data.labels import as_labels
 from onnxsep.errors import DataError, FeedError
 from onnxsep.model.files import open_regular
@@ -121,10 +121,10 @@ class FeedSamples:
 
 @dataclass(frozen=True)
 class ImageSamples:
-    """Image files, decoded when they are read."""
+    """Images, decoded when they are read."""
 
     reader: ImageReader
-    paths: tuple[Path, ...]
+    paths: tuple[Path | Picture, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -140,6 +140,8 @@ class ImageSamples:
     def digest(self, index: int) -> bytes:
         """See :meth:`Samples.digest`."""
         path = self.paths[index]
+        if isinstance(path, Picture):
+            return hashlib.sha256(repr(self.reader).encode() + self.reader.read(path).tobytes()).digest()
         try:
             with open_regular(path) as file:
                 return hashlib.sha256(repr(self.reader).encode() + file.read()).digest()

@@ -22,7 +22,7 @@ from onnxsep.model.files import printable
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.options.progress import Progress, announce
 from onnxsep.options.taking import takes
-from onnxsep.reporting.model_info import size_bytes
+from onnxsep.reporting.model_info import sha256, size_bytes
 from onnxsep.running.integer_io import integer_io, quantized_feed
 from onnxsep.running.runtime import RuntimeOptions
 
@@ -196,6 +196,7 @@ def _row(
         name=candidate.name,
         path=None if model.path is None else printable(model.path),
         file_bytes=size_bytes(model),
+        sha256=sha256(model),
         parameters=count_parameters(model.proto),
         nonzero_parameters=count_nonzero_parameters(model),
         macs=macs.total,

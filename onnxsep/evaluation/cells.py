@@ -87,3 +87,17 @@ def latency_legend(report: EvaluationReport) -> list[str]:
         f"latency: median of {found.runs} warm runs, batch {report.latency_batch}, {threads}, {report.provider}, the"
         " models in turn"
     ]
+
+
+def in_short(model: EvaluatedModel) -> str:
+    """The figures that matter."""
+    known = [one.relative for one in errors(model) if one.relative is not None]
+    found = {
+        "top-1": "" if model.top1 is None else f"{model.top1.share.value:.2%}",
+        "metric": metric(model),
+        "agreement": "" if (share := agreed(model)) is None else f"{share.value:.2%}",
+        "error": f"{max(known):.3g}" if known else "",
+        "file": f"{whole(model, 'file_bytes')} bytes",
+        "latency": "" if model.latency is None else f"{latency(model)} ms",
+    }
+    return ", ".join(f"{name} {text}" for name, text in found.items() if text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from onnxsep.data.options import DATA_GROUP, Labelled, Preprocessed
 from onnxsep.model.paths import DATA
@@ -32,7 +32,6 @@ _MEASURED = "What is measured"
 class EvaluateOptions(Running, Labelled, Preprocessed, Seeded, Telling):
     """What ``evaluate`` is asked for."""
 
-    command: ClassVar[str] = "evaluate"
     data: Source = option(
         group=DATA_GROUP,
         reads=DATA,

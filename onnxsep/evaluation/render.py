@@ -7,6 +7,7 @@ from onnxsep.evaluation.report import Accuracy, EvaluatedModel, EvaluationReport
 from onnxsep.reporting.blocks import notes
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
 
+_IN_SHORT = 3  # models in a summary
 Show = Callable[[EvaluatedModel], str]
 
 
@@ -133,3 +134,10 @@ def _above(found: Memory | None) -> str:
     if found is None or found.peak_bytes is None or found.before_bytes is None:
         return ""
     return f"{(found.peak_bytes - found.before_bytes) / 1e6:,.1f}"
+
+
+def evaluate_summary(report: EvaluationReport) -> str:
+    """The first models, and the figures that matter of each."""
+    models = [f"{model.name}: {cells.in_short(model)}" for model in report.models[:_IN_SHORT]]
+    more = len(report.models) - _IN_SHORT
+    return "; ".join((_header(report), *models, *([f"and {more} more"] if more > 0 else [])))

@@ -104,6 +104,8 @@ class EvaluatedModel(Record):
     path: str | None
     file_bytes: int
     """The .onnx file and its external data."""
+    sha256: str | None = None
+    """As :func:`onnxsep.model.content.model_hash` says; None above 1 GB, and for a model in memory."""
     parameters: int
     """Every weight element that the file holds (``onnxsep.graph.parameters``, convention ``stored``)."""
     nonzero_parameters: int
@@ -125,6 +127,7 @@ class EvaluatedModel(Record):
 class EvaluationReport(Report):
     """One run of ``onnxsep evaluate``."""
 
+    row_field = "models"
     command: Literal["evaluate"] = "evaluate"
     options: dict[str, Any] = Field(default_factory=dict)
     """What was asked for: the models, and every option."""

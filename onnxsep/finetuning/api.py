@@ -18,7 +18,7 @@ from onnxsep.training.converters import import_torch
 from onnxsep.training.parallel import joined
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FinetuneResult(Savable):
     """A trained model and the report of what was done.
 

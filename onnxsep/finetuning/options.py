@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from onnxsep.data.options import DATA_GROUP, Labelled, Preprocessed
 from onnxsep.errors import OptionError, spelled
@@ -51,14 +51,13 @@ class Training(Preprocessed):
 class FinetuneOptions(Running, Training, Labelled, Seeded, Telling):
     """What ``finetune`` is asked for."""
 
-    command: ClassVar[str] = "finetune"
     data: Source = option(
         group=DATA_GROUP,
         reads=DATA,
         typed=Path,
         per_run=True,
         help="Folder of images (one folder per class), .npy or .npz.",
-        doc="a folder of images, an .npy or .npz file, arrays, or an iterable of feeds (``onnxsep.data``).",
+        doc="a folder of images, an .npy or .npz file, arrays, batches or a dataset (:func:`onnxsep.data.open_data`).",
     )
     teacher: AnyModel | None = option(
         default=None,

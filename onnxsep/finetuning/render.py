@@ -1,7 +1,7 @@
 """The report of a fine-tuning as a document."""
 
 from onnxsep.finetuning.report import FinetuneReport
-from onnxsep.reporting.blocks import header, notes, title, written
+from onnxsep.reporting.blocks import header, notes, summary, title, written
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Series, Table
 from onnxsep.training.run_records import Figures
 
@@ -58,3 +58,18 @@ def _cells(figures: Figures | None) -> tuple[Cell, Cell]:
         return Cell(), Cell()
     right = figures.accuracy
     return Cell(f"{figures.loss:.4g}", figures.loss), Cell() if right is None else Cell(f"{right:.2%}", right)
+
+
+def finetune_summary(report: FinetuneReport) -> str:
+    """How long it trained, and what became better."""
+    count = len(report.epochs)
+    stopped = f", {report.stopped}" if report.stopped in _STOPPED else ""
+    figures = [f"{count} epoch{'' if count == 1 else 's'}, weights of epoch {report.best_epoch} kept{stopped}"]
+    after = {done.epoch: done.validation for done in report.epochs}
+    kept = after.get(report.best_epoch, report.before)
+    if report.before is not None and kept is not None:
+        figures.append(f"held-out loss {report.before.loss:.4g} -> {kept.loss:.4g}")
+        if report.before.accuracy is not None and kept.accuracy is not None:
+            share = "agreement" if report.accuracy_of == "teacher" else "accuracy"
+            figures.append(f"{share} {report.before.accuracy:.2%} -> {kept.accuracy:.2%}")
+    return summary(report.source, _asked(report), *figures)

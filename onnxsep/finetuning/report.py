@@ -11,6 +11,7 @@ from onnxsep.training.run_records import EpochFigures, Figures, Stopped
 class FinetuneReport(WrittenFiles, Report):
     """One run of ``onnxsep finetune``."""
 
+    row_field = "epochs"
     command: Literal["finetune"] = "finetune"
     source: ModelInfo
     teacher: str | None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxsep.data import Preprocessing, open_data
-from onnxsep.errors import DataError, TrainingError, spelled
+from onnxsep.errors import TrainingError, spelled
 from onnxsep.finetuning import setup
 from onnxsep.finetuning.options import FinetuneOptions
 from onnxsep.finetuning.report import FinetuneReport
@@ -97,12 +97,8 @@ def _prepare(given: Given, group: Group) -> _Prepared:
     weight = setup.label_weight(options.label_weight, original, dataset)
     setup.fit_batch(dataset, original)
     chosen = dataset.sample(options.samples, options.seed)
-    try:
-        batches = Batches(dataset, chosen, options.batch, options.validation, options.seed)
-    except DataError as error:
-        if not options.validation:
-            raise
-        raise DataError(f"{error}, or hold none out ({spelled('validation', 0)})") from None
+    none = f", or hold none out ({spelled('validation', 0)})"
+    batches = Batches(dataset, chosen, options.batch, options.validation, options.seed, otherwise=none)
     copy = torch_copy(source, batches, group.device, options.run_with)
     graph = copy.graph
     term = None if original is None or weight == 1 else options.loss

@@ -193,4 +193,4 @@ def _check_bounds(tensor: onnx.TensorProto, slot: Slot, size: int) -> None:
 
 
 def _follow_links() -> str:
-    return f"pass {spelled('follow_links', True)} (in Python: follow_links=True) if you trust where it leads"
+    return f"pass {spelled('follow_links', True)} if you trust where it leads"

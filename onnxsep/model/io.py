@@ -6,6 +6,7 @@ input.
 
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from onnxsep.model.ordering import arrange_like, sorted_copy
 from onnxsep.model.tensors import check_inline, decode, tensor_protos
 from onnxsep.model.wellformed import check_form
 
+_LISTED, _LONGEST = 3, 40  # inputs, and characters of their names, in a model's repr
 _MAGIC = (
     (0, b"version https://git-lfs", "this is a Git LFS pointer, fetch the real file (git lfs pull)"),
     (0, b"\x89PNG", "this is a PNG image"),
@@ -32,7 +34,7 @@ _MAGIC = (
 )
 
 
-@dataclass
+@dataclass(repr=False)
 class Model:
     """A model whose external weights stay in their files.
 
@@ -51,6 +53,13 @@ class Model:
     follow_links: bool = False
     pristine: bool = False
     stored: onnx.ModelProto | None = None
+
+    def __repr__(self) -> str:
+        graph = self.proto.graph
+        name = "in memory" if self.path is None else repr(str(self.path))
+        opset = next((entry.version for entry in self.proto.opset_import if not entry.domain), None)
+        figures = f"{len(graph.node):,} nodes, opset {opset}, inputs {_listed(graph.input)}"
+        return f"<Model {name}: {figures}, outputs {_listed(graph.output)}>"
 
     def in_stored_order(self) -> "Model":
         """The same, its nodes in the order that they are stored in."""
@@ -108,6 +117,13 @@ def load(source: AnyModel, *, follow_links: bool = False) -> Model:
         name = str(path)
     _check(model, name)
     return _sorted(model)
+
+
+def _listed(values: Iterable[onnx.ValueInfoProto]) -> str:
+    """Names of a model's inputs or outputs, the first of them."""
+    names = [value.name for value in values]
+    shown = ", ".join(repr(name if len(name) <= _LONGEST else name[:_LONGEST] + "...") for name in names[:_LISTED])
+    return (shown or "none") + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def _sorted(model: Model) -> Model:

@@ -9,10 +9,10 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import Any, Protocol
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
-from pydantic import BaseModel
 
 from onnxsep.errors import ModelLoadError
 from onnxsep.model.datafile import write_data
@@ -49,8 +49,23 @@ class SavedFiles:
         return self.data_paths[0] if self.data_paths else None
 
 
+class Told(Protocol):
+    """What a report can do, whatever it is of."""
+
+    def summary(self) -> str:
+        """What matters, in a line or two."""
+
+    def to_frame(self) -> Any:
+        """The rows of its table as a ``pandas.DataFrame``."""
+
+    def model_dump_json(self, *, indent: int | None = None) -> str:
+        """All of it."""
+
+    def _repr_html_(self) -> str: ...
+
+
 class Savable:
-    """What the results of all passes have in common.
+    """What the results of all passes have in common; in Python, ``print(result.report)`` shows the command's table.
 
     Attributes:
         model: The result.
@@ -60,9 +75,23 @@ class Savable:
     """
 
     model: Model
-    report: BaseModel
+    report: Told
     new_initializers: tuple[str, ...]
     reads: Reads
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.report.summary()}>"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+    def to_frame(self) -> Any:
+        """The rows of the report's table as a ``pandas.DataFrame``.
+
+        Raises:
+            MissingDependencyError: pandas is not installed.
+        """
+        return self.report.to_frame()
 
     @property
     def proto(self) -> onnx.ModelProto:

@@ -115,8 +115,6 @@ class Options:
     """Base of the records of options."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    command: ClassVar[str] = ""
-    """The command whose options they are."""
 
     def check(self) -> None:
         """Refuse, without reading anything, what no run can be made with.
@@ -163,7 +161,7 @@ class Options:
         """What was asked for, as JSON can hold it: the arguments of the command, and every option."""
         kept = [name for name, spec in specs_of(type(self)).items() if spec.kept]
         given = {**arguments, **{name: getattr(self, name) for name in kept}}
-        return {"command": self.command, **{name: as_json(value) for name, value in given.items()}}
+        return {name: as_json(value) for name, value in given.items()}
 
 
 class Texts(Options):

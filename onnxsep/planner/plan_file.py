@@ -21,6 +21,7 @@ The second layer of one name in one graph is called ``"name#2"``.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,7 @@ class PlannedModel:
     layers: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlanFile:
     """A plan: what is to become of each layer of a model, in graph order. Layers without a line are left alone."""
 
@@ -101,6 +102,19 @@ class PlanFile:
     onnxsep: str = __version__
     path: Path | None = None
     """The file that it was read from."""
+
+    def __repr__(self) -> str:
+        modes = Counter(
+            layer.mode if isinstance(layer.mode, str) else layer.mode.name
+            for layer in self.layers
+            if layer.mode is not None
+        )
+        kinds = ", ".join(f"{count} {mode}" for mode, count in modes.items())
+        left = f"{len(self.layers) - sum(modes.values())} left alone"
+        return f"<PlanFile {self.name}: {len(self.layers)} layers: {', '.join(filter(None, (kinds, left)))}>"
+
+    def __str__(self) -> str:
+        return self.text()
 
     @property
     def name(self) -> str:

@@ -24,7 +24,7 @@ from onnxsep.running.feeds import check_input_shapes
 from onnxsep.running.verification import Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneResult(Savable):
     """A pruned model and the report of what was done.
 

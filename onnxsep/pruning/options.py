@@ -1,7 +1,7 @@
 """The options of ``prune``."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from onnxsep.errors import OptionError, spelled
 from onnxsep.options.specs import option, record
@@ -18,7 +18,6 @@ _LAYERS = "Which layers"
 class PruneOptions(Verifying):
     """What ``prune`` is asked for."""
 
-    command: ClassVar[str] = "prune"
     sparsity: float | None = option(
         default=None,
         short="-s",

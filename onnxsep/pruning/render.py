@@ -3,7 +3,7 @@
 from math import prod
 
 from onnxsep.pruning.report import FileSizes, PrunedLayer, PruneReport
-from onnxsep.reporting.blocks import ending, header, macs_change, ratio_text, site, title
+from onnxsep.reporting.blocks import compared, ending, header, macs_change, ratio_text, site, summary, title
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Series, Table
 
 
@@ -50,11 +50,16 @@ def _asked(report: PruneReport) -> str:
 
 
 def _totals(report: PruneReport) -> list[Block]:
-    totals, blocks = report.totals, list[Block]()
+    blocks = list[Block]()
     if len(report.surviving) > 1:
         after = " -> ".join(f"{count:,}" for count in report.surviving)
         blocks.append(Line(f"weights that stay, step by step: {after}"))
         blocks.append(Series("weights that stay", report.surviving))
+    return [*blocks, Line(_sums(report))]
+
+
+def _sums(report: PruneReport) -> str:
+    totals = report.totals
     line = f"{totals.pruned} of {totals.layers} layers pruned; "
     if report.method == "channels":
         line += f"their weights {ratio_text(totals.weights_before, totals.weights_after)}; "
@@ -64,7 +69,7 @@ def _totals(report: PruneReport) -> list[Block]:
         zeros = totals.zeros_after or 0
         line += f"zeros {totals.zeros_before or 0:,} -> {zeros:,} of their {totals.weights_before:,} weights"
         line += f" ({zeros / max(totals.weights_before, 1):.4f})"
-    return [*blocks, Line(line)]
+    return line
 
 
 def _sizes(sizes: FileSizes) -> Line:
@@ -96,3 +101,9 @@ def _zero_cells(layer: PrunedLayer) -> tuple[Cell, Cell, Cell]:
 
 def _count(weights: int | None) -> Cell:
     return Cell() if weights is None else Cell(f"{weights:,}", weights)
+
+
+def prune_summary(report: PruneReport) -> str:
+    """How much went, and the error."""
+    last = "dry run" if report.dry_run else compared(report.verification)
+    return summary(report.source, _asked(report), _sums(report), last)

@@ -59,6 +59,7 @@ class PruneTotals(Record):
 class PruneReport(WrittenFiles, Report):
     """One run of ``onnxsep prune``."""
 
+    row_field = "layers"
     command: Literal["prune"] = "prune"
     source: ModelInfo
     method: Literal["magnitude", "pattern", "channels"]

@@ -36,7 +36,7 @@ from onnxsep.reporting.model_info import model_info, size_bytes
 from onnxsep.running.runtime import RuntimeOptions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuantizeResult(Savable):
     """A quantised model and the report of what was done; ``model`` is the source where nothing could be quantised."""
 

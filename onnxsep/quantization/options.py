@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from onnxsep.data.options import DATA_GROUP, Labelled, Preprocessed
 from onnxsep.errors import OptionError, spelled
@@ -23,7 +23,6 @@ else:
 class QuantizeOptions(Settings, Running, Labelled, Preprocessed, Seeded, Telling):
     """What ``quantize`` is asked for."""
 
-    command: ClassVar[str] = "quantize"
     data: Source = option(
         group=DATA_GROUP,
         reads=DATA,

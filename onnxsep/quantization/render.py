@@ -4,7 +4,7 @@ from collections import Counter
 
 from onnxsep.checking.render import layers_of_result
 from onnxsep.quantization.report import AccuracyDrop, BiasCorrection, OutputError, QuantizeReport
-from onnxsep.reporting.blocks import header, notes, ratio_text, title, written
+from onnxsep.reporting.blocks import header, notes, ratio_text, summary, title, written
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Note, Row, Table
 from onnxsep.reporting.records import part_text
 
@@ -67,3 +67,14 @@ def _accuracy(found: AccuracyDrop) -> Line:
     if found.spared:
         line += f" (all layers quantised {found.all_quantized:.2f} %); in float: {', '.join(found.spared)}"
     return Line(line)
+
+
+def quantize_summary(report: QuantizeReport) -> str:
+    """How many nodes were quantised, what that saves, and the error."""
+    done = sum(node.status != "left" for node in report.nodes)
+    figures = [f"{done} of {len(report.nodes)} nodes quantised"]
+    figures.append(f"file {ratio_text(report.bytes_before, report.bytes_after)} bytes")
+    figures.append(f"relative error {report.relative:.3g}")
+    if report.accuracy is not None:
+        figures.append(f"top-1 {report.accuracy.source:.2f} % -> {report.accuracy.result:.2f} %")
+    return summary(report.source, _asked(report), *figures)

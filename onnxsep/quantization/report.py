@@ -75,6 +75,7 @@ class AccuracyDrop(Record):
 class QuantizeReport(WrittenFiles, Report):
     """One run of ``onnxsep quantize``."""
 
+    row_field = "nodes"
     command: Literal["quantize"] = "quantize"
     source: ModelInfo
     bytes_before: int

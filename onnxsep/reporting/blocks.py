@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Protocol
 
+from onnxsep.errors import spelled
 from onnxsep.reporting.document import Block, Cell, Line, Note, Span, Words
 from onnxsep.reporting.records import ModelInfo, VerificationReport, part_text
 
@@ -36,6 +37,18 @@ def header(source: ModelInfo, what: str) -> Line:
     opsets = ", ".join(f"{domain} {version}" for domain, version in source.opsets.items())
     producer = source.producer or "unknown producer"
     return Line(f"{_name(source)}: {producer}, IR {source.ir_version}, opset {opsets}, {_size(source)}; {what}")
+
+
+def summary(source: ModelInfo, what: str, *figures: str) -> str:
+    """What was done with a model, and what came of it, in a line."""
+    return "; ".join((f"{_name(source)}, {what}", *filter(None, figures)))
+
+
+def compared(outcome: VerificationReport) -> str:
+    """What a verification found, in a few words."""
+    if not outcome.ran:
+        return "not verified"
+    return f"relative error {_known(outcome.relative):.3g}"
 
 
 def site(name: str, where: str) -> tuple[str | Span, ...]:
@@ -74,7 +87,7 @@ def written(report: Written) -> tuple[Line, ...]:
 def macs_change(before: int, after: int, unknown: int) -> str:
     """MACs before and after, and how many nodes are not in these sums because their sizes are not known."""
     if unknown and not before:
-        return "MACs unknown: the sizes are free (--input-shape NAME:DIMS gives them)"
+        return f"MACs unknown: the sizes are free ({spelled('input_shapes', hint='NAME:DIMS')} gives them)"
     return f"MACs {ratio_text(before, after)}" + (f" ({unknown} nodes of unknown size not counted)" if unknown else "")
 
 

@@ -1,4 +1,4 @@
-"""The commands that make reports: for each the class of its record, and what makes a document of it.
+"""The commands that make reports: for each the class of its record, and what makes a document and a summary of it.
 
 They stand in folders above this one, and are imported when they are first asked for.
 """
@@ -13,21 +13,24 @@ from onnxsep.reporting.records import Report
 
 @dataclass(frozen=True)
 class Home:
-    """Where a command's report is defined: ``module:name`` of the record and of its document's function."""
+    """Where a command's report is defined: ``module:name`` of its record, and the module that shows it.
+
+    That module has two functions of the record: ``rewrite_document``, ``rewrite_summary`` for the command rewrite.
+    """
 
     record: str
-    document: str
+    shown: str
 
 
 HOMES = {
-    "rewrite": Home("onnxsep.rewriting.report:RewriteReport", "onnxsep.rewriting.render:rewrite_document"),
-    "inspect": Home("onnxsep.rewriting.report:InspectReport", "onnxsep.rewriting.render:inspect_document"),
-    "check": Home("onnxsep.checking.result:CheckResult", "onnxsep.checking.render:check_document"),
-    "prune": Home("onnxsep.pruning.report:PruneReport", "onnxsep.pruning.render:prune_document"),
-    "quantize": Home("onnxsep.quantization.report:QuantizeReport", "onnxsep.quantization.render:quantize_document"),
-    "finetune": Home("onnxsep.finetuning.report:FinetuneReport", "onnxsep.finetuning.render:finetune_document"),
-    "evaluate": Home("onnxsep.evaluation.report:EvaluationReport", "onnxsep.evaluation.render:evaluate_document"),
-    "compress": Home("onnxsep.compression.report:CompressReport", "onnxsep.compression.render:compress_document"),
+    "rewrite": Home("onnxsep.rewriting.report:RewriteReport", "onnxsep.rewriting.render"),
+    "inspect": Home("onnxsep.rewriting.report:InspectReport", "onnxsep.rewriting.render"),
+    "check": Home("onnxsep.checking.result:CheckResult", "onnxsep.checking.render"),
+    "prune": Home("onnxsep.pruning.report:PruneReport", "onnxsep.pruning.render"),
+    "quantize": Home("onnxsep.quantization.report:QuantizeReport", "onnxsep.quantization.render"),
+    "finetune": Home("onnxsep.finetuning.report:FinetuneReport", "onnxsep.finetuning.render"),
+    "evaluate": Home("onnxsep.evaluation.report:EvaluationReport", "onnxsep.evaluation.render"),
+    "compress": Home("onnxsep.compression.report:CompressReport", "onnxsep.compression.render"),
 }
 
 
@@ -39,5 +42,11 @@ def record_of(command: str) -> type[Report]:
 
 def document_of(report: Report) -> Document:
     """A report as a document."""
-    make: Callable[[Report], Document] = loaded(HOMES[report.command].document)
+    make: Callable[[Report], Document] = loaded(f"{HOMES[report.command].shown}:{report.command}_document")
     return make(report)
+
+
+def summary_of(report: Report) -> str:
+    """What matters of a report, in a line or two."""
+    say: Callable[[Report], str] = loaded(f"{HOMES[report.command].shown}:{report.command}_summary")
+    return say(report)

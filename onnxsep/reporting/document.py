@@ -106,6 +106,19 @@ class Table:
     are shown in several tables."""
 
 
+def spread(table: Table) -> Table:
+    """The same table with marks and notes in columns of their own, for writers that have no other place for them."""
+    marks = any(row.mark for row in table.rows)
+    notes = bool(table.notes) and any(cell.note for row in table.rows for cell in row.cells)
+    columns = (*(Column(""),) * marks, *table.columns, *(Column(table.notes),) * notes)
+    rows = []
+    for row in table.rows:
+        note = Cell("; ".join(cell.note for cell in row.cells if cell.note))
+        cells = (*(Cell(row.mark),) * marks, *row.cells, *(note,) * notes)
+        rows.append(Row(cells, row.style, details=row.details))
+    return Table(columns, tuple(rows), framed=table.framed, indent=table.indent)
+
+
 @dataclass(frozen=True)
 class Series:
     """Named numbers in their order, which a writer that draws can plot; the others leave them out.

@@ -12,17 +12,16 @@ from onnxsep.model.paths import Kind
 from onnxsep.reporting.document import (
     Block,
     Cell,
-    Column,
     Document,
     Heading,
     Line,
     Note,
-    Row,
     Series,
     Span,
     Table,
     Words,
     plain,
+    spread,
 )
 from onnxsep.reporting.printable import printable
 
@@ -77,24 +76,18 @@ def _block(block: Block) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    """A line for each row; marks and notes get columns of their own, details go below the last cell."""
-    marks = any(row.mark for row in table.rows)
-    notes = bool(table.notes) and any(cell.note for row in table.rows for cell in row.cells)
-    columns = [*[Column("")][: int(marks)], *table.columns, *[Column(table.notes)][: int(notes)]]
-    yield _row([_text(column.title) for column in columns])
-    yield _row(["---:" if column.align == "right" else "---" for column in columns])
+    """A line for each row; details go below the last cell."""
+    table = spread(table)
+    yield _row([_text(column.title) for column in table.columns])
+    yield _row(["---:" if column.align == "right" else "---" for column in table.columns])
     for row in table.rows:
-        cells = [*[_text(row.mark)][: int(marks)], *map(_cell, row.cells), *[_notes(row)][: int(notes)]]
+        cells = [*map(_cell, row.cells)]
         cells[-1] += "".join(f"<br>{_text(detail)}" for detail in row.details)
         yield _row(cells)
 
 
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _notes(row: Row) -> str:
-    return _text("; ".join(cell.note for cell in row.cells if cell.note))
 
 
 def _cell(cell: Cell) -> str:

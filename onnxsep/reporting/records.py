@@ -1,12 +1,15 @@
 """The records that reports of several commands share."""
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from onnxsep._version import __version__
 from onnxsep.algebra.output_parts import Part, show_indices
+from onnxsep.reporting.document import Document
+from onnxsep.reporting.frames import flat, frame
+from onnxsep.reporting.printable import shortened
 
 
 class Record(BaseModel):
@@ -20,12 +23,57 @@ class Report(Record):
 
     ``onnxsep.reporting.commands`` lists the subclasses. A change after which saved reports can no longer be read raises
     the default of ``schema_version`` in its class, and adds a step to ``onnxsep.reporting.upgrades``.
+
+    In Python, ``repr`` says what matters in a line or two, ``print`` shows the command's table, and a notebook shows it
+    as HTML.
     """
+
+    row_field: ClassVar[str] = ""
+    """The field whose records are the rows of :meth:`to_frame`."""
 
     onnxsep: str = __version__
     command: str
-    schema_version: int = Field(default=1, validation_alias="schema")
+    schema_version: int = Field(default=2, validation_alias="schema")
     """``schema`` in JSON; pydantic has a method of that name."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.summary()}>"
+
+    def __str__(self) -> str:
+        from onnxsep.reporting.text import plain_text
+
+        return plain_text(self._document()).rstrip("\n")
+
+    def __rich_repr__(self) -> Iterator[Any]:  # else rich prints all fields
+        yield self.summary()
+
+    def _repr_html_(self) -> str:
+        from onnxsep.reporting.html import html
+
+        return html(self._document())
+
+    def _document(self) -> Document:
+        from onnxsep.reporting.commands import document_of
+
+        return document_of(self)
+
+    def summary(self) -> str:
+        """What matters, in a line or two."""
+        from onnxsep.reporting.commands import summary_of
+
+        return shortened(summary_of(self))
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """The rows of the command's table, as data: a dict for each, all with the same keys."""
+        return flat(self.model_dump()[self.row_field])
+
+    def to_frame(self) -> Any:
+        """The same as a ``pandas.DataFrame``.
+
+        Raises:
+            MissingDependencyError: pandas is not installed.
+        """
+        return frame(self.to_records())
 
     @model_serializer(mode="wrap")
     def _named_schema(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -119,3 +167,5 @@ class ModelInfo(Record):
     opsets: dict[str, int]
     size_bytes: int
     """The .onnx file and its external data."""
+    sha256: str | None = None
+    """As :func:`onnxsep.model.content.model_hash` says; None above 1 GB, and for a model in memory."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from onnxsep.errors import ReportError
+from onnxsep.errors import ReportError, worded
 from onnxsep.model.files import open_regular
 from onnxsep.reporting.commands import HOMES, document_of, record_of
 from onnxsep.reporting.records import Report
@@ -17,7 +17,7 @@ from onnxsep.reporting.upgrades import Content, command_of, schema_of, upgraded
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
-    """A report that ``--report`` or ``--json`` has written.
+    """A report that the command line has written, or the ``model_dump_json()`` of one.
 
     JSON has no NaN and no infinity: a figure that was one of them is NaN in the report that is read.
 
@@ -33,7 +33,10 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     place = repr(str(path))
     content = _read_json(Path(path), place)
     if not isinstance(content, dict) or command_of(content) is None:
-        raise ReportError(f"{place} is no report of onnxsep: give a file that --report or --json has written")
+        writer = worded(
+            "--report or --json has written", "the command line, or a report's model_dump_json(), has written"
+        )
+        raise ReportError(f"{place} is no report of onnxsep: give a file that {writer}")
     report = _read(content, place)
     try:  # records alone do not know which figures contradict each other, or which texts cannot be written
         document_of(report)

@@ -51,7 +51,16 @@ def _named(command: str) -> Callable[[Content], Content]:
     return lambda content: {**content, "command": command, "schema": 1}
 
 
+def _once(content: Content) -> Content:
+    """From schema 1 to 2: the options do not repeat the command."""
+    options = content.get("options")
+    if isinstance(options, dict):
+        content = {**content, "options": {key: value for key, value in options.items() if key != "command"}}
+    return {**content, "schema": 2}
+
+
 _STEPS: dict[tuple[str, int], Callable[[Content], Content]] = {
-    (command, 0): _named(command) for command in _KEYS_OF_OLD
+    **{(command, 0): _named(command) for command in _KEYS_OF_OLD},
+    **{(command, 1): _once for command in _KEYS_OF_OLD},
 }
 """By command and schema: what makes the next schema of it."""

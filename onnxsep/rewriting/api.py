@@ -38,7 +38,7 @@ from onnxsep.running.inputs import Input, model_inputs
 from onnxsep.running.verification import Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result(Savable):
     """A rewritten model and the report of what was done.
 

@@ -9,7 +9,7 @@ from onnxsep.calibration import Fitting
 from onnxsep.engine.blocks import find_blocks
 from onnxsep.engine.planning import Options, Plan, check_ranks, make_plan, plan_assigned
 from onnxsep.engine.sites import Sites, read_weight
-from onnxsep.errors import OptionError, spelled
+from onnxsep.errors import OptionError, spelled, worded
 from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode, find_mode
@@ -151,9 +151,9 @@ def choice_of(
     """
     if plan is None:
         if mode is None:
+            listed = worded("`onnxsep modes` lists", "available_modes() gives")
             raise OptionError(
-                f"{spelled('mode')} is missing: the form that Convs get (`onnxsep modes` lists them); or give"
-                f" {spelled('plan')}"
+                f"{spelled('mode')} is missing: the form that Convs get ({listed} them); or give {spelled('plan')}"
             )
         found = find_mode(mode)
         return OneBlockMode(found, options) if isinstance(found, BlockMode) else OneMode(found, options)

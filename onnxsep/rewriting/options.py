@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from onnxsep.data.options import DATA_GROUP, Preprocessed
 from onnxsep.layers.rank import RankPolicy
@@ -43,7 +43,6 @@ _RANKS = ("paper", "full", "energy=0.95", "0.5")  # what completion proposes
 class RewriteOptions(Verifying, Preprocessed):
     """What ``rewrite`` is asked for."""
 
-    command: ClassVar[str] = "rewrite"
     mode: str | Mode | BlockMode | None = option(
         default=None,
         typed=str,
@@ -101,8 +100,8 @@ class RewriteOptions(Verifying, Preprocessed):
         typed=Path,
         per_run=True,
         help="Folder of images, .npy or .npz: what the factors are fitted to (else weights alone).",
-        doc="calibration data, to which the factors are fitted: a folder of images, an .npy or .npz file, arrays, or an"
-        " iterable of feeds (``onnxsep.data``).",
+        doc="calibration data, to which the factors are fitted: a folder of images, an .npy or .npz file, arrays,"
+        " batches or a dataset (:func:`onnxsep.data.open_data`).",
     )
     init: str | None = option(
         default=None,
@@ -217,7 +216,6 @@ class RewriteOptions(Verifying, Preprocessed):
 class InspectOptions(Opening, Shaped, Telling):
     """What ``inspect`` is asked for."""
 
-    command: ClassVar[str] = "inspect"
     modes: Sequence[str | Mode | BlockMode] = option(
         default=(),
         flag="--mode",

@@ -4,25 +4,40 @@ from collections.abc import Sequence
 
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.render import layers_of_result
-from onnxsep.reporting.blocks import ending, header, macs_change, notes, number, ratio_text, site, title
+from onnxsep.errors import spelled
+from onnxsep.reporting.blocks import (
+    compared,
+    ending,
+    header,
+    macs_change,
+    notes,
+    number,
+    ratio_text,
+    site,
+    summary,
+    title,
+)
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
-from onnxsep.rewriting.report import ConvReport, InspectedConv, InspectReport, RewriteReport
+from onnxsep.rewriting.report import ConvReport, InspectedConv, InspectReport, InspectTotals, RewriteReport
 
 _MOST_COLUMNS = 3  # modes; of more, inspect shows the totals alone
 
 
 def rewrite_document(report: RewriteReport) -> Document:
     """The table of all convolutions, totals, notes and the verification of one rewrite."""
-    rank = f", rank {report.rank}" if report.rank else ""
-    how = f"plan {report.plan}" if report.plan else f"mode {report.mode}{rank}"
-    blocks: list[Block] = [header(report.source, how), _convs(report)]
-    blocks.append(_totals(report))
+    blocks: list[Block] = [header(report.source, _how(report)), _convs(report)]
+    blocks.append(Line(_totals(report)))
     if report.calibration:
         blocks += _calibration(report.calibration)
     blocks += ending(report, layers_of_result(report.layers))
     if report.plan_output:
         blocks.append(Line(f"wrote the plan {report.plan_output}"))
     return Document(title(report.command, report.source), tuple(blocks))
+
+
+def _how(report: RewriteReport) -> str:
+    rank = f", rank {report.rank}" if report.rank else ""
+    return f"plan {report.plan}" if report.plan else f"mode {report.mode}{rank}"
 
 
 def _convs(report: RewriteReport) -> Table:
@@ -53,9 +68,9 @@ def _conv(conv: ConvReport, fitted: bool, local: bool) -> Row:
     return Row(tuple(cells), style="" if conv.status == "replaced" else "dim")
 
 
-def _totals(report: RewriteReport) -> Line:
+def _totals(report: RewriteReport) -> str:
     totals = report.totals
-    return Line(
+    return (
         f"{totals.replaced} of {totals.convs} {_noun(report.convs)} replaced; "
         f"parameters {ratio_text(totals.parameters_before, totals.parameters_after)}; "
         f"{macs_change(totals.macs_before, totals.macs_after, totals.macs_unknown)}"
@@ -98,8 +113,7 @@ def inspect_document(report: InspectReport) -> Document:
     modes = list(totals.mode_convs)
     lines = [
         f"{totals.convs} {_noun(report.convs)}; {totals.parameters:,} parameters "
-        f"({totals.trainable_parameters:,} trainable); {totals.macs:,} MACs"
-        + (f", {totals.macs_unknown} nodes of unknown size (--input-shape NAME:DIMS)" if totals.macs_unknown else "")
+        f"({totals.trainable_parameters:,} trainable); {_macs(totals)}"
     ]
     lines += [
         f"{mode}: {totals.mode_convs[mode]} {_noun(report.convs, 'Convs')} would be replaced; "
@@ -176,3 +190,22 @@ def _change(before: int | None, after: int | None) -> Cell:
         return Cell(f"{before:,}", after)
     share = f" ({after / before:.2f})" if before else ""
     return Cell(f"{before:,} -> {after:,}", after, narrow=f"{after:,}{share}")
+
+
+def _macs(totals: InspectTotals) -> str:
+    where = spelled("input_shapes", hint="NAME:DIMS")
+    unknown = f", {totals.macs_unknown} nodes of unknown size ({where})" if totals.macs_unknown else ""
+    return f"{totals.macs:,} MACs{unknown}"
+
+
+def rewrite_summary(report: RewriteReport) -> str:
+    """How many Convs were replaced, what that saves, and the error."""
+    last = "dry run" if report.dry_run else compared(report.verification)
+    return summary(report.source, _how(report), _totals(report), last)
+
+
+def inspect_summary(report: InspectReport) -> str:
+    """What the model holds."""
+    totals = report.totals
+    figures = f"{totals.convs} {_noun(report.convs)}", f"{totals.parameters:,} parameters", _macs(totals)
+    return summary(report.source, f"rank {report.rank}", *figures)

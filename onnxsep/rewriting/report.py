@@ -62,6 +62,7 @@ class Totals(Record):
 class RewriteReport(WrittenFiles, Report):
     """One run of ``onnxsep rewrite``."""
 
+    row_field = "convs"
     command: Literal["rewrite"] = "rewrite"
     source: ModelInfo
     mode: str
@@ -143,6 +144,7 @@ class InspectTotals(Record):
 class InspectReport(Report):
     """What ``onnxsep inspect`` shows."""
 
+    row_field = "convs"
     command: Literal["inspect"] = "inspect"
     source: ModelInfo
     options: dict[str, Any] = Field(default_factory=dict)

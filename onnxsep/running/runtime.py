@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import EncodeError
 
-from onnxsep.errors import MissingDependencyError, OptionError, TimeLimitError, spelled
+from onnxsep.errors import MissingDependencyError, OptionError, TimeLimitError, spelled, worded
 from onnxsep.model.external import is_external, set_slot, slot_of
 from onnxsep.model.files import temporary_folder
 from onnxsep.model.functions import too_many_calls, with_few_calls
@@ -157,7 +157,7 @@ class Runner:
     def _out_of_time(self, what: str) -> TimeLimitError:
         return TimeLimitError(
             f"{what} {self._name} takes longer than {self._limit:g} s, and was stopped; {spelled('time_limit')} gives"
-            f" it more time ({spelled('time_limit')} 1h; 0: any time; in Python: RuntimeOptions(time_limit=...))"
+            f" it more time ({worded('--time-limit 1h', 'RuntimeOptions(time_limit=3600)')}; 0: any time)"
         )
 
 

@@ -55,6 +55,7 @@ class Batches:
         size: Samples in a step.
         validation: Share of the samples that is held out; 0 holds out none.
         seed: Of the held-out share and of the order in each epoch.
+        otherwise: Ends the message where there are too few samples: what can be done but to give more.
 
     Attributes:
         held_out: Numbers of the samples that are not trained on.
@@ -63,7 +64,9 @@ class Batches:
         DataError: There are too few samples.
     """
 
-    def __init__(self, data: Dataset, chosen: Sequence[int], size: int, validation: float, seed: int) -> None:
+    def __init__(
+        self, data: Dataset, chosen: Sequence[int], size: int, validation: float, seed: int, otherwise: str = ""
+    ) -> None:
         self._data, self._size, self._seed = data, size, seed
         fixed = data.batch or 1
         order = np.random.default_rng(seed).permutation(np.asarray(chosen, np.int64))
@@ -72,7 +75,7 @@ class Batches:
             raise DataError(
                 f"{data.source}: {len(order)} samples are too few to train on and to hold some out"
                 + (f"; the model takes {fixed} at a time" if fixed > 1 else "")
-                + "; give more" * bool(count)
+                + f"; give more{otherwise}" * bool(count)
             )
         self.held_out: list[int] = sorted(order[:count].tolist())
         self._training: list[int] = sorted(order[count:].tolist())

@@ -12,6 +12,7 @@ from onnx import ModelProto, parser
 
 from onnxsep.checking import CheckResult, Difference, PartResult, check
 from onnxsep.checking.formats import render_github, render_json, render_junit, render_text
+from onnxsep.errors import on_the_command_line
 from onnxsep.reporting.printable import printable
 
 CHANGED = Difference(
@@ -102,7 +103,9 @@ def test_text_ends_with_the_verdict(result: CheckResult, verdict: str) -> None:
 
 
 def test_text_shows_some_differences_and_says_how_many_more() -> None:
-    text = render_text(many(25))
+    assert "  ... and 5 more\n" in render_text(many(25))  # in Python
+    with on_the_command_line():
+        text = render_text(many(25))
     assert text.count("missing") == 20
     assert "  ... and 5 more; --format json lists them all\n" in text
     assert render_text(many(25), limit=None).count("missing") == 25
