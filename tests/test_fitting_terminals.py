@@ -134,6 +134,19 @@ def test_the_forms_of_a_table_from_wide_to_narrow() -> None:
         assert_fits(in_terminal(document, columns), document, columns)
 
 
+def test_figures_before_and_after_stay_on_one_line() -> None:
+    changed = "parameters 186,314 -> 25,066 (0.135); MACs 3,853,568 -> 514,816 (0.134)"
+    chain = " -> ".join(f"{number:,}" for number in range(147_686, 2_000, -7_000))
+    for columns in range(40, 100):
+        for text in (changed, chain):
+            document = Document("t", (Line(text), Note(text, indent=2)))
+            shown = in_terminal(document, columns)
+            assert_fits(shown, document, columns)
+            if columns >= 50 and text == changed:
+                assert shown.text.count("186,314 -> 25,066") == shown.text.count("3,853,568 -> 514,816") == 2
+            assert set(FIGURE.findall(shown.text)) == set(FIGURE.findall(text))
+
+
 def test_models_side_by_side_are_shown_some_at_a_time() -> None:
     names = [f"model_{letter}.onnx" for letter in "abcdefg"]
     table = Table(

@@ -6,6 +6,7 @@ a time, where these show the same of several things; without the columns that it
 each row is a card: its name, then its figures with their titles. Notes stand below, by number.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +23,9 @@ from onnxsep.reporting.spans import STYLES, safe
 _GAP = 2  # between the columns of a table
 _TITLE = 20  # columns that a word of a title may have; longer ones are folded
 _STEP = "  "  # how far a line is indented below the one that it belongs to
+_ROOMY = 50  # columns of a terminal that has room for two figures, which then stay on one line
+_BEFORE_AND_AFTER = re.compile(r"(?<!-> )(?<!\S)\S{1,18} -> \S{1,18}(?!\S)(?! ->)")
+_GLUE = "\ue000"  # in the place of a space that ends no line; no text holds what is not printable
 _NARROWEST = 20  # columns of a terminal below which nothing is indented
 
 
@@ -44,7 +48,10 @@ def _lines(words: Text, console: Console, indent: int = 0) -> Iterator[Text]:
     if len(lead) + words.cell_len <= console.width:
         yield Text(lead).append_text(words)
         return
+    if console.width >= _ROOMY:
+        words.plain = _BEFORE_AND_AFTER.sub(lambda found: found[0].replace(" ", _GLUE), words.plain)
     for line in words.wrap(console, max(console.width - len(lead) - len(step), 1), overflow="fold"):
+        line.plain = line.plain.replace(_GLUE, " ")
         line.rstrip()
         yield Text(lead).append_text(line)
         lead = step * (indent + 1)
