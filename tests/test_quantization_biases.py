@@ -275,6 +275,7 @@ CHAINS = {
     "cp": 4,
     "depthwise": 2,
     "depthwise-spatial": 3,
+    "linear-bottleneck": 3,
     "pointwise-depthwise": 2,
     "spatial": 2,
     "spatial-depthwise": 4,
