@@ -60,7 +60,7 @@ def test_losses_of_the_skip_are_worth_making_up_for(
     """Against fits that end before the residual Add."""
     path = shared / "models" / "cifar10_resnet20_ts.onnx"
     source = load(path).proto
-    x, fresh = cifar[:80], cifar[900:]
+    x, fresh = cifar[:100], cifar[900:]
     result = calibrated(path, x, only=narrow(source))
 
     def short(*arguments: Any, **options: Any) -> list[Step]:

@@ -65,7 +65,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def without_new(now: Any, old: Any) -> Any:
     """What the new reading says, without fields that the old one does not know and that say nothing."""
     if isinstance(now, dict) and isinstance(old, dict):
-        return {key: without_new(value, old.get(key)) for key, value in now.items() if key in old or value is not None}
+        kept = {key: value for key, value in now.items() if key in old or value not in (None, [])}
+        return {key: without_new(value, old.get(key)) for key, value in kept.items()}
     if isinstance(now, list) and isinstance(old, list) and len(now) == len(old):
         return [without_new(*pair) for pair in zip(now, old, strict=True)]
     return now

@@ -12,7 +12,7 @@ from onnxsep.calibration.recording import calibrate_from, record
 from onnxsep.calibration.report import CalibrationReport, TuneReport
 from onnxsep.calibration.statistics_file import load_statistics, save_statistics
 from onnxsep.calibration.walk import CalibrationOptions
-from onnxsep.data import Dataset, Feed, Preprocessing, Source, open_data
+from onnxsep.data import Dataset, Feed, Partition, Preprocessing, Source, open_data, partition, verification_feeds
 from onnxsep.engine.planning import Plan
 from onnxsep.engine.replacements import BlockReplacement
 from onnxsep.engine.sites import Sites
@@ -22,6 +22,7 @@ from onnxsep.model.io import Model
 from onnxsep.modes.base import AnyMode, Mode
 from onnxsep.modes.block import BlockMode
 from onnxsep.options.progress import Progress
+from onnxsep.running.feeds import Feeds
 from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training import check_installed, tune, write_back
 
@@ -96,12 +97,27 @@ class Fitted:
     calibrated: Calibrated = field(default_factory=Calibrated)
     report: CalibrationReport | None = None
     dataset: Dataset | None = None
-    indices: tuple[int, ...] = ()
+    parts: Partition | None = None
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The samples that the fit sees."""
+        return () if self.parts is None else tuple(self.parts.fitted)
 
     def batches(self) -> Iterator[Feed]:
         """The samples that were chosen."""
         assert self.dataset is not None
         return self.dataset.feeds(self.indices, _BATCH)
+
+    def unseen(self) -> Feeds | None:
+        """What the result is verified on, where there are data.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        if self.dataset is None or self.parts is None:
+            return None
+        return verification_feeds(self.dataset, self.parts)
 
 
 def fit_plan(
@@ -127,7 +143,8 @@ def fit_plan(
     dataset = fitting.data
     if not isinstance(dataset, Dataset):
         dataset = open_data(dataset, model, preprocessing=fitting.preprocessing)
-    indices = tuple(dataset.sample(fitting.samples, fitting.seed))
+    parts = partition(dataset, fitting.samples, fitting.seed)
+    indices = tuple(parts.fitted)
     report = CalibrationReport(
         init=init,
         source=dataset.source,
@@ -138,7 +155,7 @@ def fit_plan(
         refine=options.refine,
         notes=dataset.notes,
     )
-    fitted = Fitted(report=report, dataset=dataset, indices=indices)
+    fitted = Fitted(report=report, dataset=dataset, parts=parts)
     blocks = sorted({row.mode.name for row in plan.replacements if isinstance(row, BlockReplacement)})
     if blocks:
         note = f"mode {', '.join(blocks)} computes its weights from those of the source: nothing is fitted to the data"

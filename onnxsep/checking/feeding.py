@@ -13,9 +13,25 @@ from onnxsep.data import Dataset, Preprocessing, Source, open_data
 from onnxsep.errors import FeedError, OptionError, spelled
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress
+from onnxsep.reporting.records import MeasuredOn
 from onnxsep.running.feeds import make_feeds
 from onnxsep.running.integer_io import as_real
 from onnxsep.running.runtime import CannotRun, RuntimeOptions
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Inputs for a model.
+
+    Attributes:
+        feeds: Makes them, so many samples at a time.
+        notes: What the reader must know about them.
+        measured_on: What they are, for a report.
+    """
+
+    feeds: Feeds
+    notes: tuple[str, ...]
+    measured_on: MeasuredOn | None
 
 
 @dataclass(frozen=True)
@@ -56,8 +72,8 @@ class Feeding:
         if self.data is None and self.samples != SAMPLES:
             raise OptionError(f"{spelled('samples')} chooses among those of {spelled('data')}, and there is none")
 
-    def open(self, model: Model) -> tuple[Feeds, tuple[str, ...]]:
-        """Inputs for a model, and what the reader must know about them.
+    def open(self, model: Model) -> Opened:
+        """Inputs for a model.
 
         Raises:
             OptionError: data and inputs are both given, or a number is out of range.
@@ -76,9 +92,9 @@ class Feeding:
         def once(batch: int) -> Iterator[Mapping[str, Any]]:
             yield made.arrays
 
-        return once, made.notes
+        return Opened(once, made.notes, made.measured_on)
 
-    def _from_data(self, data: Source | Dataset, model: Model) -> tuple[Feeds, tuple[str, ...]]:
+    def _from_data(self, data: Source | Dataset, model: Model) -> Opened:
         dataset = data
         if not isinstance(dataset, Dataset):
             dataset = open_data(dataset, as_real(model), preprocessing=self.preprocessing)
@@ -88,7 +104,8 @@ class Feeding:
         def batches(batch: int) -> Iterator[Mapping[str, Any]]:
             return opened.feeds(indices, batch)
 
-        return batches, opened.notes
+        what = MeasuredOn(kind="data", source=opened.source, samples=sum(map(len, opened.batches(indices))))
+        return Opened(batches, opened.notes, what)
 
 
 def layers_report(
@@ -101,11 +118,12 @@ def layers_report(
         DataError: the data cannot be read, or do not fit the model.
     """
     try:
-        feeds, notes = feeding.open(source)
+        opened = feeding.open(source)
+        notes = opened.notes
         if feeding.data is None and feeding.inputs is None:
             real = f"{spelled('data')} or {spelled('inputs')}"
             notes = (*notes, f"the inputs are random: noise tells less than real inputs ({real})")
-        return compare_layers(source, result, feeds, options, notes, progress), ""
+        return compare_layers(source, result, opened.feeds, options, notes, progress), ""
     except CannotRun as error:
         return None, f"the layers are not compared: {error}"
     except FeedError as error:

@@ -18,7 +18,7 @@ from onnxsep.checking.matching import Match, match_tensors
 from onnxsep.checking.network import LAYERS, Network, Value
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress, announce, under
-from onnxsep.running.comparison import samples_of
+from onnxsep.running.feeds import samples_of
 from onnxsep.running.float32 import as_float32, float32_copy, held_types
 from onnxsep.running.integer_io import IntegerIO, integer_io, quantized_feed
 from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions

@@ -14,9 +14,9 @@ from onnxsep.errors import FeedError
 from onnxsep.graph.scopes import scopes
 from onnxsep.model import io
 from onnxsep.model.tensors import type_name
-from onnxsep.running.comparison import Outputs, Run, run_reference, samples_of
+from onnxsep.running.comparison import Outputs, Run, run_reference
 from onnxsep.running.execution import describe, idle_scopes
-from onnxsep.running.feeds import Feeds
+from onnxsep.running.feeds import Feeds, samples_of
 from onnxsep.running.integer_io import integer_io, quantized_feed
 from onnxsep.running.runtime import CannotRun, RuntimeOptions
 
@@ -32,8 +32,8 @@ def compare_outputs(
 ) -> PartResult:
     """The part of a check that runs both models."""
     try:
-        batches, chosen = feeding.open(reference)
-        feeds = list(batches(SAMPLES))
+        opened = feeding.open(reference)
+        feeds = list(opened.feeds(SAMPLES))
         expected, run, notes = _run_all(reference, feeds, runtime)
     except CannotRun as error:
         return PartResult(name="outputs", status="skipped", reason=f"the runtime cannot run the reference: {error}")
@@ -68,7 +68,13 @@ def compare_outputs(
     unseen = [
         f"not compared, for these inputs do not run it: {where}" for where in describe(scopes(reference.proto), idle)
     ]
-    return PartResult(name="outputs", status=status, differences=tuple(found), notes=(*chosen, *notes, *unseen))
+    return PartResult(
+        name="outputs",
+        status=status,
+        differences=tuple(found),
+        notes=(*opened.notes, *notes, *unseen),
+        measured_on=opened.measured_on,
+    )
 
 
 def _run_all(

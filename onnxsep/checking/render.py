@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from onnxsep.checking.layer_report import LayerDifference, LayersReport
 from onnxsep.checking.result import CheckResult, Difference, PartResult
 from onnxsep.errors import worded
+from onnxsep.reporting.blocks import measured_line
 from onnxsep.reporting.document import Block, Cell, Column, Document, Heading, Line, Note, Row, Series, Table
 from onnxsep.reporting.records import part_text
 
@@ -22,6 +23,7 @@ def check_document(result: CheckResult, limit: int | None = TEXT_LIMIT) -> Docum
     blocks: list[Block] = [Line(against)]
     for part in result.parts:
         blocks += [Heading(f"{part.name}: {summary(part)}"), *(Note(note, indent=1) for note in part.notes)]
+        blocks += measured_line(part.measured_on)
         blocks += [] if part.layers is None else layer_blocks(part.layers)
         for difference in part.differences[:limit]:
             blocks.append(Line(headline(difference), indent=1))

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from onnxsep.checking.layer_report import LayersReport
-from onnxsep.reporting.records import Report
+from onnxsep.reporting.records import MeasuredOn, Report
 
 
 class Difference(BaseModel):
@@ -32,7 +32,8 @@ class Difference(BaseModel):
 class PartResult(BaseModel):
     """One part of a check: ``reason`` says why it was skipped, ``notes`` what was chosen for the user.
 
-    ``layers`` is what the part of that name measured: it tells where an error arises, and judges nothing.
+    ``measured_on`` is what outputs were compared on. ``layers`` is what the part of that name measured: it tells where
+    an error arises, and judges nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,6 +43,7 @@ class PartResult(BaseModel):
     reason: str = ""
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = ()
+    measured_on: MeasuredOn | None = None
     layers: LayersReport | None = None
 
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from onnxsep.data.dataset import Dataset, check_batch, check_sampling
     from onnxsep.data.labels import AnyLabels, check_labels
     from onnxsep.data.opening import Feed, Source, open_data
+    from onnxsep.data.partitioning import Partition, partition, tenth, unfitted, verification_feeds
     from onnxsep.data.preprocessing import AnyPreprocessing, Preprocessing
 else:
     __getattr__, __dir__ = lazy(
@@ -16,6 +17,7 @@ else:
             "onnxsep.data.dataset": ("Dataset", "check_batch", "check_sampling"),
             "onnxsep.data.labels": ("AnyLabels", "check_labels"),
             "onnxsep.data.opening": ("Feed", "Source", "open_data"),
+            "onnxsep.data.partitioning": ("Partition", "partition", "tenth", "unfitted", "verification_feeds"),
             "onnxsep.data.preprocessing": ("AnyPreprocessing", "Preprocessing"),
         },
     )
@@ -25,10 +27,15 @@ __all__ = [
     "AnyPreprocessing",
     "Dataset",
     "Feed",
+    "Partition",
     "Preprocessing",
     "Source",
     "check_batch",
     "check_labels",
     "check_sampling",
     "open_data",
+    "partition",
+    "tenth",
+    "unfitted",
+    "verification_feeds",
 ]

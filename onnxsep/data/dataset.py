@@ -25,6 +25,8 @@ class Dataset:
         classes: Names of the classes, where they have names: the number of a class is its place here.
         notes: What was decided for the user, or should be known: how images are read, what is not used.
         batch: The only batch size that the model takes; None where it takes any.
+        reserved: Numbers of samples that are kept for another use, so that ``sample`` does not choose them: what the
+            steps of a run are measured on.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Dataset:
         self.classes = classes
         self.notes = tuple(notes)
         self.batch = batch
+        self.reserved: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         labels = "without labels" if self.labels is None else "with labels"
@@ -128,7 +131,7 @@ class Dataset:
         return map(self.feed, self.batches(indices, batch))
 
     def sample(self, count: int | None, seed: int = 0) -> list[int]:
-        """Choose samples at random, without replacement; the same seed gives the same ones.
+        """Choose samples at random, without replacement and without the reserved; the same seed gives the same ones.
 
         Args:
             count: How many; None, or more than there are: all.
@@ -141,9 +144,12 @@ class Dataset:
             OptionError: the count is less than 1, or the seed negative.
         """
         check_sampling(count, seed)
-        if count is None or count >= len(self):
-            return list(range(len(self)))
-        return sorted(np.random.default_rng(seed).choice(len(self), count, replace=False).tolist())
+        reserved = set(self.reserved)
+        usable = [index for index in range(len(self)) if index not in reserved]
+        if count is None or count >= len(usable):
+            return usable
+        places = np.random.default_rng(seed).choice(len(usable), count, replace=False)
+        return [usable[place] for place in sorted(places.tolist())]
 
     def fingerprint(self, indices: Sequence[int] | None = None) -> str:
         """SHA-256, in hexadecimal, of what is fed: contents and labels of samples in their order, and preprocessing.

@@ -6,6 +6,7 @@ dataset with named columns (``rows``).
 
 import os
 from collections.abc import Iterable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from onnxsep.running.inputs import Input, model_inputs, read_arrays
 Feed = Mapping[str, Any]  # arrays by input name
 
 
-Source = str | os.PathLike[str] | Feed | np.ndarray | Iterable[Any] | Numbered
+Source = str | os.PathLike[str] | Feed | np.ndarray | Iterable[Any] | Numbered | Dataset
 
 
 def open_data(
@@ -50,7 +51,7 @@ def open_data(
               column of classes.
 
             Iterators and loaders are read once and kept. Arrays are taken as they are: floats finite, and nothing is
-            cast.
+            cast. A dataset that was opened already is copied.
         model: The model that will be fed.
         preprocessing: How images become values; not for arrays.
         labels: A CSV file of names and classes (:func:`onnxsep.data.labels.read_labels`), or the classes of the samples
@@ -66,7 +67,10 @@ def open_data(
         raise DataError(f"no data can be given for this model: {error}") from error
     if not entries:
         raise DataError("no data can be given for this model: it has no inputs")
-    data = _open(source, model, entries, Preprocessing.of(preprocessing), labelled=labels is not None)
+    if isinstance(source, Dataset):
+        data = copy(source)  # labels and the size of batches may be set for one of its users
+    else:
+        data = _open(source, model, entries, Preprocessing.of(preprocessing), labelled=labels is not None)
     if labels is not None:
         _set_labels(data, labels)
     if need_labels and data.labels is None:

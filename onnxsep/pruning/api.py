@@ -1,8 +1,9 @@
 """``prune``: load -> match -> choose -> apply -> ensure -> verify."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from onnxsep.data import open_data, unfitted, verification_feeds
 from onnxsep.engine.sites import find_sites
 from onnxsep.errors import VerificationError
 from onnxsep.model.io import AnyModel, Model, load
@@ -20,8 +21,8 @@ from onnxsep.pruning.verifying import verify_pruned
 from onnxsep.pruning.weights import prune_weights
 from onnxsep.reporting.model_info import model_info, size_bytes
 from onnxsep.reporting.records import VerificationReport
-from onnxsep.running.feeds import check_input_shapes
-from onnxsep.running.verification import Settings
+from onnxsep.running.feeds import Feeds, check_input_shapes
+from onnxsep.running.verification import Settings, missed_error
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,6 +56,7 @@ def prune(model: AnyModel, options: PruneOptions) -> PruneResult:
         OptionError: an option cannot be used, or options contradict each other.
         UnsupportedModelError: the graph cannot be read.
         FeedError: the inputs or input shapes do not fit the model.
+        DataError: the data cannot be read, or do not fit the model.
         VerificationError: the result is further from the source than allowed; its ``report`` says what was measured.
     """
     started = time.perf_counter()
@@ -62,6 +64,7 @@ def prune(model: AnyModel, options: PruneOptions) -> PruneResult:
     reads = Reads.of(model, options.reads())
     source = load(model, follow_links=options.follow_links)
     check_input_shapes(source, settings.input_shapes)
+    settings = replace(settings, given=_feeds(source, options))
     sites = find_sites(source, settings.input_shapes, linear_layers=options.linear)
     only, skip = as_patterns(options.only), as_patterns(options.skip)
     if options.channels:
@@ -98,12 +101,21 @@ def prune(model: AnyModel, options: PruneOptions) -> PruneResult:
         sizes=sizes,
         notes=(*sites.notes, *done.notes, *unmeasured),
         verification=compared,
+        missed=missed_error(compared.relative, settings.max_error),
         dry_run=dry_run,
         seconds=time.perf_counter() - started,
     )
     if failure:
         raise VerificationError(f"{failure}; nothing was written", report)
     return PruneResult(done.model.ordered_as(source), report, done.new_initializers, reads)
+
+
+def _feeds(source: Model, options: PruneOptions) -> Feeds | None:
+    """What the result is verified on where there are data."""
+    if options.data is None or options.inputs is not None or options.verify == "none" or options.dry_run:
+        return None
+    data = open_data(options.data, source, preprocessing=options.preprocessing)
+    return replace(verification_feeds(data, unfitted(data, options.seed)), notes=data.notes)
 
 
 def _compare(source: Model, done: Outcome, settings: Settings, *, dry_run: bool) -> tuple[VerificationReport, str]:

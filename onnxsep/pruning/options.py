@@ -1,12 +1,23 @@
 """The options of ``prune``."""
 
-from collections.abc import Sequence
-from typing import Literal
+from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from onnxsep.data.options import DATA_GROUP, Preprocessed
 from onnxsep.errors import OptionError, spelled
+from onnxsep.model.paths import DATA
+from onnxsep.options.lazy import lazy
 from onnxsep.options.specs import option, record
 from onnxsep.pruning.schedule import Goal
 from onnxsep.running.options import VERIFICATION, Verifying
+
+if TYPE_CHECKING:
+    from onnxsep.data import Dataset, Source
+else:
+    __getattr__, __dir__ = lazy(__name__, {"onnxsep.data": ("Dataset", "Source")})
 
 Norm = Literal["l1", "l2"]
 Scope = Literal["global", "layer"]
@@ -15,7 +26,7 @@ _LAYERS = "Which layers"
 
 
 @record
-class PruneOptions(Verifying):
+class PruneOptions(Verifying, Preprocessed):
     """What ``prune`` is asked for."""
 
     sparsity: float | None = option(
@@ -80,6 +91,15 @@ class PruneOptions(Verifying):
         help="Not the layers whose name matches (glob).",
         doc="glob patterns; a layer whose name matches one is left alone.",
     )
+    data: Source | Dataset | None = option(
+        default=None,
+        group=DATA_GROUP,
+        reads=DATA,
+        typed=Path,
+        per_run=True,
+        help="Folder of images, .npy or .npz: what the result is verified on; nothing is fitted to it.",
+        doc="samples to verify the result on, as for :func:`onnxsep.data.open_data`; nothing is fitted to them.",
+    )
     dry_run: bool = option(
         default=False,
         group="Output",
@@ -112,6 +132,8 @@ class PruneOptions(Verifying):
             OptionError: a value is out of range, or two contradict each other.
         """
         super().check()
+        if self.preprocessing is not None and self.data is None:
+            raise OptionError(f"preprocessing is for the images of {spelled('data')}, and there is none")
         goal = self.goal
         pattern, channels, multiple = spelled("pattern"), spelled("channels"), spelled("multiple")
         if goal.pattern is not None and self.scope is not None:

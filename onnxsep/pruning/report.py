@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from onnxsep.reporting.records import ModelInfo, Record, Report, VerificationReport, WrittenFiles
+from onnxsep.reporting.records import MissedLimit, ModelInfo, Record, Report, VerificationReport, WrittenFiles
 
 
 class PrunedLayer(Record):
@@ -73,5 +73,7 @@ class PruneReport(WrittenFiles, Report):
     """None in a dry run, and above 1 GB."""
     notes: tuple[str, ...] = ()
     verification: VerificationReport
+    missed: tuple[MissedLimit, ...] = ()
+    """The limits that it missed; nothing was written then."""
     dry_run: bool = False
     seconds: float

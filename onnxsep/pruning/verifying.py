@@ -15,11 +15,11 @@ from onnxsep.model.io import Model
 from onnxsep.reporting.model_info import size_bytes
 from onnxsep.reporting.records import VerificationReport
 from onnxsep.rewriting.verification import not_run
-from onnxsep.running.comparison import compare_outputs, run_reference, samples_of
+from onnxsep.running.comparison import compare_outputs, run_reference
 from onnxsep.running.execution import unseen_places
-from onnxsep.running.feeds import Feeds, make_feeds
+from onnxsep.running.feeds import Feeds, make_feeds, samples_of
 from onnxsep.running.runtime import CannotRun, RuntimeOptions
-from onnxsep.running.verification import FULL_BELOW, Settings, full_report
+from onnxsep.running.verification import FULL_BELOW, Settings, full_report, too_far
 
 _AMPLIFIED = 10  # times what the model's own rounding makes: that is no error of the result
 # Taking out channels reorders sums, so that the result equals the masked source up to rounding, by its float type.
@@ -53,11 +53,13 @@ def verify_pruned(
         )
         return _not_run("none", reason), _unmeasured(reason, settings)
     try:
-        feeds = make_feeds(source, inputs=settings.inputs, input_shapes=settings.input_shapes, seed=settings.seed)
+        feeds = settings.given or make_feeds(
+            source, inputs=settings.inputs, input_shapes=settings.input_shapes, seed=settings.seed
+        )
         whole = compare_outputs(source, result, feeds, settings.runtime)
         notes, failure = list(whole.notes), ""
         if settings.max_error is not None and whole.relative > settings.max_error:
-            failure = f"the relative error {whole.relative:.3g} is above {spelled('max_error', settings.max_error)}"
+            failure = too_far(whole.relative, settings.max_error)
         if masked is not None:
             note, wrong = _against_masked(masked(), result, feeds, dtypes, settings)
             notes.append(note)
@@ -65,7 +67,7 @@ def verify_pruned(
         if unseen := _unseen(source, result, feeds, settings.runtime):
             notes.append(unseen)
             failure = failure or _unmeasured(unseen, settings)
-        return full_report(whole, notes), failure
+        return full_report(whole, notes, feeds.measured_on), failure
     except CannotRun as error:
         reason = str(error)
     except FeedError as error:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from onnxsep.errors import spelled
 from onnxsep.reporting.document import Block, Cell, Line, Note, Span, Words
-from onnxsep.reporting.records import ModelInfo, VerificationReport, part_text
+from onnxsep.reporting.records import MeasuredOn, MissedLimit, ModelInfo, VerificationReport, part_text
 
 
 class Written(Protocol):
@@ -24,6 +24,7 @@ class Ending(Written, Protocol):
 
     notes: tuple[str, ...]
     verification: VerificationReport
+    missed: tuple[MissedLimit, ...]
     dry_run: bool
 
 
@@ -66,10 +67,16 @@ def notes(texts: Iterable[str]) -> tuple[Note, ...]:
     return tuple(Note(text) for text in texts)
 
 
+def warned(texts: Iterable[str]) -> tuple[Line, ...]:
+    """A line for each warning."""
+    return tuple(Line((Span("warning:", "warning"), f" {text}")) for text in texts)
+
+
 def ending(report: Ending, layers: Iterable[Block] = ()) -> tuple[Block, ...]:
     """What the report of a changed model ends in: notes, its tensors, the verification, the file that was written."""
     last = (Line("dry run: nothing was written"),) if report.dry_run else written(report)
-    return (*notes(report.notes), *layers, *_verification(report.verification), *last)
+    limits = missed_notes(report.missed)
+    return (*notes(report.notes), *layers, *_verification(report.verification), *limits, *last)
 
 
 def written(report: Written) -> tuple[Line, ...]:
@@ -96,6 +103,62 @@ def ratio_text(before: int, after: int) -> str:
     return f"{before:,} -> {after:,}" + (f" ({after / before:.3f})" if before else "")
 
 
+def measured_line(found: MeasuredOn | None) -> list[Line]:
+    """What a comparison was measured on; nothing where the report does not say."""
+    return [] if found is None else [Line(measured_text(found), indent=1)]
+
+
+def measured_text(found: MeasuredOn) -> str:
+    """What a comparison was measured on, and what noise is worth."""
+    count = "" if found.samples is None else f"{found.samples:,} sample{'' if found.samples == 1 else 's'}"
+    words = {
+        "unseen": f"measured on {count} of {found.source} that no fit has seen",
+        "seen": f"measured on {count} of {found.source} that the fit has seen too: there are too few to leave any out",
+        "data": f"measured on {count} of {found.source}",
+        "inputs": f"measured on the inputs of {found.source}" + (f" ({count})" if count else ""),
+        "random": f"measured on noise, which mostly shows larger errors than real inputs ({spelled('data')},"
+        f" {spelled('inputs')})",
+    }
+    return words[found.kind]
+
+
+def missed_notes(found: Iterable[MissedLimit]) -> tuple[Note, ...]:
+    """A line for each limit that was missed, by how much, and what would be written."""
+    return notes(map(missed_text, found))
+
+
+def missed_text(one: MissedLimit) -> str:
+    """What was measured, and by how much that misses the limit."""
+    form, unit = _UNITS.get(one.limit, (".3g", ""))
+    where = f"{one.model}: " if one.model else ""
+    by = abs(one.measured - one.allowed)
+    words = (
+        f"{where}{spelled(one.limit, one.allowed)} is missed by {by:{form}}: {_WHAT[one.limit]} is"
+        f" {one.measured:{form}}{unit}"
+    )
+    if one.nearest is None:
+        return words
+    return f"{words}; nearest: the same command with {spelled(one.limit, one.nearest)}"
+
+
+_WHAT = {
+    "max_error": "the relative error",
+    "max_drop": "the loss of top-1 accuracy",
+    "min_accuracy": "the top-1 accuracy",
+    "max_latency_ratio": "the latency, as a share of the first model's,",
+    "max_size_ratio": "the file, as a share of the first model's,",
+}
+_UNITS = {"max_drop": (".2f", " points"), "min_accuracy": (".2f", " %")}
+
+
+def rounded_up(value: float) -> float:
+    """The next number of two digits that is not below a value."""
+    if not 0 < value < math.inf:
+        return value
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(round(value / step, 9)) * step:.2g}")
+
+
 def _name(source: ModelInfo) -> str:
     return source.path or "model in memory"
 
@@ -113,7 +176,7 @@ def _verification(outcome: VerificationReport) -> list[Line]:
         Span("compared", "good"),
         f" in ONNX Runtime on the same inputs: {what} differ by {', '.join(figures)}",
     )
-    lines = [Line(words)]
+    lines = [Line(words), *measured_line(outcome.measured_on)]
     for one in outcome.outputs if len(outcome.outputs) > 1 or any(one.parts for one in outcome.outputs) else ():
         lines.append(Line(f"{one.name}: max {one.max_abs:.3g}, relative {one.relative:.3g}", indent=1))
         lines += [Line(part_text(part), indent=2) for part in one.parts]

@@ -143,6 +143,31 @@ class OutputReport(Record):
     """Where parts of the output have unlike ranges."""
 
 
+class MeasuredOn(Record):
+    """What a result was measured on."""
+
+    kind: Literal["unseen", "seen", "data", "inputs", "random"]
+    """Samples of the data that no fit has seen; samples that one has; samples, where nothing is fitted; the user's
+    inputs; random values."""
+    source: str = ""
+    """The data."""
+    samples: int | None = None
+    """How many; None where the inputs do not tell."""
+
+
+class MissedLimit(Record):
+    """A limit that a result has missed; nothing was written then."""
+
+    limit: str
+    """The option."""
+    allowed: float
+    measured: float
+    model: str = ""
+    """Which one, where several were measured."""
+    nearest: float | None = None
+    """The value of the option with which the same command would write its result; None where none is written."""
+
+
 class VerificationReport(Record):
     """How the result was compared with the original, or why it was not."""
 
@@ -154,6 +179,8 @@ class VerificationReport(Record):
     mean_abs: float | None = None
     relative: float | None = None
     """||a - b|| / ||a||, the worst of the outputs (full) or of the replaced pieces (local)."""
+    measured_on: MeasuredOn | None = None
+    """None where nothing was run, and in reports of older versions."""
     outputs: tuple[OutputReport, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -9,7 +9,8 @@ import onnx
 
 from onnxsep.calibration import fit_plan, tune_result
 from onnxsep.checking.feeding import Feeding, layers_report
-from onnxsep.data import Dataset, Preprocessing, open_data
+from onnxsep.checking.options import SAMPLES
+from onnxsep.data import Preprocessing
 from onnxsep.engine.factors import Factorized, factorize_all
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import SIZES_UNKNOWN, Plan, in_main_graph
@@ -35,7 +36,7 @@ from onnxsep.rewriting.verification import decide, verify_result
 from onnxsep.running.execution import shapes_in_run
 from onnxsep.running.feeds import check_input_shapes, make_feeds
 from onnxsep.running.inputs import Input, model_inputs
-from onnxsep.running.verification import Settings
+from onnxsep.running.verification import Settings, missed_error
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,7 +86,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         VerificationError: the result does not compute what it should; its ``report`` says what was done and measured.
     """
     started = time.perf_counter()
-    choice, dry_run, data, layers = options.choice, options.dry_run, options.data, options.layers
+    choice, dry_run, layers = options.choice, options.dry_run, options.layers
     fitting, settings = options.fitting(Preprocessing.of(options.preprocessing)), options.settings()
     reads = Reads.of(model, options.reads())
     check_paths(reads, options.writes())
@@ -100,9 +101,6 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         )
     chosen = choice.rows(source, sites, fitting)
     rows = chosen.plan
-    if layers and data is not None and not isinstance(data, Dataset):
-        data = open_data(data, source, preprocessing=fitting.preprocessing)  # it is read twice
-        fitting = replace(fitting, data=data)
     fitted = fit_plan(source, sites, rows, chosen.init, fitting, settings.runtime, settings.progress)
     factors = factorize_all(
         source,
@@ -127,14 +125,16 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         if rows.replacements:
             result, edit, light, notes = _apply(source, rows, factors, settings)
             result, fitted = tune_result(source, result, edit, fitted, fitting, settings.runtime, settings.progress)
+        if settings.verify == "full" and settings.given is None:
+            settings = replace(settings, given=fitted.unseen())
         announce(settings.progress, "comparing original and result")
         outcome, errors, failure = verify_result(source, result, sites, rows, edit, settings)
     compared, why_not = None, ""
     if layers and not dry_run:
         announce(settings.progress, "comparing the layers")
-        feeding = Feeding(data, seed=options.seed)
-        if data is None:
-            feeding = Feeding(inputs=settings.inputs, input_shapes=settings.input_shapes, seed=options.seed)
+        feeding = Feeding(inputs=settings.inputs, input_shapes=settings.input_shapes, seed=options.seed)
+        if fitted.parts is not None:
+            feeding = Feeding(fitted.dataset, indices=tuple(fitted.parts.verified[:SAMPLES]))
         compared, why_not = layers_report(source, result, feeding, settings.runtime, settings.progress)
     report = RewriteReport(
         source=model_info(source),
@@ -157,6 +157,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         ),
         layers=compared,
         verification=outcome,
+        missed=missed_error(outcome.relative, settings.max_error),
         dry_run=dry_run,
         seconds=time.perf_counter() - started,
     )

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.layer_report import LayersReport
-from onnxsep.reporting.records import ModelInfo, Record, Report, VerificationReport, WrittenFiles
+from onnxsep.reporting.records import MissedLimit, ModelInfo, Record, Report, VerificationReport, WrittenFiles
 
 
 class ConvReport(Record):
@@ -80,6 +80,8 @@ class RewriteReport(WrittenFiles, Report):
     notes: tuple[str, ...] = ()
     calibration: CalibrationReport | None = None
     verification: VerificationReport
+    missed: tuple[MissedLimit, ...] = ()
+    """The limits that it missed; nothing was written then."""
     dry_run: bool = False
     layers: LayersReport | None = None
     """The tensors of source and result, where they were asked for."""

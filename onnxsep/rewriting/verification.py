@@ -12,13 +12,13 @@ from onnxsep.errors import FeedError, OptionError, VerificationError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.reporting.model_info import size_bytes
-from onnxsep.reporting.records import VerificationReport
+from onnxsep.reporting.records import MeasuredOn, VerificationReport
 from onnxsep.running.comparison import Comparison, compare_outputs
 from onnxsep.running.execution import unseen_places
 from onnxsep.running.feeds import make_feeds
 from onnxsep.running.options import Verify
 from onnxsep.running.runtime import CannotRun
-from onnxsep.running.verification import FULL_BELOW, Settings, full_report
+from onnxsep.running.verification import FULL_BELOW, Settings, full_report, too_far
 
 # A model may amplify rounding (sigmoids that saturate); above this relative error that is no excuse any more.
 _AMPLIFIED = 0.1
@@ -87,14 +87,14 @@ def verify_result(
             alone = pieces([row for row in replacements if row.site.place in unseen])
             errors = {row.site.place: piece.relative for row, piece in alone}
             notes.append(_unseen_note(where, errors))
-            report = full_report(whole, notes, [piece for _, piece in alone])
+            report = full_report(whole, notes, feeds.measured_on, [piece for _, piece in alone])
             return report, errors, failure or _too_large(report.relative or 0.0, plan, settings)
         if failure and whole.relative <= _AMPLIFIED and (limit is None or whole.relative <= limit):
             # All ranks are full. Is a replacement wrong, or does the model amplify rounding? Each Conv alone tells.
             worst = max(piece.relative for _, piece in pieces(replacements))
             failure = _too_large(worst, plan, settings)
             notes.append(f"the model amplifies rounding: each replaced Conv alone is exact within {worst:.1g}")
-        return full_report(whole, notes), {}, failure
+        return full_report(whole, notes, feeds.measured_on), {}, failure
     except CannotRun as error:
         reason = str(error)
     except FeedError as error:
@@ -136,6 +136,7 @@ def _local_report(pieces: Sequence[Comparison]) -> VerificationReport:
         max_abs=max(piece.max_abs for piece in pieces),
         mean_abs=max(piece.mean_abs for piece in pieces),
         relative=max(piece.relative for piece in pieces),
+        measured_on=MeasuredOn(kind="random"),
         notes=tuple(dict.fromkeys(note for piece in pieces for note in piece.notes)),
     )
 
@@ -143,7 +144,7 @@ def _local_report(pieces: Sequence[Comparison]) -> VerificationReport:
 def _too_large(relative: float, plan: Plan, settings: Settings) -> str:
     """Why a measured relative error is larger than the user, or the ranks, allow; "" where it is not."""
     if settings.max_error is not None and relative > settings.max_error:
-        return f"the relative error {relative:.3g} is above {spelled('max_error', settings.max_error)}"
+        return too_far(relative, settings.max_error)
     allowed = max(_EXACT_TOLERANCE[row.site.dtype] for row in plan.replacements)
     if all(row.exact for row in plan.replacements) and relative > allowed:
         return (

@@ -9,12 +9,14 @@ import numpy as np
 
 from onnxsep.algebra.output_parts import Part, PartTally, worst
 from onnxsep.errors import VerificationError
+from onnxsep.graph.scopes import scopes
 from onnxsep.model.io import Model
-from onnxsep.running.feeds import Feeds
+from onnxsep.running.feeds import Feeds, samples_of
 from onnxsep.running.float32 import as_float32, float32_copy, held_types
 from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 Outputs = dict[str, Any]
+_SELECTING = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Comparison:
 def compare_outputs(
     original: Model, result: Model, feeds: Feeds, options: RuntimeOptions, *, parts: bool = True
 ) -> Comparison:
-    """Run both models on the same inputs, one after the other, and compare every output in float64.
+    """Run both models on the same inputs and compare every output in float64, over all sets of inputs together.
 
     Integers and booleans are compared as numbers, strings as equal (0) or not (1), sequences and maps element by
     element. Where the runtime cannot run the original and it holds bfloat16 or float64, both are compared as float32
@@ -86,18 +88,28 @@ def compare_outputs(
         VerificationError: the result does not run though the original does; names, shapes or types of the outputs
             differ; or the result has NaN or infinity where the original has a number.
     """
-    expected, run, extra = run_reference(original, feeds, options)
-    notes = [*feeds.notes, *extra]
-    try:
-        actual = run(result, feeds.arrays)
-    except CannotRun as error:
-        raise VerificationError(f"the runtime runs the original but not the result: {error}") from error
-    if list(expected) != list(actual):
-        raise VerificationError(f"the result has the outputs {list(actual)}, the original has {list(expected)}")
-    samples = samples_of(feeds.arrays)
-    tallies = {name: _compare(name, expected[name], actual[name], samples, notes) for name in expected}
+    expected, run, extra = run_reference(original, feeds, options, sessions=1 if feeds.others is None else 2)
+    tallies: dict[str, _Tally] = {}
+    sized = _sized_by_values(original)
+    for number, arrays in enumerate(feeds.sets()):
+        wanted = run(original, arrays) if number else expected
+        try:
+            actual = run(result, arrays)
+        except CannotRun as error:
+            raise VerificationError(f"the runtime runs the original but not the result: {error}") from error
+        if list(wanted) != list(actual):
+            raise VerificationError(f"the result has the outputs {list(actual)}, the original has {list(wanted)}")
+        for name, values in wanted.items():
+            tally = tallies.setdefault(name, _Tally())
+            if name in sized and _resized(values, actual[name]):
+                tally.resized += 1
+            else:
+                _compare(tally, name, values, actual[name], samples_of(arrays))
+    notes = [*feeds.notes, *extra, *(note for name, tally in tallies.items() for note in _left_out(name, tally))]
     if any(tally.left_out for tally in tallies.values()) and not any(tally.count for tally in tallies.values()):
         raise CannotRun("all outputs are NaN or infinity, so nothing can be compared")
+    if any(tally.resized for tally in tallies.values()) and not any(tally.count for tally in tallies.values()):
+        raise CannotRun("every output has another size in the result, by what it holds, so nothing can be compared")
     differences = []
     for name, tally in tallies.items():
         found = tally.parts.parts() if parts else ()
@@ -107,18 +119,20 @@ def compare_outputs(
     return Comparison(tuple(differences), tuple(notes))
 
 
-def samples_of(arrays: Mapping[str, Any]) -> int | None:
-    """How many samples inputs hold: the length of the first axis, where all inputs that have one share it."""
-    sizes = {value.shape[0] for value in arrays.values() if isinstance(value, np.ndarray) and value.ndim}
-    return int(sizes.pop()) if len(sizes) == 1 else None
-
-
 Run = Callable[[Model, Mapping[str, Any]], Outputs]
 """Runs a model on inputs."""
 
 
-def run_reference(model: Model, feeds: Feeds, options: RuntimeOptions) -> tuple[Outputs, Run, tuple[str, ...]]:
-    """Run a model, as a float32 copy where the runtime has no kernels for its bfloat16 or float64.
+def run_reference(
+    model: Model, feeds: Feeds, options: RuntimeOptions, *, sessions: int = 1
+) -> tuple[Outputs, Run, tuple[str, ...]]:
+    """Run a model on the first set of inputs, as a float32 copy where no kernel has its bfloat16 or float64.
+
+    Args:
+        model: The model.
+        feeds: The inputs.
+        options: How to run it.
+        sessions: How many models the function that is returned keeps ready to run.
 
     Returns:
         Its outputs; a function that runs another model in the same way; and a note where copies are run.
@@ -126,13 +140,15 @@ def run_reference(model: Model, feeds: Feeds, options: RuntimeOptions) -> tuple[
     Raises:
         CannotRun: the runtime cannot run it either way; the message says why it cannot run the model itself.
     """
-    last: list[tuple[Model, Runner]] = []  # of the model that was run last: several feeds, one session
+    ready: list[tuple[Model, Runner]] = []  # of the models that were run last
 
     def runner(other: Model, made: Callable[[Model], Model]) -> Runner:
-        if not last or last[0][0] is not other:
-            last.clear()  # before the next one is made: one session at a time
-            last.append((other, Runner(made(other), options)))
-        return last[0][1]
+        found = next((known for of, known in ready if of is other), None)
+        if found is None:
+            del ready[: len(ready) + 1 - sessions]  # before the next one is made, which needs memory
+            found = Runner(made(other), options)
+            ready.append((other, found))
+        return found
 
     def plain(other: Model, arrays: Mapping[str, Any]) -> Outputs:
         return runner(other, lambda model: model)(dict(arrays))
@@ -146,7 +162,7 @@ def run_reference(model: Model, feeds: Feeds, options: RuntimeOptions) -> tuple[
         types, reason = held_types(model), str(error)
         if not types:
             raise
-    last.clear()
+    ready.clear()
     try:
         expected = copied(model, feeds.arrays)
     except CannotRun:
@@ -166,6 +182,7 @@ class _Tally:
     norm_of_original: float = 0.0
     left_out: int = field(default=0)  # the same NaN or infinity in both
     undefined: int = field(default=0)  # NaN or infinity in the original, something else in the result
+    resized: int = field(default=0)  # runs in which the result has more or fewer entries
     parts: PartTally = field(default_factory=PartTally)
 
     def add(self, expected: np.ndarray, difference: np.ndarray) -> None:
@@ -193,20 +210,45 @@ def _norm(values: np.ndarray) -> float:
     return scale * float(np.linalg.norm((values / scale).ravel()))
 
 
-def _compare(name: str, expected: Any, actual: Any, samples: int | None, notes: list[str]) -> _Tally:
-    tally = _Tally()
+def _compare(tally: _Tally, name: str, expected: Any, actual: Any, samples: int | None) -> None:
     for where, left, right in _pairs(f"output {name!r}", expected, actual):
         _add(tally, where, left, right)
     if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
         tally.parts.add(expected, actual, samples)
+
+
+def _left_out(name: str, tally: _Tally) -> Iterator[str]:
+    """Notes on values of an output that were not compared."""
+    if tally.resized:
+        yield (
+            f"output {name!r}: in {tally.resized} runs the result has more or fewer entries than the original, as their"
+            " number depends on values; these runs were left out"
+        )
     if tally.left_out:
-        notes.append(f"output {name!r}: {tally.left_out} values are the same NaN or infinity in both and were left out")
+        yield f"output {name!r}: {tally.left_out} values are the same NaN or infinity in both and were left out"
     if tally.undefined:
-        notes.append(
+        yield (
             f"output {name!r}: {tally.undefined} values are NaN or infinite in the original, and not so or otherwise "
             "in the result; they were left out"
         )
-    return tally
+
+
+def _sized_by_values(model: Model) -> set[str]:
+    """Outputs whose size may depend on what the model computes, such as the boxes that a detector keeps."""
+    if not any(node.op_type in _SELECTING for scope in scopes(model.proto) for node in scope.body.node):
+        return set()
+    declared = {value.name: value.type.tensor_type for value in model.proto.graph.output}
+    return {
+        name
+        for name, kind in declared.items()
+        if not kind.HasField("shape") or any(dim.dim_value <= 0 for dim in kind.shape.dim)
+    }
+
+
+def _resized(expected: Any, actual: Any) -> bool:
+    """Whether two arrays differ in how long axes are, and in nothing else of their form."""
+    both = isinstance(expected, np.ndarray) and isinstance(actual, np.ndarray)
+    return both and expected.ndim == actual.ndim and expected.dtype == actual.dtype and expected.shape != actual.shape
 
 
 def _pairs(where: str, expected: Any, actual: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

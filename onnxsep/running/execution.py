@@ -43,18 +43,23 @@ def unseen_places(
     Args:
         model: the model.
         places: of nodes, by scope and index.
-        feeds: the inputs of the run.
+        feeds: the inputs of the run; what one of their sets shows is seen.
         options: how it was run.
 
     Returns:
         Those of ``places`` that are not seen; and the scopes that did not run, in words.
     """
     all_scopes = scopes(model.proto)
-    idle = idle_scopes(model, feeds, options)
-    seen = _live(all_scopes, idle)
-    unseen = {place for place in places if place not in seen}
-    inspected = [place for place in places if place[0] == 0 and place not in unseen]
-    return unseen | _empty(model, inspected, feeds, options), describe(all_scopes, idle)
+    unseen, idle = set(places), set(range(1, len(all_scopes)))
+    for arrays in feeds.sets():
+        one = Feeds(dict(arrays))
+        idle_now = idle_scopes(model, one, options)
+        shown = unseen & _live(all_scopes, idle_now)
+        shown -= _empty(model, [place for place in shown if place[0] == 0], one, options)
+        unseen, idle = unseen - shown, idle & idle_now
+        if not unseen:
+            break
+    return unseen, describe(all_scopes, idle)
 
 
 def idle_scopes(model: Model, feeds: Feeds, options: RuntimeOptions) -> set[int]:

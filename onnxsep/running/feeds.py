@@ -1,10 +1,11 @@
 """The inputs for a verification: read from the user's file, or made from a seed in the model's own shapes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import onnx
 from onnxsep.errors import FeedError, OptionError, spelled
 from onnxsep.graph.scopes import constant_value
 from onnxsep.model.io import Model, read_tensor
+from onnxsep.reporting.records import MeasuredOn
 from onnxsep.running.inputs import (
     FLOATS,
     Dim,
@@ -35,10 +37,26 @@ class Feeds:
     Attributes:
         arrays: One array per input, in the input's own type.
         notes: What was chosen for the user, such as "input 'x': free dimension 'batch' set to 1".
+        others: Makes further sets of arrays, to be run one after another; None: there are none.
+        measured_on: What these arrays are, for a report.
     """
 
     arrays: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
+    others: Callable[[], Iterator[Mapping[str, Any]]] | None = None
+    measured_on: MeasuredOn | None = None
+
+    def sets(self) -> Iterator[Mapping[str, Any]]:
+        """All sets of arrays."""
+        yield self.arrays
+        if self.others is not None:
+            yield from self.others()
+
+
+def samples_of(arrays: Mapping[str, Any]) -> int | None:
+    """How many samples inputs hold: the length of the first axis, where all inputs that have one share it."""
+    sizes = {value.shape[0] for value in arrays.values() if isinstance(value, np.ndarray) and value.ndim}
+    return int(sizes.pop()) if len(sizes) == 1 else None
 
 
 def make_feeds(
@@ -68,7 +86,9 @@ def make_feeds(
     check_input_shapes(model, input_shapes)
     wanted = _inputs(model.proto)
     if inputs is not None:
-        return Feeds(_read(Path(inputs), wanted, input_shapes))
+        given = _read(Path(inputs), wanted, input_shapes)
+        what = MeasuredOn(kind="inputs", source=repr(str(inputs)), samples=samples_of(given))
+        return Feeds(given, measured_on=what)
     shapes, notes = _choose_shapes(model.proto, wanted, input_shapes)
     arrays = {}
     for position, (entry, shape) in enumerate(zip(wanted, shapes, strict=True)):
@@ -77,7 +97,7 @@ def make_feeds(
         if choice is not None:
             arrays[entry.name] = np.full(shape, choice, entry.dtype)
             notes.append(f"input {entry.name!r}: set to {choice}, a value that the model compares it with")
-    return Feeds(arrays, tuple(notes))
+    return Feeds(arrays, tuple(notes), measured_on=MeasuredOn(kind="random", samples=samples_of(arrays)))
 
 
 def check_input_shapes(model: Model, input_shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -238,9 +238,7 @@ class Verifying(Running, Fed, Seeded, Telling):
         check_limit(self.max_error)
         if self.max_error is not None and (self.dry_run or self.verify == "none"):
             why = spelled("dry_run", True) if self.dry_run else spelled("verify", "none")
-            raise OptionError(
-                f"{spelled('max_error')} needs a verification, and {why} switches it off; leave out one of the two"
-            )
+            raise needs_verification(why)
 
     def settings(self) -> Settings:
         """What is asked of the verification."""
@@ -261,6 +259,13 @@ def _shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
     from onnxsep.running.feeds import parse_input_shape
 
     return dict(map(parse_input_shape, texts))
+
+
+def needs_verification(why: str) -> OptionError:
+    """What is raised where ``max_error`` is given and something switches off what measures it."""
+    return OptionError(
+        f"{spelled('max_error')} needs a verification, and {why} switches it off; leave out one of the two"
+    )
 
 
 def check_limit(limit: float | None) -> None:

@@ -1,11 +1,14 @@
 """How models are compared: what the user asks for, and the record of a comparison of all outputs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from onnxsep.errors import spelled
 from onnxsep.options.progress import Progress
-from onnxsep.reporting.records import OutputReport, VerificationReport, part_reports
+from onnxsep.reporting.blocks import rounded_up
+from onnxsep.reporting.records import MeasuredOn, MissedLimit, OutputReport, VerificationReport, part_reports
 from onnxsep.running.comparison import Comparison
 from onnxsep.running.feeds import Feeds
 from onnxsep.running.options import Verify
@@ -26,10 +29,28 @@ class Settings:
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     progress: Progress | None = None
     given: Feeds | None = None
-    """What ``inputs`` holds, once ``decide`` has read it."""
+    """What ``inputs`` holds, once it has been read; else what the data give."""
 
 
-def full_report(whole: Comparison, notes: Sequence[str], alone: Sequence[Comparison] = ()) -> VerificationReport:
+def missed_error(relative: float | None, limit: float | None) -> tuple[MissedLimit, ...]:
+    """Whether a relative error misses ``max_error``, and the limit with which the result would be written."""
+    if limit is None or relative is None or not relative > limit:
+        return ()
+    nearest = rounded_up(relative) if math.isfinite(relative) else None
+    return (MissedLimit(limit="max_error", allowed=limit, measured=relative, nearest=nearest),)
+
+
+def too_far(relative: float, limit: float) -> str:
+    """What an error says of a result that misses ``max_error``."""
+    words = f"the relative error {relative:.3g} is above {spelled('max_error', limit)}"
+    if not math.isfinite(relative):
+        return words
+    return f"{words} (the nearest: {spelled('max_error', rounded_up(relative))})"
+
+
+def full_report(
+    whole: Comparison, notes: Sequence[str], measured_on: MeasuredOn | None, alone: Sequence[Comparison] = ()
+) -> VerificationReport:
     """The record of a comparison of all outputs, and of pieces that these say nothing about."""
     return VerificationReport(
         kind="full",
@@ -47,5 +68,6 @@ def full_report(whole: Comparison, notes: Sequence[str], alone: Sequence[Compari
             )
             for one in whole.outputs
         ),
+        measured_on=measured_on,
         notes=tuple(notes),
     )
