@@ -2,7 +2,7 @@
 
 import onnxsep
 from onnxsep.cli.derived import Argument, Given, command
-from onnxsep.cli.options import progress_bar, shower
+from onnxsep.cli.options import failure_shown, progress_bar, shower
 from onnxsep.evaluation.options import EvaluateOptions
 from onnxsep.model.paths import MODEL
 
@@ -15,9 +15,14 @@ _MODELS = Argument(
 )
 
 
-@command(EvaluateOptions, _MODELS, example="onnxsep evaluate in.onnx out.onnx --data images", shown=("json", "debug"))
+@command(EvaluateOptions, _MODELS, example="onnxsep evaluate in.onnx out.onnx --data images")
 def evaluate(given: Given[EvaluateOptions]) -> None:
-    """Measure models side by side: accuracy or agreement, size, parameters, MACs, latency, memory."""
-    with progress_bar(given.shown.silent) as progress:
+    """Measure models side by side: accuracy or agreement, size, parameters, MACs, latency, memory.
+
+    Exit status 3 where a model misses a limit.
+    """
+    given.check_paths({})
+    show = shower(given.shown)
+    with failure_shown(show), progress_bar(given.shown.silent) as progress:
         report = onnxsep.evaluate(given.arguments["models"], **given.keywords(progress=progress))
-    shower(given.shown)(report)
+    show(report)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from onnxsep.data import Dataset, Preprocessing, open_data
-from onnxsep.errors import DataError, OptionError, spelled
+from onnxsep.errors import DataError, OptionError, VerificationError, spelled
 from onnxsep.evaluation.latency import measure_latency
 from onnxsep.evaluation.macs import count_work
 from onnxsep.evaluation.memory import measure_memory
@@ -22,6 +22,7 @@ from onnxsep.model.files import printable
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.options.progress import Progress, announce
 from onnxsep.options.taking import takes
+from onnxsep.reporting.blocks import missed_text
 from onnxsep.reporting.model_info import sha256, size_bytes
 from onnxsep.running.integer_io import integer_io, quantized_feed
 from onnxsep.running.runtime import RuntimeOptions
@@ -47,6 +48,7 @@ def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) ->
         DataError: the data or its labels cannot be used, or do not fit the models.
         OptionError: an option cannot be used; the metric cannot be found.
         EvaluationError: a model cannot be run, the models do not go together, or the metric fails.
+        VerificationError: a model misses a limit; its ``report`` says what was measured.
     """
     begin = time.perf_counter()
     runtime, reference, metric, output = options.run_with, options.reference, options.metric, options.output
@@ -62,6 +64,7 @@ def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) ->
     other = None if reference is None else together[-1]
     check_same_interface(together)
     dataset = open_data(options.data, most_fixed(together), preprocessing=images, labels=options.labels)
+    options.check_possible(len(candidates), labels=dataset.labels is not None, source=dataset.source)
     task, notes = _task(dataset, function, metric, output, other is not None, len(candidates))
     batches = list(dataset.batches(dataset.sample(options.samples, options.seed), batch))
     feeds, size = _timed_feeds(dataset, batches, batch)
@@ -72,8 +75,8 @@ def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) ->
     if against is None and function is None and not task.accuracy:
         against = sessions[0]
     found = run_over(sessions, against, dataset, batches, task, progress)
-    calls = [session.timed(feeds) for session in sessions] if runs else []
-    latencies = measure_latency(calls, feeds, runs, progress) if runs else None
+    calls = [session.timed(feeds) for session in sessions] if runs != 0 else []
+    latencies = measure_latency(calls, feeds, runs, progress) if calls else None
     del sessions, against, calls
     memories = _memories(candidates, feeds[0], runtime, progress) if options.memory else None
     announce(progress, "counting")
@@ -83,7 +86,7 @@ def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) ->
         latency = latencies[number] if latencies else None
         peak = memories[number] if memories else None
         rows.append(_row(candidate, quality, latency, peak, shapes, rows[0] if rows else None))
-    return EvaluationReport(
+    report = EvaluationReport(
         options=options.as_json(models=sources),
         data=dataset.source,
         samples=found.samples,
@@ -96,9 +99,13 @@ def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) ->
         threads=runtime.threads,
         cores=_cores(),
         provider=runtime.provider,
+        missed=options.missed(rows),
         notes=(*dataset.notes, *_integer_notes(together), *notes, *found.notes, *_memory_notes(rows)),
         seconds=time.perf_counter() - begin,
     )
+    if report.missed:
+        raise VerificationError("; ".join(map(missed_text, report.missed)), report)
+    return report
 
 
 def _reference_name(first: Candidate, other: Candidate | None, found: Found) -> str | None:
@@ -221,7 +228,7 @@ def _ratios(row: EvaluatedModel, first: EvaluatedModel) -> Ratios:
         parameters=ratio(lambda model: model.parameters),
         nonzero_parameters=ratio(lambda model: model.nonzero_parameters),
         macs=ratio(lambda model: None if model.macs_unknown else model.macs),
-        latency=ratio(lambda model: model.latency.median_ms if model.latency else None),
+        latency=row.latency.against_first.value if row.latency and row.latency.against_first else None,
         peak_memory=ratio(lambda model: model.memory.peak_bytes if model.memory else None),
     )
 

@@ -1,5 +1,7 @@
 """Figures of an evaluation as text, for the tables that show them: "" where a model has no such figure."""
 
+import math
+
 from onnxsep.evaluation.report import Accuracy, EvaluatedModel, EvaluationReport, OutputError, Share
 
 
@@ -64,15 +66,40 @@ def macs(model: EvaluatedModel) -> str:
 
 
 def latency(model: EvaluatedModel) -> str:
-    """The median, in milliseconds, and its share of the first model's."""
-    if model.latency is None:
+    """The median, in milliseconds, and its share of the first model's; no digits that their errors make worthless."""
+    found = model.latency
+    if found is None:
         return ""
-    return with_ratio(milliseconds(model.latency.median_ms), ratio(model, "latency"))
+    text = milliseconds(found.median_ms, found.standard_error_ms)
+    against = found.against_first
+    if against is None:
+        return with_ratio(text, ratio(model, "latency"))
+    return f"{text} ({uncertain(against.value, against.standard_error)})"
 
 
-def milliseconds(value: float) -> str:
-    """Three digits that count, and no exponent."""
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:,.1f}"
+def uncertain(value: float, error: float | None) -> str:
+    """A figure with its standard error, which has one digit (two below 2), and both have as many decimals."""
+    if error is None:
+        return f"{value:.2g}"
+    decimals = decimals_worth(error)
+    return f"{value:.{decimals}f} +- {max(error, 10.0**-decimals):.{decimals}f}"
+
+
+def decimals_worth(error: float, most: int = 3) -> int:
+    """Decimals of a figure that has this standard error: those down to its first digit, to the second one after a 1."""
+    if error <= 0:
+        return most
+    place = -math.floor(math.log10(error))
+    first = round(error * 10.0**place, 6)
+    return min(max(place + (first < 2), 0), most)
+
+
+def milliseconds(value: float, error: float | None = None) -> str:
+    """Three digits that count, fewer where a standard error makes them worthless, and no exponent."""
+    decimals = 3 if value < 1 else 2 if value < 10 else 1
+    if error is not None:
+        decimals = min(decimals, decimals_worth(error))
+    return f"{value:,.{decimals}f}"
 
 
 def latency_legend(report: EvaluationReport) -> list[str]:
@@ -83,8 +110,10 @@ def latency_legend(report: EvaluationReport) -> list[str]:
     threads = f"{report.threads} threads" if report.threads > 1 else "1 thread"
     if report.threads == 0:
         threads = f"threads as the runtime chooses ({report.cores} cores)"
+    fewest, most = (pick(model.latency.runs for model in report.models if model.latency) for pick in (min, max))
+    runs = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
     return [
-        f"latency: median of {found.runs} warm runs, batch {report.latency_batch}, {threads}, {report.provider}, the"
+        f"latency: median of {runs} warm runs, batch {report.latency_batch}, {threads}, {report.provider}, the"
         " models in turn"
     ]
 

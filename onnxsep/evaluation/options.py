@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxsep.data.options import DATA_GROUP, Labelled, Preprocessed
+from onnxsep.errors import OptionError, spelled
+from onnxsep.evaluation.limits import Limits
 from onnxsep.model.paths import DATA
 from onnxsep.options.lazy import lazy
 from onnxsep.options.specs import option, record
@@ -29,7 +31,7 @@ _MEASURED = "What is measured"
 
 
 @record
-class EvaluateOptions(Running, Labelled, Preprocessed, Seeded, Telling):
+class EvaluateOptions(Limits, Running, Labelled, Preprocessed, Seeded, Telling):
     """What ``evaluate`` is asked for."""
 
     data: Source = option(
@@ -74,12 +76,13 @@ class EvaluateOptions(Running, Labelled, Preprocessed, Seeded, Telling):
         doc="samples in one run; None: 1 in the timed runs and 16 in the others. A model with a fixed batch size gets"
         " that one.",
     )
-    runs: int = option(
-        default=30,
+    runs: int | None = option(
+        default=None,
         minimum=0,
         group=_MEASURED,
-        help="Timed runs of each model; 0: no latency.",
-        doc="timed runs of each model; 0: latency is not measured.",
+        help="Timed runs of each model; by default as many as it takes; 0: no latency.",
+        doc="timed runs of each model; None: until the standard errors of medians and ratios are below 1 %, 1 to 10"
+        " seconds of each model; 0: latency is not measured.",
     )
     memory: bool = option(
         default=True,
@@ -91,3 +94,22 @@ class EvaluateOptions(Running, Labelled, Preprocessed, Seeded, Telling):
     seed: int = option(
         default=0, minimum=0, help="Seed of the choice of {samples}.", doc="seed of the choice of samples."
     )
+
+    def check(self) -> None:
+        """Refuse limits on what is not measured.
+
+        Raises:
+            OptionError: one is out of range, or on what other options switch off.
+        """
+        super().check()
+        for name in ("min_accuracy", "max_drop"):
+            if getattr(self, name) is not None and self.metric is not None:
+                raise OptionError(
+                    f"{spelled(name)} is about top-1 accuracy, which {spelled('metric')} replaces; leave out one of"
+                    " the two"
+                )
+        if self.max_latency_ratio is not None and self.runs == 0:
+            raise OptionError(
+                f"{spelled('max_latency_ratio')} needs timed runs, and {spelled('runs', 0)} switches them off; leave"
+                " out one of the two"
+            )

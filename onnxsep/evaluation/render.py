@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from onnxsep.evaluation import cells
 from onnxsep.evaluation.report import Accuracy, EvaluatedModel, EvaluationReport, Memory
-from onnxsep.reporting.blocks import notes
+from onnxsep.reporting.blocks import missed_notes, notes
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
 
 _IN_SHORT = 3  # models in a summary
@@ -14,7 +14,7 @@ Show = Callable[[EvaluatedModel], str]
 def evaluate_document(report: EvaluationReport) -> Document:
     """What was measured on what, the table, how to read it, and the notes."""
     blocks: list[Block] = [Line(_header(report)), _table(report)]
-    blocks += [*map(Line, _legend(report)), *notes(report.notes)]
+    blocks += [*map(Line, _legend(report)), *notes(report.notes), *missed_notes(report.missed)]
     return Document(f"onnxsep {report.command}: {', '.join(model.name for model in report.models)}", tuple(blocks))
 
 

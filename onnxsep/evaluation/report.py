@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from onnxsep.reporting.records import PartReport, Record, Report
+from onnxsep.reporting.records import MissedLimit, PartReport, Record, Report
 
 
 class Share(Record):
@@ -66,6 +66,14 @@ class AgainstReference(Record):
     outputs: tuple[OutputError, ...]
 
 
+class LatencyRatio(Record):
+    """How long a model takes as a share of the first one's time: the median over rounds in which both had a turn."""
+
+    value: float
+    standard_error: float | None = None
+    """None where there was one round."""
+
+
 class Latency(Record):
     """Times of warm runs, in milliseconds for one run of a whole batch."""
 
@@ -73,6 +81,10 @@ class Latency(Record):
     lower_quartile_ms: float
     upper_quartile_ms: float
     runs: int
+    standard_error_ms: float | None = None
+    """Of the median; None where it is not known."""
+    against_first: LatencyRatio | None = None
+    """None for the first model, and in reports of older versions."""
 
 
 class Memory(Record):
@@ -148,5 +160,7 @@ class EvaluationReport(Report):
     cores: int
     """Processors that this process may use."""
     provider: str
+    missed: tuple[MissedLimit, ...] = ()
+    """The limits that models missed."""
     notes: tuple[str, ...] = ()
     seconds: float
