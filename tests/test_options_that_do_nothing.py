@@ -132,9 +132,9 @@ def test_no_more_samples_than_asked_for(
 ) -> None:
     model = network(batch)
     found = split(open_data(samples(there), load(model)), most, seed=0)
-    assert (len(found.calibration), found.held_out) == (calibrate, held_out)
-    assert len(found.measured) % (batch if isinstance(batch, int) else 1) == 0 < len(found.measured)
-    assert held_out == (not set(found.calibration) & set(found.measured))
+    assert (len(found.fitted), found.unseen) == (calibrate, held_out)
+    assert len(found.verified) % (batch if isinstance(batch, int) else 1) == 0 < len(found.verified)
+    assert held_out == (not set(found.fitted) & set(found.verified))
     report = onnxsep.quantize(model, data=samples(there), samples=most, runtime=ONE).report
     assert report.calibration_samples == calibrate
 

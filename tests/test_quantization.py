@@ -180,7 +180,7 @@ def test_zero_weights_stay_zero() -> None:
 def test_error_in_the_report_is_the_error_of_the_outputs() -> None:
     source, data = network(), samples(50)
     result = quantize(source, data=data, samples=30, runtime=ONE)
-    indices = split(open_data(data, load(source)), 30, 0).measured
+    indices = split(open_data(data, load(source)), 30, 0).verified
     expected = Runner(load(source), ONE)({"x": data[indices]})["out"].astype(np.float64)
     actual = Runner(result.model, ONE)({"x": data[indices]})["out"].astype(np.float64)
     (output,) = result.report.outputs
@@ -373,11 +373,11 @@ def test_narrow_percentile_clips_more() -> None:
     assert narrow > 2 * wide
 
 
-@pytest.mark.parametrize(("count", "samples_", "calibrated", "measured"), [(100, 50, 50, 10), (100, 200, 80, 20)])
+@pytest.mark.parametrize(("count", "samples_", "calibrated", "measured"), [(100, 50, 50, 10), (100, 200, 90, 10)])
 def test_held_out_samples_are_others(count: int, samples_: int, calibrated: int, measured: int) -> None:
     parts = split(open_data(samples(count), load(network())), samples_, 0)
-    assert (len(parts.calibration), len(parts.measured), parts.held_out) == (calibrated, measured, True)
-    assert not set(parts.calibration) & set(parts.measured)
+    assert (len(parts.fitted), len(parts.verified), parts.unseen) == (calibrated, measured, True)
+    assert not set(parts.fitted) & set(parts.verified)
 
 
 def test_one_sample_serves_for_both_and_that_is_said() -> None:

@@ -100,7 +100,7 @@ def test_means_over_the_calibration_samples_are_those_of_the_float_model(mode: s
         "per_channel": False,
     }
     prepared = prepare(source, Settings(equalize=False)).proto
-    used = split(open_data(data, source), samples, 0).calibration
+    used = split(open_data(data, source), samples, 0).fitted
     feed = {source.proto.graph.input[0].name: data[used]}
     layers = [node.name for node in prepared.graph.node if node.op_type in ("Conv", "Gemm") and len(node.input) > 2]
     assert len(layers) == 8
@@ -120,7 +120,8 @@ def test_means_over_the_calibration_samples_are_those_of_the_float_model(mode: s
 
 def test_corrected_integer_operators_have_the_biases_of_the_other_format(images: np.ndarray) -> None:
     def biases(format_: Any, correct: bool) -> list[list[int]]:
-        result = quantize(DIGITS, data=images[:60], format=format_, bias_correction=correct, runtime=ONE).proto
+        options = {"format": format_, "bias_correction": correct, "samples": 48, "runtime": ONE}
+        result = quantize(DIGITS, data=images[:60], **options).proto
         return sorted(value.tolist() for value in constants(result).values() if value.dtype == np.int32 and value.any())
 
     assert biases("qdq", True) == biases("qoperator", True)
@@ -129,7 +130,8 @@ def test_corrected_integer_operators_have_the_biases_of_the_other_format(images:
 
 def test_correction_touches_nothing_but_biases(images: np.ndarray) -> None:
     plain, corrected = (
-        quantize(DIGITS, data=images[:60], bias_correction=correct, runtime=ONE).proto for correct in (False, True)
+        quantize(DIGITS, data=images[:60], samples=48, bias_correction=correct, runtime=ONE).proto
+        for correct in (False, True)
     )
     assert list(plain.graph.node) == list(corrected.graph.node)
     before, after = constants(plain), constants(corrected)
@@ -143,7 +145,7 @@ def test_zero_weights_stay_zero_when_biases_are_corrected() -> None:
     weights["w"][np.random.default_rng(1).random(weights["w"].shape) < 0.6] = 0
     source = model_of([weighted("Conv", ["x", "w", "b"], "y", pads=[1] * 4)], weights, ["n", 4, 8, 8], "y")
     data = np.random.default_rng(2).standard_normal((40, 4, 8, 8)).astype(np.float32)
-    result = quantize(source, data=data, runtime=ONE)
+    result = quantize(source, data=data, samples=32, runtime=ONE)
     assert result.report.bias_correction is not None
     assert result.report.bias_correction.corrected == 1
     (stored,) = [value for value in constants(result.proto).values() if value.shape == (6, 4, 3, 3)]
@@ -161,11 +163,11 @@ def test_layer_before_an_activation_gets_a_bias_and_one_before_a_layer_does_not(
     ]
     source = model_of(nodes, weights, ["n", 4, 8, 8], "last")
     data = 1 + np.random.default_rng(2).standard_normal((40, 4, 8, 8)).astype(np.float32)
-    result = quantize(source, data=data, equalize=False, runtime=ONE)
+    result = quantize(source, data=data, samples=32, equalize=False, runtime=ONE)
     found = result.report.bias_correction
     assert found is not None
     assert (found.corrected, found.added, found.left) == (2, ("before a Sigmoid",), ())
-    feed = {"x": data[split(open_data(data, load(source)), 200, 0).calibration]}
+    feed = {"x": data[split(open_data(data, load(source)), 32, 0).fitted]}
     names = ["before a Sigmoid", "last"]
     expected, actual = channel_means(source, names, feed), channel_means(result.proto, names, feed)
     for name in names:
@@ -183,7 +185,7 @@ def test_terms_of_a_sum_are_corrected_together(images: np.ndarray) -> None:
     sums = [target.seen for target in targets if target.seen != target.name]
     assert len(sums) == 6  # all Convs but the first
     assert not left
-    feed = {source.proto.graph.input[0].name: images[:60][split(open_data(images[:60], source), 200, 0).calibration]}
+    feed = {source.proto.graph.input[0].name: images[:60][split(open_data(images[:60], source), 200, 0).fitted]}
     expected, actual = channel_means(prepared, sums, feed), channel_means(result.proto, sums, feed)
     for name in sums:
         # The shift of the bias is rounded once more before it is added.
@@ -199,8 +201,8 @@ def test_bias_that_is_computed_is_added_behind_the_layer() -> None:
     ]
     weights["w"] = weights["w"][:4]
     source = model_of(nodes, weights, ["n", 4, 8, 8], "y")
-    data = np.random.default_rng(2).standard_normal((20, 4, 8, 8)).astype(np.float32)
-    found = quantize(source, data=data, exclude="mean", runtime=ONE).report
+    data = np.random.default_rng(2).standard_normal((40, 4, 8, 8)).astype(np.float32)
+    found = quantize(source, data=data, samples=32, exclude="mean", runtime=ONE).report
     rows = {node.name: node.status for node in found.nodes}
     assert rows["y"] == "quantized"
     assert found.bias_correction is not None

@@ -73,16 +73,16 @@ def test_biases_that_do_harm_on_other_samples_are_not_kept(shift: float) -> None
         prepared = prepare(source, settings)
         op_types = quantizable_types(settings)
         tensors = to_calibrate(prepared.proto, op_types, {})
-        ranges = calibrate(prepared.proto, tensors, data, parts.calibration, settings, ONE)
+        ranges = calibrate(prepared.proto, tensors, data, parts.fitted, settings, ONE)
 
         def correct(proto: onnx.ModelProto, simulated: onnx.ModelProto, names: Collection[str]) -> Corrections:
-            found = find_corrections(proto, simulated, names, data, parts.calibration, ONE)
+            found = find_corrections(proto, simulated, names, data, parts.fitted, ONE)
             return replace(found, biases={name: value + shift for name, value in found.biases.items()})
 
         return Builder(source, prepared, ranges, settings, op_types, {}, correct)
 
     judge = Judge(source, data, parts, ONE)
-    assert not set(judge.samples) & set(parts.calibration)
+    assert not set(judge.samples) & set(parts.fitted)
     chosen = choose(start, settings, judge)
     said = [note for note in chosen.notes if "biases are not corrected" in note]
     assert bool(said) == bool(shift)
@@ -117,8 +117,8 @@ def test_samples_that_measure_do_not_judge_where_there_are_more() -> None:
     data = open_data(IMAGES, source)
     parts = split(data, 20, 0)
     samples = set(Judge(source, data, parts, ONE).samples)
-    assert len(samples) >= len(parts.measured)
-    assert not samples & {*parts.measured, *parts.calibration}
+    assert len(samples) >= len(parts.verified)
+    assert not samples & {*parts.verified, *parts.fitted}
 
 
 def test_one_sample_corrects_nothing() -> None:

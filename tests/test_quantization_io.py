@@ -267,7 +267,7 @@ def test_metadata_of_what_is_no_integer_do_not_count() -> None:
 
 def test_command_shows_and_writes_integer_ends(tmp_path: Path) -> None:
     onnx.save(around([conv("x", "out")]), tmp_path / "in.onnx")
-    np.savez(tmp_path / "data.npz", x=samples())
+    np.savez(tmp_path / "data.npz", x=1 + samples(300))  # a mean that can be shifted
 
     quantize = ("quantize", "in.onnx")
     options = ("--data", "data.npz", "--int8-io")

@@ -1,13 +1,13 @@
 """``quantize``: load -> prepare -> calibrate -> quantise -> finish -> ensure -> measure."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx
 
 from onnxsep.checking.feeding import Feeding, layers_report
-from onnxsep.data import Dataset, Preprocessing, open_data
+from onnxsep.data import Dataset, Partition, Preprocessing, open_data
 from onnxsep.errors import OptionError, VerificationError, spelled
 from onnxsep.graph.ensure import ensure_valid
 from onnxsep.graph.scopes import scopes
@@ -21,19 +21,23 @@ from onnxsep.quantization.agreement import Agreement
 from onnxsep.quantization.building import Builder, Built, Correct
 from onnxsep.quantization.calibrating import calibrate
 from onnxsep.quantization.choosing import Judge, choose
+from onnxsep.quantization.comparing import measure_speed, warnings
 from onnxsep.quantization.correcting import Corrections, find_corrections
 from onnxsep.quantization.interface import exchange_integers
-from onnxsep.quantization.measuring import Split, measure, split
+from onnxsep.quantization.measuring import measure, split
 from onnxsep.quantization.nodes import excluded_by, not_for_quantizing, to_calibrate
 from onnxsep.quantization.options import QuantizeOptions
 from onnxsep.quantization.preparing import prepare
-from onnxsep.quantization.report import AccuracyDrop, BiasCorrection, IntegerTensor, QuantizeReport
+from onnxsep.quantization.report import AccuracyDrop, BiasCorrection, IntegerTensor, OutputError, QuantizeReport
 from onnxsep.quantization.settings import Settings
 from onnxsep.quantization.sparing import Accuracy, spare
 from onnxsep.quantization.toolkit import quantizable_types
 from onnxsep.quantization.unlike import keep_unlike_in_float
+from onnxsep.reporting.blocks import rounded_up
 from onnxsep.reporting.model_info import model_info, size_bytes
+from onnxsep.reporting.records import MissedLimit
 from onnxsep.running.runtime import RuntimeOptions
+from onnxsep.running.verification import missed_error, too_far
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,13 +80,13 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
         options.data, source, preprocessing=images, labels=options.labels, need_labels=max_drop is not None
     )
     parts = split(dataset, options.samples, options.seed)
-    if max_drop is not None and not parts.held_out:
+    if max_drop is not None and not parts.unseen:
         raise OptionError(
             f"{spelled('max_drop')} measures on samples that the calibration does not use, and {dataset.source} has"
             f" {len(dataset)} in all; give more, or a smaller {spelled('samples')}"
         )
 
-    agreement = Agreement(source, dataset, parts.calibration, runtime)
+    agreement = Agreement(source, dataset, parts.fitted, runtime)
     op_types = quantizable_types(options)
     folded: tuple[str, ...] = ()
 
@@ -93,12 +97,12 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
         excluded, folded = excluded_by(options.excluded, source.proto, prepared.proto)
         left = {**not_for_quantizing(prepared.proto, op_types), **excluded}
         left |= keep_unlike_in_float(
-            prepared.proto, op_types, left, dataset, parts.calibration, runtime, integer_inputs=int8_io
+            prepared.proto, op_types, left, dataset, parts.fitted, runtime, integer_inputs=int8_io
         )
         tensors = to_calibrate(prepared.proto, op_types, left)
         ranges = None
         if tensors:
-            ranges = calibrate(prepared.proto, tensors, dataset, parts.calibration, chosen, runtime, progress)
+            ranges = calibrate(prepared.proto, tensors, dataset, parts.fitted, chosen, runtime, progress)
         announce(progress, "quantising")
         correct = _corrector(dataset, parts, runtime, progress) if options.bias_correction else None
         return Builder(source, prepared, ranges, chosen, op_types, left, correct).checked(agreement)
@@ -111,7 +115,8 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
         built, accuracy = _within(max_drop, builder, built, dataset, parts, options.output, runtime, progress)
         if accuracy.drop > max_drop:
             failure = (
-                f"the accuracy drops by {accuracy.drop:.2f} points even with every layer that has weights in float"
+                f"the accuracy drops by {accuracy.drop:.2f} points even with every layer that has weights in float (the"
+                f" nearest: {spelled('max_drop', rounded_up(accuracy.drop))})"
             )
     if accuracy is not None and 100 / accuracy.samples > accuracy.limit > 0:
         notes.append(
@@ -131,43 +136,59 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
             notes.append(note)
         if options.integers == "int8":
             notes.append(_int8_on_x86())
-    if not parts.held_out:
+    verified, whole = options.verify != "none", result is not source
+    if not parts.unseen and verified:
         notes.append("too few samples to hold any out: the error is measured on those of the calibration")
     announce(progress, "measuring the error")
-    outputs = measure(source, result, dataset, parts.measured, runtime)
+    outputs = measure(source, result, dataset, parts.verified, runtime) if verified else ()
+    speed = measure_speed(source, result, dataset, parts.verified, runtime) if verified and whole else None
+    sizes = size_bytes(source), size_bytes(result)
     compared = None
     if options.layers:
-        feeding = Feeding(dataset, indices=tuple(parts.measured))
+        feeding = Feeding(dataset, indices=tuple(parts.verified))
         compared, why_not = layers_report(source, result, feeding, runtime, progress)
         notes += [why_not] if why_not else []
     report = QuantizeReport(
         source=model_info(source),
-        bytes_before=size_bytes(source),
-        bytes_after=size_bytes(result),
+        bytes_before=sizes[0],
+        bytes_after=sizes[1],
         options={**options.as_json(model=model), "activations": options.integers},
         data=dataset.source,
-        calibration_samples=len(parts.calibration),
-        measured_samples=len(parts.measured),
-        held_out=parts.held_out,
+        calibration_samples=len(parts.fitted),
+        measured_samples=len(parts.verified) if verified else 0,
+        held_out=parts.unseen,
         nodes=built.rows,
         outputs=outputs,
         bias_correction=_correction(builder, built),
         integers=integers,
         accuracy=accuracy,
+        speed=speed,
+        missed=_missed(accuracy, outputs, options),
+        warnings=tuple(warnings(options, sizes, speed, outputs)) if whole else (),
         notes=tuple(notes),
         layers=compared,
         seconds=time.perf_counter() - started,
     )
     if max_error is not None and report.relative > max_error:
-        failure = failure or f"the relative error {report.relative:.3g} is above {spelled('max_error', max_error)}"
+        failure = failure or too_far(report.relative, max_error)
     if failure:
         raise VerificationError(f"{failure}; nothing was written", report)
     return QuantizeResult(result, report, reads=reads)
 
 
-def _corrector(data: Dataset, parts: Split, options: RuntimeOptions, progress: Progress | None) -> Correct:
+def _missed(
+    accuracy: AccuracyDrop | None, outputs: Sequence[OutputError], options: QuantizeOptions
+) -> tuple[MissedLimit, ...]:
+    found = missed_error(max((one.relative for one in outputs), default=0.0), options.max_error)
+    if accuracy is None or accuracy.drop <= accuracy.limit:
+        return found
+    nearest = rounded_up(accuracy.drop)
+    return (MissedLimit(limit="max_drop", allowed=accuracy.limit, measured=accuracy.drop, nearest=nearest), *found)
+
+
+def _corrector(data: Dataset, parts: Partition, options: RuntimeOptions, progress: Progress | None) -> Correct:
     def correct(prepared: onnx.ModelProto, simulated: onnx.ModelProto, quantized: Collection[str]) -> Corrections:
-        return find_corrections(prepared, simulated, quantized, data, parts.calibration, options, progress)
+        return find_corrections(prepared, simulated, quantized, data, parts.fitted, options, progress)
 
     return correct
 
@@ -188,7 +209,7 @@ def _within(
     builder: Builder,
     built: Built,
     data: Dataset,
-    parts: Split,
+    parts: Partition,
     output: str | None,
     options: RuntimeOptions,
     progress: Progress | None,
@@ -202,7 +223,7 @@ def _within(
 
     def error(spared: Collection[str]) -> float:
         # Compared with each other only, so that nothing is lost by leaving the biases.
-        outputs = measure(builder.source, builder.build(spared, quick=True).model, data, parts.measured, options)
+        outputs = measure(builder.source, builder.build(spared, quick=True).model, data, parts.verified, options)
         return max((found.relative for found in outputs), default=0.0)
 
     found = spare(builder.layers(built.rows), drop, error, limit, progress)

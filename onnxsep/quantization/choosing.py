@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxsep.data import Dataset
+from onnxsep.data import Dataset, Partition
 from onnxsep.model.io import Model
 from onnxsep.quantization.building import Builder, Built
 from onnxsep.quantization.errors import QuantizationError
-from onnxsep.quantization.measuring import Split
 from onnxsep.quantization.passing import find_pairs
 from onnxsep.quantization.settings import Settings
 from onnxsep.running.integer_io import RealRunner
@@ -40,6 +39,23 @@ class Chosen:
     notes: tuple[str, ...]
 
 
+def judging(data: Dataset, parts: Partition) -> list[int]:
+    """The samples that a choice is made by; none where there are too few to hold any out.
+
+    Where only those are left that errors are measured on, which are few, as many of the calibration join them: what is
+    found over all of these hardly knows a single one.
+    """
+    if not parts.unseen:
+        return []
+    rest = sorted(set(parts.others) - set(parts.verified))
+    if len(rest) < len(parts.verified):
+        steps = np.linspace(0, len(parts.fitted) - 1, min(len(parts.verified), len(parts.fitted))).astype(int)
+        rest = sorted([*parts.verified, *(parts.fitted[step] for step in steps)])
+    steps = np.linspace(0, len(rest) - 1, min(_MOST, len(rest))).astype(int)
+    samples = [rest[step] for step in steps]
+    return samples[: len(samples) // data.batch * data.batch] if data.batch else samples
+
+
 class Judge:
     """Compares quantised models by the error of their outputs, on samples that nothing was fitted to.
 
@@ -51,15 +67,11 @@ class Judge:
         options: How models are run.
     """
 
-    def __init__(self, source: Model, data: Dataset, parts: Split, options: RuntimeOptions) -> None:
+    def __init__(self, source: Model, data: Dataset, parts: Partition, options: RuntimeOptions) -> None:
         self._source, self._data, self._options = source, data, options
-        rest = sorted(set(parts.others) - set(parts.measured))
-        if len(rest) < len(parts.measured):
-            rest = parts.measured
-        steps = np.linspace(0, len(rest) - 1, min(_MOST, len(rest))).astype(int)
-        self.samples: list[int] = [rest[step] for step in steps] if parts.held_out else []
-        if whole := data.batch:
-            self.samples = self.samples[: len(self.samples) // whole * whole]
+        self.samples = judging(data, parts)
+        shared = len(set(self.samples) & set(parts.fitted))
+        self.words = f"{len(self.samples)} {'samples, half of which calibrate,' if shared else 'other samples'}"
 
     def errors(self, models: Sequence[Model]) -> list[float]:
         """For each model, the mean of its outputs' relative errors; infinite where it does not run.
@@ -134,7 +146,7 @@ def choose(start: Start, settings: Settings, judge: Judge) -> Chosen:
         if error_without < error:
             builder, plain = other, without
             notes.append(
-                f"channels between layers are not equalised: on {count} other samples the error is"
+                f"channels between layers are not equalised: on {judge.words} the error is"
                 f" {error_without:.3g} without and {error:.3g} with it"
             )
     built = builder.build()
@@ -148,7 +160,7 @@ def choose(start: Start, settings: Settings, judge: Judge) -> Chosen:
     error, error_without = judge.errors([built.model, plain.model])
     if error_without < error:
         notes.append(
-            f"biases are not corrected: on {count} other samples the error is {error_without:.3g} without and"
+            f"biases are not corrected: on {judge.words} the error is {error_without:.3g} without and"
             f" {error:.3g} with it"
         )
         return Chosen(replace(builder, correct=None), plain, tuple(notes))

@@ -6,38 +6,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxsep.algebra.output_parts import PartTally
-from onnxsep.data import Dataset
+from onnxsep.data import Dataset, Partition, partition
 from onnxsep.errors import OptionError, VerificationError, spelled
 from onnxsep.model.io import Model
 from onnxsep.quantization.errors import QuantizationError
 from onnxsep.quantization.report import OutputError
 from onnxsep.reporting.records import part_reports
-from onnxsep.running.comparison import samples_of
+from onnxsep.running.feeds import samples_of
 from onnxsep.running.integer_io import RealRunner
 from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
-_HELD_OUT = 5  # one sample of so many is kept for measuring
+_HELD_OUT = 5  # where there are more samples than calibrate: one for so many of those is drawn for measuring
 _MOST_HELD_OUT = 64
 
 
-@dataclass(frozen=True)
-class Split:
-    """Samples to calibrate with, and samples to measure with.
-
-    Attributes:
-        calibration: Numbers of samples.
-        measured: Numbers of samples.
-        held_out: Whether the two have none in common.
-        others: All samples that the calibration does not use; all samples where there are none.
-    """
-
-    calibration: list[int]
-    measured: list[int]
-    held_out: bool
-    others: list[int]
-
-
-def split(data: Dataset, samples: int | None, seed: int) -> Split:
+def split(data: Dataset, samples: int | None, seed: int) -> Partition:
     """Choose samples at random: at most ``samples`` to calibrate, and others to measure with if there are any.
 
     Raises:
@@ -50,16 +33,7 @@ def split(data: Dataset, samples: int | None, seed: int) -> Split:
             f"{spelled('samples', samples)}: the model takes {whole} samples at a time; ask for {whole} or more"
         )
     held = min(_MOST_HELD_OUT, max(1, count // _HELD_OUT))
-    held = -(-held // whole) * whole  # a fixed batch must be full
-    chosen = data.sample(count + held, seed)
-    if len(chosen) < whole + held:
-        full = chosen[: len(chosen) - len(chosen) % whole]
-        return Split(data.sample(count, seed), full, False, list(range(len(data))))
-    places = np.random.default_rng(seed).permutation(len(chosen))[:held].tolist()
-    measured = {chosen[place] for place in places}
-    calibration = [index for index in chosen if index not in measured]
-    others = sorted(set(range(len(data))) - set(calibration))
-    return Split(calibration, sorted(measured), True, others)
+    return partition(data, samples, seed, together=-(-held // whole) * whole)  # a fixed batch must be full
 
 
 def measure(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from onnxsep.data.options import DATA_GROUP, Labelled, Preprocessed
 from onnxsep.errors import OptionError, spelled
@@ -11,7 +11,7 @@ from onnxsep.model.paths import DATA
 from onnxsep.options.lazy import lazy
 from onnxsep.options.specs import option, record
 from onnxsep.quantization.settings import Settings
-from onnxsep.running.options import VERIFICATION, Running, Seeded, Telling, check_limit
+from onnxsep.running.options import VERIFICATION, Running, Seeded, Telling, check_limit, needs_verification
 
 if TYPE_CHECKING:
     from onnxsep.data import Source
@@ -40,6 +40,13 @@ class QuantizeOptions(Settings, Running, Labelled, Preprocessed, Seeded, Telling
         " are held out for measuring the error.",
     )
     seed: int = option(default=0, minimum=0, help="Seed of the choice of {samples}.", doc="of the choice of samples.")
+    verify: Literal["full", "none"] = option(
+        default="full",
+        group=VERIFICATION,
+        switches={"--no-verify": "none"},
+        help="full: run both models, and compare outputs and latency; none.",
+        doc='"full" runs both models on held-out samples and compares outputs and latency, or "none".',
+    )
     max_error: float | None = option(
         default=None,
         group=VERIFICATION,
@@ -70,6 +77,8 @@ class QuantizeOptions(Settings, Running, Labelled, Preprocessed, Seeded, Telling
         """
         super().check()
         check_limit(self.max_error)
+        if self.max_error is not None and self.verify == "none":
+            raise needs_verification(spelled("verify", "none"))
         if self.max_drop is not None and not 0 <= self.max_drop < 100:
             raise OptionError(
                 f"{spelled('max_drop')} {self.max_drop} is no loss of accuracy in points; use one such as 0.5"

@@ -3,8 +3,9 @@
 from collections import Counter
 
 from onnxsep.checking.render import layers_of_result
-from onnxsep.quantization.report import AccuracyDrop, BiasCorrection, OutputError, QuantizeReport
-from onnxsep.reporting.blocks import header, notes, ratio_text, summary, title, written
+from onnxsep.evaluation import cells
+from onnxsep.quantization.report import AccuracyDrop, BiasCorrection, OutputError, QuantizeReport, Speed
+from onnxsep.reporting.blocks import header, missed_notes, notes, ratio_text, summary, title, warned, written
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Note, Row, Table
 from onnxsep.reporting.records import part_text
 
@@ -28,7 +29,9 @@ def quantize_document(report: QuantizeReport) -> Document:
         blocks.append(_accuracy(report.accuracy))
     blocks.append(Line(f"calibrated with {report.calibration_samples} samples of {report.data}"))
     blocks.append(Line(f"file {ratio_text(report.bytes_before, report.bytes_after)} bytes"))
-    blocks += [*notes(report.notes), *written(report)]
+    if report.speed is not None:
+        blocks.append(_speed(report.speed))
+    blocks += [*warned(report.warnings), *notes(report.notes), *missed_notes(report.missed), *written(report)]
     return Document(title(report.command, report.source), tuple(blocks))
 
 
@@ -60,6 +63,13 @@ def _output(output: OutputError, where: str) -> list[Block]:
         line += f", same class {output.agreement:.4f}"
     parts = [Line(part_text(part), indent=1) for part in output.parts]
     return [Line(f"{line} on {where}"), *parts, *(Note(loss) for loss in output.lost)]
+
+
+def _speed(found: Speed) -> Line:
+    times = [cells.milliseconds(one.median_ms, one.standard_error_ms) for one in (found.source, found.result)]
+    ratio = found.result.against_first
+    share = "" if ratio is None else f" ({cells.uncertain(ratio.value, ratio.standard_error)})"
+    return Line(f"latency {times[0]} -> {times[1]} ms{share}, batch {found.batch}, measured in passing")
 
 
 def _accuracy(found: AccuracyDrop) -> Line:

@@ -3,7 +3,8 @@
 from typing import Any, Literal
 
 from onnxsep.checking.layer_report import LayersReport
-from onnxsep.reporting.records import ModelInfo, PartReport, Record, Report, WrittenFiles
+from onnxsep.evaluation.report import Latency
+from onnxsep.reporting.records import MissedLimit, ModelInfo, PartReport, Record, Report, WrittenFiles
 
 
 class QuantizedNode(Record):
@@ -72,6 +73,15 @@ class AccuracyDrop(Record):
         return self.source - self.result
 
 
+class Speed(Record):
+    """Times of source and result, on one sample (or the batch that the model insists on), measured in passing."""
+
+    batch: int
+    source: Latency
+    result: Latency
+    """Its ``against_first`` is its time as a share of the source's."""
+
+
 class QuantizeReport(WrittenFiles, Report):
     """One run of ``onnxsep quantize``."""
 
@@ -95,6 +105,12 @@ class QuantizeReport(WrittenFiles, Report):
     """With ``--int8-io``."""
     accuracy: AccuracyDrop | None = None
     """None without ``--max-drop``."""
+    speed: Speed | None = None
+    """None where nothing was compared, or nothing was quantised."""
+    missed: tuple[MissedLimit, ...] = ()
+    """The limits that it missed; nothing was written then."""
+    warnings: tuple[str, ...] = ()
+    """What got worse, and the option that is better."""
     notes: tuple[str, ...] = ()
     layers: LayersReport | None = None
     """The tensors of source and result, where they were asked for."""
