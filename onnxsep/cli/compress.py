@@ -11,7 +11,7 @@ import onnxsep
 from onnxsep.cli.app import GroupedCommand, app, say
 from onnxsep.cli.derived import OUT, Given, command, model_to
 from onnxsep.cli.interrupts import saying
-from onnxsep.cli.options import Debug, Json, printed, printing, progress_bar, saved, shower
+from onnxsep.cli.options import Debug, Json, failure_shown, printed, printing, progress_bar, saved, shower
 from onnxsep.compression.given import CompressOptions
 from onnxsep.model.paths import OTHER_RESULT, PLAN_READ, RECIPE, TEACHER, read_of
 from onnxsep.options.proposals import proposing
@@ -65,11 +65,16 @@ def compress(given: Given[CompressCommand]) -> None:
             say(f"step {step.number} {step.command}: {done}")
 
     again = f"the same command goes on with what is in {place}"
-    with progress_bar(shown.silent) as progress, saying(lambda: again if place.is_dir() else "nothing was written"):
+    show = shower(shown)
+    with (
+        failure_shown(show),
+        progress_bar(shown.silent) as progress,
+        saying(lambda: again if place.is_dir() else "nothing was written"),
+    ):
         asked = given.keywords(work=place, progress=progress, told=told)
         del asked["recipe"]
         result = onnxsep.compress(given.arguments["model"], chosen, **asked)
-    shower(shown)(saved(result, target))
+    show(saved(result, target))
 
 
 @app.command(cls=GroupedCommand, epilog="onnxsep recipes fitted-int8 > mine.toml")

@@ -14,8 +14,10 @@ from onnxsep.compression.recipe import Recipe, read_recipe
 from onnxsep.compression.report import CompressReport
 from onnxsep.compression.running import Run
 from onnxsep.compression.step import Step
+from onnxsep.compression.unseen import keep_unseen
 from onnxsep.compression.work_folder import WorkFolder
-from onnxsep.data import Preprocessing
+from onnxsep.compression.worse import worse
+from onnxsep.data import Preprocessing, open_data
 from onnxsep.errors import OptionError
 from onnxsep.evaluation.metrics import load_metric
 from onnxsep.model.content import model_hash
@@ -143,6 +145,10 @@ def _run(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressR
     check_steps(recipe, given, seed)
     original = load(model, follow_links=options.follow_links)
     check_input_shapes(original, given.input_shapes)
+    unseen = None
+    if given.data is not None and options.test is None:
+        opened = open_data(given.data, original, preprocessing=given.preprocessing, labels=given.labels)
+        unseen = keep_unseen(recipe, opened, seed)
     measuring = choose_samples(
         original,
         given,
@@ -152,12 +158,23 @@ def _run(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressR
         metric=options.metric,
         samples=options.test_samples,
         runs=options.runs,
+        unseen=unseen,
     )
     manifest = make_manifest(recipe, original, given, measuring, seed)
     notes = check_repeats(recipe, manifest)
     measuring.check(original)
     folder = None if options.work is None else WorkFolder(Path(options.work), follow_links=options.follow_links)
-    run = Run(recipe.steps, given, original, seed=seed, folder=folder, progress=options.teller, told=options.told)
+    kept = given if unseen is None or not unseen.reserved else replace(given, data=unseen.steps)
+    run = Run(
+        recipe.steps,
+        kept,
+        original,
+        named=given.data,
+        seed=seed,
+        folder=folder,
+        progress=options.teller,
+        told=options.told,
+    )
     try:
         done = run(manifest, fresh=options.fresh)
         names = [f"{report.number} {report.command}" for report in done.reports]
@@ -165,6 +182,8 @@ def _run(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressR
     finally:
         if folder is not None:
             folder.release()
+    if unseen is not None and unseen.reserved:
+        notes.append(f"{len(unseen.steps.reserved)} samples of the data are kept from all steps, to measure on")
     report = CompressReport(
         source=model_info(original),
         options=options.as_json(model=model, recipe=recipe.path or (recipe if recipe.text is None else recipe.name)),
@@ -174,6 +193,7 @@ def _run(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressR
         resumed_after=sum(report.resumed for report in done.reports),
         measured_on=measuring.kind,
         evaluation=evaluation,
+        warnings=tuple(worse(recipe.steps, evaluation.models)),
         notes=(*notes, *compare_results(recipe, done.manifest)),
         seconds=time.perf_counter() - started,
     )

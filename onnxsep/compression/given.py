@@ -73,12 +73,13 @@ class CompressOptions(Running, Training, Labelled, Fed, Seeded, Telling):
     test_samples: int | None = option(
         default=None, group=_MEASURING, minimum=1, help="Measure on at most so many samples."
     )
-    runs: int = option(
-        default=30,
-        group=_MEASURING,
+    runs: int | None = option(
+        default=None,
         minimum=0,
-        help="Timed runs of each model; 0: no latency.",
-        doc="timed runs of each model; 0: latency is not measured.",
+        group=_MEASURING,
+        help="Timed runs of each model; by default as many as it takes; 0: no latency.",
+        doc="timed runs of each model; None: until the standard errors of medians and ratios are below 1 %, 1 to 10"
+        " seconds of each model; 0: latency is not measured.",
     )
     seed: int = option(
         default=0, minimum=0, help="Of every step whose recipe names none.", doc="of every step that names none."

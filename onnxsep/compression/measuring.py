@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from onnxsep.compression.given import Given
+from onnxsep.compression.unseen import Unseen
 from onnxsep.data import AnyLabels, Preprocessing, Source, open_data
 from onnxsep.evaluation import EvaluationReport, evaluate
 from onnxsep.evaluation.metrics import Metric
@@ -30,17 +31,17 @@ class Measuring:
         given: What the run gives to its steps.
         metric: The user's own metric, or None.
         samples: Use at most so many; None: all.
-        runs: Timed runs of each model.
+        runs: Timed runs of each model; None: as many as it takes.
     """
 
     source: Source
     labels: AnyLabels | None
-    kind: Literal["test", "data", "random"]
+    kind: Literal["test", "unseen", "data", "random"]
     preprocessing: Preprocessing | None
     given: Given
     metric: str | Metric | None
     samples: int | None
-    runs: int
+    runs: int | None
 
     def check(self, original: Model) -> None:
         """Find out with a few samples whether the original can be measured, before any work is done.
@@ -75,7 +76,7 @@ class Measuring:
         models: list[Model],
         *,
         samples: int | None,
-        runs: int,
+        runs: int | None,
         reference: Model | None = None,
         progress: Progress | None = None,
     ) -> EvaluationReport:
@@ -104,15 +105,19 @@ def choose_samples(
     test_labels: AnyLabels | None,
     metric: str | Metric | None,
     samples: int | None,
-    runs: int,
+    runs: int | None,
+    unseen: Unseen | None,
 ) -> Measuring:
-    """What models are measured on: the test data, else the data of the steps, else random inputs.
+    """What models are measured on: the test data, else what steps do not see of theirs, else that, else random inputs.
 
     Raises:
         FeedError: Random inputs cannot be made for the model.
     """
     if test is not None:
         return Measuring(test, test_labels, "test", preprocessing, given, metric, samples, runs)
+    if unseen is not None and unseen.measured is not None:
+        kept = unseen.measured
+        return Measuring(kept, None, "unseen", preprocessing, given, metric, samples or _MOST, runs)
     if given.data is not None:
         return Measuring(given.data, given.labels, "data", preprocessing, given, metric, samples or _MOST, runs)
     inputs = None if given.inputs is None else Path(given.inputs)

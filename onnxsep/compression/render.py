@@ -6,7 +6,7 @@ from onnxsep.compression.report import CompressReport, StepReport
 from onnxsep.errors import spelled
 from onnxsep.evaluation import EvaluationReport, cells
 from onnxsep.evaluation.report import EvaluatedModel
-from onnxsep.reporting.blocks import header, notes, summary, title, written
+from onnxsep.reporting.blocks import header, notes, summary, title, warned, written
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Series, Table
 
 Show = Callable[[EvaluatedModel], str]
@@ -19,7 +19,7 @@ def compress_document(report: CompressReport) -> Document:
     if report.resumed_after:
         blocks.append(Line(resumed_words(report)))
     blocks += [_table(report.evaluation), *_series(report.evaluation), *map(Line, _legend(report))]
-    blocks += [*notes(_notes(report)), *written(report)]
+    blocks += [*warned(report.warnings), *notes(_notes(report)), *written(report)]
     return Document(title(report.command, report.source), tuple(blocks))
 
 
@@ -77,10 +77,11 @@ def _legend(report: CompressReport) -> list[str]:
     found = report.evaluation
     where = {
         "test": f"measured on {found.data}, {found.samples:,} samples",
+        "unseen": f"measured on {found.samples:,} samples of {found.data} that no step has seen",
         "data": f"measured on {found.samples:,} samples of {found.data}, which the steps have seen: give"
         f" {spelled('test')} samples that they have not",
         "random": f"measured on {found.samples:,} random inputs, as there is neither {spelled('test')} nor"
-        f" {spelled('data')}",
+        f" {spelled('data')}: noise tells little",
     }
     lines = [where[report.measured_on] + "; in brackets: as a share of the original; +-: standard error"]
     if found.reference is not None:

@@ -45,8 +45,11 @@ class CompressReport(WrittenFiles, Report):
     steps: tuple[StepReport, ...]
     resumed_after: int = 0
     """Steps that an earlier run had finished."""
-    measured_on: Literal["test", "data", "random"]
-    """What the models were measured on: samples that no step has seen, those of the steps, or random inputs."""
+    measured_on: Literal["test", "unseen", "data", "random"]
+    """What the models were measured on: test data, samples of the data that no step has seen, those of the steps, or
+    random inputs."""
+    warnings: tuple[str, ...] = ()
+    """What got worse in a step, and what is better."""
     evaluation: EvaluationReport
     """The original and the result of each step, side by side in one run."""
     notes: tuple[str, ...] = ()

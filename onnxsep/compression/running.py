@@ -3,14 +3,15 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from onnxsep.compression.given import Given
 from onnxsep.compression.manifest import DoneStep, Manifest
 from onnxsep.compression.report import StepReport
 from onnxsep.compression.step import Step
 from onnxsep.compression.work_folder import WorkFolder
+from onnxsep.data import Source
 from onnxsep.errors import OnnxsepError
 from onnxsep.model.content import model_hash
 from onnxsep.model.io import Model
@@ -44,6 +45,7 @@ class Run:
         given: What they all get.
         original: What the first of them gets.
         seed: Of steps that name none.
+        named: The data as the user named them, for reports.
         folder: Where finished steps are kept; None: in memory.
         progress: Told of the progress.
         told: Told of each step that is finished.
@@ -56,11 +58,13 @@ class Run:
         original: Model,
         *,
         seed: int,
+        named: Source | None = None,
         folder: WorkFolder | None = None,
         progress: Progress | None = None,
         told: Callable[[StepReport], None] | None = None,
     ) -> None:
         self._steps, self._given, self._original, self._seed = steps, given, original, seed
+        self._named_data = named
         self._folder, self._progress, self._told = folder, progress, told
 
     def __call__(self, manifest: Manifest, *, fresh: bool = False) -> Done:
@@ -97,6 +101,9 @@ class Run:
             progress=progress,
         )
         report: Any = result.report
+        if "data" in report.options and self._named_data is not None and report.options["data"] is not None:
+            report = report.model_copy(update={"options": {**report.options, "data": as_json(self._named_data)}})
+            result = replace(cast(Any, result), report=report)
         if getattr(report, "stopped", None) == "interrupted":  # the best so far is no finished step
             raise KeyboardInterrupt
         seconds = time.perf_counter() - started

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from onnxsep.compression.given import Given
 from onnxsep.compression.options import Function, checked, defaults
+from onnxsep.data import Dataset
 from onnxsep.model.io import Model
 from onnxsep.model.saving import Savable
 from onnxsep.options.progress import Progress
@@ -105,6 +106,10 @@ class Step(ABC):
         """Whether it cannot be done without data."""
         kind = self.kind()
         return "data" in specs_of(kind) and default_of(kind, "data") is inspect.Parameter.empty
+
+    def sees(self, data: Dataset, seed: int) -> Collection[int]:
+        """The samples of the data that it fits something to; ``seed`` is the run's, for a step that names none."""
+        return ()
 
     def needs_labels(self) -> bool:
         """Whether the data must have labels."""

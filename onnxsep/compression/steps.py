@@ -3,7 +3,7 @@
 A step of another kind is one more class here, and its name is then known to recipes too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from onnxsep.compression.given import Given
 from onnxsep.compression.options import Function
 from onnxsep.compression.step import Step
+from onnxsep.data import Dataset, partition
 from onnxsep.errors import OptionError
 from onnxsep.finetuning import finetune
 from onnxsep.model.io import Model, load
@@ -18,6 +19,8 @@ from onnxsep.planner.plan_file import PlanFile
 from onnxsep.planner.reading import read_plan
 from onnxsep.pruning import prune
 from onnxsep.quantization import quantize
+from onnxsep.quantization.choosing import judging
+from onnxsep.quantization.measuring import split
 from onnxsep.rewriting.api import rewrite
 
 ORIGINAL, NONE = "original", "none"  # words for a teacher; a file of this name is "./original"
@@ -50,9 +53,17 @@ class Rewrite(Step):
         plan = self.options.get("plan")
         return plan if plan is None or isinstance(plan, PlanFile) else read_plan(plan)
 
+    def _weights_alone(self) -> bool:
+        return self.options.get("init") == "svd" and not self.options.get("tune")
+
+    def sees(self, data: Dataset, seed: int) -> Collection[int]:
+        """What its factors are fitted to."""
+        resolved = self.resolved(seed)
+        return () if self._weights_alone() else partition(data, resolved["samples"], resolved["seed"]).fitted
+
     def _shared(self, given: Given) -> dict[str, Any]:
         found = super()._shared(given)
-        if given.data is None or (self.options.get("init") == "svd" and not self.options.get("tune")):
+        if given.data is None or self._weights_alone():
             found |= {"data": None, "preprocessing": None}
         return found
 
@@ -99,6 +110,11 @@ class FineTune(Step):
         """Always."""
         return True
 
+    def sees(self, data: Dataset, seed: int) -> Collection[int]:
+        """What it trains on, and what the best weights are chosen by."""
+        resolved = self.resolved(seed)
+        return data.sample(resolved["samples"], resolved["seed"])
+
     def _planned(self) -> dict[str, Any]:
         return {"teacher": self._teacher()}
 
@@ -128,6 +144,15 @@ class Quantize(Step):
     @classmethod
     def function(cls) -> Function:  # noqa: D102
         return quantize
+
+    def sees(self, data: Dataset, seed: int) -> Collection[int]:
+        """What it calibrates with, and what it chooses by."""
+        resolved = self.resolved(seed)
+        parts = split(data, resolved["samples"], resolved["seed"])
+        if resolved["max_drop"] is not None:
+            return [*parts.fitted, *parts.others]
+        chooses = resolved["equalize"] or resolved["bias_correction"]
+        return [*parts.fitted, *(judging(data, parts) if chooses else ())]
 
     def needs_labels(self) -> bool:
         """For a limit on the lost accuracy."""
