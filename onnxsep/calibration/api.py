@@ -12,7 +12,7 @@ from onnxsep.calibration.recording import calibrate_from, record
 from onnxsep.calibration.report import CalibrationReport, TuneReport
 from onnxsep.calibration.statistics_file import load_statistics, save_statistics
 from onnxsep.calibration.walk import CalibrationOptions
-from onnxsep.data import Dataset, Feed, Preprocessing, Source, open_data
+from onnxsep.data import Dataset, Feed, ImageJudge, Preprocessing, Source, open_data
 from onnxsep.engine.planning import Plan
 from onnxsep.engine.replacements import BlockReplacement
 from onnxsep.engine.sites import Sites
@@ -35,6 +35,7 @@ class Fitting:
 
     data: Source | Dataset | None = None
     preprocessing: Preprocessing | None = None
+    skip_bad: bool = False
     wanted: str | None = None
     samples: int = 500
     positions: int = 64
@@ -126,7 +127,13 @@ def fit_plan(
         return _from_statistics(model, sites, plan, init, fitting, options, progress)
     dataset = fitting.data
     if not isinstance(dataset, Dataset):
-        dataset = open_data(dataset, model, preprocessing=fitting.preprocessing)
+        dataset = open_data(
+            dataset,
+            model,
+            preprocessing=fitting.preprocessing,
+            judge=ImageJudge(model, runtime),
+            skip_bad=fitting.skip_bad,
+        )
     indices = tuple(dataset.sample(fitting.samples, fitting.seed))
     report = CalibrationReport(
         init=init,
@@ -136,6 +143,7 @@ def fit_plan(
         positions=options.positions,
         seed=options.seed,
         refine=options.refine,
+        preprocessing=dataset.preprocessing,
         notes=dataset.notes,
     )
     fitted = Fitted(report=report, dataset=dataset, indices=indices)

@@ -181,7 +181,7 @@ class ImageReader:
 
     def __str__(self) -> str:
         height, width = self.size
-        return f"images as {self.color}, {height} x {width} pixels, {self.layout}, {self._formula()}"
+        return f"images as {self.color}, {height} x {width} pixels, {self.layout}, {self.formula()}"
 
     def read(self, path: Path | Picture) -> np.ndarray:
         """The values of one image, in the input's type, without a batch axis: [C, H, W] or [H, W, C].
@@ -189,8 +189,27 @@ class ImageReader:
         Raises:
             DataError: the file cannot be decoded, or its pixels have no known range.
         """
+        return self.values(self.pixels(path))
+
+    def pixels(self, path: Path | Picture) -> np.ndarray:
+        """The pixels of one image in the size of the input, uint8 [H, W, C], as RGB or grey, before all else.
+
+        Raises:
+            DataError: as :meth:`read`.
+        """
         image = self._fit(_decode(path, "L" if self.color == "GRAY" else "RGB"))
-        pixels = np.asarray(image).reshape(*self.size, -1)
+        return np.asarray(image).reshape(*self.size, -1)
+
+    def why_not(self, path: Path | Picture) -> str:
+        """Why an image cannot be read; empty where it can."""
+        try:
+            self.pixels(path)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    def values(self, pixels: np.ndarray) -> np.ndarray:
+        """What :meth:`read` gives for an image with these :meth:`pixels`."""
         if self.color == "BGR":
             pixels = pixels[:, :, ::-1]
         values = self._values(pixels)
@@ -230,7 +249,8 @@ class ImageReader:
         values = (values - np.array(self.mean, kind)) / np.array(self.preprocessing.std, kind)
         return np.asarray(values if self.entry.is_float else np.rint(values), dtype)
 
-    def _formula(self) -> str:
+    def formula(self) -> str:
+        """What becomes of a pixel, in words."""
         scale = self.preprocessing.scale
         text = "pixel" if scale is None else f"pixel * {scale:g}"
         if scale is None and self.entry.is_float:
@@ -255,7 +275,7 @@ class ImageReader:
         limits = np.iinfo(self.entry.dtype)
         if low.min() < limits.min or high.max() > limits.max or (high - low).min() < _FEWEST_STEPS:
             raise DataError(
-                f"{self._formula()} gives {low.min():g} to {high.max():g}, but input {self.entry} holds integers from"
+                f"{self.formula()} gives {low.min():g} to {high.max():g}, but input {self.entry} holds integers from"
                 f" {limits.min} to {limits.max}: set scale, mean and std for its range, or leave them out"
             )
 

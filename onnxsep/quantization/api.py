@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxsep.checking.feeding import Feeding, layers_report
-from onnxsep.data import Dataset, Preprocessing, open_data
+from onnxsep.data import Dataset, ImageJudge, Preprocessing, open_data
 from onnxsep.errors import OptionError, VerificationError, spelled
 from onnxsep.graph.ensure import ensure_valid
 from onnxsep.graph.scopes import scopes
@@ -73,7 +73,13 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
     reads = Reads.of(model, options.reads())
     source = load(model, follow_links=options.follow_links)
     dataset = open_data(
-        options.data, source, preprocessing=images, labels=options.labels, need_labels=max_drop is not None
+        options.data,
+        source,
+        preprocessing=images,
+        labels=options.labels,
+        need_labels=max_drop is not None,
+        judge=ImageJudge(source, runtime, options.output),
+        skip_bad=options.skip_bad,
     )
     parts = split(dataset, options.samples, options.seed)
     if max_drop is not None and not parts.held_out:
@@ -146,6 +152,7 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
         bytes_after=size_bytes(result),
         options={**options.as_json(model=model), "activations": options.integers},
         data=dataset.source,
+        preprocessing=dataset.preprocessing,
         calibration_samples=len(parts.calibration),
         measured_samples=len(parts.measured),
         held_out=parts.held_out,

@@ -9,7 +9,7 @@ import onnx
 
 from onnxsep.calibration import fit_plan, tune_result
 from onnxsep.checking.feeding import Feeding, layers_report
-from onnxsep.data import Dataset, Preprocessing, open_data
+from onnxsep.data import Dataset, ImageJudge, Preprocessing, open_data
 from onnxsep.engine.factors import Factorized, factorize_all
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import SIZES_UNKNOWN, Plan, in_main_graph
@@ -101,7 +101,9 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
     chosen = choice.rows(source, sites, fitting)
     rows = chosen.plan
     if layers and data is not None and not isinstance(data, Dataset):
-        data = open_data(data, source, preprocessing=fitting.preprocessing)  # it is read twice
+        judge = ImageJudge(source, settings.runtime)
+        images, skip_bad = fitting.preprocessing, fitting.skip_bad
+        data = open_data(data, source, preprocessing=images, judge=judge, skip_bad=skip_bad)  # it is read twice
         fitting = replace(fitting, data=data)
     fitted = fit_plan(source, sites, rows, chosen.init, fitting, settings.runtime, settings.progress)
     factors = factorize_all(
