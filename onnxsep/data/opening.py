@@ -14,7 +14,8 @@ import numpy as np
 from onnxsep.data.batches import Numbered, as_array, is_read_once, is_tensor, open_batches
 from onnxsep.data.comparing import ImageJudge
 from onnxsep.data.dataset import Dataset
-from onnxsep.data.images import ImageReader, find_images
+from onnxsep.data.image_folder import find_images
+from onnxsep.data.images import ImageReader
 from onnxsep.data.labels import AnyLabels, as_labels, read_labels
 from onnxsep.data.preprocessing import AnyPreprocessing, Decided, Preprocessing
 from onnxsep.data.rows import SOURCE, Table, has_rows, read_rows
