@@ -26,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from onnxsep.data import Dataset, ImageJudge, Preprocessing, open_data
+from onnxsep.data import Dataset, Decided, ImageJudge, Preprocessing, open_data
+from onnxsep.data.sidecars import shown
 from onnxsep.data.usual import IMAGENET, name_of
 from onnxsep.model.io import Model, load
 from onnxsep.running.integer_io import RealRunner
@@ -160,8 +161,7 @@ def unit(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def open_decided(model: Model, folder: Path, one: Preprocessing) -> Dataset:
-    from onnxsep.data import Decided
-
+    """The images in a preprocessing that is not judged."""
     return open_data(folder / "flat", model, preprocessing=Decided.on(one))
 
 
@@ -232,7 +232,8 @@ def main() -> None:
                 )
                 counts[f"wrong: {verdict}"] += 1
                 kind = "labels" if labels else "none"
-                print(f"{name:32} {kind:8} {verdict:16} given {name_of(given, 3)}: {figures}", flush=True)
+                words = name_of(given, 3) or shown(given)
+                print(f"{name:32} {kind:8} {verdict:16} given {words}: {figures}", flush=True)
     print(dict(sorted(counts.items())))
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,7 +261,7 @@ def test_every_command_reads_images_alike(flat: Path, classes: Path) -> None:
     """The choice of a command is that of ``open_data``, and it is in the report."""
     model, one = digits_for(1.0), RuntimeOptions(threads=1)
     quantized = onnxsep.quantize(model, data=flat, samples=8, bias_correction=False, runtime=one)
-    common = {"data": flat, "samples": 8, "runtime": one}
+    common: dict[str, Any] = {"data": flat, "samples": 8, "runtime": one}
     rewritten = onnxsep.rewrite(model, mode="spatial", rank="0.5", only="*2*", verify="none", **common)
     checked = onnxsep.check(model, model, structure=False, weights=False, **common)
     evaluated = onnxsep.evaluate([model], data=classes, samples=8, runs=0, memory=False, runtime=one)
