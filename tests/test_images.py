@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from onnxsep.data.images import ImageReader, find_images
+from onnxsep.data.image_folder import find_images
+from onnxsep.data.images import ImageReader
 from onnxsep.data.preprocessing import Preprocessing
 from onnxsep.errors import DataError, OptionError
 from onnxsep.model.io import Model

@@ -12,7 +12,17 @@ from onnxsep.calibration.recording import calibrate_from, record
 from onnxsep.calibration.report import CalibrationReport, TuneReport
 from onnxsep.calibration.statistics_file import load_statistics, save_statistics
 from onnxsep.calibration.walk import CalibrationOptions
-from onnxsep.data import Dataset, Feed, Partition, Preprocessing, Source, open_data, partition, verification_feeds
+from onnxsep.data import (
+    Dataset,
+    Feed,
+    ImageJudge,
+    Partition,
+    Preprocessing,
+    Source,
+    open_data,
+    partition,
+    verification_feeds,
+)
 from onnxsep.engine.planning import Plan
 from onnxsep.engine.replacements import BlockReplacement
 from onnxsep.engine.sites import Sites
@@ -36,6 +46,7 @@ class Fitting:
 
     data: Source | Dataset | None = None
     preprocessing: Preprocessing | None = None
+    skip_bad: bool = False
     wanted: str | None = None
     samples: int = 500
     positions: int = 64
@@ -142,7 +153,13 @@ def fit_plan(
         return _from_statistics(model, sites, plan, init, fitting, options, progress)
     dataset = fitting.data
     if not isinstance(dataset, Dataset):
-        dataset = open_data(dataset, model, preprocessing=fitting.preprocessing)
+        dataset = open_data(
+            dataset,
+            model,
+            preprocessing=fitting.preprocessing,
+            judge=ImageJudge(model, runtime),
+            skip_bad=fitting.skip_bad,
+        )
     parts = partition(dataset, fitting.samples, fitting.seed)
     indices = tuple(parts.fitted)
     report = CalibrationReport(
@@ -153,6 +170,7 @@ def fit_plan(
         positions=options.positions,
         seed=options.seed,
         refine=options.refine,
+        preprocessing=dataset.preprocessing,
         notes=dataset.notes,
     )
     fitted = Fitted(report=report, dataset=dataset, parts=parts)

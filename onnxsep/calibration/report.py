@@ -1,5 +1,6 @@
 """What the factors were fitted to, as records."""
 
+from onnxsep.data import PreprocessingReport
 from onnxsep.reporting.records import Record
 
 
@@ -24,6 +25,8 @@ class CalibrationReport(Record):
     """The data's file or folder, or the statistics file."""
     fingerprint: str
     """SHA-256 of the samples, or of the statistics."""
+    preprocessing: PreprocessingReport | None = None
+    """Of images, where it was looked for or judged."""
     samples: int
     positions: int
     seed: int

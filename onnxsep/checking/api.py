@@ -24,7 +24,7 @@ from onnxsep.checking.result import CheckResult, PartResult
 from onnxsep.checking.structure import HEADER, describe
 from onnxsep.checking.structure_statements import Statement, read_statements
 from onnxsep.checking.weights import compare_weights, tensor_pairs
-from onnxsep.data import Dataset, Preprocessing, open_data
+from onnxsep.data import Dataset, ImageJudge, Preprocessing, open_data
 from onnxsep.errors import ModelLoadError, OptionError, spelled
 from onnxsep.model import io
 from onnxsep.model.files import open_regular, write_text
@@ -83,6 +83,7 @@ def check(model: Source, reference: Source, options: CheckOptions) -> CheckResul
     announce(progress, "reading the model")
     checked = io.load(model, follow_links=options.follow_links)
     parts: list[PartResult]
+    found = None
     if target is not None:
         parts = [_update(checked, target)]
     elif isinstance(reference, (str, os.PathLike)) and _is_text(Path(reference)):
@@ -93,8 +94,12 @@ def check(model: Source, reference: Source, options: CheckOptions) -> CheckResul
         other = io.load(reference, follow_links=options.follow_links)
         announce(progress, "comparing structure and weights")
         parts = _against_model(checked, other, asked, ignore_names, options.rtol, options.atol)
-        if asked["layers"] and data is not None and not isinstance(data, Dataset):
-            feeding = replace(feeding, data=open_data(data, as_real(other), preprocessing=preprocessing))  # read once
+        if data is not None and not isinstance(data, Dataset) and (asked["layers"] or asked["outputs"]):
+            judge = ImageJudge(other, runtime)
+            opened = open_data(
+                data, as_real(other), preprocessing=preprocessing, judge=judge, skip_bad=options.skip_bad
+            )
+            feeding, found = replace(feeding, data=opened), opened.preprocessing  # read once
         if asked["outputs"]:
             announce(progress, "comparing the outputs")
             parts.append(
@@ -110,6 +115,7 @@ def check(model: Source, reference: Source, options: CheckOptions) -> CheckResul
         model=_title(model),
         reference=_title(reference),
         options=options.as_json(model=model, reference=reference),
+        preprocessing=found,
         parts=tuple(parts),
     )
 

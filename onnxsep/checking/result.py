@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from onnxsep.checking.layer_report import LayersReport
+from onnxsep.data import PreprocessingReport
 from onnxsep.reporting.records import MeasuredOn, Report
 
 
@@ -61,6 +62,8 @@ class CheckResult(Report):
     reference: str
     options: dict[str, Any] = Field(default_factory=dict)
     """What was asked for: the models, and every option."""
+    preprocessing: PreprocessingReport | None = None
+    """Of images, where it was looked for or judged."""
     parts: tuple[PartResult, ...]
 
     @computed_field  # type: ignore[prop-decorator]

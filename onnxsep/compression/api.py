@@ -9,7 +9,14 @@ from pathlib import Path
 from onnxsep.compression.given import CompressOptions, Given
 from onnxsep.compression.manifest import MANIFEST, Content, Manifest
 from onnxsep.compression.measuring import choose_samples
-from onnxsep.compression.preparing import check_repeats, check_steps, compare_results, lasting, make_manifest
+from onnxsep.compression.preparing import (
+    check_repeats,
+    check_steps,
+    compare_results,
+    lasting,
+    make_manifest,
+    settle_images,
+)
 from onnxsep.compression.recipe import Recipe, read_recipe
 from onnxsep.compression.report import CompressReport
 from onnxsep.compression.running import Run
@@ -17,7 +24,7 @@ from onnxsep.compression.step import Step
 from onnxsep.compression.unseen import keep_unseen
 from onnxsep.compression.work_folder import WorkFolder
 from onnxsep.compression.worse import worse
-from onnxsep.data import Preprocessing, open_data
+from onnxsep.data import Decided, Preprocessing, open_data
 from onnxsep.errors import OptionError
 from onnxsep.evaluation.metrics import load_metric
 from onnxsep.model.content import model_hash
@@ -145,9 +152,13 @@ def _run(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressR
     check_steps(recipe, given, seed)
     original = load(model, follow_links=options.follow_links)
     check_input_shapes(original, given.input_shapes)
+    images, found = settle_images(original, given, images, (options.test, options.test_labels))
+    given = replace(given, preprocessing=images if given.data is not None else None)
     unseen = None
     if given.data is not None and options.test is None:
-        opened = open_data(given.data, original, preprocessing=given.preprocessing, labels=given.labels)
+        opened = open_data(
+            given.data, original, preprocessing=given.preprocessing, labels=given.labels, skip_bad=given.skip_bad
+        )
         unseen = keep_unseen(recipe, opened, seed)
     measuring = choose_samples(
         original,
@@ -191,10 +202,11 @@ def _run(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressR
         description=recipe.description,
         steps=tuple(done.reports),
         resumed_after=sum(report.resumed for report in done.reports),
+        preprocessing=found,
         measured_on=measuring.kind,
         evaluation=evaluation,
         warnings=tuple(worse(recipe.steps, evaluation.models)),
-        notes=(*notes, *compare_results(recipe, done.manifest)),
+        notes=(*(found.notes if found else ()), *notes, *compare_results(recipe, done.manifest)),
         seconds=time.perf_counter() - started,
     )
     return CompressResult(
@@ -218,13 +230,15 @@ def _given(recipe: Recipe, options: CompressOptions) -> tuple[Given, Preprocessi
     )
     if (repeats := recipe.repeats) is not None:
         runtime = repeats.runtime(runtime)
-        images = images or repeats.image_preprocessing()
+        done = repeats.image_preprocessing()
+        images = images or (None if done is None else Decided.on(done))
         output, shapes = output or repeats.output, shapes or repeats.input_shapes
     data = lasting(options.data)
     given = Given(
         data=data,
         labels=options.labels,
         preprocessing=images if data is not None else None,
+        skip_bad=options.skip_bad or (repeats is not None and repeats.skip_bad),
         output=output,
         inputs=options.inputs,
         input_shapes=dict(shapes or {}),

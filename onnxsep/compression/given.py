@@ -123,6 +123,7 @@ class Given:
     data: Source | None = None
     labels: AnyLabels | None = None
     preprocessing: Preprocessing | None = None
+    skip_bad: bool = False
     output: str | None = None
     inputs: str | os.PathLike[str] | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from onnxsep._version import __version__
-from onnxsep.data import Preprocessing
+from onnxsep.data import Decided, Preprocessing
 from onnxsep.errors import OptionError
 from onnxsep.model.content import model_hash
 from onnxsep.model.files import printable
@@ -69,6 +69,7 @@ class Manifest(Record):
     plans: dict[str, Content] = Field(default_factory=dict)
     """What is in the plans that steps carry out."""
     preprocessing: dict[str, Any] | None = None
+    skip_bad: bool = False
     output: str | None = None
     inputs: str | None = None
     input_shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
@@ -113,7 +114,7 @@ def _version(package: str) -> str | None:
 
 def preprocessing_fields(preprocessing: Preprocessing | None) -> dict[str, Any] | None:
     """Preprocessing as :meth:`Manifest.image_preprocessing` reads it."""
-    if preprocessing is None:
+    if preprocessing is None or preprocessing == Decided():  # nothing but defaults, and it may be for no images at all
         return None
     fields = dataclasses.asdict(preprocessing)
     found: dict[str, Any] = json.loads(json.dumps({key: value for key, value in fields.items() if value is not None}))

@@ -51,7 +51,13 @@ class Measuring:
             OptionError: The metric cannot be found.
             EvaluationError: The model cannot be run, or the metric fails.
         """
-        data = open_data(self.source, original, preprocessing=self.preprocessing, labels=self.labels)
+        data = open_data(
+            self.source,
+            original,
+            preprocessing=self.preprocessing,
+            labels=self.labels,
+            skip_bad=self.given.skip_bad,
+        )
         few = min(self.samples or _TRIAL, _TRIAL) if data.batch is None else max(_TRIAL, data.batch)
         alone = data.labels is None and self.metric is None
         self._evaluate([original], samples=few, runs=0, reference=original if alone else None)
@@ -88,6 +94,7 @@ class Measuring:
             reference=reference,
             output=self.given.output,
             preprocessing=self.preprocessing,
+            skip_bad=self.given.skip_bad,
             samples=samples,
             runs=runs,
             memory=False,

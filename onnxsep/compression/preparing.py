@@ -1,6 +1,8 @@
 """Before the first step: everything that can be wrong is found, and the manifest says what the run is made from."""
 
+import os
 from itertools import zip_longest
+from pathlib import Path
 
 from onnxsep.compression.given import Given
 from onnxsep.compression.manifest import (
@@ -15,7 +17,7 @@ from onnxsep.compression.manifest import (
 )
 from onnxsep.compression.measuring import Measuring
 from onnxsep.compression.recipe import Recipe
-from onnxsep.data import Dataset, Source, open_data
+from onnxsep.data import AnyLabels, Dataset, Decided, ImageJudge, Preprocessing, PreprocessingReport, Source, open_data
 from onnxsep.data.batches import is_read_once, kept
 from onnxsep.data.rows import has_rows
 from onnxsep.errors import DataError, OnnxsepError, OptionError, spelled
@@ -26,6 +28,34 @@ from onnxsep.model.io import Model, load
 def lasting(data: Source | None) -> Source | None:
     """Data that can be read once for each step, and gives the same each time: what is read once is kept."""
     return kept(data) if is_read_once(data) and not has_rows(data) else data
+
+
+def settle_images(
+    original: Model, given: Given, images: Preprocessing | None, *tests: tuple[Source | None, AnyLabels | None]
+) -> tuple[Preprocessing | None, PreprocessingReport | None]:
+    """How all steps read images, decided once: for the original, on the data of the steps or else on the test data.
+
+    Returns:
+        What is decided, which says nothing where there are no images; what the user says, where there are no data; and
+        what was found out.
+
+    Raises:
+        DataError: The data cannot be read or does not fit the model.
+    """
+    sources = [(source, labels) for source, labels in ((given.data, given.labels), *tests) if source is not None]
+    sources.sort(key=lambda one: not _may_hold_images(one[0]))
+    if not sources or isinstance(images, Decided):
+        return images, None
+    source, labels = sources[0]
+    if images is not None and not _may_hold_images(source):  # refused with the data that it is given for
+        return images, None
+    judge = ImageJudge(original, given.runtime, given.output)
+    opened = open_data(source, original, preprocessing=images, labels=labels, judge=judge, skip_bad=given.skip_bad)
+    return opened.decided or Decided(), opened.preprocessing
+
+
+def _may_hold_images(source: Source) -> bool:
+    return (isinstance(source, str | os.PathLike) and Path(source).is_dir()) or has_rows(source)
 
 
 def check_steps(recipe: Recipe, given: Given, seed: int) -> None:
@@ -67,12 +97,20 @@ def make_manifest(recipe: Recipe, original: Model, given: Given, measuring: Meas
     """
     data = None
     if given.data is not None:
-        opened = open_data(given.data, original, preprocessing=given.preprocessing, labels=given.labels)
+        opened = open_data(
+            given.data, original, preprocessing=given.preprocessing, labels=given.labels, skip_bad=given.skip_bad
+        )
         _check_labels(recipe, opened)
         data = Content(path=path_of(given.data), sha256=opened.fingerprint())
     test = None
     if measuring.kind == "test":
-        tested = open_data(measuring.source, original, preprocessing=measuring.preprocessing, labels=measuring.labels)
+        tested = open_data(
+            measuring.source,
+            original,
+            preprocessing=measuring.preprocessing,
+            labels=measuring.labels,
+            skip_bad=given.skip_bad,
+        )
         test = Content(path=path_of(measuring.source), sha256=tested.fingerprint())
     others = {
         f"step {number}, {option}": model_content(load(model, follow_links=given.follow_links))
@@ -96,6 +134,7 @@ def make_manifest(recipe: Recipe, original: Model, given: Given, measuring: Meas
         other_models=others,
         plans=plans,
         preprocessing=preprocessing_fields(measuring.preprocessing),
+        skip_bad=given.skip_bad,
         output=given.output,
         inputs=None if given.inputs is None else printable(given.inputs),
         input_shapes=dict(given.input_shapes),

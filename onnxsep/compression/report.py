@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator
 
+from onnxsep.data import PreprocessingReport
 from onnxsep.evaluation import EvaluationReport
 from onnxsep.reporting.commands import HOMES, record_of
 from onnxsep.reporting.records import ModelInfo, Record, Report, WrittenFiles
@@ -45,6 +46,8 @@ class CompressReport(WrittenFiles, Report):
     steps: tuple[StepReport, ...]
     resumed_after: int = 0
     """Steps that an earlier run had finished."""
+    preprocessing: PreprocessingReport | None = None
+    """Of images, where it was looked for or judged: for all steps, on the original."""
     measured_on: Literal["test", "unseen", "data", "random"]
     """What the models were measured on: test data, samples of the data that no step has seen, those of the steps, or
     random inputs."""

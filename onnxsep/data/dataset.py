@@ -9,10 +9,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from onnxsep.data.samples import Samples
+from onnxsep.data.comparing import ImageJudge, Sampled
+from onnxsep.data.images import ImageReader
+from onnxsep.data.pixel_arrays import judge_arrays
+from onnxsep.data.preprocessing import Decided, Preprocessing
+from onnxsep.data.preprocessing_report import PreprocessingReport
+from onnxsep.data.samples import ImageSamples, Samples
+from onnxsep.data.settling import settle
 from onnxsep.errors import DataError, OptionError
+from onnxsep.model.io import Model
 
 DEFAULT_BATCH = 16
+_NAMED = 10  # images that cannot be read and are named
 
 
 class Dataset:
@@ -25,9 +33,16 @@ class Dataset:
         classes: Names of the classes, where they have names: the number of a class is its place here.
         notes: What was decided for the user, or should be known: how images are read, what is not used.
         batch: The only batch size that the model takes; None where it takes any.
+        kept: Numbers of the images that can be read, among those that were found; None: all of them.
+        found: How many were found, where some cannot be read.
+        preprocessing: What was found out about the preprocessing of images; None where nothing was looked for.
         reserved: Numbers of samples that are kept for another use, so that ``sample`` does not choose them: what the
             steps of a run are measured on.
     """
+
+    preprocessing: PreprocessingReport | None = None
+    kept: list[int] | None = None
+    found: int = 0
 
     def __init__(
         self,
@@ -56,6 +71,58 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self._samples)
+
+    @property
+    def decided(self) -> Decided | None:
+        """How images are read, for other parts of the same run; None where the samples are no images."""
+        return Decided.on(self._samples.reader.preprocessing) if isinstance(self._samples, ImageSamples) else None
+
+    def skip_bad(self) -> None:
+        """Leave out images that cannot be read; nothing for other samples. Each image is decoded for that.
+
+        Raises:
+            DataError: none of them can be read.
+        """
+        if not isinstance(self._samples, ImageSamples) or self.names is None:
+            return
+        reader, paths, names = self._samples.reader, self._samples.paths, self.names
+        reasons = [reader.why_not(path) for path in paths]
+        kept = [number for number, reason in enumerate(reasons) if not reason]
+        left = [name for name, reason in zip(names, reasons, strict=True) if reason]
+        if not left:
+            return
+        if not kept:
+            raise DataError(f"none of the {len(paths)} images of {self.source} can be read: {reasons[0]}")
+        self.kept, self.found = kept, len(paths)
+        self._samples = ImageSamples(reader, tuple(paths[number] for number in kept))
+        self.names = [names[number] for number in kept]
+        self.labels = None if self.labels is None else self.labels[kept]
+        shown = ", ".join(map(repr, left[:_NAMED])) + (", ..." if len(left) > _NAMED else "")
+        self.notes += (f"warning: {len(left)} of {len(paths)} images cannot be read and are left out: {shown}",)
+
+    def settle(self, model: Model, judge: ImageJudge) -> None:
+        """Find out how images are to be read (``onnxsep.data.settling``); of arrays, whether they look wrong.
+
+        Args:
+            model: Whose input they are read for.
+            judge: The model that says which preprocessing is right.
+
+        Raises:
+            DataError: as :func:`onnxsep.data.settling.settle`.
+        """
+        if not isinstance(self._samples, ImageSamples):
+            self.preprocessing = judge_arrays(self._samples, self.labels, judge)
+            self.notes += self.preprocessing.notes if self.preprocessing else ()
+            return
+        reader, paths = self._samples.reader, self._samples.paths
+        samples = Sampled(lambda number: reader.pixels(paths[number]), len(paths), self.labels)
+        found = settle(reader.preprocessing, judge, samples)
+        keys = reader.preprocessing.keys() if found is None else found.preprocessing
+        said = Preprocessing.from_values(keys)
+        made = ImageReader.for_input(model.proto, reader.entry, said)
+        self._samples, self.preprocessing = ImageSamples(made, paths), found
+        at = self.notes.index(str(reader))
+        self.notes = (*self.notes[:at], str(made), *(found.notes if found else ()), *self.notes[at + 1 :])
 
     def fix_batch(self, size: int) -> None:
         """Feed so many samples at a time, as another model that reads the feeds takes no other number.

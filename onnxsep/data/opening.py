@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from onnxsep.data.batches import Numbered, as_array, is_read_once, is_tensor, open_batches
+from onnxsep.data.comparing import ImageJudge
 from onnxsep.data.dataset import Dataset
-from onnxsep.data.images import ImageReader, find_images
+from onnxsep.data.image_folder import find_images
+from onnxsep.data.images import ImageReader
 from onnxsep.data.labels import AnyLabels, as_labels, read_labels
-from onnxsep.data.preprocessing import AnyPreprocessing, Preprocessing
+from onnxsep.data.preprocessing import AnyPreprocessing, Decided, Preprocessing
 from onnxsep.data.rows import SOURCE, Table, has_rows, read_rows
 from onnxsep.data.samples import Given, ImageSamples, Samples, from_arrays
 from onnxsep.errors import DataError, FeedError, spelled
@@ -36,6 +38,8 @@ def open_data(
     preprocessing: AnyPreprocessing | None = None,
     labels: AnyLabels | None = None,
     need_labels: bool = False,
+    judge: ImageJudge | None = None,
+    skip_bad: bool = False,
 ) -> Dataset:
     """Open data for a model and check what can be checked without decoding images.
 
@@ -53,10 +57,13 @@ def open_data(
             Iterators and loaders are read once and kept. Arrays are taken as they are: floats finite, and nothing is
             cast. A dataset that was opened already is copied.
         model: The model that will be fed.
-        preprocessing: How images become values; not for arrays.
+        preprocessing: How images become values; not for arrays. Where it says nothing about the values, or None, they
+            are looked for (``onnxsep.data.settling``): ``Dataset.preprocessing`` says what was found.
         labels: A CSV file of names and classes (:func:`onnxsep.data.labels.read_labels`), or the classes of the samples
             as integers; instead of those that the source has.
         need_labels: Refuse data without labels.
+        skip_bad: Leave out images that cannot be read; the notes count and name them.
+        judge: The model that says which preprocessing is right, and how it is run; None: ``model``.
 
     Raises:
         DataError: the data cannot be read or does not fit the model, or labels do not fit the data.
@@ -71,6 +78,8 @@ def open_data(
         data = copy(source)  # labels and the size of batches may be set for one of its users
     else:
         data = _open(source, model, entries, Preprocessing.of(preprocessing), labelled=labels is not None)
+        if skip_bad:
+            data.skip_bad()
     if labels is not None:
         _set_labels(data, labels)
     if need_labels and data.labels is None:
@@ -79,6 +88,8 @@ def open_data(
             " integers into the array 'y' of an .npz file, or give a CSV file of names and classes"
             f" ({spelled('labels')})"
         )
+    if not isinstance(source, Dataset) and not isinstance(preprocessing, Decided):
+        data.settle(model, judge or ImageJudge(model))
     if data.batch is not None and data.batch > 1:
         next(data.batches())  # refuses too few samples
         if left := len(data) % data.batch:
@@ -97,7 +108,7 @@ def _open(
         if not path.exists():
             raise DataError(f"the data {str(path)!r} does not exist; check the path")
         if path.is_dir():
-            return _open_images(path, model, entries, preprocessing or Preprocessing())
+            return _open_images(path, model, entries, preprocessing)
         if path.suffix.lower() not in (".npy", ".npz"):
             raise DataError(
                 f"the data {str(path)!r} is neither a folder of images nor an .npy or .npz file; to use single images,"
@@ -128,11 +139,13 @@ def _dataset(given: Given, source: str) -> Dataset:
     return Dataset(given.samples, source, labels=given.labels, notes=given.notes, batch=given.batch)
 
 
-def _open_images(folder: Path, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing) -> Dataset:
+def _open_images(
+    folder: Path, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None
+) -> Dataset:
     if len(entries) > 1:
         names = ", ".join(map(str, entries))
         raise DataError(f"images can be given for one input only, and the model has: {names}; give arrays (.npz)")
-    reader = ImageReader.for_input(model.proto, entries[0], preprocessing)
+    reader = ImageReader.for_input(model.proto, entries[0], _plain(preprocessing))
     found = find_images(folder)
     return Dataset(
         ImageSamples(reader, found.paths),
@@ -152,9 +165,14 @@ def _open_rows(table: Table, model: Model, entries: tuple[Input, ...], preproces
         samples: Samples = found.samples
         batch, notes = found.batch, (*found.notes, *table.notes)
     else:
-        reader = ImageReader.for_input(model.proto, entries[0], preprocessing or Preprocessing())
+        reader = ImageReader.for_input(model.proto, entries[0], _plain(preprocessing))
         samples, batch, notes = ImageSamples(reader, table.pictures), _fixed(entries[0]), (str(reader), *table.notes)
     return Dataset(samples, SOURCE, labels=table.labels, classes=table.classes, notes=notes, batch=batch)
+
+
+def _plain(preprocessing: Preprocessing | None) -> Preprocessing:
+    """The same, and not Decided: readers are compared and hashed."""
+    return Preprocessing() if preprocessing is None else Preprocessing.from_values(preprocessing.keys())
 
 
 def _fixed(entry: Input) -> int | None:
@@ -164,7 +182,7 @@ def _fixed(entry: Input) -> int | None:
 
 
 def _refuse_preprocessing(preprocessing: Preprocessing | None) -> None:
-    if preprocessing is not None and preprocessing != Preprocessing():
+    if preprocessing not in (None, Preprocessing()) and not isinstance(preprocessing, Decided):
         raise DataError(
             "scale, mean, std and the other settings of preprocessing are for images; arrays are taken as they are:"
             " leave the settings out, and give arrays that hold what the model takes"
@@ -176,4 +194,7 @@ def _set_labels(data: Dataset, labels: AnyLabels) -> None:
         data.labels, data.classes, notes = read_labels(Path(labels), data.names, len(data), data.classes)
         data.notes += notes
     else:
-        data.labels = as_labels(labels, len(data), "labels")
+        given = np.asarray(labels)
+        if data.kept is not None and given.ndim and len(given) == data.found:
+            given = given[data.kept]
+        data.labels = as_labels(given, len(data), "labels")

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxsep.errors import spell
+from onnxsep.errors import OptionError, spell, spelled
 from onnxsep.options.lazy import lazy
 from onnxsep.options.specs import Options, Texts, option, record
 
@@ -21,6 +21,7 @@ else:
     )
 
 DATA_GROUP, IMAGES = "Data", "Images"
+AUTO = "auto"  # in the place of a preprocessing: it is found
 _KEYS = ("scale", "mean", "std", "layout", "size", "color")
 
 
@@ -32,7 +33,7 @@ class PreprocessingTexts(Texts):
         default=None,
         group=IMAGES,
         reads="the preprocessing",
-        help="TOML file with the keys scale, mean, std, layout, size, color, ...",
+        help="TOML file with the keys scale, mean, std, layout, size, color, ...; auto, the default: found, and said.",
     )
     scale: str | None = option(default=None, group=IMAGES, help="Images: factor of each pixel, such as 1/255 (or 1).")
     mean: str | None = option(default=None, group=IMAGES, help="Images: subtracted after {scale}, for each channel.")
@@ -58,6 +59,14 @@ class PreprocessingTexts(Texts):
         from onnxsep.data.preprocessing import Preprocessing
 
         given = {key: getattr(self, key) for key in _KEYS if getattr(self, key) is not None}
+        if self.preprocess == Path(AUTO):
+            said = [key for key in given if key not in ("layout", "size")]
+            if said:
+                raise OptionError(
+                    f"{spelled('preprocessing', AUTO)} finds the values: leave out {', '.join(map(spelled, said))}, or"
+                    f" {spelled('preprocessing', AUTO)}"
+                )
+            return Preprocessing.from_values(given, "the command line") if given else None
         if self.preprocess is None and not given:
             return None
         options = Preprocessing.from_values(given, "the command line")
@@ -107,7 +116,14 @@ class Preprocessed(Options):
         reads="the preprocessing",
         per_run=True,
         help="",
-        doc="of images: a Preprocessing, the path of a TOML file, or a dict with its keys.",
+        doc='of images: a Preprocessing, the path of a TOML file, or a dict with its keys; "auto" or None: found from'
+        " files beside the model, its metadata, its first layers or a trial, and said.",
+    )
+    skip_bad: bool = option(
+        default=False,
+        group=DATA_GROUP,
+        per_run=True,
+        help="Leave out images that cannot be read; they are counted and named.",
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from onnxsep.data.options import AUTO
 from onnxsep.errors import OptionError
 from onnxsep.options.tomlfile import check_keys, nearest, read_toml
 
@@ -74,15 +75,32 @@ class Preprocessing:
             if word not in words and not (word is None and name != "resize"):
                 raise OptionError(f"{name} must be one of {', '.join(words)}, not {word!r}{nearest(str(word), words)}")
 
+    @property
+    def leaves_values_open(self) -> bool:
+        """Whether nothing is said of what becomes of a pixel: no scale, mean, std or order of the channels."""
+        return (self.scale, self.mean, self.std, self.color) == (None, (0.0,), (1.0,), None)
+
+    def keys(self) -> dict[str, Any]:
+        """What differs from the defaults, as keys of a TOML file."""
+        default = Preprocessing()
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in given.items()
+            if value != getattr(default, key)
+        }
+
     @classmethod
     def of(cls, given: "AnyPreprocessing | None") -> "Preprocessing | None":
-        """What a user gives in Python: this itself, the path of a TOML file, or its keys and values.
+        """What a user gives in Python: this itself, the path of a TOML file, its keys and values, or "auto" for None.
 
         Raises:
             OptionError: as :meth:`load` and :meth:`from_values`.
         """
         if given is None or isinstance(given, Preprocessing):
             return given
+        if given == AUTO:  # a file of this name is "./auto"
+            return None
         if isinstance(given, str | os.PathLike):
             return cls.load(Path(given))
         if isinstance(given, Mapping):
@@ -117,6 +135,15 @@ class Preprocessing:
             return cls(**{key: _parse(key, value) for key, value in values.items()})
         except OptionError as error:
             raise OptionError(f"{where}: {error}") from None
+
+
+class Decided(Preprocessing):
+    """What a run has decided on: it is not looked for again, nor judged."""
+
+    @classmethod
+    def on(cls, found: Preprocessing) -> "Decided":
+        """The same, decided on."""
+        return cls(**dataclasses.asdict(found))
 
 
 AnyPreprocessing = Preprocessing | str | os.PathLike[str] | Mapping[str, object]

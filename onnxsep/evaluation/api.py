@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx
 
-from onnxsep.data import Dataset, Preprocessing, open_data
+from onnxsep.data import Dataset, ImageJudge, Preprocessing, open_data
 from onnxsep.errors import DataError, OptionError, VerificationError, spelled
 from onnxsep.evaluation.latency import measure_latency
 from onnxsep.evaluation.macs import count_work
@@ -27,6 +27,7 @@ from onnxsep.reporting.model_info import sha256, size_bytes
 from onnxsep.running.integer_io import integer_io, quantized_feed
 from onnxsep.running.runtime import RuntimeOptions
 
+_FEW = 50  # samples, of which an accuracy has a standard error of 7 points
 _TIMED_FEEDS = 8  # different inputs for the timed runs
 
 
@@ -63,7 +64,15 @@ def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) ->
     candidates = together[: len(sources)]
     other = None if reference is None else together[-1]
     check_same_interface(together)
-    dataset = open_data(options.data, most_fixed(together), preprocessing=images, labels=options.labels)
+    judge = ImageJudge((together[0] if reference is None else together[-1]).model, runtime, output)
+    dataset = open_data(
+        options.data,
+        most_fixed(together),
+        preprocessing=images,
+        labels=options.labels,
+        judge=judge,
+        skip_bad=options.skip_bad,
+    )
     options.check_possible(len(candidates), labels=dataset.labels is not None, source=dataset.source)
     task, notes = _task(dataset, function, metric, output, other is not None, len(candidates))
     batches = list(dataset.batches(dataset.sample(options.samples, options.seed), batch))
@@ -89,6 +98,7 @@ def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) ->
     report = EvaluationReport(
         options=options.as_json(models=sources),
         data=dataset.source,
+        preprocessing=dataset.preprocessing,
         samples=found.samples,
         classes=found.classes,
         output=found.output,
@@ -100,12 +110,27 @@ def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) ->
         cores=_cores(),
         provider=runtime.provider,
         missed=options.missed(rows),
-        notes=(*dataset.notes, *_integer_notes(together), *notes, *found.notes, *_memory_notes(rows)),
+        notes=(
+            *dataset.notes,
+            *_few(found.samples, task),
+            *_integer_notes(together),
+            *notes,
+            *found.notes,
+            *_memory_notes(rows),
+        ),
         seconds=time.perf_counter() - begin,
     )
     if report.missed:
         raise VerificationError("; ".join(map(missed_text, report.missed)), report)
     return report
+
+
+def _few(samples: int, task: Task) -> tuple[str, ...]:
+    """A warning where an accuracy is worth little."""
+    if not task.accuracy or samples >= _FEW:
+        return ()
+    points = 50 / samples**0.5
+    return (f"warning: {samples} samples are few: the standard error of an accuracy is up to {points:.0f} points",)
 
 
 def _reference_name(first: Candidate, other: Candidate | None, found: Found) -> str | None:

@@ -12,9 +12,9 @@ from onnxsep.errors import DataError, spelled
 from onnxsep.evaluation.errors import EvaluationError
 from onnxsep.evaluation.metrics import Metric, OutputDistance, call_metric, join, share, top
 from onnxsep.evaluation.report import Accuracy, AgainstReference, MetricValue
-from onnxsep.evaluation.scores import as_scores, choices, find_scores, ranks
 from onnxsep.evaluation.sessions import Session
 from onnxsep.options.progress import Progress, announce
+from onnxsep.running.scores import as_scores, choices, find_scores, ranks
 
 Integers = npt.NDArray[np.int64]
 

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from onnxsep.data import PreprocessingReport
 from onnxsep.reporting.records import MissedLimit, PartReport, Record, Report
 
 
@@ -144,6 +145,8 @@ class EvaluationReport(Report):
     options: dict[str, Any] = Field(default_factory=dict)
     """What was asked for: the models, and every option."""
     data: str
+    preprocessing: PreprocessingReport | None = None
+    """Of images, where it was looked for or judged."""
     samples: int
     """How many were used."""
     classes: int | None = None

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from onnxsep.data import PreprocessingReport
 from onnxsep.reporting.records import ModelInfo, Report, WrittenFiles
 from onnxsep.training.run_records import EpochFigures, Figures, Stopped
 
@@ -20,6 +21,8 @@ class FinetuneReport(WrittenFiles, Report):
     used: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Options as they were used: defaults that depend on the model or the data are resolved. Empty in reports of older
     versions, whose ``options`` are these."""
+    preprocessing: PreprocessingReport | None = None
+    """Of images, where it was looked for or judged."""
     training_samples: int
     held_out_samples: int
     weights: int

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxsep.data import Preprocessing, open_data
+from onnxsep.data import ImageJudge, Preprocessing, PreprocessingReport, open_data
 from onnxsep.errors import TrainingError, spelled
 from onnxsep.finetuning import setup
 from onnxsep.finetuning.options import FinetuneOptions
@@ -58,6 +58,7 @@ class _Prepared:
     trainer: Trainer
     used: Used
     accuracy_of: setup.AccuracyOf
+    preprocessing: PreprocessingReport | None
     notes: tuple[str, ...]
 
 
@@ -92,6 +93,8 @@ def _prepare(given: Given, group: Group) -> _Prepared:
         source,
         preprocessing=given.preprocessing,
         labels=options.labels,
+        judge=ImageJudge(source if original is None else original, options.run_with, options.output),
+        skip_bad=options.skip_bad,
     )
     setup.check_labels_there(options, original, dataset)
     weight = setup.label_weight(options.label_weight, original, dataset)
@@ -158,7 +161,9 @@ def _prepare(given: Given, group: Group) -> _Prepared:
     counted = setup.accuracy_of(dataset, scores, learnt.loss)
     notes = (*dataset.notes, *learnt.notes, *found)
     where: Mapping[str, str | int] = {"device": str(group.device), "processes": group.count}
-    return _Prepared(source, original, graph, learner, batches, trainer, {**used, **where}, counted, notes)
+    return _Prepared(
+        source, original, graph, learner, batches, trainer, {**used, **where}, counted, dataset.preprocessing, notes
+    )
 
 
 def _report(given: Given, ready: _Prepared, trained: Trained, seconds: float) -> FinetuneReport:
@@ -167,6 +172,7 @@ def _report(given: Given, ready: _Prepared, trained: Trained, seconds: float) ->
         teacher=None if ready.original is None else str(ready.original.path or "a model in memory"),
         options=given.options.as_json(model=given.model),
         used=ready.used,
+        preprocessing=ready.preprocessing,
         training_samples=ready.batches.count,
         held_out_samples=len(ready.batches.held_out),
         weights=sum(value.numel() for value in ready.graph.parameters.values()),

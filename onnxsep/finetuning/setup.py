@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from onnxsep.data import Dataset, check_labels
 from onnxsep.engine.sparsity import counts_as_pruned
 from onnxsep.errors import DataError, OptionError, UnsupportedModelError, spelled
-from onnxsep.evaluation.scores import find_scores
 from onnxsep.finetuning.options import FinetuneOptions
 from onnxsep.model.io import Model, read_tensor
 from onnxsep.running.inputs import model_inputs
+from onnxsep.running.scores import find_scores
 from onnxsep.training import TorchGraph
 from onnxsep.training.batches import Batches
 from onnxsep.training.choices import BatchNorm, Precision

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 
-from onnxsep.data import open_data, unfitted, verification_feeds
+from onnxsep.data import ImageJudge, open_data, unfitted, verification_feeds
 from onnxsep.engine.sites import find_sites
 from onnxsep.errors import VerificationError
 from onnxsep.model.io import AnyModel, Model, load
@@ -22,6 +22,7 @@ from onnxsep.pruning.weights import prune_weights
 from onnxsep.reporting.model_info import model_info, size_bytes
 from onnxsep.reporting.records import VerificationReport
 from onnxsep.running.feeds import Feeds, check_input_shapes
+from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.running.verification import Settings, missed_error
 
 
@@ -64,7 +65,7 @@ def prune(model: AnyModel, options: PruneOptions) -> PruneResult:
     reads = Reads.of(model, options.reads())
     source = load(model, follow_links=options.follow_links)
     check_input_shapes(source, settings.input_shapes)
-    settings = replace(settings, given=_feeds(source, options))
+    settings = replace(settings, given=_feeds(source, options, settings.runtime))
     sites = find_sites(source, settings.input_shapes, linear_layers=options.linear)
     only, skip = as_patterns(options.only), as_patterns(options.skip)
     if options.channels:
@@ -110,11 +111,12 @@ def prune(model: AnyModel, options: PruneOptions) -> PruneResult:
     return PruneResult(done.model.ordered_as(source), report, done.new_initializers, reads)
 
 
-def _feeds(source: Model, options: PruneOptions) -> Feeds | None:
+def _feeds(source: Model, options: PruneOptions, runtime: RuntimeOptions) -> Feeds | None:
     """What the result is verified on where there are data."""
     if options.data is None or options.inputs is not None or options.verify == "none" or options.dry_run:
         return None
-    data = open_data(options.data, source, preprocessing=options.preprocessing)
+    judge, images = ImageJudge(source, runtime), options.preprocessing
+    data = open_data(options.data, source, preprocessing=images, judge=judge, skip_bad=options.skip_bad)
     return replace(verification_feeds(data, unfitted(data, options.seed)), notes=data.notes)
 
 

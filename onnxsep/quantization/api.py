@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxsep.checking.feeding import Feeding, layers_report
-from onnxsep.data import Dataset, Partition, Preprocessing, open_data
+from onnxsep.data import Dataset, ImageJudge, Partition, Preprocessing, open_data
 from onnxsep.errors import OptionError, VerificationError, spelled
 from onnxsep.graph.ensure import ensure_valid
 from onnxsep.graph.scopes import scopes
@@ -77,7 +77,13 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
     reads = Reads.of(model, options.reads())
     source = load(model, follow_links=options.follow_links)
     dataset = open_data(
-        options.data, source, preprocessing=images, labels=options.labels, need_labels=max_drop is not None
+        options.data,
+        source,
+        preprocessing=images,
+        labels=options.labels,
+        need_labels=max_drop is not None,
+        judge=ImageJudge(source, runtime, options.output),
+        skip_bad=options.skip_bad,
     )
     parts = split(dataset, options.samples, options.seed)
     if max_drop is not None and not parts.unseen:
@@ -154,6 +160,7 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
         bytes_after=sizes[1],
         options={**options.as_json(model=model), "activations": options.integers},
         data=dataset.source,
+        preprocessing=dataset.preprocessing,
         calibration_samples=len(parts.fitted),
         measured_samples=len(parts.verified) if verified else 0,
         held_out=parts.unseen,

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from onnxsep.checking.layer_report import LayersReport
+from onnxsep.data import PreprocessingReport
 from onnxsep.evaluation.report import Latency
 from onnxsep.reporting.records import MissedLimit, ModelInfo, PartReport, Record, Report, WrittenFiles
 
@@ -93,6 +94,8 @@ class QuantizeReport(WrittenFiles, Report):
     options: dict[str, Any]
     """What was asked for: the model, and every option; defaults that depend on others are resolved."""
     data: str
+    preprocessing: PreprocessingReport | None = None
+    """Of images, where it was looked for or judged."""
     calibration_samples: int
     measured_samples: int
     held_out: bool

@@ -180,6 +180,7 @@ class RewriteOptions(Verifying, Preprocessed):
         return Fitting(
             data=self.data,
             preprocessing=images,
+            skip_bad=self.skip_bad,
             wanted=self.init,
             samples=self.samples,
             positions=self.positions,
