@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from onnxsep.graph.marks import SOURCE, Marks
 from onnxsep.graph.scopes import constant_value, display_name, reads
 from onnxsep.model.io import Model
 
@@ -111,6 +112,7 @@ class Network:
     Attributes:
         model: The model.
         nodes: The nodes of the main graph, each behind those that it reads.
+        sources: For each node the name of the one in whose place onnxsep has put it, "" for others.
         values: By the name of any tensor that holds them; constants, and what is made of them alone, are not there.
         stems: In the order of the nodes.
         stem_of: By the place of any node of a stem.
@@ -121,6 +123,8 @@ class Network:
         self.model = model
         graph = model.proto.graph
         self.nodes = _sorted(graph)
+        marks = Marks(model.proto)
+        self.sources = [marks.of(0, node).get(SOURCE, "") for node in self.nodes]
         self.values: dict[str, Value] = {}
         self._makers = {name: node for node in self.nodes for name in node.output if name}
         self._dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
