@@ -120,22 +120,27 @@ def test_means_over_the_calibration_samples_are_those_of_the_float_model(mode: s
 
 def test_corrected_integer_operators_have_the_biases_of_the_other_format(images: np.ndarray) -> None:
     def biases(format_: Any, correct: bool) -> list[list[int]]:
-        result = quantize(DIGITS, data=images[:60], format=format_, bias_correction=correct, runtime=ONE).proto
+        options: dict[str, Any] = {"format": format_, "bias_correction": correct, "biases": "int32"}
+        result = quantize(DIGITS, data=images[:60], **options, runtime=ONE).proto
         return sorted(value.tolist() for value in constants(result).values() if value.dtype == np.int32 and value.any())
 
     assert biases("qdq", True) == biases("qoperator", True)
     assert biases("qdq", True) != biases("qdq", False)
 
 
-def test_correction_touches_nothing_but_biases(images: np.ndarray) -> None:
+@pytest.mark.parametrize("stored", ["int32", "float"])
+def test_correction_touches_nothing_but_biases(images: np.ndarray, stored: Any) -> None:
     plain, corrected = (
-        quantize(DIGITS, data=images[:60], bias_correction=correct, runtime=ONE).proto for correct in (False, True)
+        quantize(DIGITS, data=images[:60], bias_correction=correct, biases=stored, runtime=ONE).proto
+        for correct in (False, True)
     )
     assert list(plain.graph.node) == list(corrected.graph.node)
     before, after = constants(plain), constants(corrected)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed
-    assert {before[name].dtype for name in changed} == {np.dtype(np.int32)}
+    assert {before[name].dtype for name in changed} == {np.dtype(np.int32 if stored == "int32" else np.float32)}
+    biases = {node.input[2] for node in plain.graph.node if node.op_type in ("Conv", "Gemm") and len(node.input) > 2}
+    assert stored == "int32" or changed <= biases
 
 
 def test_zero_weights_stay_zero_when_biases_are_corrected() -> None:
