@@ -166,11 +166,12 @@ class Network:
     def key(self, stem: Stem) -> tuple[Hashable, ...]:
         """What two stems must have in common to be the same one: the kind, sizes of a weight, strides and the like."""
         told = []
+        dims = self._weight_dims(stem.head) if stem.kind in LAYERS else ()
         for entry in self.nodes[stem.head].attribute:
             values = (*entry.ints, *([entry.i] if entry.i else []))
-            if entry.name in _TELLING and set(values) - {1}:
+            if entry.name in _TELLING and set(values) - {1} and not (dims and entry.name == "kernel_shape"):
                 told.append((entry.name, values))
-        return stem.kind, self._weight_dims(stem.head) if stem.kind in LAYERS else (), *sorted(told)
+        return stem.kind, dims, *sorted(told)
 
     def behind(self, stem: Stem, depth: int) -> int:
         """A number that tells how the network goes on behind a stem, some stems far."""

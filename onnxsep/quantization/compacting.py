@@ -39,7 +39,7 @@ def compact(result: onnx.ModelProto, source: onnx.ModelProto, settings: Settings
     kept = _ends(result) if short else tensor_names(source) - _inner_names(result)
     used = _used(result)
     if settings.float_biases:
-        use_float_biases(result)
+        use_float_biases(result, for_new_runtimes=settings.biases == "float")
     _one_zero_point_for_all_channels(result)
     _share_constants(result, kept)
     _share_conversions(result)

@@ -2,7 +2,8 @@
 
 It divides a bias by the product of the scales of input and weight and rounds, where it fuses the layer. So a float that
 is an integer of the quantiser's times its scale gives this integer again, and without fusing it is what
-DequantizeLinear gives: nothing changes. Where rounding to float32 would, the integers stay.
+DequantizeLinear gives: nothing changes. Where rounding to float32 would, the integers stay. Before 1.23 it also leaves
+a float bias alone, and the layer in float, from opset 21 on where each channel of the weight has a scale.
 """
 
 import numpy as np
@@ -12,18 +13,22 @@ from onnx import numpy_helper
 
 from onnxsep.graph.index import Index
 from onnxsep.graph.scopes import is_standard
+from onnxsep.quantization.converting import opset_of
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm")
 _BIAS = 2  # its place among the inputs
+_WITH_BLOCKS = 21  # opset in which DequantizeLinear got a block_size, which older runtimes take for a scale for each
 
 
-def use_float_biases(proto: onnx.ModelProto) -> None:
+def use_float_biases(proto: onnx.ModelProto, *, for_new_runtimes: bool) -> None:
     """Store the biases of the main graph's layers as floats, in place of DequantizeLinear of int32.
 
     Args:
         proto: A quantised model; changed in place. Tensors that nothing uses any more stay.
+        for_new_runtimes: Also those that only ONNX Runtime since 1.23 quantises.
     """
     graph, index = proto.graph, Index(proto)
+    all_scales = for_new_runtimes or (opset_of(proto) or 0) < _WITH_BLOCKS
     gone = []
     for node in graph.node:
         if node.op_type not in _LAYERS or not is_standard(node) or len(node.input) <= _BIAS:
@@ -31,6 +36,9 @@ def use_float_biases(proto: onnx.ModelProto) -> None:
         name = node.input[_BIAS]
         maker = index.maker(name)
         if maker is None or maker.op_type != "DequantizeLinear" or index.is_output(name) or len(index.uses(name)) > 1:
+            continue
+        scale = _scale_behind(index, node.input[1])
+        if scale is not None and scale.size > 1 and not all_scales:
             continue
         values = _as_float(index, node, maker)
         if values is not None and (node.op_type != "Gemm" or _is_quantized_behind(index, node)):

@@ -64,9 +64,10 @@ class Settings(Options):
     )
     biases: Biases | None = option(
         default=None,
-        help="float or int32 (for ONNX Runtime before 1.21); by default float, and int32 with {format} qoperator.",
-        doc='"float", which ONNX Runtime since 1.21 and other runtimes quantise themselves, or "int32"; by default'
-        ' float, and int32 with the format "qoperator".',
+        help="float or int32 (for ONNX Runtime before 1.21); by default float where 1.21 fuses such layers.",
+        doc='"float", which newer runtimes quantise themselves, or "int32". By default they are floats where ONNX'
+        " Runtime 1.21 fuses layers that have such, which it does not from opset 21 on with ``per_channel``, and"
+        ' integers elsewhere and with the format "qoperator".',
     )
     equalize: bool = option(
         default=True,
