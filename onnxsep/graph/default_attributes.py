@@ -30,9 +30,10 @@ def leave_out_defaults(proto: onnx.ModelProto) -> None:
             schema = _schema(node, opset)
             if schema is None:
                 continue
-            for entry in list(node.attribute):
+            for place in reversed(range(len(node.attribute))):
+                entry = node.attribute[place]
                 if not entry.ref_attr_name and _is_default(index, (scope.index, number), schema, entry):
-                    node.attribute.remove(entry)
+                    del node.attribute[place]
 
 
 def _schema(node: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema | None:

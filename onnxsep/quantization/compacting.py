@@ -62,8 +62,9 @@ def _used(proto: onnx.ModelProto) -> set[str]:
 
 
 def _remove(proto: onnx.ModelProto, names: Collection[str]) -> None:
-    for tensor in [tensor for tensor in proto.graph.initializer if tensor.name in names]:
-        proto.graph.initializer.remove(tensor)
+    tensors = proto.graph.initializer
+    for place in reversed([place for place, tensor in enumerate(tensors) if tensor.name in names]):
+        del tensors[place]
 
 
 def _inner_names(proto: onnx.ModelProto) -> set[str]:
@@ -124,16 +125,16 @@ def _share_conversions(proto: onnx.ModelProto) -> None:
     first: dict[tuple[object, ...], str] = {}
     merged: dict[str, str] = {}
     gone = []
-    for node in proto.graph.node:
+    for place, node in enumerate(proto.graph.node):
         if node.op_type not in _CONVERT or not is_standard(node) or node.output[0] in ends:
             continue
         settings = sorted(entry.SerializeToString(deterministic=True) for entry in node.attribute)
         key = (node.op_type, *(merged.get(name, name) for name in node.input), *settings)
         if first.setdefault(key, node.output[0]) != node.output[0]:
             merged[node.output[0]] = first[key]
-            gone.append(node)
-    for node in gone:
-        proto.graph.node.remove(node)
+            gone.append(place)
+    for place in reversed(gone):
+        del proto.graph.node[place]
     rename(proto, merged)
 
 
@@ -170,13 +171,14 @@ def _readers_take_default(index: Index, node: onnx.NodeProto) -> bool:
 def _forget(proto: onnx.ModelProto) -> None:
     """Names, texts and metadata of nodes, and of what onnxsep says all but what keeps float layers from being split."""
     for scope in scopes(proto):
+        stored = scope.body.initializer if isinstance(scope.body, onnx.GraphProto) else ()
+        weights = {tensor.name for tensor in stored if tensor.data_type in _FLOATS}
         for node in scope.body.node:
             said = own_mark(node)
             said.pop(SOURCE, None)
             for field in ("name", "doc_string", "metadata_props"):
                 node.ClearField(field)
-            weight = scope.initializer(node.input[1]) if len(node.input) > 1 else None
-            if weight is not None and weight.data_type in _FLOATS:
+            if len(node.input) > 1 and node.input[1] in weights:
                 set_own_mark(node, said)
 
 

@@ -29,7 +29,7 @@ def use_float_biases(proto: onnx.ModelProto, *, for_new_runtimes: bool) -> None:
     """
     graph, index = proto.graph, Index(proto)
     all_scales = for_new_runtimes or (opset_of(proto) or 0) < _WITH_BLOCKS
-    gone = []
+    gone: set[str] = set()
     for node in graph.node:
         if node.op_type not in _LAYERS or not is_standard(node) or len(node.input) <= _BIAS:
             continue
@@ -42,10 +42,10 @@ def use_float_biases(proto: onnx.ModelProto, *, for_new_runtimes: bool) -> None:
             continue
         values = _as_float(index, node, maker)
         if values is not None and (node.op_type != "Gemm" or _is_quantized_behind(index, node)):
-            gone.append(maker)
+            gone.add(name)
             graph.initializer.append(numpy_helper.from_array(values, name))
-    for maker in gone:
-        graph.node.remove(maker)
+    for place in reversed([place for place, node in enumerate(graph.node) if gone.intersection(node.output)]):
+        del graph.node[place]
 
 
 def _as_float(index: Index, node: onnx.NodeProto, maker: onnx.NodeProto) -> npt.NDArray[np.float32] | None:
