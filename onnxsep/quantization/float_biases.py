@@ -6,6 +6,8 @@ DequantizeLinear gives: nothing changes. Where rounding to float32 would, the in
 a float bias alone, and the layer in float, from opset 21 on where each channel of the weight has a scale.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -53,9 +55,10 @@ def _as_float(index: Index, node: onnx.NodeProto, maker: onnx.NodeProto) -> npt.
     integers, scale = (_stored(index, name) for name in maker.input[:2])
     if integers is None or integers.dtype != np.int32 or scale is None or scale.dtype != np.float32:
         return None
-    if len(maker.input) > 2 and maker.input[2] and _stored(index, maker.input[2], np.zeros(1)).any():
+    zero_point = _stored(index, maker.input[2]) if len(maker.input) > 2 and maker.input[2] else np.zeros(1)
+    if zero_point is None or zero_point.any():
         return None
-    values = integers.astype(np.float32) * scale
+    values: npt.NDArray[np.float32] = integers.astype(np.float32) * scale
     scales = [_scale_behind(index, name) for name in node.input[:2]]
     if scales[0] is not None and scales[1] is not None:  # else nothing is fused
         with np.errstate(all="ignore"):
@@ -65,15 +68,15 @@ def _as_float(index: Index, node: onnx.NodeProto, maker: onnx.NodeProto) -> npt.
     return values
 
 
-def _scale_behind(index: Index, name: str) -> npt.NDArray[np.float32] | None:
+def _scale_behind(index: Index, name: str) -> npt.NDArray[Any] | None:
     """The scale of the DequantizeLinear that makes a tensor."""
     maker = index.maker(name)
     return _stored(index, maker.input[1]) if maker is not None and maker.op_type == "DequantizeLinear" else None
 
 
-def _stored(index: Index, name: str, default: npt.NDArray | None = None) -> npt.NDArray | None:
+def _stored(index: Index, name: str) -> npt.NDArray[Any] | None:
     tensor = index.tensor(name)
-    return default if tensor is None else numpy_helper.to_array(tensor)
+    return None if tensor is None else numpy_helper.to_array(tensor)
 
 
 def _is_quantized_behind(index: Index, node: onnx.NodeProto) -> bool:
