@@ -181,7 +181,9 @@ def test_nothing_but_the_size_changes(name: str, form: str, tmp_path: Path) -> N
             expected, actual = (computed(one, tmp_path, optimise=optimise) for one in (before.result, result))
             for one, other in zip(expected[0], actual[0], strict=True):
                 np.testing.assert_array_equal(one, other)
-            assert not optimise or expected[1] == actual[1]
+            # Older runtimes keep DequantizeLinear of an int32 bias where they do not fuse the layer.
+            fewer = expected[1] - actual[1]
+            assert not optimise or (actual[1] <= expected[1] and not {*fewer} - {"DequantizeLinear"})
         ends = [[one.name for one in field] for field in (result.graph.input, result.graph.output)]
         assert ends == [["x"], ["y"]]
         onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
