@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from marked import marked
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from versions import needs_new_runtime
@@ -366,7 +367,8 @@ def test_factors_of_every_mode_are_balanced_and_compute_the_same(mode: str) -> N
 def test_modes_without_a_chain_have_nothing_to_balance() -> None:
     for mode in NO_CHAIN:
         result = onnxsep.rewrite(DIGITS, mode=mode, only=["block*"], force=True, verify="none", rank="paper")
-        made = [node for node in result.proto.graph.node if any(e.key == "onnxsep.mode" for e in node.metadata_props)]
+        made = [node for node in marked(result.proto).graph.node if node.metadata_props]
+        assert made
         names = {node.output[0] for node in made if node.op_type == "Conv"}
         assert not any(node.op_type == "Conv" and node.input[0] in names for node in made)
 
