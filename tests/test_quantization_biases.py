@@ -368,7 +368,7 @@ def test_modes_without_a_chain_have_nothing_to_balance() -> None:
     for mode in NO_CHAIN:
         result = onnxsep.rewrite(DIGITS, mode=mode, only=["block*"], force=True, verify="none", rank="paper")
         made = [node for node in marked(result.proto).graph.node if node.metadata_props]
-        assert made
+        assert made or not result.report.totals.replaced
         names = {node.output[0] for node in made if node.op_type == "Conv"}
         assert not any(node.op_type == "Conv" and node.input[0] in names for node in made)
 
