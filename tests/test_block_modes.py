@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from fold_models import BATCH, Floats, arrays, model, tensor, value
+from marked import marked
 from onnx import helper
 
 import onnxsep
@@ -122,7 +123,7 @@ def test_a_block_mode_of_another_package(installed: Path, tmp_path: Path) -> Non
     assert report["verification"]["relative"] < 1e-5
     made = onnx.load(tmp_path / "out.onnx")
     assert [node.op_type for node in made.graph.node] == ["Conv", "Relu", "Conv"]
-    carried = {entry.key: entry.value for entry in made.graph.node[0].metadata_props}
+    carried = {entry.key: entry.value for entry in marked(made).graph.node[0].metadata_props}
     assert carried == {"onnxsep.mode": "merge", "onnxsep.source": "a"}
     source = arrays(pairs())
     product = source["wb"][:, :, 0, 0].astype(float) @ source["wa"][:, :, 0, 0].astype(float)

@@ -15,6 +15,7 @@ from command_line import run as command
 from fold_models import BATCH, Chain, arrays, conv_norm, model, tensor, value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marked import marked
 from onnx import TensorProto, helper
 
 import onnxsep
@@ -211,7 +212,7 @@ def test_metadata_and_names_of_the_new_conv() -> None:
     chain = conv_norm()
     chain.nodes[0].metadata_props.add(key="namespace", value="stem")
     chain.nodes[0].doc_string = "the stem"
-    (node,) = fold(chain.model()).model.proto.graph.node
+    (node,) = marked(fold(chain.model()).model.proto).graph.node
     assert node.name == "conv_folded"
     assert node.doc_string == "the stem"
     carried = {entry.key: entry.value for entry in node.metadata_props}
@@ -229,7 +230,7 @@ def test_batch_norms_behind_factors_are_folded_into_the_last_of_them() -> None:
     split = onnxsep.rewrite(conv_norm().model(), mode="spatial", rank="full", force=True, include_first=True)
     result = fold(split.model)
     assert operators(result.model.proto) == ["Conv", "Conv"]
-    last = result.model.proto.graph.node[-1]
+    last = marked(result.model.proto).graph.node[-1]
     assert {entry.key: entry.value for entry in last.metadata_props}["onnxsep.mode"] == "spatial"
     again = onnxsep.rewrite(result.model, mode="spatial", include_first=True, force=True)
     assert again.report.totals.replaced == 0

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
+from marked import marked
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
@@ -170,7 +171,7 @@ def test_one_conv_of_a_large_model(large: Path, tmp_path: Path) -> None:
     assert np.array_equal(read(tmp_path, stored["stem"]), conv_weight("stem", CHANNELS, 3, 3, 3))
 
     # The new weights: the best rank-1 approximation of each input channel's slice.
-    depthwise, pointwise = (node for node in proto.graph.node if node.metadata_props)
+    depthwise, pointwise = (node for node in marked(proto).graph.node if node.metadata_props)
     spread, mixed = (read(tmp_path, stored[node.input[1]]).astype(np.float64) for node in (depthwise, pointwise))
     assert all(stored[node.input[1]].data_location == TensorProto.EXTERNAL for node in (depthwise, pointwise))
     weight = conv_weight("body", CHANNELS, CHANNELS, 3, 3).astype(np.float64)

@@ -16,6 +16,7 @@ import onnx
 import pytest
 from exporters import EXPORTED, NEGATIVE
 from google.protobuf.message import Message
+from marked import marked
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxsep
@@ -77,6 +78,7 @@ class Comparison:
     """Compares a whole model; ``replaced`` counts the Convs that were replaced, ``gone`` the initialisers that went."""
 
     def __init__(self, source: onnx.ModelProto, result: onnx.ModelProto) -> None:
+        source, result = marked(source), marked(result)
         self.replaced = 0
         self.gone: list[str] = []
         assert rest(source, "graph", "functions") == rest(result, "graph", "functions")
@@ -160,7 +162,7 @@ def assert_nothing_lost(source: onnx.ModelProto, result: Result) -> None:
     comparison = Comparison(source, result.proto)
     assert comparison.replaced == result.report.totals.replaced
     assert sorted(comparison.gone) == sorted(result.report.removed_weights)
-    for body in walk_bodies(result.proto):
+    for body in walk_bodies(marked(result.proto)):
         for node in filter(is_new, body.node):
             carried = {entry.key: entry.value for entry in node.metadata_props}
             assert set(carried) >= {"onnxsep.mode", "onnxsep.rank", "onnxsep.source"}
@@ -236,7 +238,7 @@ def test_real_model_in_both_modes_one_after_the_other(shared: Path, name: str) -
         for mode in MODES:
             again = onnxsep.rewrite(once.model, mode=mode, verify="none")
             made = {row.name for row in again.report.convs if row.status == "replaced"}
-            new = {node.name for body in walk_bodies(once.proto) for node in body.node if is_new(node)}
+            new = {node.name for body in walk_bodies(marked(once.proto)) for node in body.node if is_new(node)}
             assert not made & new
             if mode == first:
                 assert again.proto is once.proto
@@ -478,7 +480,7 @@ def test_kitchen_sink_of_which_nothing_is_rewritten(tmp_path: Path, mode: str) -
 @pytest.mark.parametrize("mode", MODES)
 def test_new_nodes_of_the_kitchen_sink_carry_the_old_ones_metadata(mode: str) -> None:
     result = onnxsep.rewrite(kitchen_sink(), mode=mode, verify="none")
-    new = [node for body in walk_bodies(result.proto) for node in body.node if is_new(node)]
+    new = [node for body in walk_bodies(marked(result.proto)) for node in body.node if is_new(node)]
     sources = set()
     for node in new:
         carried = {entry.key: entry.value for entry in node.metadata_props}
@@ -516,7 +518,8 @@ def swap(items: Any) -> None:
 DAMAGES: dict[str, Callable[[onnx.ModelProto], object]] = {
     "producer": lambda model: model.ClearField("producer_version"),
     "model version": lambda model: model.ClearField("model_version"),
-    "metadata of the model": lambda model: swap(model.metadata_props),
+    "metadata of the model": lambda model: model.metadata_props.insert(0, model.metadata_props.pop(1)),
+    "marks of the new nodes": lambda model: model.metadata_props.pop(),
     "opset imports": lambda model: swap(model.opset_import),
     "training information": lambda model: model.ClearField("training_info"),
     "doc string of the graph": lambda model: model.graph.ClearField("doc_string"),

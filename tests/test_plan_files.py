@@ -6,6 +6,7 @@ from typing import Any
 import onnx
 import pytest
 from calibration_models import ONE_THREAD
+from marked import marked
 from plan_models import HOSTILE, X, network, plan_in, rewrite
 
 import onnxsep
@@ -128,7 +129,7 @@ def factors(result: onnxsep.Result, source: str) -> dict[str, bytes]:
     """The new nodes that were made of a Conv, and their weights."""
     weights = {one.name: one.raw_data for one in result.proto.graph.initializer}
     made = {}
-    for node in result.proto.graph.node:
+    for node in marked(result.proto).graph.node:
         if any(entry.key == "onnxsep.source" and entry.value == source for entry in node.metadata_props):
             made[node.name] = b"".join(weights.get(name, b"") for name in node.input)
     return made

@@ -47,12 +47,12 @@ def test_a_mean_of_many_values_uses_all_levels(
     kind: str, attributes: dict[str, Any], format_: Any, activations: Any
 ) -> None:
     images = np.random.default_rng(1).standard_normal((40, 3, 16, 16)).astype(np.float32)
-    options: dict[str, Any] = {"bias_correction": False, "equalize": False, "keep_names": True, "runtime": ONE}
+    options: dict[str, Any] = {"bias_correction": False, "equalize": False, "runtime": ONE}
     result = quantize(network(kind, **attributes), data=images, format=format_, activations=activations, **options)
     scales = {tensor.name: tensor for tensor in result.proto.graph.initializer}
     nodes = {node.name: node for node in result.proto.graph.node}
     if format_ == "qdq":
-        readers = {node.input[0]: node for node in nodes.values() if node.op_type == "QuantizeLinear"}
+        readers = {node.input[0]: node for node in result.proto.graph.node if node.op_type == "QuantizeLinear"}
         before, after = (readers[name].input[1] for name in ("r", nodes["pool"].output[0]))
     else:
         before, after = nodes["pool"].input[1], nodes["pool"].input[3]

@@ -278,7 +278,6 @@ def named(name: str, other: str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-@pytest.mark.parametrize("keep_names", [False, True])
 @pytest.mark.parametrize(
     ("name", "other"),
     [
@@ -290,9 +289,9 @@ def named(name: str, other: str) -> onnx.ModelProto:
         ("y_QuantizeLinear_Input", "t1t_QuantizeLinear"),
     ],
 )
-def test_names_that_the_quantiser_makes_may_be_the_users(format_: str, keep_names: bool, name: str, other: str) -> None:
+def test_names_that_the_quantiser_makes_may_be_the_users(format_: str, name: str, other: str) -> None:
     source = named(name, other)
-    proto = checked(source, format=format_, keep_names=keep_names).model.proto
+    proto = checked(source, format=format_).model.proto
     made = [output for node in proto.graph.node for output in node.output]
     assert len(made) == len(set(made))
     if format_ == "qdq":

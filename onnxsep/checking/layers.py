@@ -16,6 +16,7 @@ from onnxsep.checking.layer_report import LayersReport
 from onnxsep.checking.layer_rows import MatchTally, Rows, usual_error
 from onnxsep.checking.matching import Match, match_tensors
 from onnxsep.checking.network import LAYERS, Network, Value
+from onnxsep.graph.marks import KEY, onto_nodes
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress, announce, under
 from onnxsep.running.feeds import samples_of
@@ -93,7 +94,12 @@ def _runnable(reference: Model, model: Model) -> tuple[Model, Model, tuple[str, 
 def _inlined(model: Model) -> Model:
     if not model.proto.functions:
         return model
-    proto = inliner.inline_local_functions(model.proto)
+    proto = model.proto
+    if any(entry.key == KEY for entry in proto.metadata_props):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model.proto)
+        onto_nodes(proto)  # what a function's nodes say goes with them
+    proto = inliner.inline_local_functions(proto)
     return Model(proto, base_dir=model.base_dir, follow_links=model.follow_links)
 
 

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 
 from onnxsep.checking.alignment import common
 from onnxsep.checking.network import DEPTH, LAYERS, Network, Stem, Value
-from onnxsep.engine.sites import METADATA_PREFIX
-
-_SOURCE = f"{METADATA_PREFIX}source"
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,7 @@ class _Pairs:
             if found is not None and found.head == index:
                 self._take(stem, found)
         replaced = {
-            entry.value: index
-            for index, node in enumerate(self._other.nodes)
-            for entry in node.metadata_props
-            if entry.key == _SOURCE and index in self._other.stem_of
+            source: index for index, source in enumerate(self._other.sources) if source and index in self._other.stem_of
         }
         for stem in self._plain.stems:
             # The last of the nodes that onnxsep has put in place of this one.

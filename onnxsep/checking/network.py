@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from onnxsep.graph.marks import SOURCE, Marks
 from onnxsep.graph.scopes import constant_value, display_name, reads
 from onnxsep.model.io import Model
 
@@ -111,6 +112,7 @@ class Network:
     Attributes:
         model: The model.
         nodes: The nodes of the main graph, each behind those that it reads.
+        sources: For each node the name of the one in whose place onnxsep has put it, "" for others.
         values: By the name of any tensor that holds them; constants, and what is made of them alone, are not there.
         stems: In the order of the nodes.
         stem_of: By the place of any node of a stem.
@@ -121,6 +123,8 @@ class Network:
         self.model = model
         graph = model.proto.graph
         self.nodes = _sorted(graph)
+        marks = Marks(model.proto)
+        self.sources = [marks.of(0, node).get(SOURCE, "") for node in self.nodes]
         self.values: dict[str, Value] = {}
         self._makers = {name: node for node in self.nodes for name in node.output if name}
         self._dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
@@ -162,11 +166,12 @@ class Network:
     def key(self, stem: Stem) -> tuple[Hashable, ...]:
         """What two stems must have in common to be the same one: the kind, sizes of a weight, strides and the like."""
         told = []
+        dims = self._weight_dims(stem.head) if stem.kind in LAYERS else ()
         for entry in self.nodes[stem.head].attribute:
             values = (*entry.ints, *([entry.i] if entry.i else []))
-            if entry.name in _TELLING and set(values) - {1}:
+            if entry.name in _TELLING and set(values) - {1} and not (dims and entry.name == "kernel_shape"):
                 told.append((entry.name, values))
-        return stem.kind, self._weight_dims(stem.head) if stem.kind in LAYERS else (), *sorted(told)
+        return stem.kind, dims, *sorted(told)
 
     def behind(self, stem: Stem, depth: int) -> int:
         """A number that tells how the network goes on behind a stem, some stems far."""

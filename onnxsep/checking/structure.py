@@ -22,6 +22,8 @@ Values are shown for integers, booleans and strings of at most 16 elements, beca
 floating-point and quantised tensors are declared with their type alone. Text of more than 200 bytes and attribute
 lists of more than 64 values stand as a digest.
 
+What onnxsep says of the nodes that it made stands at these nodes, also where the file holds it once for all.
+
 Left out, because every export changes them: doc strings, producer, producer version, model version. Left out too: the
 position of a weight among the graph's inputs, and stored types of tensors inside the graph, which inference replaces.
 """
@@ -57,6 +59,7 @@ from onnxsep.checking.structure_words import (
     type_text,
     word,
 )
+from onnxsep.graph.marks import KEY, PREFIX, Marks, Said, function_key, nested_key
 from onnxsep.graph.shapes import infer_shapes, skeleton
 from onnxsep.model.io import Model
 
@@ -88,6 +91,7 @@ def describe(model: Model) -> Structure:
     return Structure(tuple(writer.lines), tuple(writer.tensors.found))
 
 
+_Entries = Iterable[onnx.StringStringEntryProto]
 _Declared = dict[str, list[tuple[str, Callable[[], None]]]]  # by tensor name: type, and what writes the declaration
 
 
@@ -97,9 +101,10 @@ class _Block:
 
     depth: int
     path: str  # before the names of its tensors, to make them unique
+    key: str | None  # of the graph, for its marks; None where there are none
     types: Mapping[str, str]  # inferred types as text
     infos: dict[str, list[onnx.StringStringEntryProto]]  # metadata of tensors, taken out when written
-    annotations: dict[str, Iterable[onnx.StringStringEntryProto]]  # quantisation annotations, taken out when written
+    annotations: dict[str, _Entries]  # quantisation annotations, taken out when written
     consumers: dict[str, set[str]]  # operators that read a tensor, nested graphs included
 
 
@@ -107,6 +112,7 @@ class _Writer:
     def __init__(self, model: Model) -> None:
         self._source = model
         self._known = frozenset(symbols(model.proto))
+        self._marks = Marks(model.proto)
         self.lines: list[str] = []
         self.tensors = Tensors(model, self.lines)
 
@@ -117,16 +123,16 @@ class _Writer:
         if proto.domain:
             self._line(0, f"domain {word(proto.domain)}")
         self._opsets(0, proto.opset_import)
-        self._metadata(0, proto.metadata_props)
+        self._metadata(0, (entry for entry in proto.metadata_props if entry.key != KEY or self._marks.unreadable))
         self._messages(0, "device configuration", getattr(proto, "configuration", ()))  # since onnx 1.18
         for function in sorted(proto.functions, key=lambda f: (f.domain, f.name, getattr(f, "overload", ""))):
             self._function(function)
-        self._graph(0, "graph", "", proto.graph, inferred.graph)
+        self._graph(0, "graph", "", "", proto.graph, inferred.graph)
         for index, training in enumerate(proto.training_info):
             path = f"training {index} "
             self._line(0, "training")
-            self._graph(1, "initialization graph", f"{path}initialization > ", training.initialization, None)
-            self._graph(1, "algorithm graph", f"{path}algorithm > ", training.algorithm, None)
+            self._graph(1, "initialization graph", f"{path}initialization > ", None, training.initialization, None)
+            self._graph(1, "algorithm graph", f"{path}algorithm > ", None, training.algorithm, None)
             for kind in ("initialization", "update"):
                 for entry in getattr(training, f"{kind}_binding"):
                     self._line(1, f"{kind} {tensor_word(entry.key)} = {tensor_word(entry.value)}")
@@ -134,10 +140,11 @@ class _Writer:
     def _line(self, depth: int, text: str) -> None:
         self.lines.append(INDENT * depth + text)
 
-    def _metadata(self, depth: int, properties: Iterable[onnx.StringStringEntryProto], of: str = "") -> None:
-        for entry in sorted(properties, key=lambda entry: (entry.key, entry.value)):
-            value = entry.value if re.fullmatch(PLAIN, entry.value) else string_text(entry.value.encode("utf-8"))
-            self._line(depth, f"# {of}{word(entry.key)} = {value}")
+    def _metadata(self, depth: int, entries: _Entries, of: str = "", said: Said | None = None) -> None:
+        marks = ((PREFIX + key, value) for key, value in (said or {}).items())
+        for key, value in sorted([*((entry.key, entry.value) for entry in entries), *marks]):
+            text = value if re.fullmatch(PLAIN, value) else string_text(value.encode("utf-8"))
+            self._line(depth, f"# {of}{word(key)} = {text}")
 
     def _messages(self, depth: int, keyword: str, messages: Iterable[Message]) -> None:
         for message in messages:
@@ -156,6 +163,7 @@ class _Writer:
         block = _Block(
             depth=1,
             path=f"function {title} > ",
+            key=function_key(function),
             types={info.name: type_text(info.type) for info in infos},
             infos=metadata_of(infos),
             annotations={},
@@ -173,17 +181,18 @@ class _Writer:
             self._line(1, f"output {tensor_word(name)}")
 
     def _graph(
-        self, depth: int, title: str, path: str, graph: onnx.GraphProto, inferred: onnx.GraphProto | None
+        self, depth: int, title: str, path: str, key: str | None, graph: onnx.GraphProto, twin: onnx.GraphProto | None
     ) -> None:
         self._line(depth, title + node_word(graph.name))
         self._metadata(depth + 1, getattr(graph, "metadata_props", ()))
-        known = (*inferred.value_info, *inferred.output) if inferred else graph.value_info
+        known = (*twin.value_info, *twin.output) if twin else graph.value_info
         weights = {tensor.name for tensor in graph.initializer} | {
             item.values.name for item in graph.sparse_initializer
         }
         block = _Block(
             depth=depth + 1,
             path=path,
+            key=key,
             types={info.name: type_text(info.type, self._known) for info in known},
             infos=metadata_of((*graph.value_info, *(value for value in graph.input if value.name in weights))),
             annotations={item.tensor_name: item.quant_parameter_tensor_names for item in graph.quantization_annotation},
@@ -200,7 +209,7 @@ class _Writer:
         for value in graph.input:
             if value.name not in weights:
                 self._port(block, "input", value)
-        self._nodes(block, declared, graph.node, inferred.node if inferred else ())
+        self._nodes(block, declared, graph.node, twin.node if twin else ())
         for value in graph.output:
             self._port(block, "output", value)
         for name in sorted({*block.infos, *block.annotations}):  # of tensors that are not defined in this graph
@@ -234,7 +243,7 @@ class _Writer:
             self._declare(block, "constant", name, attribute.t, node_word(node.name))
             self._metadata(block.depth + 1, getattr(attribute.t, "metadata_props", ()), of="value: ")
             self._tensor_notes(block, name)
-        self._metadata(block.depth + 1, getattr(node, "metadata_props", ()))
+        self._metadata(block.depth + 1, getattr(node, "metadata_props", ()), said=self._marks.within(block.key, node))
         self._messages(block.depth + 1, "device", getattr(node, "device_configurations", ()))
 
     def _sparse(self, block: _Block, kind: str, name: str, sparse: onnx.SparseTensorProto, rest: str = "") -> None:
@@ -293,7 +302,7 @@ class _Writer:
             + (f" -> {', '.join(types)}" if set(types) - {"?"} else ""),
         )
         depth = block.depth + 1
-        self._metadata(depth, getattr(node, "metadata_props", ()))
+        self._metadata(depth, getattr(node, "metadata_props", ()), said=self._marks.within(block.key, node))
         self._messages(depth, "device", getattr(node, "device_configurations", ()))
         for attribute in attributes:
             self._metadata(depth, getattr(attribute.t, "metadata_props", ()), of=f"{word(attribute.name)}: ")
@@ -304,4 +313,5 @@ class _Writer:
             for index, graph in enumerate(graphs(attribute)):
                 name = word(attribute.name) + (f"[{index}]" if attribute.graphs else "")
                 other = others[attribute.name][index] if others else None
-                self._graph(depth, f"{name}: graph", f"{block.path}{label} {name} > ", graph, other)
+                key, path = nested_key(block.key, node, attribute.name), f"{block.path}{label} {name} > "
+                self._graph(depth, f"{name}: graph", path, key, graph, other)

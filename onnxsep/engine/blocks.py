@@ -7,7 +7,7 @@ import onnx
 
 from onnxsep.engine.matches import BlockMatch, ConvSite, Match, Rejected
 from onnxsep.engine.planning import naming, reject
-from onnxsep.engine.sites import METADATA_PREFIX, Sites
+from onnxsep.engine.sites import Sites
 from onnxsep.errors import FactorizationError
 from onnxsep.graph import matching
 from onnxsep.graph.constants import read_constant, stored_tensor
@@ -82,9 +82,9 @@ class _Finder:
         parameters = sum(math.prod(shape) for shape in distinct.values())
         others = (place for place in match.nodes.values() if place != site.place)
         company = ", ".join(f"{node.op_type} {display_name(node)!r}" for node in map(self._index.node, others))
-        mark = METADATA_PREFIX + self._mode.name  # of a mode that leaves a Conv for others to take
-        again = any(entry.key == mark for entry in self._index.node(site.place).metadata_props)
-        again = again or site.made_by == self._mode.name
+        said = self._sites.marks.of(match.scope, self._index.node(site.place))
+        # The name of a mode that leaves a Conv for others to take is a key of its own.
+        again = self._mode.name in said or site.made_by == self._mode.name
         return BlockMatch(site, match.nodes, match.constants, block, parameters, company, again)
 
     def _unfit(self, nodes: Mapping[str, Place]) -> str | None:

@@ -13,6 +13,7 @@ from onnxsep.layers.layer import AddLayer, ChannelPadLayer, ConvLayer, Layer
 ADD_BROADCASTS = 7  # below it Add and Gemm broadcast only where an attribute says so, and ONNX Runtime has neither
 GEMM_WITHOUT_BIAS = 11  # the first operator set in which Gemm's C may be left out
 PADS_ARE_AN_INPUT = 11  # below it an attribute of Pad
+CONV_HAS_DEFAULTS = 11  # below it what a Conv without strides or dilations does is not written down
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _(layer: ConvLayer, around: Surroundings) -> Form:
     """A Conv for a Conv, and for a Gemm or MatMul the same again; a Gemm's weight keeps its orientation."""
     match, conv, opset = around.match.anchor, layer.conv, around.opset
     if match.op_type == "Conv":
-        return Form("Conv", conv_attributes(conv))
+        return Form("Conv", conv_attributes(conv, opset))
     if conv.group > 1 or conv.dims:
         what = "a grouped product" if conv.group > 1 else "a convolution"
         raise PassError(f"{match.op_type} {match.name!r} cannot be replaced by {what} (layer {layer.name!r})")
@@ -85,11 +86,18 @@ def channel_pads(dims: int, before: int, after: int) -> list[int]:
     return pads
 
 
-def conv_attributes(conv: Conv) -> dict[str, Any]:
-    """The attributes of a Conv node, in alphabetical order; pads and auto_pad exclude one another."""
+def conv_attributes(conv: Conv, opset: int) -> dict[str, Any]:
+    """The attributes of a Conv node, in alphabetical order, but for those that equal their defaults.
+
+    The shape of the kernel, which is that of the weight, is given: some readers of ONNX files want it.
+    """
+    ones = [1] * conv.dims
     attributes: dict[str, Any] = {} if conv.auto_pad == "NOTSET" else {"auto_pad": conv.auto_pad}
     attributes.update(dilations=list(conv.dilations), group=conv.group, kernel_shape=list(conv.kernel_shape))
     if conv.auto_pad == "NOTSET":
         attributes["pads"] = list(conv.pads)
     attributes["strides"] = list(conv.strides)
+    if opset >= CONV_HAS_DEFAULTS:
+        defaults = {"dilations": ones, "group": 1, "pads": [0] * 2 * conv.dims, "strides": ones}
+        attributes = {name: value for name, value in attributes.items() if value != defaults.get(name)}
     return attributes

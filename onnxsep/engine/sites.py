@@ -18,6 +18,7 @@ from onnxsep.graph.constants import read_constant, stored_tensor
 from onnxsep.graph.first_convs import first_convs
 from onnxsep.graph.geometry import conv_geometry, linear_geometry
 from onnxsep.graph.index import Index, Use
+from onnxsep.graph.marks import KEY, Marks
 from onnxsep.graph.places import Constant, Place
 from onnxsep.graph.scopes import Scope, display_name, is_standard, scopes, training_names
 from onnxsep.graph.shapes import Shape, infer_shapes, skeleton
@@ -26,7 +27,6 @@ from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
 from onnxsep.model.tensors import type_name
 
-METADATA_PREFIX = "onnxsep."
 _LINEAR = ("Gemm", "MatMul")
 _QUANTISED = {
     "MatMulInteger": "MatMulInteger: its weight is quantised already",
@@ -41,6 +41,7 @@ class Sites:
     found: tuple[ConvSite | Rejected, ...]
     scopes: tuple[Scope, ...]  # of the source model itself
     light: onnx.ModelProto
+    marks: Marks
     notes: tuple[str, ...] = ()
     inferred: bool = True  # shape inference did not fail
 
@@ -70,7 +71,12 @@ def find_sites(
     view = View(light, wanted)
     source = scopes(model.proto)
     first = first_convs(light, linear_layers=linear_layers)
-    finder = _Finder(model, source, view, first)
+    marks = Marks(model.proto, source)
+    if marks.unreadable:
+        problems.append(
+            f"the metadata entry {KEY!r} cannot be read: what onnxsep made before counts as the model's own"
+        )
+    finder = _Finder(model, source, view, first, marks)
     others = {**OTHER_CONVOLUTIONS, **(_QUANTISED if linear_layers else {})}
     found: list[ConvSite | Rejected] = []
     for scope in view.scopes:
@@ -82,7 +88,7 @@ def find_sites(
             elif node.op_type in wanted:
                 found.append(finder.site(scope, index))
     found = finder.pinned(found, wanted)
-    return Sites(tuple(found), tuple(source), light, tuple(problems), inferred=light is not plain)
+    return Sites(tuple(found), tuple(source), light, marks, tuple(problems), inferred=light is not plain)
 
 
 class _Finder:
@@ -92,8 +98,10 @@ class _Finder:
         source: Sequence[Scope],
         view: View,
         first: set[Place],
+        marks: Marks,
     ) -> None:
         self._model, self._source, self._view, self._first = model, source, view, first
+        self._marks = marks
         self._training = set(training_names(model.proto))
 
     def reject(self, scope: Scope, index: int, reason: str) -> Rejected:
@@ -130,7 +138,7 @@ class _Finder:
             where=scope.where,
             first=(scope.index, index) in self._first,
             bias=self._bias(scope, index) if conv.bias else None,
-            made_by=next((entry.value for entry in node.metadata_props if entry.key == METADATA_PREFIX + "mode"), ""),
+            made_by=self._marks.of(scope.index, node).get("mode", ""),
             stored=stored_tensor(self._source, constant) is not None,
             op_type=cast(OpType, node.op_type),
             transposed=transposed,

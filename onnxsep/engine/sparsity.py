@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 
 from onnxsep.engine.matches import ConvSite
-from onnxsep.engine.sites import METADATA_PREFIX, Sites
+from onnxsep.engine.sites import Sites
 from onnxsep.graph.constants import read_constant
+from onnxsep.graph.marks import PREFIX
 from onnxsep.model.io import Model
 
-SPARSITY_KEY = METADATA_PREFIX + "sparsity"
+SPARSITY_KEY = PREFIX + "sparsity"
 _MANY = 0.2  # from this share of zeros on, a model without the mark counts as pruned
 
 

@@ -16,8 +16,8 @@ from onnx import numpy_helper
 from onnxsep.engine.factors import Factorized
 from onnxsep.engine.node_forms import Form, Surroundings, node_form
 from onnxsep.engine.replacements import ConvReplacement, Replacement
-from onnxsep.engine.sites import METADATA_PREFIX
 from onnxsep.graph.index import Index
+from onnxsep.graph.marks import PREFIX, SOURCE, Marking, Marks
 from onnxsep.graph.new_names import Names
 from onnxsep.graph.places import Constant, Place
 from onnxsep.graph.scopes import Scope, display_name, opset_version, scopes
@@ -63,6 +63,7 @@ class _Surgeon:
         self._edit = Edit()
         self._names = Names(model, self._scopes)
         self._index = Index(model, self._scopes)
+        self._marks, self._marking = Marks(model, self._scopes), Marking(model, self._scopes)
         self._new_nodes: dict[Place, list[onnx.NodeProto]] = {}  # in place of these nodes
         self._after: dict[Place, list[onnx.NodeProto]] = {}  # right behind these nodes
         self._factor_names: dict[Hashable, dict[tuple[str, str], str]] = {}
@@ -73,6 +74,7 @@ class _Surgeon:
             match = replacement.site
             for place in match.nodes:
                 self._new_nodes[place] = []
+                self._marking.drop(place[0], self._node(place).output)
                 if place != match.place:  # what is said about its outputs goes with it
                     orphans[place[0]].update(self._node(place).output)
             self._new_nodes[match.place] = self._build(replacement)
@@ -89,6 +91,7 @@ class _Surgeon:
                 self._write_nodes(scope, sorted(changed[scope.index]))
             if orphans[scope.index]:
                 self._remove_orphans(scope.body, orphans[scope.index])
+        self._marking.write()
         return self._edit
 
     def _build(self, replacement: Replacement) -> list[onnx.NodeProto]:
@@ -105,6 +108,7 @@ class _Surgeon:
             for layer in replacement.layers
         }
         weights = self._weights(replacement, output, forms)
+        said = self._said(replacement, scope, node)
         tensors = {INPUT: node.input[0]}
         last = replacement.layers[-1]
         built: list[onnx.NodeProto] = []
@@ -121,26 +125,28 @@ class _Surgeon:
                     np.array(integers, np.int64), self._names.tensor(scope, f"{tensor}_{suffix}")
                 )
                 built.append(_constant_node(given, self._names.node(given.name)))
+                self._marking.set(scope.index, given.name, said)
                 inputs.append(given.name)
             built += build_nodes([NewNode(form.op_type, name, inputs, tensor, dict(form.attributes))])
+            self._marking.set(scope.index, tensor, said)
         for proto in built:
-            _carry(node, proto, self._metadata(replacement))
+            _carry(node, proto)
         if node.doc_string:
             built[-1].doc_string = node.doc_string
         return built
 
-    def _metadata(self, replacement: Replacement) -> dict[str, str]:
-        """What new nodes say about themselves."""
+    def _said(self, replacement: Replacement, scope: Scope, node: onnx.NodeProto) -> dict[str, str]:
+        """What new nodes say about themselves, beside what the one in whose place they stand has said."""
         mode, match = replacement.mode, replacement.site
         source = display_name(self._node(match.anchor.place))
+        before = self._marks.of(scope.index, node)
         if isinstance(replacement, ConvReplacement):
             rank = "x".join(map(str, replacement.rank))
-            made = {"mode": mode.name, "rank": rank, "source": source}
-        elif replacement.mode.finished:
-            made = {"mode": mode.name, "source": source}
-        else:
-            made = {mode.name: ", ".join(display_name(self._node(place)) for place in match.nodes), "source": source}
-        return {METADATA_PREFIX + key: value for key, value in made.items()}
+            return before | {"mode": mode.name, "rank": rank, SOURCE: source}
+        if replacement.mode.finished:
+            return before | {"mode": mode.name, SOURCE: source}
+        names = ", ".join(display_name(self._node(place)) for place in match.nodes)
+        return before | {mode.name: names, SOURCE: source}
 
     def _weights(self, replacement: Replacement, output: str, forms: Mapping[str, Form]) -> dict[tuple[str, str], str]:
         """Names of the tensors that were computed, by layer and name in it.
@@ -194,8 +200,10 @@ class _Surgeon:
             self._edit.new_weights.extend(tensor.name for tensor in tensors)
         if weight.nodes:
             nodes = [_constant_node(tensor, self._names.node(tensor.name)) for tensor in tensors]
+            old = self._node(weight.nodes[-1])
             for node in nodes:
-                _carry(self._node(weight.nodes[-1]), node, self._metadata(replacement))
+                _carry(old, node)
+                self._marking.set(scope.index, node.output[0], self._said(replacement, scope, old))
             self._after.setdefault(weight.nodes[-1], []).extend(nodes)
         else:
             assert isinstance(scope.body, onnx.GraphProto)
@@ -271,14 +279,11 @@ class _Surgeon:
                 del body.quantization_annotation[index]
 
 
-def _carry(source: onnx.NodeProto, new: onnx.NodeProto, metadata: Mapping[str, str]) -> None:
-    """Give a new node the domain and the metadata of the one that it replaces, and its own metadata."""
+def _carry(source: onnx.NodeProto, new: onnx.NodeProto) -> None:
+    """Give a new node the domain and the metadata of the one that it replaces; marks stand in the model."""
     if source.domain:
         new.domain = source.domain
-    own = {entry.key: entry.value for entry in source.metadata_props}
-    for key, value in {**own, **metadata}.items():
-        entry = new.metadata_props.add()
-        entry.key, entry.value = key, value
+    new.metadata_props.extend(entry for entry in source.metadata_props if not entry.key.startswith(PREFIX))
 
 
 def _constant_node(tensor: onnx.TensorProto, name: str) -> onnx.NodeProto:

@@ -21,6 +21,7 @@ from onnxsep.quantization.agreement import Agreement
 from onnxsep.quantization.building import Builder, Built, Correct
 from onnxsep.quantization.calibrating import calibrate
 from onnxsep.quantization.choosing import Judge, choose
+from onnxsep.quantization.compacting import compact
 from onnxsep.quantization.comparing import measure_speed, warnings
 from onnxsep.quantization.correcting import Corrections, find_corrections
 from onnxsep.quantization.interface import exchange_integers
@@ -38,6 +39,8 @@ from onnxsep.reporting.model_info import model_info, size_bytes
 from onnxsep.reporting.records import MissedLimit
 from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.running.verification import missed_error, too_far
+
+_MANY_TEXTS = 0.1  # share of the file that is worth a note
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,6 +141,8 @@ def quantize(model: AnyModel, options: QuantizeOptions) -> QuantizeResult:
     if result is source:
         notes.append("nothing was quantised: the result is the source")
     else:
+        compact(result.proto, source.proto, options)
+        notes += _texts(result)
         if note := ensure_valid(source, skeleton(result)):
             notes.append(note)
         if options.integers == "int8":
@@ -252,6 +257,21 @@ def _nested(source: Model) -> tuple[str, ...]:
     if not count:
         return ()
     return (f"{count} nodes of nested graphs (If, Loop) stay in float: the runtime's quantiser does not enter them",)
+
+
+def _texts(result: Model) -> list[str]:
+    """What the user's nodes say may be more than all the rest, as in files of PyTorch's exporter."""
+    held = [
+        onnx.NodeProto(doc_string=node.doc_string, metadata_props=node.metadata_props)
+        for node in result.proto.graph.node
+    ]
+    size, whole = sum(node.ByteSize() for node in held), size_bytes(result)
+    if size < _MANY_TEXTS * whole:
+        return []
+    return [
+        f"{size:,} of the {whole:,} bytes are metadata and texts of your nodes;"
+        f" {spelled('names', 'short')} leaves them out"
+    ]
 
 
 def _int8_on_x86() -> str:

@@ -94,7 +94,7 @@ class Builder:
         rows = outcome(self.prepared.proto, proto, self.op_types, left, self.prepared.renamed)
         if not any(row.status == "quantized" for row in rows):
             return Built(self.source, tuple(_unchanged(row) for row in rows))
-        finish(proto, self.source.proto, self.prepared.renamed, keep_names=self.settings.keep_names)
+        finish(proto, self.source.proto, self.prepared.renamed)
         return Built(Model(proto), rows, corrections)
 
     def checked(self, agreement: Agreement) -> "Builder":
@@ -135,7 +135,7 @@ class Builder:
         rows = outcome(self.prepared.proto, proto, self.op_types, dict.fromkeys(left, "-"), {})
         if not any(row.status == "quantized" for row in rows):
             return {}
-        finish(proto, self.source.proto, self.prepared.renamed, keep_names=False)
+        finish(proto, self.source.proto, self.prepared.renamed)
         try:
             ensure_valid(self.source, skeleton(proto))
         except PassError:

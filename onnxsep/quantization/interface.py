@@ -12,7 +12,7 @@ from onnxsep.graph.index import Index
 from onnxsep.graph.places import Place
 from onnxsep.graph.scopes import scopes
 from onnxsep.quantization.errors import QuantizationError
-from onnxsep.quantization.finishing import rename, short_names, tensor_names
+from onnxsep.quantization.naming import rename, short_names, tensor_names
 from onnxsep.quantization.report import IntegerTensor
 from onnxsep.running.integer_io import TYPES, Integers, Kind, metadata_of
 

@@ -1,8 +1,16 @@
 """Names of the tensors of a graph and of all graphs nested in it, which are one namespace."""
 
-from collections.abc import Callable, Collection, Iterator
+import string
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import count, product
 
 import onnx
+
+from onnxsep.graph.scopes import scopes
+
+_FIRST = string.ascii_letters  # of a name that is a word in C, too
+_OTHERS = f"{string.ascii_letters}{string.digits}_"
 
 
 def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -58,3 +66,57 @@ def merge_initializers(graph: onnx.GraphProto) -> None:
         if tensor.name in seen:
             graph.initializer.remove(tensor)
         seen.add(tensor.name)
+
+
+def tensor_names(proto: onnx.ModelProto) -> set[str]:
+    """Every name of a tensor in a model."""
+    names: set[str] = set()
+    for scope in scopes(proto):
+        body = scope.body
+        names.update(name for node in body.node for name in (*node.input, *node.output))
+        if isinstance(body, onnx.GraphProto):
+            names.update(entry.name for entry in (*body.input, *body.output, *body.value_info))
+            names.update(tensor.name for tensor in body.initializer)
+        else:
+            names.update((*body.input, *body.output))
+    return names
+
+
+def rename(proto: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Rename tensors of the main graph everywhere; no nested graph has a tensor of its own with such a name."""
+    if not names:
+        return
+    for scope in scopes(proto):
+        if scope.namespace:
+            continue
+        for node in scope.body.node:
+            for field in (node.input, node.output):
+                for index, name in enumerate(field):
+                    if name in names:
+                        field[index] = names[name]
+        if scope.index and isinstance(scope.body, onnx.GraphProto):
+            for entry in scope.body.output:
+                entry.name = names.get(entry.name, entry.name)
+    for tensor in proto.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+
+
+def short_names(taken: Collection[str]) -> Iterator[str]:
+    """The shortest names that are free: of letters, digits and underscores, with a letter first."""
+    words = (
+        first + "".join(rest) for length in count() for first in _FIRST for rest in product(_OTHERS, repeat=length)
+    )
+    return (name for name in words if name not in taken)
+
+
+def shorten_tensors(proto: onnx.ModelProto, kept: Collection[str]) -> None:
+    """Give the tensors of the main graph, and of those nested in it, short names, the shortest to those used most.
+
+    Args:
+        proto: The model; changed in place.
+        kept: Names that stay.
+    """
+    uses = Counter(name for name in all_names(proto.graph) if name and name not in kept)
+    free = short_names(kept)
+    names = {name: next(free) for name, _ in uses.most_common()}
+    rename_tensors(proto.graph, lambda name: names.get(name, name))

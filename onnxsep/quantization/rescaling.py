@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxsep.graph.scopes import scopes
-from onnxsep.quantization.finishing import tensor_names
+from onnxsep.quantization.naming import tensor_names
 from onnxsep.quantization.part_labels import CONVS, attribute
 from onnxsep.quantization.part_ranges import Ranges
 from onnxsep.quantization.passing import inputs_first

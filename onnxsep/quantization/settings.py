@@ -10,6 +10,8 @@ from onnxsep.options.specs import Options, option, record
 Format = Literal["qdq", "qoperator"]
 Activations = Literal["int8", "uint8"]
 Method = Literal["minmax", "entropy", "percentile"]
+Names = Literal["keep", "short"]
+Biases = Literal["float", "int32"]
 
 
 @record
@@ -54,10 +56,18 @@ class Settings(Options):
         help="Leave nodes whose name matches in float (glob).",
         doc="glob patterns; nodes whose name matches one stay in float.",
     )
-    keep_names: bool = option(
-        default=False,
-        help="Do not shorten the names that the quantiser makes.",
-        doc="keep the long names that the quantiser makes; by default they are shortened.",
+    names: Names = option(
+        default="keep",
+        help="keep: your tensors and nodes keep their names; short: only inputs and outputs do.",
+        doc='"keep": the source\'s tensors and nodes keep their names, what onnxsep makes has short ones; "short": only'
+        " inputs and outputs keep theirs, and nodes have no names, texts or metadata: the smallest file.",
+    )
+    biases: Biases | None = option(
+        default=None,
+        help="float or int32 (for ONNX Runtime before 1.21); by default float where 1.21 fuses such layers.",
+        doc='"float", which newer runtimes quantise themselves, or "int32". By default they are floats where ONNX'
+        " Runtime 1.21 fuses layers that have such, which it does not from opset 21 on with ``per_channel``, and"
+        ' integers elsewhere and with the format "qoperator".',
     )
     equalize: bool = option(
         default=True,
@@ -98,6 +108,16 @@ class Settings(Options):
             raise OptionError(
                 f"{percentile} {self.percentile:g} is not above 50 and at most 100; use one such as 99.99"
             )
+
+        if self.biases == "float" and self.format == "qoperator":
+            raise OptionError(
+                f"{spelled('format', 'qoperator')} has biases in int32; leave out {spelled('biases', 'float')}"
+            )
+
+    @property
+    def float_biases(self) -> bool:
+        """Whether biases are floats."""
+        return self.format == "qdq" and self.biases != "int32"
 
     @property
     def integers(self) -> Activations:
