@@ -211,9 +211,14 @@ def test_candidates_are_those_of_single_fits(monkeypatch: pytest.MonkeyPatch) ->
         "channel": [(2,)],
     }
     candidates = [Candidate(get_mode(name), rank) for name, many in ranks.items() for rank in many]
-    made = []
+    made: list[int] = []
     gram_of = fitting.gram_of
-    monkeypatch.setattr(fitting, "gram_of", lambda rows: made.append(1) or gram_of(rows))
+
+    def counted(rows: Array) -> Any:
+        made.append(1)
+        return gram_of(rows)
+
+    monkeypatch.setattr(fitting, "gram_of", counted)
     options: dict[str, Any] = {"old_bias": None, "new_bias": True}
     found = list(fit_candidates(conv, weight, samples, tail, candidates, **options))
     assert len(made) == 1

@@ -11,8 +11,8 @@ size of the tensor over its longest axis, an upper bound of the smallest exact n
 ``improved`` goes on from there by alternating least squares; every step lowers the error of every tensor, or leaves
 it. ``onnxsep.algebra.als`` does the same against calibration data; without them the normal equations are those of the
 terms alone (Gram matrices multiplied element by element), which is what makes large weights a matter of seconds.
-Of large tensors the products with the tensor are made in single precision, and sweeps start ahead of where the one
-before has ended, as ``onnxsep.algebra.als.alternate`` explains; a sweep that does not come out lower is taken back.
+Of large tensors sweeps are made in single precision, and they start ahead of where the one before has ended, as
+``onnxsep.algebra.als.alternate`` explains; a sweep that does not come out lower is taken back.
 """
 
 import math
@@ -27,9 +27,9 @@ from onnxsep.algebra.linalg import Array, inverse_or_zero, truncated_svd
 _RIDGE = 1e-10  # of the mean diagonal of the normal equations, on the change of a factor and not on its value
 _NOTHING = 1e-280  # a tensor of zeros, beside others
 _LARGE = 2**20  # elements of a tensor from which on the steps below are taken
-_LARGE_RIDGE = 1e-7
-_LARGE_SWEEPS = 6
-_LENGTH, _LONGER, _SHORTER, _LONGEST = 1.0, 1.4, 3.0, 8.0  # of the step ahead
+_LARGE_RIDGE = 1e-6
+_LARGE_SWEEPS = 11
+_LENGTH, _LONGER, _SHORTER, _LONGEST = 1.5, 1.1, 2.0, 2.5  # of the step ahead
 
 
 def exact_rank(shape: Sequence[int]) -> int:
@@ -111,6 +111,7 @@ def improved(tensors: Array, factors: Sequence[Array], sweeps: int, tolerance: f
     large = tensors[0].size >= _LARGE
     flat = tensors.reshape(len(tensors), tensors.shape[1], -1)
     flat = flat.astype(np.float32) if large else flat
+    factors = [factor.astype(flat.dtype) for factor in factors]
     solve = _solved_large if large else _solved
     total = float(np.vdot(tensors, tensors))
     current = earlier = list(factors)
@@ -132,7 +133,7 @@ def improved(tensors: Array, factors: Sequence[Array], sweeps: int, tolerance: f
         if last - left <= tolerance * total:
             break
         last = left
-    return _balanced(current)
+    return _balanced([factor.astype(np.float64) for factor in current])
 
 
 def _sweep(
@@ -142,17 +143,14 @@ def _sweep(
     current = list(factors)
     grams = [_gram(factor) for factor in current]
     # Contracted with the first factor, which is the costly part, the tensors serve all other factors.
-    first = np.swapaxes(current[0], 1, 2).astype(flat.dtype, copy=False)
-    partial = (first @ flat).reshape(len(flat), -1, *shape[2:])
+    partial = (np.swapaxes(current[0], 1, 2) @ flat).reshape(len(flat), -1, *shape[2:])
     for position in [*range(1, len(current)), 0]:
-        if position:
-            seen = _contract(partial, current, position)
-        else:
-            seen = (flat @ _columns(current[1:]).astype(flat.dtype, copy=False)).astype(np.float64, copy=False)
+        seen = _contract(partial, current, position) if position else flat @ _columns(current[1:])
         normal = _product([*grams[:position], *grams[position + 1 :]])
         current[position] = current[position] + solve(normal, seen - current[position] @ normal)
         grams[position] = _gram(current[position])
-    return current, 2 * float(np.vdot(seen, current[0])) - float(_product(grams).sum())
+    crossed = np.einsum("snr,snr->", seen, current[0], dtype=np.float64)
+    return current, 2 * float(crossed) - float(_product(grams).sum(dtype=np.float64))
 
 
 def _columns(factors: Sequence[Array]) -> Array:
@@ -167,7 +165,7 @@ def _contract(partial: Array, factors: Sequence[Array], position: int) -> Array:
     """[stack, rank, n2, n3, ...] times all factors but the first one and that at ``position``: [stack, n, rank]."""
     for axis in reversed(range(1, len(factors))):
         if axis != position:
-            weights = np.swapaxes(factors[axis], 1, 2).astype(partial.dtype, copy=False)  # [stack, rank, n]
+            weights = np.swapaxes(factors[axis], 1, 2)  # [stack, rank, n]
             partial = np.moveaxis(partial, axis + 1, -1)
             shape = partial.shape[2:-1]
             rows = partial.reshape(*partial.shape[:2], -1, partial.shape[-1])
@@ -200,7 +198,7 @@ def _solved(normal: Array, residual: Array) -> Array:
 
 
 def _solved_large(normal: Array, residual: Array) -> Array:
-    """The same by Cholesky, with a ridge that is above the rounding of products in single precision."""
+    """The same by Cholesky in single precision, with a ridge that is above its rounding."""
     from scipy.linalg import cho_factor, cho_solve  # it takes long to import
 
     change = np.empty_like(residual)
@@ -211,7 +209,7 @@ def _solved_large(normal: Array, residual: Array) -> Array:
         try:
             factor = cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:  # not positive, by rounding
-            return _solved(normal, residual)
+            return _solved(normal.astype(np.float64), residual.astype(np.float64)).astype(residual.dtype)
         change[number] = cho_solve(factor, right.T, check_finite=False).T
     return change
 
