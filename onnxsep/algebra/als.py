@@ -54,6 +54,9 @@ _EXPECTED = 6  # steps that are expected
 _LENGTH, _LONGER, _SHORTER, _LONGEST = 1.0, 1.4, 3.0, 4.0  # of the step ahead, see ``alternate``
 
 
+_LARGE = 2**17  # elements of a factor from which on products are made by BLAS
+
+
 _BALANCING = 30  # rounds over all pairs of factors
 
 
@@ -116,6 +119,9 @@ class Problem:
 
 def multiply(equation: str, factors: Sequence[Array]) -> Array:
     """The product of the factors."""
+    if max(factor.size for factor in factors) >= _LARGE:  # NumPy leaves such products to loops of its own
+        product: Array = contract(equation, *factors)
+        return product
     return _einsum(equation, *factors)
 
 

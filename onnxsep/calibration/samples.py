@@ -21,7 +21,8 @@ _PRIOR_PER_UNKNOWN = 1.0
 
 def prior_of(options: CalibrationOptions, weight: Array, samples: Samples) -> float:
     """How strong the pull towards the weight is for so many rows."""
-    return max(options.prior, _PRIOR_PER_UNKNOWN * weight[0].size / int(np.count_nonzero(~samples.held_out)))
+    rows = int(np.count_nonzero(~samples.held_out))
+    return max(options.prior, _PRIOR_PER_UNKNOWN * int(weight[0].size) / rows)
 
 
 def sample(
