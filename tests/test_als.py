@@ -101,11 +101,13 @@ def test_every_step_finds_the_best_factor(
         monkeypatch.setattr(als, "_CG_STEPS", 400)
         monkeypatch.setattr(als, "_CG_TOLERANCE", 1e-13)
     for position in range(len(factors)):
-        improved = als._improved(equation, factors, position, problem)
+        improved, value, before = als._improved(equation, factors, position, problem)
         assert improved.shape == factors[position].shape
         changed = [*factors[:position], improved, *factors[position + 1 :]]
         best = best_for(equation, factors, position, problem)
         assert problem.objective(multiply(equation, changed)) == pytest.approx(best, rel=1e-6)
+        assert value == pytest.approx(best, rel=1e-6)
+        assert before == pytest.approx(problem.objective(multiply(equation, factors)), rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize(("mode", "conv"), PRODUCTS, ids=IDS)
@@ -124,7 +126,8 @@ def test_objective_never_rises(
             factors = alternate(equation, factors, problem, sweeps=1)
             values.append(problem.objective(multiply(equation, factors)))
             assert all(np.isfinite(factor).all() for factor in factors)
-        assert all(later <= earlier for earlier, later in itertools.pairwise(values)), values
+        rounding = 1e-13 * max(map(abs, values))
+        assert all(later <= earlier + rounding for earlier, later in itertools.pairwise(values)), values
         if kind != "zero":
             assert values[-1] < values[0]
         assert all(

@@ -9,7 +9,7 @@ import pytest
 
 import onnxsep
 from onnxsep.algebra import als_rows, gram
-from onnxsep.algebra.als import Problem, alternate, multiply
+from onnxsep.algebra.als import Improvement, Problem, alternate, multiply
 from onnxsep.algebra.als_rows import RowProblem
 from onnxsep.algebra.contraction import contract, work
 from onnxsep.algebra.gram import RowGram, scaled_rows
@@ -70,7 +70,7 @@ def test_every_step_solves_the_normal_equations(
         values = []
         for problem in (by_rows, dense):
             trial = [*start]
-            trial[position] = problem.improved(equation, start, position)
+            trial[position] = problem.improved(equation, start, position).factor
             values.append(dense.objective(multiply(equation, trial)))
         assert values[0] - values[1] <= 1e-4 * (before - values[1]) + 1e-7 * abs(before)
 
@@ -196,7 +196,7 @@ def test_a_conv_that_cannot_be_fitted_keeps_the_factors_of_its_weight(
     monkeypatch.setattr(gram, "_SMALL", 0)
     plain = RowProblem.improved
 
-    def improved(self: RowProblem, equation: str, factors: list[Array], position: int) -> Array:
+    def improved(self: RowProblem, equation: str, factors: list[Array], position: int) -> Improvement:
         if factors[0].shape[1] == 8:  # outputs of the second Conv
             raise error("no way")
         return plain(self, equation, factors, position)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 import onnxsep
 from onnxsep.calibration import layerwise
+from onnxsep.calibration import samples as sampled_rows
 from onnxsep.calibration.fitting import Fit, Samples, fit
 from onnxsep.calibration.outcomes import FELL_BACK
 from onnxsep.calibration.sampling import gather_outputs, gather_patches
@@ -177,7 +178,7 @@ def test_samples_and_positions_are_what_was_asked_for() -> None:
         return original(conv, values, positions)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layerwise, "gather_patches", spy)
+        patch.setattr(sampled_rows, "gather_patches", spy)
         report = fitted(MODEL, X, samples=7, positions=5).report
     assert set(seen) == {(7, 5)}
     assert report.calibration is not None

@@ -12,7 +12,7 @@ from command_line import run
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxsep.errors import DataError, OnnxsepError, OptionError, VerificationError
-from onnxsep.evaluation import evaluate, latency
+from onnxsep.evaluation import evaluate
 from onnxsep.evaluation.cells import milliseconds, uncertain
 from onnxsep.evaluation.latency import QUICK, Effort, measure_latency
 from onnxsep.running.runtime import RuntimeOptions
@@ -106,7 +106,7 @@ def test_what_is_compared_needs_a_second_model(name: str) -> None:
 def test_the_command_line_gates(tmp_path: Path) -> None:
     onnx.save(scores(0), tmp_path / "a.onnx")
     onnx.save(scores(2), tmp_path / "b.onnx")
-    np.savez(tmp_path / "d.npz", **DATA)
+    np.savez(tmp_path / "d.npz", x=DATA["x"], y=DATA["y"])
     shared = ("evaluate", "a.onnx", "b.onnx", "--data", "d.npz", "--runs", "3", "--no-memory", "--threads", "1")
     done = run(*shared, "--min-accuracy", "95", "--max-size-ratio", "0.5", "--report", "r.json", cwd=tmp_path)
     assert done.returncode == 3
@@ -153,7 +153,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
     def make(*arguments: float) -> Clock:
         found = Clock(*arguments)
-        monkeypatch.setattr(latency.time, "perf_counter", found)
+        monkeypatch.setattr("onnxsep.evaluation.latency.time.perf_counter", found)
         return found
 
     return make

@@ -12,23 +12,31 @@ reduced-rank regression of paper 002 solved for all channels together.
 
 A step solves for the change of the factor and not for its value, with a ridge on the change that is far below the
 accuracy of the statistics: directions that the statistics do not see keep what they had. Where the normal equations
-are too large to form (the first factor of a spatial pair has inputs * k * rank unknowns), conjugate gradients take
-their place; they use products with G alone.
+are too large to form, or it would take longer (the first factor of a spatial pair has inputs * k * rank unknowns), some
+preconditioned conjugate gradients take their place. ``onnxsep.algebra.normal_equations`` has the equations.
+
+Large Gram matrices are given in single precision, as the samples are: every product with them takes half of the time
+and memory. Unknowns and residuals are in double precision, and a residual is computed anew in each step.
 """
 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from onnxsep.algebra.als_rows import RowProblem
+from onnxsep.algebra.conjugate_gradients import conjugate_gradients
+from onnxsep.algebra.contraction import Repeated, contract, work
+from onnxsep.algebra.formed_equations import by_blocks, formed
 from onnxsep.algebra.linalg import Array
-from onnxsep.algebra.normal_equations import Block, Step, normal_equations
+from onnxsep.algebra.normal_equations import Step, normal_equations
+from onnxsep.algebra.preconditioner import preconditioner
 
-_LARGEST_SYSTEM = 2_400  # unknowns of normal equations that are formed; beyond, conjugate gradients are cheaper
+_LARGEST_SYSTEM = 6_000  # unknowns of normal equations that are formed
 
 
 _LARGEST_BATCH = 40_000_000  # elements of a stack of them, one for each output
@@ -37,7 +45,16 @@ _LARGEST_BATCH = 40_000_000  # elements of a stack of them, one for each output
 _CG_STEPS = 12
 
 
-_CG_TOLERANCE = 1e-4
+_CG_TOLERANCE = 0.1  # of what is left; the next sweep goes on from there
+
+
+_EXPECTED = 6  # steps that are expected
+
+
+_LENGTH, _LONGER, _SHORTER, _LONGEST = 1.0, 1.4, 3.0, 4.0  # of the step ahead, see ``alternate``
+
+
+_LARGE = 2**17  # elements of a factor from which on products are made by BLAS
 
 
 _BALANCING = 30  # rounds over all pairs of factors
@@ -46,20 +63,38 @@ _BALANCING = 30  # rounds over all pairs of factors
 _EVEN = 1.1  # scales this near to one end it
 
 
-_RIDGE = 1e-10  # of the mean diagonal of the normal equations
+class Improvement(NamedTuple):
+    """A factor, and the objective with it and with the one before."""
+
+    factor: Array
+    objective: float
+    before: float
+
+
+class Fitted(Protocol):
+    """What factors are fitted to."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether as much has been computed as a fit may take."""
+
+    def improved(self, equation: str, factors: Sequence[Array], position: int) -> Improvement:
+        """A factor that is nearer to the solution of its normal equations, all others given."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What the factors are fitted to.
+    """What the factors are fitted to, by second-order statistics.
 
     Attributes:
-        gram: [*inputs, *inputs], symmetric, positive semidefinite.
+        gram: [*inputs, *inputs], symmetric, positive semidefinite; in single precision, or double.
         cross: [outputs, *inputs].
+        kept: what may be used again for another problem with the same Gram matrix and equation.
     """
 
-    gram: Array
+    gram: NDArray[Any]
     cross: Array
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def objective(self, product: Array) -> float:
         """<M G, M> - 2 <C, M>: the squared error but for the constant ||Y||^2."""
@@ -70,25 +105,34 @@ class Problem:
         """Never: the cost of a sweep does not grow with the samples."""
         return False
 
-    def improved(self, equation: str, factors: Sequence[Array], position: int) -> Array:
+    def improved(self, equation: str, factors: Sequence[Array], position: int) -> Improvement:
         """The factor that solves its normal equations, all others given, or comes nearer to it."""
         return _improved(equation, list(factors), position, self)
 
     def times_gram(self, product: Array) -> Array:
         """M G, in the shape of M."""
         size = math.prod(self.cross.shape[1:])
-        return (product.reshape(-1, size) @ self.gram.reshape(size, size)).reshape(product.shape)
+        matrix = product.reshape(-1, size).astype(self.gram.dtype, copy=False)
+        result: Array = (matrix @ self.gram.reshape(size, size)).astype(np.float64, copy=False)
+        return result.reshape(product.shape)
 
 
 def multiply(equation: str, factors: Sequence[Array]) -> Array:
     """The product of the factors."""
+    if max(factor.size for factor in factors) >= _LARGE:  # NumPy leaves such products to loops of its own
+        product: Array = contract(equation, *factors)
+        return product
     return _einsum(equation, *factors)
 
 
 def alternate(
-    equation: str, factors: Sequence[Array], problem: Problem | RowProblem, *, sweeps: int = 30, tolerance: float = 1e-4
+    equation: str, factors: Sequence[Array], problem: Fitted, *, sweeps: int = 30, tolerance: float = 1e-4
 ) -> list[Array]:
     """Improve the factors, one after the other, until a sweep gains less than ``tolerance`` of the objective.
+
+    A sweep starts ahead of where the one before has ended, in the direction of what that has changed (Bro 1998, and
+    Rajih, Comon and Harshman 2008), where its first factor then comes out lower than it was: sweeps change factors
+    that depend on each other in small steps of one direction, and this takes about half as many.
 
     Args:
         equation: an einsum of lower-case letters; the first letter of its result is the output channel, and each
@@ -99,21 +143,30 @@ def alternate(
         tolerance: relative to what the product explains, ||M||_G^2.
 
     Returns:
-        New factors of the same shapes; the objective is never above that of the start.
+        New factors of the same shapes; the objective is never above that of the start, but for rounding.
     """
     current = [np.array(factor, dtype=np.float64) for factor in factors]
-    value = problem.objective(multiply(equation, current))
-    for _ in range(sweeps):
-        before = list(current)
-        for position in reversed(range(len(current))):  # the last factor, nearest to the output, gains most
-            current[position] = problem.improved(equation, current, position)
-        product = multiply(equation, current)
-        lower = problem.objective(product)
+    order = list(reversed(range(len(current))))  # the last factor, nearest to the output, gains most
+    value, length, earlier = math.inf, _LENGTH, current
+    for number in range(sweeps):
+        start, lower = list(current), value
+        ahead = [one + length * (one - other) for one, other in zip(current, earlier, strict=True)]
+        for position in order:
+            if number > 1 and position == order[0]:
+                found = problem.improved(equation, ahead, position)
+                if found.objective < value:
+                    current, length = ahead, min(length * _LONGER, _LONGEST)
+                else:
+                    length, found = length / _SHORTER, problem.improved(equation, current, position)
+            else:
+                found = problem.improved(equation, current, position)
+            current[position], lower = found.factor, found.objective
+            value = found.before if value == math.inf else value
         if not lower <= value:  # by rounding, where nothing is left to gain
-            return before
+            return start
         if problem.exhausted or value - lower <= tolerance * abs(lower):
             break
-        value = lower
+        value, earlier = lower, start
     return current
 
 
@@ -144,110 +197,59 @@ def balanced(equation: str, factors: Sequence[Array]) -> list[Array]:
     return current
 
 
-def _improved(equation: str, factors: list[Array], position: int, problem: Problem) -> Array:
+def _improved(equation: str, factors: list[Array], position: int, problem: Problem) -> Improvement:
     """The factor that solves its normal equations, or comes nearer to it."""
     step = normal_equations(equation, position)
-    own = equation.split("->")[0].split(",")[position]
-    sizes = dict(zip(own, factors[position].shape, strict=True))
-    output = equation.split("->")[1][0]
-    unknowns = math.prod(sizes[letter] for letter in step.unknowns)
-    batch = problem.cross.shape[0] if step.per_output else 1
-    others = [factor for place, factor in enumerate(factors) if place != position]
-    slope = problem.cross - problem.times_gram(multiply(equation, factors))
-    residual = _einsum(step.adjoint, *others, slope)
+    present = factors[position]
+    exact = [factor for place, factor in enumerate(factors) if place != position]
+    others = [factor.astype(problem.gram.dtype, copy=False) for factor in exact]
+    right = contract(step.adjoint, *exact, problem.cross)
+    operands = [*others, *others, problem.gram]
     if len(step.blocks) > 1:
-        operands = (*others, *others, problem.gram)
-        return factors[position] + _solve_blocks(step.blocks, operands, own, residual)
-    if unknowns > _LARGEST_SYSTEM or batch * unknowns**2 > _LARGEST_BATCH:
-        return factors[position] + _conjugate_gradients(step, others, factors, position, residual, problem)
-    normal = _einsum(step.normal, *others, *others, problem.gram)
-    if step.per_output or step.shared:  # rows of outputs: [o, unknowns]
-        axis = own.index(output)
-        rows = np.moveaxis(residual, axis, 0)
-        solved = _solve(normal.reshape(-1, unknowns, unknowns), rows.reshape(rows.shape[0], unknowns))
-        change = np.moveaxis(solved.reshape(rows.shape), 0, axis)
+        apply, solve = by_blocks(step, operands)
+    elif _is_formed(step, operands, present.shape, equation):
+        apply, solve = formed(step, operands, present.shape)
     else:
-        change = _solve(normal.reshape(1, unknowns, unknowns), residual.reshape(1, unknowns)).reshape(residual.shape)
-    return factors[position] + change
+        repeated = Repeated(step.operator, operands, len(operands), present.shape, _EXPECTED)
+        apply = partial(_product, repeated, problem.gram.dtype)
+        inverse = preconditioner(step, others, problem.gram, problem.kept)
+        first = right - apply(present)
+        change, rest = conjugate_gradients(apply, inverse, first, steps=_CG_STEPS, tolerance=_CG_TOLERANCE)
+        return improvement(present, right, first, change, rest)
+    rest = right - apply(present)
+    return improvement(present, right, rest, solve(rest), np.zeros_like(rest))
 
 
-def _solve_blocks(blocks: Sequence[Block], operands: Sequence[Array], own: str, residual: Array) -> Array:
-    """Solve (H1 x H2 x ...) d = r, one block after the other."""
-    change = residual
-    for block in blocks:
-        normal = _einsum(block.equation, *(operands[member] for member in block.operands))
-        if not block.unknowns:  # a number
-            change = change / normal if normal > 0 else np.zeros_like(change)
-            continue
-        axes = [own.index(letter) for letter in block.unknowns]
-        last = list(range(-len(axes), 0))
-        rows = np.moveaxis(change, axes, last)
-        size = math.prod(rows.shape[-len(axes) :])
-        solved = _solve(normal.reshape(1, size, size), rows.reshape(-1, size))
-        change = np.moveaxis(solved.reshape(rows.shape), last, axes)
-    return change
+def improvement(present: Array, right: Array, rest: Array, change: Array, left: Array) -> Improvement:
+    """A change of a factor: with H x = b - rest the objective is <H x, x> - 2 <b, x>.
+
+    Args:
+        present: the factor as it was.
+        right: b.
+        rest: b - H x, as it was.
+        change: of the factor.
+        left: b - H x, as it is.
+    """
+    factor = present + change
+    return Improvement(factor, -float(np.vdot(factor, right + left)), -float(np.vdot(present, right + rest)))
 
 
-def _solve(normal: Array, right: Array) -> Array:
-    """Solve H d = r for every row of ``right`` [o, u], with one H for all or one for each, and a small ridge."""
-    normal = (normal + np.swapaxes(normal, -1, -2)) / 2
-    mean = np.trace(normal, axis1=-2, axis2=-1) / normal.shape[-1]
-    ridge = np.where(mean > 0, mean * _RIDGE, 1.0)
-    index = np.arange(normal.shape[-1])
-    normal[:, index, index] += ridge[:, None]
-    solved: Array
-    from scipy.linalg import cho_factor, cho_solve  # it takes long to import, and only fits to data need it
-
-    try:
-        if len(normal) == 1:
-            factor = cho_factor(normal[0], lower=True, check_finite=False)
-            solved = cho_solve(factor, right.T, check_finite=False).T
-            return solved
-        solved = np.asarray(np.linalg.solve(normal, right[..., None])[..., 0], np.float64)
-        return solved
-    except np.linalg.LinAlgError:  # not positive by rounding: the least-norm solution
-        solved = (np.linalg.pinv(normal, hermitian=True) @ right[..., None])[..., 0]
-        return solved
+def _product(repeated: Repeated, kind: Any, factor: Array) -> Array:
+    return repeated(factor.astype(kind, copy=False)).astype(np.float64, copy=False)
 
 
-def _conjugate_gradients(
-    step: Step, others: list[Array], factors: list[Array], position: int, residual: Array, problem: Problem
-) -> Array:
-    """Some preconditioned steps (Hestenes and Stiefel 1952) for H d = r; each lowers the objective."""
-    diagonal = _einsum(step.diagonal, *others, *others, problem.gram)
-    if step.shared:  # the same for every output
-        own = step.product.split("->")[0].split(",")[position]
-        diagonal = np.expand_dims(diagonal, own.index(step.product.split("->")[1][0]))
-    elif step.per_output:
-        own = step.product.split("->")[0].split(",")[position]
-        diagonal = np.moveaxis(diagonal, 0, own.index(step.per_output))
-    mean = float(diagonal.mean())
-    inverse = 1 / (diagonal + (mean * 1e-6 if mean > 0 else 1.0))
-    trial = list(factors)
-
-    def apply(direction: Array) -> Array:
-        trial[position] = direction
-        return _einsum(step.adjoint, *others, problem.times_gram(multiply(step.product, trial)))
-
-    change = np.zeros_like(residual)
-    rest = residual.copy()
-    scaled = inverse * rest
-    direction = scaled
-    energy = start = float(np.vdot(rest, scaled))
-    for _ in range(_CG_STEPS):
-        if energy <= _CG_TOLERANCE**2 * start or energy == 0.0:
-            break
-        image = apply(direction)
-        curvature = float(np.vdot(direction, image))
-        if curvature <= 0.0:
-            break
-        length = energy / curvature
-        change += length * direction
-        rest -= length * image
-        scaled = inverse * rest
-        before, energy = energy, float(np.vdot(rest, scaled))
-        direction = scaled + (energy / before) * direction
-    return change
+def _is_formed(step: Step, operands: Sequence[Array], shape: tuple[int, ...], equation: str) -> bool:
+    """Whether the normal equations are small enough to be formed, and solved sooner than by conjugate gradients."""
+    sizes = dict(zip(step.own, shape, strict=True))
+    unknowns = math.prod(sizes[letter] for letter in step.unknowns)
+    batch = sizes[step.per_output] if step.per_output else 1
+    if unknowns > _LARGEST_SYSTEM or batch * unknowns**2 > _LARGEST_BATCH:
+        return False
+    shapes = tuple(operand.shape for operand in operands)
+    columns = math.prod(shape) // unknowns // batch
+    solving = batch * (unknowns**3 / 3 + 2 * unknowns**2 * columns)  # in double precision
+    by_steps = work(step.operator, (*shapes, shape), len(shapes), _EXPECTED)
+    return work(step.normal, shapes) + solving <= by_steps
 
 
 _paths: dict[tuple[Any, ...], list[Any]] = {}

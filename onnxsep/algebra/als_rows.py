@@ -17,13 +17,15 @@ eigenvalues that are left are those of X^T X / ridge + 1, of which few are large
 
 import math
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxsep.algebra.als import Improvement, improvement
+from onnxsep.algebra.conjugate_gradients import conjugate_gradients
 from onnxsep.algebra.contraction import contract, work
 from onnxsep.algebra.gram import RowGram
 from onnxsep.algebra.linalg import Array
@@ -47,7 +49,7 @@ class RowProblem:
     def __init__(self, gram: RowGram, cross: Array) -> None:
         self._rows: Floats = gram.rows.astype(np.float32).reshape(-1, *cross.shape[1:])
         self._ridge, self._cross = gram.ridge, cross
-        self._work = 0
+        self._work = 0.0
 
     @property
     def exhausted(self) -> bool:
@@ -61,7 +63,7 @@ class RowProblem:
         seen = float(np.einsum("no,no->", predicted, predicted, dtype=np.float64))
         return seen + float(np.vdot(self._ridge * product - 2 * self._cross, product))
 
-    def improved(self, equation: str, factors: Sequence[Array], position: int) -> Array:
+    def improved(self, equation: str, factors: Sequence[Array], position: int) -> Improvement:
         """A factor that is nearer to the solution of its normal equations, all others given."""
         step = _step(equation, position)
         others = [factor for place, factor in enumerate(factors) if place != position]
@@ -86,8 +88,11 @@ class RowProblem:
             predicted = contract(forward, *operands, direction.astype(np.float32))
             return contract(backward, *operands, predicted) + self._ridge * times(blocks, direction)
 
-        rest = contract(step.adjoint, *others, self._cross) - apply(factors[position])
-        return factors[position] + _conjugate_gradients(apply, partial(times, inverses), rest)
+        right = contract(step.adjoint, *others, self._cross)
+        rest = right - apply(factors[position])
+        inverse = partial(times, inverses)
+        change, left = conjugate_gradients(apply, inverse, rest, steps=_STEPS, tolerance=_TOLERANCE)
+        return improvement(factors[position], right, rest, change, left)
 
     def _features(self, step: "_Step", others: Sequence[Array]) -> tuple[Floats, list[str], list[int]]:
         """Rows times those factors that do not make them much larger; all terms that are left, and their factors."""
@@ -177,24 +182,3 @@ def _inverse(block: _Block, gram: Array) -> Array:
     inverse = np.linalg.inv(matrices + ridge[:, None, None] * np.eye(size))
     inverse = (inverse + np.swapaxes(inverse, 1, 2)) / 2
     return inverse.reshape(gram.shape)
-
-
-def _conjugate_gradients(apply: Callable[[Array], Array], precondition: Callable[[Array], Array], rest: Array) -> Array:
-    """Some steps (Hestenes and Stiefel 1952) for H d = r; each lowers the objective."""
-    change = np.zeros_like(rest)
-    direction = scaled = precondition(rest)
-    energy = start = float(np.vdot(rest, scaled))
-    for _ in range(_STEPS):
-        image = apply(direction)
-        curvature = float(np.vdot(direction, image))
-        if not curvature > 0.0:
-            break
-        length = energy / curvature
-        change += length * direction
-        rest = rest - length * image
-        scaled = precondition(rest)
-        before, energy = energy, float(np.vdot(rest, scaled))
-        if not energy > _TOLERANCE**2 * start:
-            break
-        direction = scaled + (energy / before) * direction
-    return change

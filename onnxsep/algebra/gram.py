@@ -11,7 +11,7 @@ with X the rows divided by the root of their number.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -76,11 +76,18 @@ class DenseGram(Gram):
     """The matrix itself."""
 
     matrix: Array
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What fits to this matrix may use again, see ``onnxsep.algebra.als.Problem``."""
 
     @property
     def size(self) -> int:
         """See ``Gram``."""
         return len(self.matrix)
+
+    @cached_property
+    def single(self) -> NDArray[np.float32]:
+        """The same in single precision."""
+        return self.matrix.astype(np.float32)
 
     def dense(self) -> Array:
         """See ``Gram``."""
@@ -242,6 +249,8 @@ def mean_product(left: NDArray[np.floating[Any]], right: NDArray[np.floating[Any
     """The mean over rows of left^T right, [left columns, right columns]; products in single, sums in double."""
     total = np.zeros((left.shape[1], right.shape[1]))
     for start in range(0, len(left), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        total += left[part].astype(np.float32).T @ right[part].astype(np.float32)
+        first = left[start : start + _CHUNK].astype(np.float32, copy=False)
+        # Of a matrix with itself NumPy computes one half only, where it sees that both are the same.
+        second = first if right is left else right[start : start + _CHUNK].astype(np.float32, copy=False)
+        total += first.T @ second
     return total / max(len(left), 1)

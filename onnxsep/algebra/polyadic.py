@@ -11,17 +11,25 @@ size of the tensor over its longest axis, an upper bound of the smallest exact n
 ``improved`` goes on from there by alternating least squares; every step lowers the error of every tensor, or leaves
 it. ``onnxsep.algebra.als`` does the same against calibration data; without them the normal equations are those of the
 terms alone (Gram matrices multiplied element by element), which is what makes large weights a matter of seconds.
+Of large tensors sweeps are made in single precision, and they start ahead of where the one before has ended, as
+``onnxsep.algebra.als.alternate`` explains; a sweep that does not come out lower is taken back.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array, inverse_or_zero, truncated_svd
 
 _RIDGE = 1e-10  # of the mean diagonal of the normal equations, on the change of a factor and not on its value
 _NOTHING = 1e-280  # a tensor of zeros, beside others
+_LARGE = 2**20  # elements of a tensor from which on the steps below are taken
+_LARGE_RIDGE = 1e-6
+_LARGE_SWEEPS = 11
+_LENGTH, _LONGER, _SHORTER, _LONGEST = 1.5, 1.1, 2.0, 2.5  # of the step ahead
 
 
 def exact_rank(shape: Sequence[int]) -> int:
@@ -66,9 +74,12 @@ def orthogonal_terms(tensors: Array, rank: int) -> list[Array]:
         rotated = np.moveaxis(rows.reshape(turned.shape), -1, axis + 1)
     matrices = np.moveaxis(rotated, [middle + 1, longest + 1], [-2, -1])
     matrices = matrices.reshape(len(tensors), -1, shape[middle], shape[longest])
-    u, s, vt = truncated_svd(matrices, shape[middle])
-    chosen = np.argsort(-s.reshape(len(s), -1), axis=1, kind="stable")[:, :rank]
-    place, column = chosen // shape[middle], chosen % shape[middle]
+    count = shape[middle]
+    if tensors[0].size >= _LARGE:  # hardly any matrix has twice its share among the largest
+        count = min(count, math.ceil(2 * rank / matrices.shape[1]))
+    u, s, vt, place, column = _largest(matrices, count, rank)
+    if count < shape[middle] and (column == count - 1).any():
+        u, s, vt, place, column = _largest(matrices, shape[middle], rank)
     row = np.arange(len(s))[:, None]
     factors = {middle: u[row, place, :, column], longest: vt[row, place, column]}  # [stack, rank, n]
     size = s[row, place, column] ** (1 / len(shape))
@@ -76,6 +87,13 @@ def orthogonal_terms(tensors: Array, rank: int) -> list[Array]:
         place, index = np.divmod(place, shape[axis])
         factors[axis] = np.swapaxes(bases[axis], 1, 2)[row, index]
     return [np.swapaxes(factors[axis], 1, 2) * size[:, None, :] for axis in range(len(shape))]
+
+
+def _largest(matrices: Array, count: int, rank: int) -> tuple[Array, Array, Array, NDArray[Any], NDArray[Any]]:
+    """SVDs of matrices [stack, m, ...], and of each stack the places in m and the columns of the largest triplets."""
+    u, s, vt = truncated_svd(matrices, count)
+    chosen = np.argsort(-s.reshape(len(s), -1), axis=1, kind="stable")[:, :rank]
+    return u, s, vt, chosen // count, chosen % count
 
 
 def improved(tensors: Array, factors: Sequence[Array], sweeps: int, tolerance: float = 1e-5) -> list[Array]:
@@ -90,24 +108,49 @@ def improved(tensors: Array, factors: Sequence[Array], sweeps: int, tolerance: f
     Returns:
         Factors of equal norm within each term; no tensor's error is above that of the start.
     """
-    current = list(factors)
-    grams = [_gram(factor) for factor in current]
+    large = tensors[0].size >= _LARGE
     flat = tensors.reshape(len(tensors), tensors.shape[1], -1)
+    flat = flat.astype(np.float32) if large else flat
+    factors = [factor.astype(flat.dtype) for factor in factors]
+    solve = _solved_large if large else _solved
     total = float(np.vdot(tensors, tensors))
-    last = math.inf
-    for _ in range(sweeps):
-        # Contracted with the first factor, which is the costly part, the tensors serve all other factors.
-        partial = (np.swapaxes(current[0], 1, 2) @ flat).reshape(len(flat), -1, *tensors.shape[2:])
-        for position in [*range(1, len(current)), 0]:
-            seen = _contract(partial, current, position) if position else flat @ _columns(current[1:])
-            normal = _product([*grams[:position], *grams[position + 1 :]])
-            current[position] = current[position] + _solved(normal, seen - current[position] @ normal)
-            grams[position] = _gram(current[position])
-        left = total - 2 * float(np.vdot(seen, current[0])) + float(_product(grams).sum())
+    current = earlier = list(factors)
+    last, length, number = math.inf, _LENGTH, 0
+    while number < (min(sweeps, _LARGE_SWEEPS) if large else sweeps):
+        number += 1
+        start = current
+        if large and number > 2:
+            start = [one + length * (one - other) for one, other in zip(current, earlier, strict=True)]
+        found, explained = _sweep(flat, tensors.shape, start, solve)
+        left = total - explained
+        if start is not current:
+            if not left < last:
+                length /= _SHORTER
+                earlier = current  # the next sweep starts where the last good one has ended
+                continue
+            length = min(length * _LONGER, _LONGEST)
+        current, earlier = found, current
         if last - left <= tolerance * total:
             break
         last = left
-    return _balanced(current)
+    return _balanced([factor.astype(np.float64) for factor in current])
+
+
+def _sweep(
+    flat: NDArray[Any], shape: tuple[int, ...], factors: Sequence[Array], solve: Callable[[Array, Array], Array]
+) -> tuple[list[Array], float]:
+    """Solve for every factor in turn, the first one last; gives them, and the squared norm that they explain."""
+    current = list(factors)
+    grams = [_gram(factor) for factor in current]
+    # Contracted with the first factor, which is the costly part, the tensors serve all other factors.
+    partial = (np.swapaxes(current[0], 1, 2) @ flat).reshape(len(flat), -1, *shape[2:])
+    for position in [*range(1, len(current)), 0]:
+        seen = _contract(partial, current, position) if position else flat @ _columns(current[1:])
+        normal = _product([*grams[:position], *grams[position + 1 :]])
+        current[position] = current[position] + solve(normal, seen - current[position] @ normal)
+        grams[position] = _gram(current[position])
+    crossed = np.einsum("snr,snr->", seen, current[0], dtype=np.float64)
+    return current, 2 * float(crossed) - float(_product(grams).sum(dtype=np.float64))
 
 
 def _columns(factors: Sequence[Array]) -> Array:
@@ -152,6 +195,23 @@ def _solved(normal: Array, residual: Array) -> Array:
     shifted[:, index, index] += np.where(mean > _NOTHING, mean * _RIDGE, 1.0)[:, None]
     change: Array = np.linalg.solve(shifted, np.swapaxes(residual, 1, 2))
     return np.swapaxes(change, 1, 2)
+
+
+def _solved_large(normal: Array, residual: Array) -> Array:
+    """The same by Cholesky in single precision, with a ridge that is above its rounding."""
+    from scipy.linalg import cho_factor, cho_solve  # it takes long to import
+
+    change = np.empty_like(residual)
+    for number, (matrix, right) in enumerate(zip(normal, residual, strict=True)):
+        mean = float(np.trace(matrix)) / len(matrix)
+        shifted = matrix.copy()
+        shifted[np.diag_indices(len(matrix))] += mean * _LARGE_RIDGE if mean > _NOTHING else 1.0
+        try:
+            factor = cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
+        except np.linalg.LinAlgError:  # not positive, by rounding
+            return _solved(normal.astype(np.float64), residual.astype(np.float64)).astype(residual.dtype)
+        change[number] = cho_solve(factor, right.T, check_finite=False).T
+    return change
 
 
 def _balanced(factors: Sequence[Array]) -> list[Array]:

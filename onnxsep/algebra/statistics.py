@@ -57,14 +57,21 @@ class Statistics:
             strength: relative to the data.
         """
         matrix = weight.reshape(self.cross.shape)
-        mean = np.array([gram.mean_diagonal for gram in self.grams])
-        ridge = np.where(mean > 0, strength * mean, 1.0)  # a group that is dead altogether: the weight is all we have
+        ridge = prior_ridge(self.grams, strength)
         grams = [gram.with_ridge(float(added)) for gram, added in zip(self.grams, ridge, strict=True)]
         cross = self.cross + ridge[:, None, None] * matrix
         if self.mixes is None:
             return Statistics(grams, cross)
         mixed = [replace(one, ridge=one.ridge + float(added)) for one, added in zip(self.mixes, ridge, strict=True)]
         return Statistics(grams, cross, mixed)
+
+
+def prior_ridge(grams: Sequence[Gram], strength: float) -> Array:
+    """What ``Statistics.with_prior`` adds to the diagonal of each group's matrix, [group]."""
+    mean = np.array([gram.mean_diagonal for gram in grams])
+    # A group that is dead altogether: the weight is all we have.
+    ridge: Array = np.where(mean > 0, strength * mean, 1.0)
+    return ridge
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,17 @@ rounds are compared on held-out positions.
 One part of the images is held out. No result is taken that is worse there than the factors of the weights alone.
 """
 
-from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.algebra.gram import Gram, Mixed, gram_of, mean_product
+from onnxsep.algebra.gram import DenseGram, Gram, Mixed, gram_of, mean_product
 from onnxsep.algebra.linalg import Array
-from onnxsep.algebra.statistics import SiteMoments, Statistics
+from onnxsep.algebra.statistics import Statistics, prior_ridge
 from onnxsep.calibration.sampling import Floats
 from onnxsep.calibration.schedule import Tail
 from onnxsep.layers.conv import Conv
@@ -36,6 +37,7 @@ from onnxsep.modes.base import Factors, Mode, Task
 PRIOR = 1e-3  # of the mean diagonal of the Gram matrix
 _ROUNDS = 3  # of the target for clipped outputs; more lower the error of the layer, but not that of the network
 _SWEEPS = 4  # of the alternating least squares in each of them
+_FIRST = 6  # of them before the first one
 _ROUNDING = 1e-6  # of single precision
 
 
@@ -123,61 +125,18 @@ def fit_bias(
     return Fitter(mode, conv, (), np.zeros(conv.weight_shape), samples, tail, old_bias, new_bias, 0.0).measure(factors)
 
 
-def fit_moments(
-    mode: Mode,
-    conv: Conv,
-    rank: Rank,
-    weight: Array,
-    moments: SiteMoments,
-    *,
-    init: str,
-    old_bias: Array | None,
-    new_bias: bool,
-    prior: float = PRIOR,
-    given: Factors | None = None,
-) -> Fit:
-    """Fit the factors of one Conv as if it were the only one replaced, to what the original network delivers to it.
+@dataclass(frozen=True)
+class _Candidate:
+    """Factors and bias, what they predict for all rows, and the held-out error."""
 
-    The arguments are those of ``fit``; nothing is known of what stands behind the Conv. With ``given`` factors only the
-    bias is fitted.
-    """
-    old = np.zeros(conv.out_channels) if old_bias is None else old_bias
-    shape = (conv.group, conv.out_channels // conv.group, -1)
-    matrix = weight.reshape(shape)
-
-    def measured(factors: Factors, init: str) -> tuple[float, float, Array | None]:
-        difference = matrix - mode.reconstruct(conv, factors).reshape(shape)
-        free = new_bias and init != "svd"
-        bias = old + (difference @ moments.fit.mean[:, :, None]).reshape(-1) if free else None
-        # With a fitted bias the mean error is zero on the positions of the fit, elsewhere it is what is left.
-        shift = (difference @ moments.fit.mean[:, :, None])[:, :, 0] if free else np.zeros(shape[:2])
-        errors = []
-        for part in (moments.fit, moments.held_out):
-            mean = (difference @ part.mean[:, :, None])[:, :, 0] - shift
-            lost = _energy(difference, part.centred) + float(np.vdot(mean, mean))
-            whole = _energy(matrix, part.centred)
-            errors.append(float(np.sqrt(max(lost, 0.0) / whole)) if whole > 0 else float(lost > 0))
-        return errors[0], errors[1], bias
-
-    plain = given or mode.factorize(Task(conv, weight), rank)
-    fitted, before, bias = measured(plain, init)
-    if given:
-        return Fit(plain, bias, fitted, before, before, fell_back=False)
-    if init == "svd":
-        return Fit(plain, old if new_bias else None, fitted, before, before, fell_back=False)
-    grams = moments.fit.centred if new_bias else moments.fit.square()
-    cross = np.stack([gram.times(one) for gram, one in zip(grams, matrix, strict=True)])
-    statistics = Statistics(grams, cross).with_prior(weight, prior)
-    factors = mode.fit(Task(conv, weight, statistics, start=plain), rank, init)
-    better = measured(factors, init)
-    if better[1] <= before:
-        return Fit(factors, better[2], better[0], better[1], before, fell_back=False)
-    return Fit(plain, bias, fitted, before, before, fell_back=True)
+    factors: Factors
+    bias: Array | None
+    predicted: Floats
+    held_out: float
 
 
-def _energy(matrix: Array, covariance: Sequence[Gram]) -> float:
-    """Mean of |M x|^2 for x of mean zero, over all groups."""
-    return sum(float(np.vdot(gram.times(one), one)) for gram, one in zip(covariance, matrix, strict=True))
+def _held_out(candidate: _Candidate) -> float:
+    return candidate.held_out
 
 
 class Fitter:
@@ -218,8 +177,23 @@ class Fitter:
         self._mean = inputs.mean(axis=0, dtype=np.float64) if new_bias else np.zeros(inputs.shape[1])
         inputs -= self._mean.astype(np.float32)
         self._centred = inputs
-        groups = inputs.reshape(len(inputs), conv.group, -1)
-        self._grams = [gram_of(groups[:, group]) for group in range(conv.group)]
+
+    def with_mode(self, mode: Mode, rank: Rank) -> "Fitter":
+        """The same samples and statistics for another mode or rank."""
+        for gram in self._ridge[0]:  # computed once, for all
+            if isinstance(gram, DenseGram):
+                gram.kept.clear()  # a result must not depend on what was fitted before
+        other = copy(self)
+        other._mode, other._rank = mode, rank
+        return other
+
+    @cached_property
+    def _ridge(self) -> tuple[list[Gram], Array]:
+        """The Gram matrices with the prior, and what it adds to each."""
+        groups = self._centred.reshape(len(self._centred), self._conv.group, -1)
+        grams = [gram_of(groups[:, group]) for group in range(self._conv.group)]
+        ridge = prior_ridge(grams, self._prior)
+        return [gram.with_ridge(float(added)) for gram, added in zip(grams, ridge, strict=True)], ridge
 
     def run(self, init: str) -> Fit:
         """The best of what this initialisation finds."""
@@ -227,32 +201,37 @@ class Fitter:
         plain = self._mode.factorize(task, self._rank)
         if init == "svd":
             bias = self._old_bias if self._new_bias else None
-            error = self._error(plain, bias, self._held)
-            return Fit(plain, bias, self._error(plain, bias, self._fit_rows), error, error, fell_back=False)
+            one = self._candidate(plain, bias)
+            fitted = self._error(one.predicted, self._fit_rows)
+            return Fit(plain, bias, fitted, one.held_out, one.held_out, fell_back=False)
         target = self._target(None)
-        bias = self._bias(plain, target)
-        before = self._error(plain, bias, self._held)
-        candidates = [(before, plain, bias)]
-        task = replace(task, statistics=self._statistics(target), start=plain)
+        first = best = self._candidate(plain, self._bias(plain, target))
+        rounds = _ROUNDS if self._clips and init == "joint" else 0
+        sweeps = _FIRST if rounds else task.sweeps
+        task = replace(task, statistics=self._statistics(target), start=plain, sweeps=sweeps)
+        last = self._fitted(task, init, target)
+        best = min(best, last, key=_held_out)
+        for _ in range(rounds):
+            target = self._target(last.predicted)
+            task = replace(task, statistics=self._statistics(target), start=last.factors, sweeps=_SWEEPS)
+            last = self._fitted(task, init, target)
+            best = min(best, last, key=_held_out)
+        fitted = self._error(best.predicted, self._fit_rows)
+        return Fit(best.factors, best.bias, fitted, best.held_out, first.held_out, fell_back=best is first)
+
+    def _fitted(self, task: Task, init: str, target: Floats) -> "_Candidate":
         factors = self._mode.fit(task, self._rank, init)
-        bias = self._bias(factors, target)
-        candidates.append((self._error(factors, bias, self._held), factors, bias))
-        if self._clips and init == "joint":
-            for _ in range(_ROUNDS):
-                target = self._target(self._predict(factors, bias))
-                task = replace(task, statistics=self._statistics(target), start=factors, sweeps=_SWEEPS)
-                factors = self._mode.fit(task, self._rank, init)
-                bias = self._bias(factors, target)
-                candidates.append((self._error(factors, bias, self._held), factors, bias))
-        best = min(range(len(candidates)), key=lambda number: candidates[number][0])
-        held_out, factors, bias = candidates[best]
-        return Fit(factors, bias, self._error(factors, bias, self._fit_rows), held_out, before, fell_back=best == 0)
+        return self._candidate(factors, self._bias(factors, target))
+
+    def _candidate(self, factors: Factors, bias: Array | None) -> "_Candidate":
+        predicted = self._predict(factors, bias)
+        return _Candidate(factors, bias, predicted, self._error(predicted, self._held))
 
     def measure(self, factors: Factors) -> Fit:
         """These factors with the bias that suits them."""
-        bias = self._bias(factors, self._target(None))
-        held_out = self._error(factors, bias, self._held)
-        return Fit(factors, bias, self._error(factors, bias, self._fit_rows), held_out, held_out, fell_back=False)
+        one = self._candidate(factors, self._bias(factors, self._target(None)))
+        fitted = self._error(one.predicted, self._fit_rows)
+        return Fit(factors, one.bias, fitted, one.held_out, one.held_out, fell_back=False)
 
     def _statistics(self, target: Floats) -> Statistics:
         """Of the rows for fitting, prior included."""
@@ -261,7 +240,12 @@ class Fitter:
         shape = (len(rows), self._conv.group, -1)
         outputs, inputs = rows.reshape(shape), self._centred.reshape(shape)
         cross = np.stack([mean_product(outputs[:, group], inputs[:, group]) for group in range(self._conv.group)])
-        return Statistics(self._grams, cross, self._samples.mixed).with_prior(self._weight, self._prior)
+        grams, ridge = self._ridge
+        cross += ridge[:, None, None] * self._weight.reshape(cross.shape)
+        mixed = self._samples.mixed
+        if mixed is not None:
+            mixed = tuple(replace(one, ridge=one.ridge + float(added)) for one, added in zip(mixed, ridge, strict=True))
+        return Statistics(grams, cross, mixed)
 
     def _target(self, predicted: Floats | None) -> Floats:
         """What the outputs of the replacement should be, given what they are now; [rows, out_channels]."""
@@ -287,14 +271,13 @@ class Fitter:
         parts = inputs.reshape(len(inputs), conv.group, -1)
         return np.concatenate([parts[:, group] @ dense[group].T for group in range(conv.group)], axis=1)
 
-    def _predict(self, factors: Factors, bias: Array | None, rows: Any = slice(None)) -> Floats:
+    def _predict(self, factors: Factors, bias: Array | None) -> Floats:
         offset = self._old_bias if bias is None else bias
-        return self._apply(factors, self._samples.inputs[rows]) + offset.astype(np.float32)
+        return self._apply(factors, self._samples.inputs) + offset.astype(np.float32)
 
-    def _error(self, factors: Factors, bias: Array | None, rows: NDArray[np.bool_]) -> float:
-        """Relative error behind the activation."""
-        now = self._predict(factors, bias, rows)
-        got = np.clip(now * self._scale + self._base[rows], self._low, self._high)
+    def _error(self, predicted: Floats, rows: NDArray[np.bool_]) -> float:
+        """Relative error behind the activation, on some of the rows."""
+        got = np.clip(predicted[rows] * self._scale + self._base[rows], self._low, self._high)
         wanted = np.clip(self._wanted[rows], self._low, self._high)
         size = np.linalg.norm(wanted - wanted.mean(axis=0))
         whole, difference = np.linalg.norm(wanted), np.linalg.norm(wanted - got)

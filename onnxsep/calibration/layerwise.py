@@ -24,7 +24,6 @@ from onnxsep.calibration.outcomes import (
     SHARED,
     UNFIT,
     blas_threads,
-    mixed_products,
     outcome_of,
     plain_outcome,
     read_bias,
@@ -33,9 +32,9 @@ from onnxsep.calibration.outcomes import (
 )
 from onnxsep.calibration.own_nodes import own_nodes
 from onnxsep.calibration.refinement import Half, Pair
-from onnxsep.calibration.sampling import Floats, gather_outputs, gather_patches, input_sizes, output_shape
+from onnxsep.calibration.samples import prior_of, sample, usable_tail
 from onnxsep.calibration.schedule import Step, Tail, make_schedule
-from onnxsep.calibration.walk import CalibrationOptions, Walk, finite, split
+from onnxsep.calibration.walk import CalibrationOptions, Walk
 from onnxsep.engine.factors import Factorized
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Plan, in_main_graph, naming
@@ -50,12 +49,6 @@ from onnxsep.options.progress import Progress, announce
 from onnxsep.running.runtime import RuntimeOptions
 
 NOT_FITTED = "its factors are those of the weights alone, for it cannot be fitted: {}"
-
-
-# Of the pull towards the weight, times unknowns by rows. Chosen on ResNet-20 by agreement with the original on training
-# images that were not calibrated with: of 0, 0.1, 0.3 and 1, the last was best by far with 40 images and 12 positions
-# (one and three terms) and with 100 and 32, and made no difference with 500 and 64.
-_PRIOR_PER_UNKNOWN = 1.0
 
 
 def calibrate(
@@ -162,7 +155,7 @@ class _Calibrator:
             self._done.outcomes[key] = str(error)
             return str(error)
         samples, tail = self._sample(step, replacement, weight, old_bias)
-        prior = max(self._options.prior, _PRIOR_PER_UNKNOWN * weight[0].size / np.count_nonzero(~samples.held_out))
+        prior = prior_of(self._options, weight, samples)
         if site.conv.bias and site.bias is None:  # a computed bias is not known here, and so not what is clipped
             tail = tail.unclipped
         earlier = self._done.outcomes.get(key)
@@ -242,59 +235,12 @@ class _Calibrator:
         self, step: Step, replacement: ConvReplacement, weight: Array, old_bias: Array | None
     ) -> tuple[Samples, Tail]:
         """Rows of what the Conv reads and of what it should compute, and as much of the tail as these have data for."""
-        site, conv, tail = step.site, step.site.conv, self._usable(step)
-        skip = tail.skip
-        name = self._walk.nodes[site.place[1]].input[0]
-        dense = weight.reshape(conv.group, conv.out_channels // conv.group, -1).astype(np.float32)
-        offset = np.float32(0) if old_bias is None else old_bias.astype(np.float32)
-        symmetric = replacement.init == "response"  # Algorithm 1 knows the original network alone
-        other = self._walk.frontier if symmetric else self._rewritten
-        inputs: list[Floats] = []
-        targets: list[Floats] = []
-        originals: list[Floats] = []
-        skips: tuple[list[Floats], list[Floats]] = ([], [])
-        held_out: list[NDArray[np.bool_]] = []
-        for rows in self._walk.rows(site):
-            grouped = rows.patches.reshape(len(rows.patches), conv.group, -1)
-            outputs = [grouped[:, group] @ dense[group].T for group in range(conv.group)]
-            targets.append(np.concatenate(outputs, axis=1) + offset)
-            after = gather_patches(conv, other.value(rows.batch, name), rows.positions)
-            inputs.append(finite(after, site))
-            held_out.append(rows.held_out)
-            if replacement.init == "compensated":
-                originals.append(rows.patches)
-            if skip is not None:
-                for kept, frontier in zip(skips, (self._walk.frontier, other), strict=True):
-                    value = frontier.value(rows.batch, skip)
-                    # It may get the shape of the Conv's output by broadcasting.
-                    value = np.broadcast_to(value, output_shape(conv, len(rows.positions), rows.size))
-                    kept.append(gather_outputs(conv, value, rows.positions))
-        mask, read = split(np.concatenate(held_out), self._options.seed, site), np.concatenate(inputs)
-        mixed = None
-        if originals:
-            mixed = mixed_products(
-                np.concatenate(originals)[~mask], read[~mask], conv.group, centre=replacement.new_bias
-            )
-        kept_skips = (np.concatenate(skips[0]), np.concatenate(skips[1])) if skip is not None else None
-        return Samples(read, np.concatenate(targets), kept_skips, mask, mixed), tail
-
-    def _usable(self, step: Step) -> Tail:
-        """The tail; only its part before the Add where that enlarges the Conv's output, or adds NaN or infinity."""
-        conv, tail = step.site.conv, step.tail
-        if tail.skip is None or tail.before_skip is None:
-            return tail
-        name = self._walk.nodes[step.site.place[1]].input[0]
-        for frontier in (self._walk.frontier, self._rewritten):
-            for batch in range(frontier.batches):
-                read, skip = frontier.value(batch, name), frontier.value(batch, tail.skip)
-                shape = output_shape(conv, len(read), input_sizes(conv, read.shape))
-                try:
-                    fits = np.broadcast_shapes(skip.shape, shape) == shape
-                except ValueError:
-                    fits = False
-                if not fits or not np.isfinite(skip).all():
-                    return tail.before_skip
-        return tail
+        # Algorithm 1 of paper 002 knows the original network alone, Algorithm 2 also what it delivers.
+        other = None if replacement.init == "response" else self._rewritten
+        mixed, centre, seed = replacement.init == "compensated", replacement.new_bias, self._options.seed
+        tail = usable_tail(self._walk, step, (self._walk.frontier, self._rewritten))
+        found = sample(self._walk, step, tail, weight, old_bias, other=other, mixed=mixed, centre=centre, seed=seed)
+        return found, tail
 
     def _replace(self, site: ConvSite, dense: Array, bias: Array | None) -> None:
         """Let the rewritten network compute what the factors give, as one dense Conv."""

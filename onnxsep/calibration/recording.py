@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnxsep.algebra.gram import gram_of
 from onnxsep.algebra.statistics import Moments, SiteMoments
 from onnxsep.calibration.calibrated import Calibrated
-from onnxsep.calibration.fitting import fit_moments
+from onnxsep.calibration.fitting_moments import fit_moments
 from onnxsep.calibration.outcomes import FELL_BACK, SHARED, blas_threads, outcome_of, read_bias, told
 from onnxsep.calibration.sampling import Floats
 from onnxsep.calibration.schedule import make_schedule

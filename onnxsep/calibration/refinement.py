@@ -110,11 +110,12 @@ class Refitter(Fitter):
         task = Task(self._conv, toward, statistics=statistics, start=fit.factors, sweeps=_SWEEPS)
         factors = self._mode.fit(task, self._rank, "joint")
         bias = self._bias(factors, target)
-        return replace(fit, factors=factors, bias=bias, held_out=self._error(factors, bias, self._held))
+        return replace(fit, factors=factors, bias=bias, held_out=self._candidate(factors, bias).held_out)
 
     def measured(self, fit: Fit) -> Fit:
         """The same factors with their errors on these samples."""
-        held_out, fitted = (self._error(fit.factors, fit.bias, rows) for rows in (self._held, self._fit_rows))
+        predicted = self._predict(fit.factors, fit.bias)
+        held_out, fitted = (self._error(predicted, rows) for rows in (self._held, self._fit_rows))
         return replace(fit, held_out=held_out, fitted=fitted)
 
 

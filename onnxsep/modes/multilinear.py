@@ -6,18 +6,21 @@ weight error, the joint fit to data (``onnxsep.algebra.als``) and the balance of
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxsep.algebra.als import Problem, alternate, balanced, multiply
 from onnxsep.algebra.als_rows import RowProblem
-from onnxsep.algebra.gram import RowGram
+from onnxsep.algebra.gram import DenseGram, Gram, RowGram
 from onnxsep.algebra.linalg import Array
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import AddLayer, ConvLayer, Layer, parameters
 from onnxsep.layers.rank import Rank
 from onnxsep.modes.base import Factors, Mode, Task
+
+_LARGE = 1_000  # inputs from which on products with the Gram matrix are made in single precision
 
 
 class Multilinear(Mode):
@@ -58,14 +61,19 @@ class Multilinear(Mode):
         fitted: list[list[Array]] = []
         for group in range(conv.group):
             gram, cross = statistics.grams[group], statistics.cross[group].reshape(outputs, *inputs)
-            problem: Problem | RowProblem
-            if isinstance(gram, RowGram):
-                problem = RowProblem(gram, cross)
-            else:
-                problem = Problem(gram.dense().reshape(*inputs, *inputs), cross)
+            problem = RowProblem(gram, cross) if isinstance(gram, RowGram) else _problem(gram, cross)
             factors = alternate(equation, [array[group] for array in start], problem, sweeps=task.sweeps)
             fitted.append(balanced(equation, factors))
         return self.join(conv, [np.stack(parts) for parts in zip(*fitted, strict=True)])
+
+
+def _problem(gram: Gram, cross: Array) -> Problem:
+    """With the Gram matrix itself, in single precision where it is large."""
+    shape = cross.shape[1:] * 2
+    if isinstance(gram, DenseGram):
+        matrix: NDArray[Any] = gram.single if gram.size >= _LARGE else gram.matrix
+        return Problem(matrix.reshape(shape), cross, gram.kept)
+    return Problem(gram.dense().reshape(shape), cross)
 
 
 def half_rank(conv: Conv, layers: Callable[[int], Sequence[Layer]], full: int, step: int) -> int:

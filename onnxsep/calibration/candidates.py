@@ -1,0 +1,121 @@
+"""Fits of Convs in many modes, at many ranks, from one gathering: what a choice among them needs.
+
+``gather`` walks the original network once, with the data, and gives for each Conv what it reads and should compute;
+``fit_candidates`` fits one of these. Samples, Gram matrices and prior are the same for all candidates of a Conv. Each
+is fitted as if it were the only one replaced.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from onnxsep.algebra.linalg import Array
+from onnxsep.calibration.fitting import PRIOR, Fit, Fitter, Samples
+from onnxsep.calibration.outcomes import read_bias
+from onnxsep.calibration.samples import prior_of, sample, usable_tail
+from onnxsep.calibration.schedule import Tail, make_schedule
+from onnxsep.calibration.walk import CalibrationOptions, Walk
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.sites import Sites, read_weight
+from onnxsep.layers.conv import Conv
+from onnxsep.layers.layer import parameters
+from onnxsep.layers.rank import Rank
+from onnxsep.model.io import Model
+from onnxsep.modes.base import Mode
+from onnxsep.running.runtime import RuntimeOptions
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to replace a Conv, and how it is fitted.
+
+    Attributes:
+        mode: which.
+        rank: within the ranges of its ``rank_axis``.
+        init: one of its ``inits``; None for the last one, which is the best.
+    """
+
+    mode: Mode
+    rank: Rank
+    init: str | None = None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a Conv reads and should compute, and how strong the pull towards its weight is.
+
+    Attributes:
+        site: the Conv.
+        weight: [out_channels, in_channels / group, *kernel_shape].
+        old_bias: [out_channels]; None where it has none, or one that is computed.
+        samples: rows at sampled positions.
+        tail: what stands behind it.
+        prior: as ``onnxsep.calibration.fitting.fit`` has it.
+    """
+
+    site: ConvSite
+    weight: Array
+    old_bias: Array | None
+    samples: Samples
+    tail: Tail
+    prior: float
+
+
+def gather(
+    model: Model,
+    sites: Sites,
+    chosen: Sequence[ConvSite],
+    batches: Iterable[Mapping[str, NDArray[Any]]],
+    options: CalibrationOptions,
+    runtime: RuntimeOptions,
+) -> Iterator[Gathered]:
+    """Walk the original network, and give the samples of every chosen Conv as it comes by.
+
+    The arguments are those of ``onnxsep.calibration.layerwise.calibrate``; the Convs are some of the main graph.
+
+    Raises:
+        CalibrationError: the data cannot be used, or the runtime cannot run the model on them.
+        FactorizationError: a weight cannot be read.
+    """
+    walk = Walk(model, batches, options, runtime)
+    for step in make_schedule(model, sites.scopes, list(chosen)):
+        walk.advance(step)
+        site = step.site
+        weight, old_bias = read_weight(model, sites, site), read_bias(model, sites, site)
+        tail = usable_tail(walk, step, (walk.frontier,))
+        samples = sample(walk, step, tail, weight, old_bias, seed=options.seed)
+        if site.conv.bias and site.bias is None:  # a computed bias is not known here, and so not what is clipped
+            tail = tail.unclipped
+        yield Gathered(site, weight, old_bias, samples, tail, prior_of(options, weight, samples))
+
+
+def fit_candidates(
+    conv: Conv,
+    weight: Array,
+    samples: Samples,
+    tail: Tail,
+    candidates: Sequence[Candidate],
+    *,
+    old_bias: Array | None,
+    new_bias: bool,
+    prior: float = PRIOR,
+) -> Iterator[tuple[int, Fit]]:
+    """Fit all candidates, mode by mode and from the highest rank to the lowest.
+
+    The arguments are those of ``onnxsep.calibration.fitting.fit``; so is each result, bit by bit.
+
+    Yields:
+        The place of a candidate in the list, and its fit, as soon as it is done.
+    """
+    if not candidates:
+        return
+    names = [one.mode.name for one in candidates]
+    sizes = [parameters(one.mode.layers(conv, one.rank)) for one in candidates]
+    order = sorted(range(len(candidates)), key=lambda place: (names.index(names[place]), -sizes[place]))
+    first = candidates[order[0]]
+    fitter = Fitter(first.mode, conv, first.rank, weight, samples, tail, old_bias, new_bias, prior)
+    for place in order:
+        one = candidates[place]
+        yield place, fitter.with_mode(one.mode, one.rank).run(one.init or one.mode.inits[-1])
