@@ -32,7 +32,7 @@ def scores(wrong: int, ballast: int = 0) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-DATA = {"x": np.eye(20, dtype=np.float32), "y": LABELS}
+DATA: dict[str, Any] = {"x": np.eye(20, dtype=np.float32), "y": LABELS}
 
 
 def quick(models: Any, **options: Any) -> Any:
