@@ -61,7 +61,7 @@ def use(checkout: Path) -> None:
                 return importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(file.parent)])
             return None
 
-    sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Finder)
 
 
 def smooth(shape: tuple[int, ...], seed: int) -> Array:
@@ -88,7 +88,8 @@ def photographs(images: int, size: int = 224) -> Array:
     """RGB in 0..255, [images, 3, size, size]."""
     script = SHARED / "data" / "photos.py"
     if not script.is_file():
-        return np.clip(128 + 60 * smooth((images, 3, size, size), 3), 0, 255)
+        noise: Array = np.clip(128 + 60 * smooth((images, 3, size, size), 3), 0, 255)
+        return noise
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +97,8 @@ def photographs(images: int, size: int = 224) -> Array:
         files = sorted(Path(folder, "fit").glob("*.jpg"))[:images]
         first = (256 - size) // 2
         pixels = [np.asarray(Image.open(file).convert("RGB"), np.float32) for file in files]
-    return np.stack([one[first : first + size, first : first + size].transpose(2, 0, 1) for one in pixels])
+    cropped: Array = np.stack([one[first : first + size, first : first + size].transpose(2, 0, 1) for one in pixels])
+    return cropped
 
 
 def chain(channels: int, convs: list[tuple[str, Array, Array]], pools: set[str], size: int) -> onnx.ModelProto:
@@ -111,7 +113,7 @@ def chain(channels: int, convs: list[tuple[str, Array, Array]], pools: set[str],
         nodes.append(helper.make_node("Relu", [label], [f"{label}.relu"]))
         name = f"{label}.relu"
     given = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", channels, size, size])
-    made = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+    made = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", "c", "h", "w"])
     graph = helper.make_graph(nodes, "chain", [given], [made], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
@@ -129,14 +131,16 @@ def random_conv(inputs: int, outputs: int, seed: int) -> tuple[Array, Array]:
 
 def vgg16(hed: str) -> onnx.ModelProto:
     """The 13 Convs."""
-    convs, pools, inputs = [], set(), 3
+    convs: list[tuple[str, Array, Array]] = []
+    pools: set[str] = set()
+    inputs = 3
     for block, (channels, count) in enumerate(BLOCKS, start=1):
         for number in range(count):
             label = f"conv{block}_{number + 1}"
             if number == 0 and block > 1:
                 pools.add(label)
             if hed:
-                import h5py
+                import h5py  # type: ignore[import-not-found,unused-ignore]
 
                 with h5py.File(hed) as file:
                     part = file[f"block{block}/layers/conv2d{f'_{number}' if number else ''}/vars"]

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from test_als import IDS, PRODUCTS, best_for, problem_for
 
-from onnxsep.algebra import als, contraction, polyadic
+from onnxsep.algebra import als, contraction, gram, polyadic
 from onnxsep.algebra.als import Problem, alternate, multiply
 from onnxsep.algebra.contraction import Repeated, contract, work
 from onnxsep.algebra.normal_equations import normal_equations
@@ -212,7 +212,7 @@ def test_candidates_are_those_of_single_fits(monkeypatch: pytest.MonkeyPatch) ->
     }
     candidates = [Candidate(get_mode(name), rank) for name, many in ranks.items() for rank in many]
     made: list[int] = []
-    gram_of = fitting.gram_of
+    gram_of = gram.gram_of
 
     def counted(rows: Array) -> Any:
         made.append(1)
