@@ -202,4 +202,4 @@ def test_time_grows_with_the_number_of_nodes(kind: str) -> None:
         return time.process_time() - start
 
     small = min(seconds(1000) for _ in range(3))
-    assert seconds(10000) < 40 * small  # 10 times as many; a square would be 100 times
+    assert min(seconds(10000) for _ in range(2)) < 40 * small  # 10 times as many; a square would be 100 times

@@ -39,10 +39,10 @@ def judge_arrays(
     entries = image_inputs(judge.model)
     if len(entries) != 1 or not entries[0].is_float or len(samples) < FEWEST or samples.key(0) is None:
         return None
-    first = samples.read([0])[entries[0].name]
-    if first.ndim != 4 or first.shape[0] != 1 or first.dtype.itemsize not in _NEAR:
+    shape, dtype = _form(samples.read([0])[entries[0].name])
+    if len(shape) != 4 or shape[0] != 1 or dtype.itemsize not in _NEAR:
         return None
-    sides = [first.shape[1:3], first.shape[2:4]]
+    sides = [shape[1:3], shape[2:4]]
     reader = next(filter(None, (_reader(judge, size) for size in sides)), None)
     if reader is None:
         return None
@@ -51,7 +51,7 @@ def judge_arrays(
         one: npt.NDArray[np.floating] = samples.read([number])[reader.entry.name][0]
         return one.transpose(1, 2, 0) if reader.layout == "NCHW" else one
 
-    forms = array_forms(first.shape[1 if reader.layout == "NCHW" else 3])
+    forms = array_forms(shape[1 if reader.layout == "NCHW" else 3])
     few = [values(number) for number in range(FEWEST)]
     number = find_form(np.concatenate([one.reshape(-1, one.shape[2]) for one in few]), forms)
     if number is None:
@@ -78,6 +78,10 @@ def judge_arrays(
         tried=rows(outcome),
         notes=(note,),
     )
+
+
+def _form(array: npt.NDArray[np.generic]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    return array.shape, array.dtype
 
 
 def _formula(form: Preprocessing) -> str:

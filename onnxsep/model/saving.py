@@ -19,7 +19,7 @@ from onnxsep.model.datafile import write_data
 from onnxsep.model.external import DataFolder, is_external, slot_of
 from onnxsep.model.files import Identity, NewFiles, copy_bytes, finish, identity, printable, same_content
 from onnxsep.model.io import Model, parse_file, read_file
-from onnxsep.model.paths import RESULT, Kind, Reads, check_paths
+from onnxsep.model.paths import RESULT, Kind, Reads, check_paths, is_report
 from onnxsep.model.tensors import tensor_protos
 
 _SEARCHED_BYTES = 100_000_000  # larger files are searched for a name only where they begin as a model does
@@ -300,7 +300,7 @@ def _remove_old_data(old: list[Path], needed: set[Identity], target: Path) -> It
 
 
 def _may_need(file: Path, name: str, needed: set[Identity]) -> bool:
-    """Whether a file has a name in it; one that cannot be read may have."""
+    """Whether a file needs what it has the name of in it; one that cannot be read may. A report only says it."""
     try:
         size = file.stat().st_size if file.is_file() else 0
         if not size or identity(file) in needed:
@@ -309,6 +309,6 @@ def _may_need(file: Path, name: str, needed: set[Identity]) -> bool:
             if size > _SEARCHED_BYTES and opened.read(1) not in _BEGINNINGS:
                 return False
             with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return data.find(os.fsencode(name)) >= 0
+                return data.find(os.fsencode(name)) >= 0 and not is_report(file)
     except (OSError, ValueError):
         return True
