@@ -11,11 +11,13 @@ ALL    := $(VENV)/.installed-$(EXTRAS)
 OUT    ?= demo-out
 DIST   ?= dist
 FUZZ   ?= 600
-# Tests of documents, scripts, options, files and recipes, which do not depend on versions of the libraries.
+# Tests of documents, scripts, options, files, recipes and algebra, which do not depend on versions of the libraries.
 NOT_ENGINE := test_readme.py test_models.py test_cifar_model.py test_architecture.py test_packaging.py test_compression.py \
 	test_joint_ranks.py test_paths.py test_work_folders.py test_old_data_files.py test_option_values.py \
 	test_options_before_work.py test_labels.py test_labels_of_tables.py test_labels_of_spreadsheets.py test_signals.py \
-	test_early_signals.py test_plugins.py
+	test_early_signals.py test_plugins.py test_als.py test_als_rows.py test_fitting.py test_quick_fits.py \
+	test_calibration_errors.py test_preprocessing_found.py test_fitting_terminals.py test_progress_line.py \
+	test_verified_on_data.py test_evaluation_limits.py test_what_got_worse.py test_lean.py test_onnx_backend.py
 
 .PHONY: demo test deep lint types bench golden lowest fuzz sdist clean
 

@@ -25,6 +25,7 @@ from finetuning_models import (
     write_data,
 )
 from onnx import numpy_helper
+from random_examples import DEEP
 
 import onnxsep
 from onnxsep.data import open_data
@@ -220,6 +221,7 @@ def test_a_loss_that_is_not_finite_ends_all(together: dict[str, Case]) -> None:
     together["diverges"].refused("of epoch 1; lower the learning rate")
 
 
+@pytest.mark.skipif(not DEEP, reason="it takes as long as a hundred others: make deep")
 def test_a_resumed_run_of_two(tmp_path: Path) -> None:
     """The first process alone reads the checkpoint, and both go on from it."""
     write_data(tmp_path / "data.npz", 64)

@@ -327,7 +327,7 @@ def test_time_grows_with_the_number_of_candidates(kind: str) -> None:
         return time.process_time() - start
 
     small = min(seconds(200) for _ in range(3))
-    assert seconds(2000) < 40 * small  # 10 times as many; a square would be 100 times
+    assert min(seconds(2000) for _ in range(2)) < 40 * small  # 10 times as many; a square would be 100 times
 
 
 def test_forms_that_exporters_give_a_classifier_head() -> None:

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from random_examples import examples
+from random_examples import examples, some
 
 import onnxsep
 from onnxsep.algebra.als import Problem
@@ -284,7 +284,7 @@ def test_every_mode_is_tested_with_many_channels() -> None:
 
 
 @pytest.mark.parametrize(("mode", "conv"), MANY, ids=[f"{mode}-{conv.kernel_shape}" for mode, conv in MANY])
-@pytest.mark.parametrize("dtype", sorted(TOLERANCE))
+@pytest.mark.parametrize("dtype", some(sorted(TOLERANCE), 2))
 def test_full_rank_is_exact_with_many_channels(mode: str, conv: Conv, dtype: str) -> None:
     case = Case(conv, tuple(k + 5 for k in conv.kernel_shape), dtype, 7)
     model = conv_model(case)

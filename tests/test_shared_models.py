@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 from exporters import LONG
-from random_examples import DEEP
+from random_examples import DEEP, some
 
 import onnxsep
 from onnxsep.modes.base import conv_modes
@@ -156,8 +156,13 @@ def test_rewritten_by_default(shared: Path, tmp_path: Path, name: str, mode: str
     assert (difference > 0) == bool(replaced)  # a low rank is not exact, and the rewritten nodes are what runs
 
 
-@pytest.mark.parametrize("mode", sorted(set(conv_modes()) - set(MODES)))
-@pytest.mark.parametrize("name", [name for name in EXPECTED if DEEP or name != LONG])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    some(
+        ((name, mode) for mode in sorted(set(conv_modes()) - set(MODES)) for name in EXPECTED if DEEP or name != LONG),
+        3,
+    ),
+)
 def test_every_other_mode_leaves_it_valid_and_running(shared: Path, tmp_path: Path, name: str, mode: str) -> None:
     path = models(shared) / f"{name}.onnx"
     result = onnxsep.rewrite(path, mode=mode, verify="none")
