@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from marked import marked
 from onnx import TensorProto, helper, numpy_helper
+from random_examples import DEEP
 
 import onnxsep
 from onnxsep.graph.shapes import skeleton
@@ -153,6 +154,7 @@ def space_used(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
+@pytest.mark.skipif(not DEEP, reason="it takes as long as a hundred others: make deep")
 @pytest.mark.skipif(sys.platform == "win32", reason="no sparse files by default")
 def test_one_conv_of_a_large_model(large: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.onnx"

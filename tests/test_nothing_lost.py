@@ -18,6 +18,7 @@ from exporters import EXPORTED, NEGATIVE
 from google.protobuf.message import Message
 from marked import marked
 from onnx import TensorProto, helper, numpy_helper
+from random_examples import some
 
 import onnxsep
 from onnxsep import Result
@@ -229,7 +230,7 @@ def test_real_model_of_which_nothing_is_rewritten(shared: Path, tmp_path: Path, 
             assert data.read_bytes() == (path.parent / data.name).read_bytes()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some(MODELS, 2))
 def test_real_model_in_both_modes_one_after_the_other(shared: Path, name: str) -> None:
     """What one mode made is split by the other with ``recurse``; left alone without it."""
     path = shared / "models" / f"{name}.onnx"

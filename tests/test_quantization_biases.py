@@ -11,6 +11,7 @@ import pytest
 from marked import marked
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from random_examples import some
 from versions import needs_new_runtime
 
 import onnxsep
@@ -251,7 +252,7 @@ def test_correction_with_layers_left_in_float(images: np.ndarray) -> None:
             np.testing.assert_array_equal(after[node.input[2]], before[node.input[2]])
 
 
-@pytest.mark.parametrize("mode", ["", "depthwise"])
+@pytest.mark.parametrize("mode", some(["", "depthwise"], 2))
 def test_correction_lowers_the_error_on_other_images(mode: str, shared: Path) -> None:
     """Of a trained network, on training images that neither ranges nor biases come from."""
     packed = shared / "data" / "cifar10_webp.npz"
