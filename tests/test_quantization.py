@@ -12,6 +12,7 @@ import pytest
 from command_line import run
 from onnx import TensorProto, helper, numpy_helper
 from random_examples import some
+from versions import needs_right_weights
 
 import onnxsep
 from onnxsep.data import open_data
@@ -539,6 +540,7 @@ def unbalanced(factor: float) -> tuple[onnx.ModelProto, str]:
     return proto, conv.name
 
 
+@needs_right_weights
 def test_layers_that_hurt_stay_in_float_until_the_drop_is_within_the_limit(digits: dict[str, np.ndarray]) -> None:
     source, name = unbalanced(1000.0)
     data = {"x": digits["x"][:600], "y": digits["y"][:600]}

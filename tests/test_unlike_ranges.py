@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from versions import needs_new_runtime
+from versions import RUNTIME, WRONG_WEIGHTS, needs_new_runtime
 
 from onnxsep.model.io import Model
 from onnxsep.quantization import QuantizeResult, quantize
@@ -215,6 +215,8 @@ def left(result: QuantizeResult) -> dict[str, str]:
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("case", ORDINARY)
 def test_small_parts_survive_beside_large_ones(case: Callable[[Graph], Parts], format_: Any) -> None:
+    if case is one_transposed_conv_for_all and format_ == "qoperator" and RUNTIME == (1, 21):
+        pytest.skip(WRONG_WEIGHTS)
     graph = Graph()
     parts = case(graph)
     source = graph.model()
