@@ -18,6 +18,7 @@ from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 _HELD_OUT = 5  # where there are more samples than calibrate: one for so many of those is drawn for measuring
 _MOST_HELD_OUT = 64
+_ENOUGH = 200  # samples; fewer are needed by the calibration, and a tenth is left out
 
 
 def split(data: Dataset, samples: int | None, seed: int) -> Partition:
@@ -32,8 +33,10 @@ def split(data: Dataset, samples: int | None, seed: int) -> Partition:
         raise OptionError(
             f"{spelled('samples', samples)}: the model takes {whole} samples at a time; ask for {whole} or more"
         )
-    held = min(_MOST_HELD_OUT, max(1, count // _HELD_OUT))
-    return partition(data, samples, seed, together=-(-held // whole) * whole)  # a fixed batch must be full
+    held = -(-min(_MOST_HELD_OUT, max(1, count // _HELD_OUT)) // whole) * whole  # a fixed batch must be full
+    if count == len(data.sample(None)) >= _ENOUGH and not data.reserved:
+        samples = count - held  # forms are chosen by these samples too, and a tenth chooses wrongly
+    return partition(data, samples, seed, together=held)
 
 
 def measure(
