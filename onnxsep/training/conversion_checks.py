@@ -12,6 +12,7 @@ from onnxsep.graph.scopes import display_name
 from onnxsep.training.batches import Feeds
 from onnxsep.training.bridge import TorchGraph
 from onnxsep.training.converters import import_torch
+from onnxsep.training.full_precision import full_precision
 from onnxsep.training.teacher import Teacher
 
 # Largest relative difference (root mean square) between torch and ONNX Runtime that rounding explains.
@@ -41,7 +42,7 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 def arrays_of(graph: TorchGraph, feeds: Feeds) -> dict[str, NDArray[Any]]:
     """The outputs of the torch module by name, without gradients."""
-    with import_torch().no_grad():
+    with import_torch().no_grad(), full_precision():
         outputs = graph.module(graph.tensors(feeds))
     return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
 

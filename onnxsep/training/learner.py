@@ -8,6 +8,7 @@ from onnxsep.training.batches import Feeds
 from onnxsep.training.bridge import TorchGraph
 from onnxsep.training.choices import BatchNorm, Precision
 from onnxsep.training.converters import import_torch
+from onnxsep.training.full_precision import full_precision
 from onnxsep.training.norms import Norms
 from onnxsep.training.parallel import Group
 
@@ -15,7 +16,7 @@ from onnxsep.training.parallel import Group
 class Learner:
     """A module in training.
 
-    In float32 it is what it is. In bfloat16 layers multiply numbers of 16 bits, with sums in 32; weights, their
+    In float32 it is what it is (on GPUs cuDNN may multiply in TF32). In bfloat16 layers multiply numbers of 16 bits, with sums in 32; weights, their
     gradients' sums, the loss and everything that is measured stay in float32 (torch's autocast).
 
     Args:
@@ -63,7 +64,8 @@ class Learner:
         """Outputs by name; floats in float32."""
         tensors = self.graph.tensors(feeds)
         if not self._steps:
-            found: dict[str, Any] = self.graph.module(tensors)
+            with full_precision():
+                found: dict[str, Any] = self.graph.module(tensors)
             return found
         with self._torch.autocast(self.group.device.type, self._torch.bfloat16, self._reduced):
             found = self._call(tensors)

@@ -11,6 +11,7 @@ from onnxsep.training.batches import Feeds
 from onnxsep.training.bridge import to_torch
 from onnxsep.training.choices import Precision
 from onnxsep.training.converters import import_torch
+from onnxsep.training.full_precision import full_precision
 from onnxsep.training.teacher import TeacherCall
 
 # Largest relative difference (root mean square) from ONNX Runtime that the precision explains.
@@ -41,7 +42,8 @@ class TorchTeacher:
         Raises:
             UnsupportedModelError: torch cannot compute it for these inputs.
         """
-        with self._torch.no_grad(), self._torch.autocast(self._device.type, self._torch.bfloat16, self._reduced):
+        lower = self._torch.autocast(self._device.type, self._torch.bfloat16, self._reduced)
+        with self._torch.no_grad(), full_precision(), lower:
             outputs = self._graph.module(self._graph.tensors(feeds))
         return {
             name: (value.float() if value.is_floating_point() else value).cpu().numpy()
