@@ -16,8 +16,9 @@ from onnxsep.training.parallel import Group
 class Learner:
     """A module in training.
 
-    In float32 it is what it is (on GPUs cuDNN may multiply in TF32). In bfloat16 layers multiply numbers of 16 bits, with sums in 32; weights, their
-    gradients' sums, the loss and everything that is measured stay in float32 (torch's autocast).
+    In float32 it is what it is (steps on a GPU may multiply in TF32, as torch does by default). In bfloat16 layers
+    multiply numbers of 16 bits, with sums in 32; weights, their gradients' sums, the loss and everything that is
+    measured stay in float32 (torch's autocast).
 
     Args:
         graph: The model as a torch module, on its device. Those of its parameters that want gradients are trained.
