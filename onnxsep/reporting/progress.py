@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -28,7 +29,12 @@ _PER_SECOND = 5  # times that it is drawn
 def progress_line() -> Iterator[Line | None]:
     """What to tell how far the work is, while the line is shown; None where there is nothing to show it in."""
     console = Console(stderr=True, emoji=False, highlight=False)
-    if not console.is_jupyter:
+    if console.is_jupyter:
+        if find_spec("ipywidgets") is None:  # which rich needs there
+            with _in_a_cell(Clock()) as line:
+                yield line
+            return
+    else:
         if not console.is_terminal or console.is_dumb_terminal:
             yield None
             return
@@ -46,6 +52,29 @@ def progress_line() -> Iterator[Line | None]:
         redirect_stdout=to_terminal,
     ) as bar:
         yield _Line(bar, clock)
+
+
+@contextmanager
+def _in_a_cell(clock: "Clock") -> Iterator[Line]:
+    """The line in the output of a notebook's cell, which needs nothing but IPython."""
+    from IPython.display import display
+
+    shown = display({"text/plain": ""}, raw=True, display_id=True)
+    drawn = -1.0
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal drawn
+        clock.tell(done, total)
+        if clock.elapsed - drawn >= 1 / _PER_SECOND:
+            drawn = clock.elapsed
+            count = f"{done}/{total}" if total > 1 else ""
+            text = "  ".join(part for part in (count, _times(clock), printable(what)) if part)
+            shown.update({"text/plain": text}, raw=True)
+
+    try:
+        yield tell
+    finally:
+        shown.update({"text/plain": ""}, raw=True)
 
 
 class _Line:
@@ -149,8 +178,12 @@ class _Times(ProgressColumn):
         self._clock = clock
 
     def render(self, task: Task) -> Text:
-        left = self._clock.left
-        return Text(duration(self._clock.elapsed) + ("" if left is None else f", {duration(left)} left"))
+        return Text(_times(self._clock))
+
+
+def _times(clock: Clock) -> str:
+    left = clock.left
+    return duration(clock.elapsed) + ("" if left is None else f", {duration(left)} left")
 
 
 def duration(seconds: float) -> str:

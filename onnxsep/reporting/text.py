@@ -19,7 +19,22 @@ _ENDLESS = 1 << 24  # columns where there is no terminal: lines are as long as t
 
 
 class _Console(Console):
-    """Leaves it to the caller what a closed pipe means; rich would exit with status 1."""
+    """Writes to its file, and leaves it to the caller what a closed pipe means.
+
+    rich would exit with status 1 there, and in a notebook it would show tables in an output of their own.
+    """
+
+    def __init__(self, file: TextIO, width: int | None = None, height: int | None = None) -> None:
+        terminal = file.isatty()  # FORCE_COLOR, which notebooks and CI set, makes no terminal of a string or a pipe
+        super().__init__(
+            file=file,
+            highlight=False,
+            emoji=False,
+            width=width,
+            height=height,
+            force_terminal=terminal,
+            force_jupyter=False,
+        )
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -27,9 +42,9 @@ class _Console(Console):
 
 def make_console(file: TextIO) -> Console:
     """A console as wide as the terminal that a file is, whatever its type; without end where it is none."""
-    console = _Console(file=file, highlight=False, emoji=False)
+    console = _Console(file)
     width = columns_of(file) if console.is_terminal else _ENDLESS
-    return _Console(file=file, highlight=False, emoji=False, width=width, height=console.height)
+    return _Console(file, width, console.height)
 
 
 def columns_of(file: TextIO) -> int:
