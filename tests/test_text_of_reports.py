@@ -20,9 +20,7 @@ class ZMQInteractiveShell:
     """By this name rich knows a notebook."""
 
 
-def test_text_in_a_notebook_goes_where_it_is_printed(
-    report: RewriteReport, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_in_a_notebook_goes_where_it_is_printed(report: RewriteReport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     outside = str(report)
     assert "block1_conv1" in outside

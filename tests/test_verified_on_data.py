@@ -320,3 +320,12 @@ def test_a_step_that_misses_its_limit_leaves_its_report(place: Path) -> None:
     assert report["command"] == "rewrite"
     assert report["missed"][0]["limit"] == "max_error"
     assert load(place / "m.onnx").proto == MODEL
+
+
+def test_a_step_by_the_weights_alone_is_verified_on_the_data_too(place: Path) -> None:
+    (place / "svd.toml").write_text(
+        '[[steps]]\ncommand = "rewrite"\nmode = "spatial"\ninit = "svd"\nmax-error = 1e-9\n'
+    )
+    words = ("compress", "m.onnx", "out.onnx", "--recipe", "svd.toml", "--data", "d.npz", "--report", "r.json")
+    assert run(*words, "--quiet", cwd=place).returncode == 3
+    assert json.loads((place / "r.json").read_text())["verification"]["measured_on"]["kind"] == "unseen"

@@ -61,12 +61,6 @@ class Rewrite(Step):
         resolved = self.resolved(seed)
         return () if self._weights_alone() else partition(data, resolved["samples"], resolved["seed"]).fitted
 
-    def _shared(self, given: Given) -> dict[str, Any]:
-        found = super()._shared(given)
-        if given.data is None or self._weights_alone():
-            found |= {"data": None, "preprocessing": None}
-        return found
-
 
 class Prune(Step):
     """Set weights to zero, or take channels out: :func:`onnxsep.prune`."""
