@@ -1,0 +1,42 @@
+"""Static int8 as ONNX Runtime's documentation shows it: pre-process, then quantize_static with QDQ nodes.
+
+python plain_int8.py IN.onnx OUT.onnx DATA.npz
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+
+class Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    """One sample after the other."""
+
+    def __init__(self, file: Path) -> None:
+        with np.load(file) as arrays:
+            (self._name,) = arrays.files
+            self._rest: Iterator[Any] = iter(arrays[self._name])
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next one as a batch."""
+        sample = next(self._rest, None)
+        return None if sample is None else {self._name: sample[None]}
+
+
+with tempfile.TemporaryDirectory() as folder:
+    prepared = str(Path(folder, "prepared.onnx"))
+    quant_pre_process(sys.argv[1], prepared, skip_symbolic_shape=True)
+    quantize_static(
+        prepared,
+        sys.argv[2],
+        Samples(Path(sys.argv[3])),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
