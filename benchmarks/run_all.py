@@ -1,4 +1,4 @@
-"""Run every benchmark of this folder, but for fits.py and real.py, which take hours and are run in parts (``--only``)."""
+"""Run every benchmark of this folder, but for fits.py and real.py, which take hours: run those in parts (`--only`)."""
 
 import subprocess
 import sys
