@@ -48,7 +48,10 @@ class Shown(Options):
     """What the command line itself does with a report."""
 
     report: Path | None = option(
-        default=None, group=OUTPUT, writes=REPORT, help="Write the report to this file as JSON."
+        default=None,
+        group=OUTPUT,
+        writes=REPORT,
+        help="Write the report to this file: as a page where it ends in .html, else as JSON.",
     )
     quiet: bool = option(default=False, group=OUTPUT, short="-q", help="Print nothing but errors.")
     json: bool = option(default=False, group=OUTPUT, help="Print the report as JSON instead of tables.")
@@ -112,13 +115,22 @@ def failure_shown(show: Callable[[Any], None]) -> Iterator[None]:
         raise
 
 
+def written(report: "Report", target: Path) -> str:
+    """A report as a file of this name holds it: a page where it ends in .html, else JSON."""
+    if target.suffix.lower() in (".html", ".htm"):
+        from onnxsep.reporting.page import page
+
+        return page(report)
+    return report.model_dump_json(indent=1) + "\n"
+
+
 def shower(shown: Shown) -> "Callable[[Report], None]":
     """What writes a report to --report, and prints it as JSON, as text, or not at all."""
     from onnxsep.reporting.commands import document_of
 
     def show(done: "Report") -> None:
         if shown.report is not None:
-            write_text(shown.report, done.model_dump_json(indent=1) + "\n")
+            write_text(shown.report, written(done, shown.report))
         with printing():
             if shown.json:
                 print_json(done.model_dump_json())

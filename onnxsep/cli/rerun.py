@@ -28,7 +28,10 @@ def rerun(
         Path | None, typer.Argument(help="Where the result goes; where it went by default.", metavar="OUT.onnx")
     ] = None,
     line: Annotated[bool, typer.Option("--print", help="Print the command line, and run nothing.")] = False,
-    new_report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file as JSON.")] = None,
+    new_report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write the report to this file: as a page where it ends in .html, else as JSON."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,

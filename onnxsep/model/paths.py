@@ -104,6 +104,10 @@ class Kind:
         return spelled(self.words) if self.option else self.words
 
 
+PAGE_HEADER = "<!doctype html>\n<!-- report of onnxsep -->\n"
+"""What a report begins with that is a page of HTML."""
+
+
 def is_model(path: Path) -> bool:
     """Whether a file is an ONNX model."""
     from onnxsep.model.io import parse_file
@@ -115,7 +119,9 @@ def is_model(path: Path) -> bool:
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is a report of one of the commands, of any version of onnxsep."""
+    """Whether a file is a report of one of the commands, of any version of onnxsep, as JSON or as a page."""
+    if is_page(path):
+        return True
     content = read_record(path)
     if isinstance(content.get("command"), str) and isinstance(content.get("schema"), int):
         return isinstance(content.get("onnxsep"), str)
@@ -124,6 +130,15 @@ def is_report(path: Path) -> bool:
     return isinstance(content.get("onnxsep"), str) and (
         measured or (isinstance(source, dict) and {"producer", "opsets"} <= source.keys())
     )
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a report as a page of HTML."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(PAGE_HEADER)) == PAGE_HEADER.encode()
+    except OSError:
+        return False
 
 
 def read_record(path: Path) -> dict[str, object]:
