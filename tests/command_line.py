@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from onnxsep.cli import main, options
@@ -20,18 +20,25 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 def run(*arguments: object, cwd: Path | None = None, columns: int = 200) -> subprocess.CompletedProcess[str]:
     """What ``onnxsep`` with these arguments prints, and its exit status."""
-    given = [str(argument) for argument in arguments]
+    return called(main, "onnxsep", *arguments, cwd=cwd, columns=columns)
+
+
+def called(
+    function: Callable[[], object], *argv: object, cwd: Path | None = None, columns: int = 200
+) -> subprocess.CompletedProcess[str]:
+    """What a program's function prints that finds these arguments, its own name among them, and its exit status."""
+    given = [str(argument) for argument in argv]
     buffers = [io.BytesIO() for _ in range(2)]
     streams = [io.TextIOWrapper(buffer, encoding="utf-8", write_through=True) for buffer in buffers]
     status: object = 0
-    with _as_found(["onnxsep", *given], cwd, columns):
+    with _as_found(given, cwd, columns):
         try:
             with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-                main()
+                function()
         except SystemExit as ended:
             status = ended.code
     texts = [buffer.getvalue().decode() for buffer in buffers]
-    return subprocess.CompletedProcess(given, status if isinstance(status, int) else 0, *texts)
+    return subprocess.CompletedProcess(given[1:], status if isinstance(status, int) else int(bool(status)), *texts)
 
 
 @contextlib.contextmanager

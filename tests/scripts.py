@@ -1,10 +1,14 @@
 """The scripts of models/, which are no package: as modules, and as programs."""
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
+
+from command_line import called
 
 
 def load_script(path: Path) -> ModuleType:
@@ -19,3 +23,13 @@ def load_script(path: Path) -> ModuleType:
 
 def run_script(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def run_script_here(path: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has imported what costs a second already; its folder is on the path."""
+    try:
+        with mock.patch.object(sys, "path", [str(path.parent), *sys.path]):
+            return called(lambda: runpy.run_path(str(path), run_name="__main__"), path, *arguments, cwd=cwd)
+    finally:
+        for beside in path.parent.glob("*.py"):
+            sys.modules.pop(beside.stem, None)

@@ -1,16 +1,16 @@
 """The README: every command is run, and must print what the README shows (numbers within 2 %, times aside)."""
 
 import math
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import command_line
 import pytest
+from digits import digits_in
+from scripts import run_script_here
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,8 +40,16 @@ def commands() -> list[tuple[str, list[str]]]:
 def run(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     if arguments[0] == "onnxsep":
         return command_line.run(*arguments[1:], cwd=folder, columns=80)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(arguments, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    if arguments[0] == "python":
+        return run_script_here(folder / arguments[1], *arguments[2:], cwd=folder)
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=folder, check=False)
+
+
+def run_python(folder: Path, code: str) -> list[str]:
+    """The lines that an example prints."""
+    done = command_line.called(lambda: exec(code, {}), "python", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def same_line(shown: str, printed: str) -> bool:
@@ -79,15 +87,12 @@ def test_commands_print_what_the_readme_shows(folder: Path) -> None:
 
 def test_python_examples_run(folder: Path) -> None:
     first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = run(folder, [sys.executable, "-c", first])
-    assert done.returncode == 0, done.stderr
-    before, after = map(int, done.stdout.split())
+    (printed,) = run_python(folder, first)
+    before, after = map(int, printed.split())
     assert after < before == 186_314
-    made = run(folder, [sys.executable, "models/digits/data.py", "train.npz", "test.npz"])
-    assert made.returncode == 0, made.stderr
-    done = run(folder, [sys.executable, "-c", second])
-    assert done.returncode == 0, done.stderr
-    assert 0.9 < float(done.stdout) <= 1
+    digits_in(folder)
+    (printed,) = run_python(folder, second)
+    assert 0.9 < float(printed) <= 1
     assert (folder / "shrunk.onnx").is_file()
 
 
