@@ -11,13 +11,20 @@ ALL    := $(VENV)/.installed-$(EXTRAS)
 OUT    ?= demo-out
 DIST   ?= dist
 FUZZ   ?= 600
+# pip need not compile all of torch: what is imported is compiled then, and kept for the processes that follow.
+PIP    := -m pip install --quiet --no-compile
+export PYTHONDONTWRITEBYTECODE :=
+# Old versions of mypy, which know no workers, look past this.
+export MYPY_NUM_WORKERS ?= 2
 # Tests of documents, scripts, options, files, recipes and algebra, which do not depend on versions of the libraries.
 NOT_ENGINE := test_readme.py test_models.py test_cifar_model.py test_architecture.py test_packaging.py test_compression.py \
 	test_joint_ranks.py test_paths.py test_work_folders.py test_old_data_files.py test_option_values.py \
 	test_options_before_work.py test_labels.py test_labels_of_tables.py test_labels_of_spreadsheets.py test_signals.py \
 	test_early_signals.py test_plugins.py test_als.py test_als_rows.py test_fitting.py test_quick_fits.py \
 	test_calibration_errors.py test_preprocessing_found.py test_fitting_terminals.py test_progress_line.py \
-	test_verified_on_data.py test_evaluation_limits.py test_what_got_worse.py test_lean.py test_onnx_backend.py
+	test_verified_on_data.py test_evaluation_limits.py test_what_got_worse.py test_lean.py test_onnx_backend.py \
+	test_imports.py test_hostile_text.py test_inputs_without_samples.py test_time_limit.py test_options_that_do_nothing.py \
+	test_rerun.py test_rerun_other_models.py test_plan_files.py test_plan_refusals.py checking/test_check.py
 
 .PHONY: demo test deep lint types bench golden lowest fuzz sdist clean
 
@@ -26,7 +33,8 @@ demo: $(STAMP)
 	$(BIN)/onnxsep rewrite models/digits/digits_cnn.onnx $(OUT)/digits_spatial.onnx --mode spatial
 
 # Worksteal: each process begins with a half of the files in order, so that most fixtures of modules are made once.
-test: $(ALL) lint types
+test: $(ALL)
+	$(MAKE) lint types
 	$(BIN)/pytest -n auto --dist worksteal
 
 # The tests with all of their random examples and all trained models.
@@ -40,32 +48,37 @@ lint: $(STAMP)
 # A regular (not editable) install beside the sources, because mypy sees onnxsep.passes only there.
 types: $(STAMP)
 	rm -rf $(VENV)/typed build
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(VENV)/typed .
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation --target $(VENV)/typed .
 	MYPYPATH=$(VENV)/typed:tests:models:models/digits:models/cifar:benchmarks $(BIN)/mypy --explicit-package-bases \
 		$(VENV)/typed/onnxsep tests models benchmarks
 	rm -rf build
 
 bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,finetune,bench]"
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable ".[dev,finetune,bench]"
 	$(BIN)/python benchmarks/run_all.py
 
 # Rewrites the reference graphs after a change that is meant; review the difference.
 golden: $(STAMP)
 	$(BIN)/python tests/update_golden.py
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+$(BIN)/python $(LOWEST)/bin/python:
+	$(PYTHON) -m venv $(@:/bin/python=)
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-$(ALL): $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+# In one go, and then nothing is left to do for the targets that need less.
+$(ALL): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $(STAMP) $@
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt | $(LOWEST)/bin/python
+	$(LOWEST)/bin/python $(PIP) --constraint constraints-lowest.txt --editable ".[dev]"
 	touch $@
 
 # The engine's tests with the oldest versions that pyproject.toml allows, in an environment of their own.
-lowest:
-	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[dev]"
+lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/pytest -n auto --dist worksteal $(addprefix --ignore=tests/,$(NOT_ENGINE))
 
 # New random examples for FUZZ seconds; what is found becomes a test.

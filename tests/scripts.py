@@ -25,7 +25,7 @@ def run_script(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
-def run_script_here(path: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_script_here(path: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The same in this process, which has imported what costs a second already; its folder is on the path."""
     try:
         with mock.patch.object(sys, "path", [str(path.parent), *sys.path]):

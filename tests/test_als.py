@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from calibration_models import load_script
 from numpy.typing import NDArray
+from random_examples import some
 from scipy.optimize import minimize
 from test_modes import ranks_at
 
@@ -110,12 +111,14 @@ def test_every_step_finds_the_best_factor(
         assert before == pytest.approx(problem.objective(multiply(equation, factors)), rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize(("mode", "conv"), PRODUCTS, ids=IDS)
-@pytest.mark.parametrize("kind", ["plain", "singular", "ill-conditioned", "dead channels", "zero"])
-@pytest.mark.parametrize("gradients", [False, True])
+KINDS = ["plain", "singular", "ill-conditioned", "dead channels", "zero"]
+
+
+@pytest.mark.parametrize(("product", "kind", "gradients"), some(itertools.product(PRODUCTS, KINDS, [False, True]), 3))
 def test_objective_never_rises(
-    kind: str, mode: Multilinear, conv: Conv, gradients: bool, monkeypatch: pytest.MonkeyPatch
+    product: tuple[Multilinear, Conv], kind: str, gradients: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    mode, conv = product
     if gradients:
         monkeypatch.setattr(als, "_LARGEST_SYSTEM", 0)
     for seed in range(2):

@@ -13,7 +13,7 @@ from onnxsep.running.feeds import make_feeds
 from onnxsep.running.runtime import Runner, RuntimeOptions
 
 
-@pytest.mark.parametrize("name", some((name for name in EXPORTED if DEEP or name != LONG), 2))
+@pytest.mark.parametrize("name", some((name for name in EXPORTED if DEEP or name != LONG), 3))
 def test_fitted_to_random_inputs(shared: Path, tmp_path: Path, name: str) -> None:
     path = shared / "models" / f"{name}.onnx"
     source = onnxsep.load(path)

@@ -48,7 +48,7 @@ description = "What needs no torch."
 [[steps]]
 command = "rewrite"
 mode = "spatial"
-positions = 8
+init = "svd"
 
 [[steps]]
 command = "prune"
@@ -349,9 +349,9 @@ def test_the_model_itself_is_no_target(place: Path, digits: Path) -> None:
 def test_a_pipeline_does_what_the_functions_do(digits: Path) -> None:
     data = digits / "train.npz"
     result = Pipeline(
-        [Pipeline([Rewrite(mode="depthwise", positions=16)]), Prune(sparsity=0.3), Quantize(samples=100)]
+        [Pipeline([Rewrite(mode="depthwise", positions=16, samples=200)]), Prune(sparsity=0.3), Quantize(samples=100)]
     )(DIGITS, data=data, test=digits / "test.npz", runs=0, runtime=ONE)
-    rewritten = onnxsep.rewrite(DIGITS, mode="depthwise", positions=16, data=data, runtime=ONE)
+    rewritten = onnxsep.rewrite(DIGITS, mode="depthwise", positions=16, samples=200, data=data, runtime=ONE)
     pruned = onnxsep.prune(rewritten.model, sparsity=0.3, data=data, runtime=ONE)
     quantized = onnxsep.quantize(pruned.model, data=data, samples=100, runtime=ONE)
     assert result.proto == quantized.proto
@@ -371,7 +371,7 @@ def test_a_pipeline_does_what_the_functions_do(digits: Path) -> None:
 
 def test_the_rewrite_step_uses_the_data_unless_svd_is_asked_for(digits: Path) -> None:
     data = digits / "train.npz"
-    fitted = Pipeline([Rewrite(mode="depthwise", positions=16)])(DIGITS, data=data, runs=0, runtime=ONE)
+    fitted = Pipeline([Rewrite(mode="depthwise", positions=16, samples=200)])(DIGITS, data=data, runs=0, runtime=ONE)
     alone = Pipeline([Rewrite(mode="depthwise", init="svd")])(DIGITS, data=data, runs=0, runtime=ONE)
     assert alone.proto == onnxsep.rewrite(DIGITS, mode="depthwise").proto
     assert fitted.proto != alone.proto
@@ -445,6 +445,7 @@ def test_an_image_is_read_as_the_whole_run_says(tmp_path: Path) -> None:
 
 
 def test_digits_end_to_end_without_torch(place: Path, digits: Path) -> None:
+    toml(place, WITHOUT_TORCH.replace('init = "svd"', "positions = 8"))  # fitted to the data
     data = ("--data", digits / "train.npz", "--test", digits / "test.npz", "--threads", 1)
     done = run("compress", "in.onnx", "out.onnx", "--recipe", "recipe.toml", *data, "--runs", 3, cwd=place)
     assert done.returncode == 0, done.stderr
@@ -778,8 +779,8 @@ epochs = 12
 samples = 600
 
 [[steps]]
-command = "quantize"
-samples = 50
+command = "prune"
+sparsity = 0.5
 """
 
 
@@ -835,7 +836,7 @@ def test_an_output_that_is_not_there_is_found_before_any_work(digits: Path) -> N
 
 
 def test_a_failed_verification_in_python(digits: Path) -> None:
-    steps = Pipeline([Rewrite(mode="spatial", positions=8), Quantize(samples=50, max_error=1e-9)])
+    steps = Pipeline([Rewrite(mode="spatial", init="svd"), Quantize(samples=50, max_error=1e-9)])
     with pytest.raises(VerificationError, match=r"step 2 .quantize.: the relative error") as caught:
         steps(DIGITS, data=digits / "train.npz", runs=0)
     assert caught.value.report.options["max_error"] == 1e-9

@@ -25,6 +25,7 @@ from finetuning_models import (
     write_data,
 )
 from onnx import numpy_helper
+from PIL import Image
 from random_examples import DEEP
 
 import onnxsep
@@ -116,7 +117,27 @@ def diverges(folder: Path) -> Options:
     return ["--data", "data.npz", "--batch", 16, "--rate", 1e38, "--schedule", "constant", "--quiet"]
 
 
-CASES = (digits, moved, beside, norms, shares_too_small, diverges)
+def broken_image(folder: Path) -> Options:
+    """An image of which half is missing, in the share of the second process alone."""
+    data = small_data(40)
+    for place, (pixels, label) in enumerate(zip(data["x"], data["y"], strict=True)):
+        images = folder / "images" / str(label)
+        images.mkdir(parents=True, exist_ok=True)
+        values = np.clip(128 + 30 * pixels.transpose(1, 2, 0), 0, 255).astype(np.uint8)
+        Image.fromarray(values).save(images / f"{place:02}.png")
+    model = small_model(norm=False)
+    onnxsep.save(model, folder / "in.onnx")
+    # The first step's second half is that of the second process.
+    opened = open_data(folder / "images", model)
+    batches = Batches(opened, range(40), 16, 0.1, 0)
+    (second,) = batches.shares(batches.steps(np.random.default_rng([0, 1]))[0], 1, 2)
+    assert opened.names is not None
+    broken = folder / "images" / opened.names[second.samples[0]]
+    broken.write_bytes(broken.read_bytes()[:100])
+    return ["--data", "images", "--batch", 16, "--epochs", 2, "--quiet", "--augment", "none"]
+
+
+CASES = (digits, moved, beside, norms, shares_too_small, diverges, broken_image)
 
 
 @dataclass(frozen=True)
@@ -221,6 +242,14 @@ def test_a_loss_that_is_not_finite_ends_all(together: dict[str, Case]) -> None:
     together["diverges"].refused("of epoch 1; lower the learning rate")
 
 
+def test_an_error_of_one_process_ends_all(together: dict[str, Case]) -> None:
+    """Only the process whose share holds the broken image meets it; both stop, and one says so."""
+    case = together["broken_image"]
+    (broken,) = (path for path in (case.folder / "images").rglob("*.png") if path.stat().st_size == 100)
+    case.refused(broken.name)
+    assert not any("internal error" in done["stderr"] for done in case.processes)
+
+
 @pytest.mark.skipif(not DEEP, reason="it takes as long as a hundred others: make deep")
 def test_a_resumed_run_of_two(tmp_path: Path) -> None:
     """The first process alone reads the checkpoint, and both go on from it."""
@@ -252,37 +281,7 @@ def test_a_resumed_run_of_two(tmp_path: Path) -> None:
     same(tmp_path / "whole.onnx", tmp_path / "out.onnx", tmp_path / "in.onnx")
 
 
-# ---------------------------------------------------------------- one error, and nobody waits
-
-
-def test_an_error_of_one_process_ends_all(tmp_path: Path) -> None:
-    """Only the process whose share holds the broken image meets it; both stop, and one says so."""
-    pytest.importorskip("PIL")
-    from PIL import Image
-
-    data = small_data(40)
-    for place, (pixels, label) in enumerate(zip(data["x"], data["y"], strict=True)):
-        folder = tmp_path / "images" / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        values = np.clip(128 + 30 * pixels.transpose(1, 2, 0), 0, 255).astype(np.uint8)
-        Image.fromarray(values).save(folder / f"{place:02}.png")
-    model = small_model(norm=False)
-    onnxsep.save(model, tmp_path / "in.onnx")
-    # The first step's second half is that of the second process.
-    batches = Batches(open_data(tmp_path / "images", model), range(40), 16, 0.1, 0)
-    step = batches.steps(np.random.default_rng([0, 1]))[0]
-    (second,) = batches.shares(step, 1, 2)
-    names = open_data(tmp_path / "images", model).names
-    assert names is not None
-    broken = tmp_path / "images" / names[second.samples[0]]
-    broken.write_bytes(broken.read_bytes()[:100])
-    options = ["--data", "images", "--batch", 16, "--epochs", 2, "--threads", 1, "--quiet", "--augment", "none"]
-    done = both("finetune", "in.onnx", "out.onnx", *options, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.count("onnxsep: error:") == 1
-    assert f"{broken.name}" in done.stderr
-    assert "internal error" not in done.stderr
-    assert not (tmp_path / "out.onnx").exists()
+# ---------------------------------------------------------------- nobody waits
 
 
 def test_a_process_that_is_killed_ends_the_others(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Trained networks of several exporters take two steps of fine-tuning and stay what they are."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import onnx
 import pytest
 from finetuning_models import ONE, needs_torch
 from onnx import numpy_helper
+from random_examples import some
 
 import onnxsep
 from onnxsep.errors import UnsupportedModelError
@@ -39,8 +41,7 @@ def two_steps(model: onnxsep.Model, **options: Any) -> onnxsep.FinetuneResult:
     return onnxsep.finetune(model, data=data, runtime=ONE, **given, **options)
 
 
-@pytest.mark.parametrize("batch_norm", ["frozen", "insert"])
-@pytest.mark.parametrize("name", CIFAR)
+@pytest.mark.parametrize(("name", "batch_norm"), some(product(CIFAR, ["frozen", "insert"]), 3))
 def test_two_steps(shared: Path, tmp_path: Path, name: str, batch_norm: Any) -> None:
     model = load(shared / "models" / f"{name}.onnx")
     result = two_steps(model, batch_norm=batch_norm, teacher=model, precision="bfloat16")

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
-from scripts import load_script, run_script
+from scripts import load_script, run_script, run_script_here
 from sklearn.datasets import load_digits
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -264,7 +264,7 @@ class TestDigits:
         broken = tmp_path / "broken.onnx"
         broken.write_bytes(b"not a model")
         for path in (tmp_path / "missing.onnx", broken):
-            done = run_script(MODELS / "digits" / "evaluate.py", path)
+            done = run_script_here(MODELS / "digits" / "evaluate.py", path, cwd=tmp_path)
             assert done.returncode == 1
             assert str(path) in done.stderr
             assert "Traceback" not in done.stderr

@@ -201,7 +201,7 @@ def cases(draw: st.DrawFn, dims: int, auto_pad: AutoPad) -> Case:
 @pytest.mark.parametrize("auto_pad", ["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("mode", sorted(conv_modes()))
-@settings(deadline=None, derandomize=True, max_examples=examples(8, deep=60))
+@settings(deadline=None, derandomize=True, max_examples=examples(4, deep=60))
 @given(data=st.data())
 def test_full_rank_is_exact(mode: str, dims: int, auto_pad: AutoPad, data: st.DataObject) -> None:
     case = data.draw(cases(dims, auto_pad))
@@ -245,7 +245,7 @@ def with_weight(model: onnx.ModelProto, case: Case, weight: Array) -> onnx.Model
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("mode", sorted(conv_modes()))
-@settings(deadline=None, derandomize=True, max_examples=examples(20, deep=40))
+@settings(deadline=None, derandomize=True, max_examples=examples(10, deep=40))
 @given(data=st.data())
 def test_replacement_computes_what_it_reconstructs(mode: str, dims: int, data: st.DataObject) -> None:
     """At any rank: strides, pads, dilations and the bias are where they belong."""
@@ -271,12 +271,15 @@ def wide_conv(kernel: tuple[int, ...]) -> Conv:
     return Conv(24, 40, kernel, (2, *ones[1:]), pads, ones, bias=True)
 
 
-MANY = [
-    (mode, conv)
-    for conv in map(wide_conv, [(3, 39), (5, 5), (3, 1, 5), (3, 3, 3), (1, 1), (1, 1, 1)])
-    for mode in sorted(conv_modes())
-    if not get_mode(mode).accepts(conv)
-]
+MANY = some(
+    [
+        (mode, conv)
+        for conv in map(wide_conv, [(3, 39), (5, 5), (3, 1, 5), (3, 3, 3), (1, 1), (1, 1, 1)])
+        for mode in sorted(conv_modes())
+        if not get_mode(mode).accepts(conv)
+    ],
+    3,
+)
 
 
 def test_every_mode_is_tested_with_many_channels() -> None:

@@ -7,6 +7,7 @@ nodes that carry onnxsep's metadata, in its place; their weights are new; a weig
 import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +193,7 @@ def content(proto: onnx.ModelProto, folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- real models
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "mode"), some(product(MODELS, MODES), 3))
 def test_real_model(shared: Path, tmp_path: Path, name: str, mode: str) -> None:
     path = shared / "models" / f"{name}.onnx"
     bytes_before = path.read_bytes()
@@ -230,7 +230,7 @@ def test_real_model_of_which_nothing_is_rewritten(shared: Path, tmp_path: Path, 
             assert data.read_bytes() == (path.parent / data.name).read_bytes()
 
 
-@pytest.mark.parametrize("name", some(MODELS, 2))
+@pytest.mark.parametrize("name", some(MODELS, 4))
 def test_real_model_in_both_modes_one_after_the_other(shared: Path, name: str) -> None:
     """What one mode made is split by the other with ``recurse``; left alone without it."""
     path = shared / "models" / f"{name}.onnx"

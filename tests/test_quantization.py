@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable, Collection
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,10 @@ def quantized_weight(proto: onnx.ModelProto, conv: str) -> tuple[np.ndarray, np.
 # ---------------------------------------------------------------- what the result is
 
 
-@pytest.mark.parametrize("format_", ["qdq", "qoperator"])
-@pytest.mark.parametrize("activations", ["int8", "uint8"])
-@pytest.mark.parametrize("method", some(["minmax", "entropy", "percentile"], 2))
+@pytest.mark.parametrize(
+    ("method", "activations", "format_"),
+    some(product(["minmax", "entropy", "percentile"], ["int8", "uint8"], ["qdq", "qoperator"]), 5),
+)
 def test_digits_model_keeps_its_accuracy(
     format_: Any, activations: Any, method: Any, digits: dict[str, np.ndarray]
 ) -> None:

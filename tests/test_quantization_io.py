@@ -1,6 +1,7 @@
 """``--int8-io``, and what makes int8 files small."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import onnx
 import pytest
 from command_line import run
 from onnx import TensorProto, helper, numpy_helper
+from random_examples import some
 
 import onnxsep
 from onnxsep.errors import ModelLoadError
@@ -66,8 +68,10 @@ def both(source: onnx.ModelProto, data: Any, **options: Any) -> tuple[onnxsep.Qu
 # ---------------------------------------------------------------- integers at the ends
 
 
-@pytest.mark.parametrize("format_", ["qdq", "qoperator"])
-@pytest.mark.parametrize("activations", ["int8", "uint8"])
+@pytest.mark.parametrize(
+    ("format_", "activations"),
+    some(product(["qdq", "qoperator"], ["int8", "uint8"]), 3),  # each once
+)
 def test_only_the_ends_change(format_: Any, activations: Any, digits: dict[str, np.ndarray]) -> None:
     options: dict[str, Any] = {"data": digits["x"][:80], "format": format_, "activations": activations, "runtime": ONE}
     plain, integer = quantize(DIGITS, **options), quantize(DIGITS, int8_io=True, **options)

@@ -13,7 +13,7 @@ from exporters import EXPORTED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
-from random_examples import some
+from random_examples import examples, some
 
 from onnxsep.checking import CheckResult, Difference, check
 from onnxsep.checking.structure import HEADER, describe
@@ -107,7 +107,7 @@ def float32(values: list[float]) -> np.ndarray:
 # Equal models -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", some(MODELS, 2))
+@pytest.mark.parametrize("name", some(MODELS, 4))
 def test_a_real_model_is_the_same_as_itself_renamed(shared: Path, name: str) -> None:
     path = shared / "models" / f"{name}.onnx"
     model = load(path)
@@ -504,7 +504,7 @@ def test_any_single_change_is_found_with_and_without_names(
 
 
 @given(st.integers(0, 2**32), st.integers(1, 400))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(8, deep=30), deadline=None)
 def test_many_changes_leave_the_rest_paired(seed: int, changed: int) -> None:
     """Of a long network each statement is either the same on both sides or part of a difference, never lost."""
     generator = random.Random(seed)
