@@ -3,6 +3,7 @@
 What is right is said without onnxsep: by sessions of ONNX Runtime, by the weights in the files, by the exit status.
 """
 
+import contextlib
 import random
 import re
 import shutil
@@ -297,7 +298,8 @@ def kills(seed: int, command: str = "", *, torch: bool = False) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "onnxsep", *chosen], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    time.sleep(rng.uniform(0.6, 3.0))
+    _wait_for_handlers(process)
+    time.sleep(rng.uniform(0.0, 2.4))
     process.send_signal(stop)
     _, said = process.communicate(timeout=30)
     assert b"Traceback" not in said, said[-400:]
@@ -307,6 +309,19 @@ def kills(seed: int, command: str = "", *, torch: bool = False) -> None:
         outputs(Path("out.onnx"), feeds)
     if stop != signal.SIGKILL:
         assert not [path.name for path in Path().iterdir() if ".tmp" in path.name]
+
+
+def _wait_for_handlers(process: subprocess.Popen[bytes]) -> None:
+    """Until the program answers SIGTERM: while Python starts it answers Ctrl-C with a traceback of its own."""
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.exists():
+        time.sleep(0.6)
+    with contextlib.suppress(OSError):  # it has ended
+        while process.poll() is None and status.exists():
+            caught = re.search(r"SigCgt:\s*([0-9a-f]+)", status.read_text())
+            if caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:
+                break
+            time.sleep(0.005)
 
 
 KINDS = {"graphs": graphs, "damage": damage, "options": options, "kills": kills}
