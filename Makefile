@@ -14,8 +14,6 @@ FUZZ   ?= 600
 # pip need not compile all of torch: what is imported is compiled then, and kept for the processes that follow.
 PIP    := -m pip install --quiet --no-compile
 export PYTHONDONTWRITEBYTECODE :=
-# Old versions of mypy, which know no workers, look past this.
-export MYPY_NUM_WORKERS ?= 2
 # Tests of documents, scripts, options, files, recipes and algebra, which do not depend on versions of the libraries.
 NOT_ENGINE := test_readme.py test_models.py test_cifar_model.py test_architecture.py test_packaging.py test_compression.py \
 	test_joint_ranks.py test_paths.py test_work_folders.py test_old_data_files.py test_option_values.py \
@@ -24,7 +22,8 @@ NOT_ENGINE := test_readme.py test_models.py test_cifar_model.py test_architectur
 	test_calibration_errors.py test_preprocessing_found.py test_fitting_terminals.py test_progress_line.py \
 	test_verified_on_data.py test_evaluation_limits.py test_what_got_worse.py test_lean.py test_onnx_backend.py \
 	test_imports.py test_hostile_text.py test_inputs_without_samples.py test_time_limit.py test_options_that_do_nothing.py \
-	test_rerun.py test_rerun_other_models.py test_plan_files.py test_plan_refusals.py checking/test_check.py
+	test_rerun.py test_rerun_other_models.py test_plan_files.py test_plan_refusals.py test_sobolewski_baselines.py \
+	checking/test_check.py
 
 .PHONY: demo test deep lint types bench golden lowest fuzz sdist clean
 
@@ -32,10 +31,13 @@ demo: $(STAMP)
 	mkdir -p $(OUT)
 	$(BIN)/onnxsep rewrite models/digits/digits_cnn.onnx $(OUT)/digits_spatial.onnx --mode spatial
 
+# Types are checked, by one process for half a minute, while the tests run; what is found is printed after them.
 # Worksteal: each process begins with a half of the files in order, so that most fixtures of modules are made once.
 test: $(ALL)
-	$(MAKE) lint types
-	$(BIN)/pytest -n auto --dist worksteal
+	$(MAKE) lint
+	$(MAKE) types > $(VENV)/types.txt 2>&1 & types=$$!; \
+	$(BIN)/pytest -n auto --dist worksteal; tests=$$?; \
+	wait $$types; types=$$?; cat $(VENV)/types.txt; exit $$((tests || types))
 
 # The tests with all of their random examples and all trained models.
 deep: $(ALL)
