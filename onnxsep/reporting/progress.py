@@ -57,24 +57,31 @@ def progress_line() -> Iterator[Line | None]:
 @contextmanager
 def _in_a_cell(clock: "Clock") -> Iterator[Line]:
     """The line in the output of a notebook's cell, which needs nothing but IPython."""
-    from IPython.display import display
-
-    shown = display({"text/plain": ""}, raw=True, display_id=True)
-    drawn = -1.0
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal drawn
-        clock.tell(done, total)
-        if clock.elapsed - drawn >= 1 / _PER_SECOND:
-            drawn = clock.elapsed
-            count = f"{done}/{total}" if total > 1 else ""
-            text = "  ".join(part for part in (count, _times(clock), printable(what)) if part)
-            shown.update({"text/plain": text}, raw=True)
-
+    line = _Cell(clock)
     try:
-        yield tell
+        yield line
     finally:
-        shown.update({"text/plain": ""}, raw=True)
+        line.show("")
+
+
+class _Cell:
+    def __init__(self, clock: "Clock") -> None:
+        from IPython.display import display
+
+        self._clock, self._drawn = clock, -1.0
+        self._shown = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self._clock.tell(done, total)
+        if self._clock.elapsed - self._drawn >= 1 / _PER_SECOND:
+            self._drawn = self._clock.elapsed
+            count = f"{done}/{total}" if total > 1 else ""
+            self.show("  ".join(part for part in (count, _times(self._clock), printable(what)) if part))
+
+    begin = __call__
+
+    def show(self, text: str) -> None:
+        self._shown.update({"text/plain": text}, raw=True)
 
 
 class _Line:
