@@ -53,7 +53,7 @@ def geometry(case: Case) -> Conv:
 def test_replacement_computes_what_it_reconstructs(mode: str, data: st.DataObject) -> None:
     """At any rank, and at full rank the original: strides, pads, dilations, groups are where they belong."""
     case = data.draw(cases(("float32", "float32", "float64", "float16")))
-    wanted = data.draw(st.sampled_from([1, 2, 3, "full", "full"]))
+    wanted: Any = data.draw(st.sampled_from([1, 2, 3, "full", "full"]))
     model, chosen = case.model(), get_mode(mode)
     before = model.SerializeToString()
     result = rewrite(model, mode, wanted)
@@ -261,7 +261,7 @@ def test_other_modes_and_pruning_say_that_they_do_not_take_it() -> None:
 def test_constant_nodes_of_functions_and_branches(opset: int) -> None:
     """Its weight is a Constant node in a branch of an If, whose form it takes."""
     weight, value = plain_case((2, 2), (4, 4)).weight, helper.make_tensor_value_info
-    branches = {
+    branches: dict[str, Any] = {
         name: helper.make_graph(
             [
                 helper.make_node("Constant", [], [f"w_{name}"], value=numpy_helper.from_array(scale * weight, "w")),

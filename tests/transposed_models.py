@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from onnx import helper
 from test_modes import ELEMENT_TYPES, NUMPY_TYPES, tensor_of
 
-from onnxsep.layers.conv import Conv
+from onnxsep.layers.conv import AutoPad, Conv
 from onnxsep.modes.base import conv_modes
 
 Array = npt.NDArray[Any]
 MODES = sorted(name for name, mode in conv_modes().items() if mode.transposed)
+AUTOMATIC: dict[str, AutoPad] = {"SAME_UPPER": "SAME_UPPER", "SAME_LOWER": "SAME_LOWER", "VALID": "VALID"}
 KERNELS: dict[int, list[tuple[int, ...]]] = {
     1: [(2,), (3,), (8,)],
     2: [(1, 3), (3, 1), (2, 2), (3, 3), (2, 4), (5, 3)],
@@ -84,7 +85,6 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float32",)) -> Case:
     dilations = tuple(draw(st.sampled_from([1, 1, 2, 3])) for _ in kernel)
     group = draw(st.sampled_from([1, 1, 2, 3]))
     size = tuple(draw(st.integers(2, 5)) for _ in kernel)
-    automatic = kind if kind in ("SAME_UPPER", "SAME_LOWER", "VALID") else "NOTSET"
     conv = Conv(
         in_channels=group * draw(st.integers(1, 4)),
         out_channels=group * draw(st.integers(1, 4)),
@@ -94,7 +94,7 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float32",)) -> Case:
         dilations=dilations,
         group=group,
         bias=draw(st.booleans()),
-        auto_pad=automatic,
+        auto_pad=AUTOMATIC.get(kind, "NOTSET"),
         transposed=True,
     )
     whole = [s * (n - 1) + (k - 1) * d + 1 for s, n, k, d in zip(strides, size, kernel, dilations, strict=True)]
