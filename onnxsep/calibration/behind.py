@@ -58,52 +58,64 @@ class End:
     """What counts of the sampled rows of a Conv where a region follows: what is reached at its end.
 
     With y' the outputs of the replacement, e(y') what these become at the end, and e what the original network has
-    there, the target of the next round is y' + (e - e(y')) / L, with L the usual slope of e in that channel. It is
-    reached where e(y') = e; where e is flat, as behind an activation that saturates, hardly anything is asked for.
-    Where e rises everywhere and the weight is free this is the step of a convex problem (the matching loss of an
-    activation, Auer, Herbster and Warmuth 1996). The step of the squared error has the slope of e at y' as a further
-    factor. On three networks for digits (SiLU, HardSwish, LeakyRelu) and in six modes that was worse for the first two,
-    better for the third, and no better on average; with single Convs before five activations never better.
+    there, the target of the next round is the step of a descent on |e - e(y')|^2,
+
+        y' + (e - e(y')) e'(y') / L,    L = sqrt(mean of e'^4 in the original network), for each channel
+
+    where e' is the slope: so rows count by the slope of the activation. Where all slopes are alike it is the exact
+    solution. Where e' is 0 although it is not in the original network, as behind a Relu, the original's slope brings
+    the row back. With the largest slope as L the error could never rise, and far more rounds would be needed.
+
+    Tried on three networks for digits (SiLU, HardSwish, LeakyRelu), six modes each: the mean relative error of the
+    output was .232, .233 and .232 with the target y, .200, .208 and .202 with (e - e(y')) / sqrt(mean of e'^2), which
+    does without the slopes of the rows, and .197, .203 and .197 with them.
 
     Args:
         behind: the region.
         skips: [rows, channels] of each of its skips, in the original network and in the rewritten one.
         wanted: [rows, channels] at its start in the original network.
+        moved: the same for outputs that are ``step`` higher.
+        step: [channels].
+        rows: those whose slopes make L.
     """
 
-    def __init__(self, behind: Behind, skips: Sequence[tuple[Floats, Floats]], wanted: Floats) -> None:
-        self._behind, self._skips = behind, skips
-        self.reached = behind(wanted, [skip[0] for skip in skips])
-        self._gain: Floats = np.zeros(0, np.float32)
+    def __init__(
+        self,
+        behind: Behind,
+        skips: Sequence[tuple[Floats, Floats]],
+        wanted: Floats,
+        moved: Floats,
+        step: Floats,
+        rows: NDArray[np.bool_],
+    ) -> None:
+        self._behind, self._skips, self._step = behind, skips, step
+        kept = [skip[0] for skip in skips]
+        self.reached = behind(wanted, kept)
+        self._slopes: Floats = (behind(moved, kept) - self.reached) / step
+        self._gain = inverse_squares(self._slopes[rows]).astype(np.float32)
 
-    def measure_slopes(self, moved: Floats, step: Floats, rows: NDArray[np.bool_]) -> bool:
-        """Take the slopes from what the end becomes where outputs move.
-
-        Args:
-            moved: [rows, channels] at the start of the region, for outputs that are a step higher.
-            step: [channels].
-            rows: which of them count.
-
-        Returns:
-            Whether all is finite.
-        """
-        slopes = (self._behind(moved, [skip[0] for skip in self._skips]) - self.reached) / step
-        self._gain = inverse_slopes(slopes[rows]).astype(np.float32)
-        return bool(np.isfinite(self.reached).all() and np.isfinite(slopes).all())
+    @property
+    def finite(self) -> bool:
+        """Whether all can be computed in the original network."""
+        return bool(np.isfinite(self.reached).all() and np.isfinite(self._slopes).all())
 
     def now(self, values: Floats, rows: NDArray[np.bool_] | slice = slice(None)) -> Floats:
         """The end in the rewritten network, for values of some rows at the start of the region."""
         return self._behind(values, [skip[1][rows] for skip in self._skips])
 
-    def target(self, outputs: Floats, values: Floats, original: Floats) -> Floats:
+    def target(self, outputs: Floats, values: Floats, moved: Floats, original: Floats) -> Floats:
         """What the outputs should be.
 
         Args:
             outputs: [rows, channels], what they are.
             values: the same at the start of the region.
+            moved: the same for outputs that are a step higher.
             original: what they are in the original network, for channels that have no say at the end.
         """
-        target = np.where(self._gain == 0, original, outputs + (self.reached - self.now(values)) * self._gain)
+        now = self.now(values)
+        slopes = (self.now(moved) - now) / self._step
+        slopes = np.where(slopes == 0, self._slopes, slopes)
+        target = np.where(self._gain == 0, original, outputs + (self.reached - now) * slopes * self._gain)
         finite: Floats = np.where(np.isfinite(target), target, original)
         return finite
 
@@ -165,18 +177,15 @@ def fitting_region(
     return region
 
 
-def inverse_slopes(slopes: Floats) -> Array:
-    """[channels], one over the usual slope of each channel, with its sign; 0 for those that are (almost) flat.
-
-    That is the root of the mean square. The steepest one would be safe whatever the data, and needs far more rounds.
+def inverse_squares(slopes: Floats) -> Array:
+    """[channels], one over the usual square of the slopes of each channel; 0 for those that are (almost) flat.
 
     Args:
         slopes: [rows, channels].
     """
-    usual: Array = np.sqrt(np.mean(np.square(slopes), axis=0, dtype=np.float64))
-    sign = np.where(slopes.mean(axis=0, dtype=np.float64) < 0, -1.0, 1.0)
-    usable = usual > _FLAT * usual.max(initial=0.0)
-    return np.where(usable, sign / np.where(usable, usual, 1.0), 0.0)
+    usual: Array = np.sqrt(np.mean(np.square(slopes, dtype=np.float64) ** 2, axis=0))
+    usable = usual > _FLAT**2 * usual.max(initial=0.0)
+    return np.where(usable, 1 / np.where(usable, usual, 1.0), 0.0)
 
 
 def step_of(values: Floats) -> Floats:

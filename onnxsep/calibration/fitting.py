@@ -187,10 +187,11 @@ class Fitter:
 
     def _behind(self, region: Region) -> End | None:
         """What follows the part that is told in numbers; None where that gives NaN or infinity."""
-        step = step_of(self._samples.targets)
-        moved = self._clip(self._wanted + step * self._scale)
-        end = End(Behind(region, self._conv), self._samples.further, self._clip(self._wanted))
-        return end if end.measure_slopes(moved, step, self._fit_rows) else None
+        self._step = step_of(self._samples.targets)
+        start, moved = (self._clip(self._wanted + shift) for shift in (np.float32(0), self._step * self._scale))
+        behind = Behind(region, self._conv)
+        end = End(behind, self._samples.further, start, moved, self._step, self._fit_rows)
+        return end if end.finite else None
 
     def _clip(self, values: Floats) -> Floats:
         clipped: Floats = np.clip(values, self._low, self._high)
@@ -270,7 +271,9 @@ class Fitter:
         wanted = self._wanted
         if self._end is not None:
             present = self._samples.targets if predicted is None else predicted
-            return self._end.target(present, self._clip(present * self._scale + self._base), self._samples.targets)
+            values = present * self._scale + self._base
+            moved = self._clip(values + self._step * self._scale)
+            return self._end.target(present, self._clip(values), moved, self._samples.targets)
         if predicted is not None:
             now = predicted * self._scale + self._base
             wanted = majorised(wanted, now, self._low, self._high)
