@@ -7,6 +7,7 @@ import onnx
 import pytest
 from calibration_models import ONE_THREAD, Steps, fitted, images, network, outputs, replaced, row
 from numpy.typing import NDArray
+from random_examples import some
 
 from onnxsep.calibration.behind import Behind, skip_values
 from onnxsep.calibration.regions import Grower, Region
@@ -194,7 +195,7 @@ def one(lines: str) -> onnx.ModelProto:
     return network(f"g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {{ {text} }}", e=(4, 4, 1, 1), **used)
 
 
-@pytest.mark.parametrize("act", sorted(ACTS))
+@pytest.mark.parametrize("act", some(sorted(ACTS), 2))
 def test_errors_are_measured_behind_it_and_the_fit_lowers_them(act: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = one(ACTS[act]), images(200, (4, 6, 6))
     options: dict[str, Any] = {
@@ -230,7 +231,7 @@ def test_what_cannot_be_computed_behind_it_is_no_part_of_the_fit() -> None:
     assert entry.held_out_error < 1
 
 
-@pytest.mark.parametrize("kind", ["float16", "float64"])
+@pytest.mark.parametrize("kind", some(["float16", "float64"], 2))
 def test_other_types_are_computed_in_single_precision(kind: str) -> None:
     model = one(ACTS["gelu"])
     numbers = {"float16": onnx.TensorProto.FLOAT16, "float64": onnx.TensorProto.DOUBLE}

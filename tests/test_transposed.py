@@ -48,7 +48,7 @@ def geometry(case: Case) -> Conv:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(deadline=None, derandomize=True, max_examples=examples(10, deep=150))
+@settings(deadline=None, derandomize=True, max_examples=examples(5, deep=150))
 @given(data=st.data())
 def test_replacement_computes_what_it_reconstructs(mode: str, data: st.DataObject) -> None:
     """At any rank, and at full rank the original: strides, pads, dilations, groups are where they belong."""
@@ -82,7 +82,7 @@ def test_replacement_computes_what_it_reconstructs(mode: str, data: st.DataObjec
     assert (row.macs_after, onnxsep.inspect(model, modes=["spatial"]).totals.macs) == (counted, row.macs_before)
 
 
-@settings(deadline=None, derandomize=True, max_examples=examples(60, deep=1000))
+@settings(deadline=None, derandomize=True, max_examples=examples(25, deep=1000))
 @given(case=cases(), count=st.sampled_from([1, 7, 1000]))
 def test_rows_are_those_of_the_runtime(case: Case, count: int) -> None:
     """The patches at output positions, times the weight, are what ONNX Runtime computes there."""
