@@ -19,8 +19,8 @@ Why
 Form
     The first Conv has no bias, so zeros padded after it are those that it would have made. Each depthwise Conv carries
     stride, pads (or auto_pad) and dilation of its axis, the last Conv the bias. Axes on which the kernel is 1 wide are
-    left with the first depthwise Conv. No paper fixes the rank: "paper" takes the largest one with at most half of the
-    parameters.
+    left with the first depthwise Conv. Of a ConvTranspose the depthwise ones are ConvTransposes, and the last Conv runs
+    on the whole output. No paper fixes the rank: "paper" takes the largest one with at most half of the parameters.
 
 When it refuses
     A 1 x 1 Conv: that is the mode pointwise.
@@ -60,6 +60,7 @@ class CP(Multilinear):
     """A 1 x 1 Conv, depthwise Convs along the axes, and a 1 x 1 Conv."""
 
     name = "cp"
+    transposed = True
     summary = "1 x 1, depthwise k x 1 and 1 x k, 1 x 1 (CP); the rank is the number of channels in between"
 
     def accepts(self, conv: Conv) -> str | None:

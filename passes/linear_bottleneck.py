@@ -22,8 +22,9 @@ Why
 
 Form
     The first Conv has no bias, so zeros padded after it are those that it would have made. The depthwise Conv carries
-    strides, pads (or auto_pad) and dilations, the last Conv the bias. "paper" takes the largest rank with at most a
-    quarter of the weights.
+    strides, pads (or auto_pad) and dilations, the last Conv the bias. Of a ConvTranspose the depthwise one is a
+    ConvTranspose, and the last Conv runs on the whole output. "paper" takes the largest rank with at most a quarter of
+    the weights.
 
 When it refuses
     A 1 x 1 Conv: that is the mode pointwise.
@@ -61,6 +62,7 @@ class LinearBottleneck(Multilinear):
     """A 1 x 1 Conv, a depthwise Conv and a 1 x 1 Conv."""
 
     name = "linear-bottleneck"
+    transposed = True
     summary = "1 x 1, depthwise k x k, 1 x 1; the rank is the number of channels in between"
 
     def accepts(self, conv: Conv) -> str | None:

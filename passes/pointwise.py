@@ -30,6 +30,7 @@ class Pointwise(Channel):
     name = "pointwise"
     summary = "a 1 x 1 Conv, Gemm or MatMul as two of them; the rank is the number of channels in between"
     linear_layers = True
+    transposed = False
 
     def accepts(self, conv: Conv) -> str | None:
         """Refuse kernels."""

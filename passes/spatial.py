@@ -14,7 +14,8 @@ Why
 
 Form
     Each factor carries stride, pads (or auto_pad) and dilation of its own axis, the last one the bias. Axes on which
-    the kernel is 1 wide are left with the first factor.
+    the kernel is 1 wide are left with the first factor. A ConvTranspose becomes ConvTransposes in the same way: what it
+    does along one axis does not depend on the others, output padding included.
 
 When it refuses
     A kernel that is longer than 1 along one axis only (1-D, 1 x k): it is separated already.
@@ -51,6 +52,7 @@ class Spatial(Multilinear):
     """One Conv for each spatial axis."""
 
     name = "spatial"
+    transposed = True
     summary = "k x 1, then 1 x k (3-D: one Conv for each axis); the rank is the number of channels in between"
 
     def accepts(self, conv: Conv) -> str | None:

@@ -18,6 +18,7 @@ Why
 Form
     The first Conv has no bias, so zeros padded after it are those that it would have made: the k x k Conv carries
     strides, pads, auto_pad and dilations, the last Conv the bias. At stride 2 the first Conv runs on the whole input.
+    Of a ConvTranspose the k x k one is a ConvTranspose, and the last Conv runs on the whole output.
     No paper fixes the ranks: "paper" takes r1 = r2, the largest with at most half of the parameters.
 
 When it refuses
@@ -57,6 +58,7 @@ class Tucker(Multilinear):
     """1 x 1, k x k and 1 x 1 Convs."""
 
     name = "tucker"
+    transposed = True
     summary = "1 x 1, k x k between fewer channels, 1 x 1 (Tucker-2); the ranks are the channels before and after k x k"
 
     def accepts(self, conv: Conv) -> str | None:

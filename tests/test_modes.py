@@ -114,7 +114,7 @@ def as_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in (*copy.graph.input, *copy.graph.output):
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     # Opset 22 is for bfloat16 only, and the oldest supported runtime does not know it. In 17 these mean the same.
-    assert {node.op_type for node in copy.graph.node} <= {"Conv", "Add", "Pad", "Constant"}
+    assert {node.op_type for node in copy.graph.node} <= {"Conv", "ConvTranspose", "Add", "Pad", "Constant"}
     copy.opset_import[0].version = 17
     return copy
 

@@ -104,7 +104,7 @@ def test_files_that_are_no_plans(content: bytes | None, words: str, tmp_path: Pa
 
 def test_a_convolution_that_no_mode_takes(tmp_path: Path) -> None:
     model = network(second="up")
-    model.graph.node[4].op_type = "ConvTranspose"
+    model.graph.node[4].op_type = "DeformConv"
     plan = plan_in(tmp_path, model, mode="spatial", rank=4)
     assert [layer.left for layer in plan.layers if layer.key == "up"] != [""]
     text = re.sub(r'"up" = .*', '"up" = { mode = "spatial" }', plan.text())

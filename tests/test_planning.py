@@ -439,7 +439,7 @@ def test_a_pattern_may_name_what_is_left_alone_anyway() -> None:
     model = model_of(
         HEAD + "g (float[1,8,4,4] x) => (float[1,8,6,6] y) { up = ConvTranspose (x, w) y = Relu (up) }", w=SQUARE
     )
-    assert reasons(model, skip=["up"])["up"].startswith("ConvTranspose is not supported")
+    assert reasons(model, "depthwise", skip=["up"])["up"] == "mode depthwise takes no ConvTranspose"
 
 
 def test_bad_options_are_errors() -> None:
@@ -810,8 +810,8 @@ def test_quantised_weights() -> None:
 
 
 def test_other_convolutions() -> None:
-    up = "y = ConvTranspose <pads = [2,2,2,2]> (s, w)"
-    assert reason_of(up, w=SQUARE) == "ConvTranspose is not supported: only Conv is rewritten"
+    up = model_of(HEAD + "g (float[1,8,4,4] x) => (float[1,8,6,6] y) { y = ConvTranspose (x, w) }", w=SQUARE)
+    assert reasons(up, "depthwise")["y"] == "mode depthwise takes no ConvTranspose"
     text = (
         '<ir_version: 8, opset_import: ["" : 19]>'
         "g (float[1,8,16,16] x, float[1,18,14,14] offset) => (float[1,8,14,14] y) { y = DeformConv (x, w, offset) }"

@@ -12,11 +12,13 @@ original is clipped and the prediction is clipped too, any prediction is right, 
 only the original is clipped, the limit is the target. This target's squared error is never below the true one and
 equals it at the present prediction, but where the prediction is clipped and the original is not: there the true error
 has no slope, and the target, the original, brings it back. So a fit to it nearly always lowers the true error, and the
-rounds are compared on held-out positions.
+rounds are compared on held-out positions. Other activations, and whatever else treats each element by itself, stand
+behind all this (``Tail.more``): ``onnxsep.calibration.behind.End`` has the target for these.
 
 One part of the images is held out. No result is taken that is worse there than the factors of the weights alone.
 """
 
+import math
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,6 +30,8 @@ from numpy.typing import NDArray
 from onnxsep.algebra.gram import DenseGram, Gram, Mixed, gram_of, mean_product
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.statistics import Statistics, prior_ridge
+from onnxsep.calibration.behind import Behind, End, step_of
+from onnxsep.calibration.regions import Region
 from onnxsep.calibration.sampling import Floats
 from onnxsep.calibration.schedule import Tail
 from onnxsep.layers.conv import Conv
@@ -51,6 +55,7 @@ class Samples:
         skip: [rows, out_channels], s and s', where the tail has a skip.
         held_out: [rows], the rows that are not for fitting.
         mixed: for each group the mean of x0 x^T, [d, d], where it was asked for.
+        further: the same as ``skip`` for each skip of what the tail says of more.
     """
 
     inputs: Floats
@@ -58,6 +63,7 @@ class Samples:
     skip: tuple[Floats, Floats] | None
     held_out: NDArray[np.bool_]
     mixed: tuple[Mixed, ...] | None = None
+    further: tuple[tuple[Floats, Floats], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,10 +179,23 @@ class Fitter:
             self._base = shift + factor * samples.skip[1]
         self._wanted: Floats = wanted  # before the activation
         self._fit_rows, self._held = ~samples.held_out, samples.held_out
+        self._end = None if tail.more is None else self._behind(tail.more)
         inputs = samples.inputs[self._fit_rows]
         self._mean = inputs.mean(axis=0, dtype=np.float64) if new_bias else np.zeros(inputs.shape[1])
         inputs -= self._mean.astype(np.float32)
         self._centred = inputs
+
+    def _behind(self, region: Region) -> End | None:
+        """What follows the part that is told in numbers; None where that gives NaN or infinity."""
+        self._step = step_of(self._samples.targets)
+        start, moved = (self._clip(self._wanted + shift) for shift in (np.float32(0), self._step * self._scale))
+        behind = Behind(region, self._conv)
+        end = End(behind, self._samples.further, start, moved, self._step, self._fit_rows)
+        return end if end.finite else None
+
+    def _clip(self, values: Floats) -> Floats:
+        clipped: Floats = np.clip(values, self._low, self._high)
+        return clipped
 
     def with_mode(self, mode: Mode, rank: Rank) -> "Fitter":
         """The same samples and statistics for another mode or rank."""
@@ -206,7 +225,7 @@ class Fitter:
             return Fit(plain, bias, fitted, one.held_out, one.held_out, fell_back=False)
         target = self._target(None)
         first = best = self._candidate(plain, self._bias(plain, target))
-        rounds = _ROUNDS if self._clips and init == "joint" else 0
+        rounds = _ROUNDS if (self._clips or self._end) and init == "joint" else 0
         sweeps = _FIRST if rounds else task.sweeps
         task = replace(task, statistics=self._statistics(target), start=plain, sweeps=sweeps)
         last = self._fitted(task, init, target)
@@ -250,6 +269,11 @@ class Fitter:
     def _target(self, predicted: Floats | None) -> Floats:
         """What the outputs of the replacement should be, given what they are now; [rows, out_channels]."""
         wanted = self._wanted
+        if self._end is not None:
+            present = self._samples.targets if predicted is None else predicted
+            values = present * self._scale + self._base
+            moved = self._clip(values + self._step * self._scale)
+            return self._end.target(present, self._clip(values), moved, self._samples.targets)
         if predicted is not None:
             now = predicted * self._scale + self._base
             wanted = majorised(wanted, now, self._low, self._high)
@@ -277,8 +301,11 @@ class Fitter:
 
     def _error(self, predicted: Floats, rows: NDArray[np.bool_]) -> float:
         """Relative error behind the activation, on some of the rows."""
-        got = np.clip(predicted[rows] * self._scale + self._base[rows], self._low, self._high)
-        wanted = np.clip(self._wanted[rows], self._low, self._high)
+        got, wanted = self._clip(predicted[rows] * self._scale + self._base[rows]), self._clip(self._wanted[rows])
+        if self._end is not None:
+            got, wanted = self._end.now(got, rows), self._end.reached[rows]
+            if not np.isfinite(got).all():
+                return math.inf
         size = np.linalg.norm(wanted - wanted.mean(axis=0))
         whole, difference = np.linalg.norm(wanted), np.linalg.norm(wanted - got)
         if size <= _ROUNDING * whole:  # the output never changes: relative to its size, then

@@ -43,6 +43,7 @@ from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import CalibrationError, FactorizationError
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.graph.places import Place
+from onnxsep.graph.transposing import turned
 from onnxsep.graph.view import build_tensor
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress, announce
@@ -248,7 +249,7 @@ class _Calibrator:
         node = onnx.NodeProto()
         node.CopyFrom(self._walk.nodes[index])
         kind = STORED_TYPES["float32" if self._walk.copied else site.dtype]
-        weight = np.ascontiguousarray((dense.T if site.transposed else dense).astype(kind))
+        weight = (turned(dense, site.conv.group) if site.transposed else dense).astype(kind)
         node.input[1] = f"onnxsep.calibration.{index}.weight"
         self._rewritten.add_initializer(build_tensor(node.input[1], weight))
         if bias is not None:

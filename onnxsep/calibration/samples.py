@@ -1,11 +1,13 @@
 """Rows of what one Conv reads and of what it should compute, from two networks that walk side by side."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
+from onnxsep.calibration.behind import fitting_region, skip_values
 from onnxsep.calibration.fitting import Samples
 from onnxsep.calibration.frontier import Frontier
 from onnxsep.calibration.outcomes import mixed_products
@@ -59,6 +61,7 @@ def sample(
     targets: list[Floats] = []
     originals: list[Floats] = []
     skips: tuple[list[Floats], list[Floats]] = ([], [])
+    further = [[list[Floats]() for _ in tail.more.skips] if tail.more else [] for _ in frontiers]
     held_out: list[NDArray[np.bool_]] = []
     for rows in walk.rows(site):
         grouped = rows.patches.reshape(len(rows.patches), conv.group, -1)
@@ -77,21 +80,36 @@ def sample(
                 # It may get the shape of the Conv's output by broadcasting.
                 value = np.broadcast_to(value, output_shape(conv, len(rows.positions), rows.size))
                 kept.append(gather_outputs(conv, value, rows.positions))
+        if tail.more is not None:
+            shape = output_shape(conv, len(rows.positions), rows.size)
+            for columns, frontier in zip(further, frontiers, strict=True):
+                found = skip_values(tail.more, frontier, rows.batch, conv, shape)
+                for column, one in zip(columns, found, strict=True):
+                    assert one is not None, "usable_tail has seen to that"
+                    column.append(gather_outputs(conv, one, rows.positions))
     mask, read = split(np.concatenate(held_out), seed, site), np.concatenate(inputs)
     inputs.clear()
     products = None
     if mixed:
         products = mixed_products(np.concatenate(originals)[~mask], read[~mask], conv.group, centre=centre)
     kept_skips = (np.concatenate(skips[0]), np.concatenate(skips[1])) if skip is not None else None
-    return Samples(read, np.concatenate(targets), kept_skips, mask, products)
+    others = tuple((np.concatenate(one), np.concatenate(two)) for one, two in zip(*further, strict=True))
+    return Samples(read, np.concatenate(targets), kept_skips, mask, products, others)
 
 
 def usable_tail(walk: Walk, step: Step, frontiers: Sequence[Frontier]) -> Tail:
-    """The tail; only its part before the Add where that enlarges the Conv's output, or adds NaN or infinity."""
+    """The tail; only its part before a skip where that enlarges the Conv's output, or adds NaN or infinity."""
     conv, tail = step.site.conv, step.tail
+    name = walk.nodes[step.site.place[1]].input[0]
+    if tail.more is not None and tail.more.skips:
+
+        def shape_of(frontier: Frontier, batch: int) -> tuple[int, ...]:
+            read = frontier.value(batch, name)
+            return output_shape(conv, len(read), input_sizes(conv, read.shape))
+
+        tail = replace(tail, more=fitting_region(tail.more, frontiers, conv, shape_of))
     if tail.skip is None or tail.before_skip is None:
         return tail
-    name = walk.nodes[step.site.place[1]].input[0]
     for frontier in frontiers:
         for batch in range(frontier.batches):
             read, skip = frontier.value(batch, name), frontier.value(batch, tail.skip)

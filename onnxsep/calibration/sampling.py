@@ -47,6 +47,8 @@ def output_shape(conv: Conv, images: int, size: Sequence[int]) -> tuple[int, ...
 def gather_patches(conv: Conv, values: NDArray[Any], positions: Indices) -> Floats:
     """The patches under the kernel at output positions.
 
+    Under a tap of a transposed Conv lies the input that it carries there, or nothing: taps are not next to each other.
+
     Args:
         conv: the Conv.
         values: its input, [images, in_channels, *size]; for a linear layer [images, ..., in_channels].
@@ -64,8 +66,13 @@ def gather_patches(conv: Conv, values: NDArray[Any], positions: Indices) -> Floa
     index = np.zeros((images, count, *(1,) * conv.dims), np.int64)
     inside = np.ones(index.shape, bool)
     for axis in range(conv.dims):
-        taps = np.arange(conv.kernel_shape[axis]) * conv.dilations[axis] - pad_before(conv, axis, size[axis])
-        at = places[axis][..., None] * conv.strides[axis] + taps  # [images, n, k]
+        taps = np.arange(conv.kernel_shape[axis]) * conv.dilations[axis]
+        before, stride = pad_before(conv, axis, size[axis]), conv.strides[axis]
+        if conv.transposed:  # input p meets tap t at p * stride + t - before
+            at, left = np.divmod(places[axis][..., None] + before - taps, stride)
+            at[left > 0] = -1
+        else:
+            at = places[axis][..., None] * stride + taps - before  # [images, n, k]
         at = at.reshape(images, count, *(-1 if other == axis else 1 for other in range(conv.dims)))
         inside = inside & (at >= 0) & (at < size[axis])
         index = index * size[axis] + np.clip(at, 0, size[axis] - 1)
@@ -87,11 +94,15 @@ def gather_outputs(conv: Conv, values: NDArray[Any], positions: Indices) -> Floa
 
 
 def pad_before(conv: Conv, axis: int, size: int) -> int:
-    """Padding before the first element of an axis of this size, automatic padding resolved as ONNX says."""
+    """Padding before the first element of an axis of this size, automatic padding resolved as ONNX says.
+
+    Of a transposed Conv it is what is cut off before the first element of the output.
+    """
     if conv.auto_pad == "NOTSET":
         return conv.pads[axis]
     if conv.auto_pad == "VALID":
         return 0
-    window = (conv.kernel_shape[axis] - 1) * conv.dilations[axis] + 1
-    total = max(0, (-(-size // conv.strides[axis]) - 1) * conv.strides[axis] + window - size)
+    if conv.transposed:
+        return conv.cut(axis)[0]
+    total = max(0, (-(-size // conv.strides[axis]) - 1) * conv.strides[axis] + conv.window(axis) - size)
     return total // 2 if conv.auto_pad == "SAME_UPPER" else total - total // 2

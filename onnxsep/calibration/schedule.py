@@ -6,11 +6,13 @@ counts is act(a y + c + b s), s being the skip of the Add. ``Tail`` says what st
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
+from onnxsep.calibration.regions import Grower, Region, usable
 from onnxsep.engine.matches import ConvSite
 from onnxsep.errors import FactorizationError
 from onnxsep.graph.clipping import clip_bounds
@@ -19,6 +21,8 @@ from onnxsep.graph.index import Index
 from onnxsep.graph.matching import Const, Either, Match, Op, Pattern, Value
 from onnxsep.graph.places import Constant, Place
 from onnxsep.graph.scopes import Scope, reads
+from onnxsep.graph.scopes import scopes as all_scopes
+from onnxsep.graph.shapes import KnownShapes, infer_shapes, skeleton
 from onnxsep.model.io import Model
 
 _Y = Value("output")  # of the Conv, or of what follows it so far
@@ -47,6 +51,7 @@ class Tail:
         high: 6 for Relu6, infinity otherwise.
         before_skip: the part before the Add, where there is a skip.
         end: name of the tensor behind it.
+        more: what follows there and counts too, where something does.
     """
 
     scale: Array
@@ -57,6 +62,12 @@ class Tail:
     high: float = np.inf
     before_skip: "Tail | None" = None
     end: str = ""
+    more: Region | None = None
+
+    @property
+    def skips(self) -> tuple[str, ...]:
+        """Names of all tensors that come from elsewhere."""
+        return (*([self.skip] if self.skip else []), *(self.more.skips if self.more else ()))
 
     @property
     def clips(self) -> bool:
@@ -72,8 +83,8 @@ class Tail:
 
     @property
     def unclipped(self) -> "Tail":
-        """The same without its activation."""
-        return replace(self, low=-np.inf, high=np.inf)
+        """The same without its activation, and what follows."""
+        return replace(self, low=-np.inf, high=np.inf, more=None)
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,7 @@ class _Scheduler:
         self._nodes = self._index.nodes[0]
         initializers = {tensor.name for tensor in model.proto.graph.initializer}
         self._inputs = {value.name for value in model.proto.graph.input} - initializers
+        self._grower = Grower(model, self._index, self._channels)
         self._started: set[int] = set()
         self._order: list[tuple[ConvSite, Tail]] = []
 
@@ -132,6 +144,7 @@ class _Scheduler:
                 if tail.skip is not None and not self._usable(tail.skip, place):
                     assert tail.before_skip is not None
                     tail = tail.before_skip
+                tail = replace(tail, more=usable(tail.more, partial(self._usable, place=place)))
                 self._order.append((self._sites[place], tail))
                 continue
             if place in self._started:
@@ -139,13 +152,23 @@ class _Scheduler:
             self._started.add(place)
             waiting.append((place, True))
             needed = [self._nodes[place].input[0]]
-            if tail.skip is not None and place not in self._ancestors([tail.skip]):
-                needed.append(tail.skip)
+            needed += [skip for skip in tail.skips if place not in self._ancestors([skip])]
             before = self._ancestors(needed)
             waiting += [(other, False) for other in sorted(before, reverse=True) if other in self._sites]
 
+    @cached_property
+    def _shapes(self) -> KnownShapes:
+        return KnownShapes(all_scopes(infer_shapes(skeleton(self._model))))
+
+    def _channels(self, name: str) -> int | None:
+        """How many channels a tensor has; None where that is not known."""
+        shape = self._shapes.of(0, name)
+        return shape[1] if shape is not None and len(shape) > 1 and isinstance(shape[1], int) else None
+
     def _usable(self, skip: str, place: int) -> bool:
         """Whether the skip can be computed now: all sites before it are done, and it does not depend on this one."""
+        if self._index.place(skip) is None and skip not in self._inputs:
+            return False
         done = {site.place[1] for site, _ in self._order}
         before = self._ancestors([skip])
         return place not in before and all(other in done for other in before if other in self._sites)
@@ -174,7 +197,7 @@ class _Scheduler:
     def _pairs(self) -> dict[Place, ConvSite]:
         """By the place of a Conv, the one whose tail ends in what this Conv alone reads."""
         plain = {site.place: tail for site, tail in self._order if site.op_type == "Conv" and site.conv.group == 1}
-        ends = {tail.end: site for site, tail in self._order if site.place in plain and tail.skip is None}
+        ends = {tail.end: site for site, tail in self._order if site.place in plain and not tail.skips}
         found = {}
         for place in plain:
             name = self._nodes[place[1]].input[0]
@@ -188,14 +211,14 @@ class _Scheduler:
         run: set[int] = set()
         pieces: list[set[int]] = []
         for site, tail in self._order:
-            wanted = [self._nodes[site.place[1]].input[0], *([tail.skip] if tail.skip else [])]
+            wanted = [self._nodes[site.place[1]].input[0], *tail.skips]
             piece = self._ancestors(wanted, run | constant)
             run |= piece
             pieces.append(piece)
         steps: list[Step] = []
         needed: set[str] = set()
         for (site, tail), piece in zip(reversed(self._order), reversed(pieces), strict=True):
-            own = {self._nodes[site.place[1]].input[0], *([tail.skip] if tail.skip else [])}
+            own = {self._nodes[site.place[1]].input[0], *tail.skips}
             before = pairs.get(site.place)
             if before is not None:
                 own.add(self._nodes[before.place[1]].input[0])
@@ -228,7 +251,7 @@ class _Scheduler:
             if following is None:
                 break
             tail = replace(following, end=self._index.node(reader).output[0])
-        return tail
+        return replace(tail, more=self._grower.region(site.conv, tail.end, last_axis=site.op_type == "MatMul"))
 
     def _extended(self, tail: Tail, match: Match, site: ConvSite) -> Tail | None:
         """The tail with one more node; None where the node is none that it can hold."""

@@ -59,7 +59,7 @@ class _Finder:
                 continue
             if isinstance(item, Rejected):
                 yield item
-            elif item.op_type != "Conv" and not self._mode.linear_layers:
+            elif item.conv.transposed or (item.op_type != "Conv" and not self._mode.linear_layers):
                 yield reject(item, f"mode {self._mode.name} takes Convs only")
             elif item.place in matches:
                 yield self._block(item, matches[item.place])

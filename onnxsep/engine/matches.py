@@ -12,13 +12,13 @@ from onnxsep.graph.places import Constant, Place
 from onnxsep.layers.conv import Conv
 from onnxsep.modes.block import Block
 
-OpType = Literal["Conv", "Gemm", "MatMul"]
-"""What a mode may replace; the last two only where it asks for them (``Mode.linear_layers``)."""
+OpType = Literal["Conv", "ConvTranspose", "Gemm", "MatMul"]
+"""What a mode may replace; all but the first only where it asks for them (``Mode.transposed``, ``linear_layers``)."""
 
 
 @dataclass(frozen=True)
 class ConvSite:
-    """A Conv, Gemm or MatMul with constant weights that a mode may replace, and where it stands."""
+    """A Conv, ConvTranspose, Gemm or MatMul with constant weights that a mode may replace, and where it stands."""
 
     name: str  # the node's name, or its output's where it has none
     conv: Conv
@@ -34,7 +34,8 @@ class ConvSite:
     stored: bool = True  # the weight is held by the file, not computed by an expression of constants
     pinned: tuple[str, ...] = ()  # what else uses the weight, so that it stays even when all its Convs are replaced
     op_type: OpType = "Conv"
-    transposed: bool = False  # the stored weight is [in, out]: MatMul, and Gemm without transB
+    transposed: bool = False  # the stored weight is [in, out]: MatMul, ConvTranspose, and Gemm without transB
+    one_size: bool = False  # its geometry holds for inputs of ``input_size`` alone
 
     @property
     def anchor(self) -> "ConvSite":

@@ -64,10 +64,12 @@ def _(layer: ChannelPadLayer, around: Surroundings) -> Form:
 
 @node_form.register
 def _(layer: ConvLayer, around: Surroundings) -> Form:
-    """A Conv for a Conv, and for a Gemm or MatMul the same again; a Gemm's weight keeps its orientation."""
+    """Convs for a Conv or ConvTranspose, a Gemm or MatMul for the same; a Gemm's weight keeps its orientation."""
     match, conv, opset = around.match.anchor, layer.conv, around.opset
-    if match.op_type == "Conv":
-        return Form("Conv", conv_attributes(conv, opset))
+    if match.conv.dims:
+        return Form(
+            "ConvTranspose" if conv.transposed else "Conv", conv_attributes(conv, opset), transposed=conv.transposed
+        )
     if conv.group > 1 or conv.dims:
         what = "a grouped product" if conv.group > 1 else "a convolution"
         raise PassError(f"{match.op_type} {match.name!r} cannot be replaced by {what} (layer {layer.name!r})")
@@ -87,17 +89,20 @@ def channel_pads(dims: int, before: int, after: int) -> list[int]:
 
 
 def conv_attributes(conv: Conv, opset: int) -> dict[str, Any]:
-    """The attributes of a Conv node, in alphabetical order, but for those that equal their defaults.
+    """The attributes of a Conv or ConvTranspose node, in alphabetical order, but for those that equal their defaults.
 
     The shape of the kernel, which is that of the weight, is given: some readers of ONNX files want it.
     """
     ones = [1] * conv.dims
     attributes: dict[str, Any] = {} if conv.auto_pad == "NOTSET" else {"auto_pad": conv.auto_pad}
     attributes.update(dilations=list(conv.dilations), group=conv.group, kernel_shape=list(conv.kernel_shape))
+    if conv.output_padding:
+        attributes["output_padding"] = list(conv.output_padding)
     if conv.auto_pad == "NOTSET":
         attributes["pads"] = list(conv.pads)
     attributes["strides"] = list(conv.strides)
     if opset >= CONV_HAS_DEFAULTS:
-        defaults = {"dilations": ones, "group": 1, "pads": [0] * 2 * conv.dims, "strides": ones}
+        nothing = [0] * conv.dims
+        defaults = {"dilations": ones, "group": 1, "output_padding": nothing, "pads": nothing * 2, "strides": ones}
         attributes = {name: value for name, value in attributes.items() if value != defaults.get(name)}
     return attributes

@@ -83,6 +83,8 @@ def compare_pieces(
 
 def piece_size(site: Match) -> tuple[int, ...]:
     """Spatial sizes for a piece: those of the model up to ``MAX_SIZE``, but no smaller than the dilated kernel."""
+    if site.anchor.one_size and site.input_size:
+        return site.input_size
     windows = [(k - 1) * d + 1 for k, d in zip(site.conv.kernel_shape, site.conv.dilations, strict=True)]
     known = site.input_size or tuple(window + 8 for window in windows)
     return tuple(min(size, max(MAX_SIZE, window)) for size, window in zip(known, windows, strict=True))
@@ -90,7 +92,7 @@ def piece_size(site: Match) -> tuple[int, ...]:
 
 def piece_shape(site: Match) -> tuple[int, ...]:
     """Shape of the input of a piece: one image, or some rows for a Gemm or MatMul."""
-    if site.op_type != "Conv":
+    if not site.conv.dims:
         return ROWS, site.conv.in_channels
     return 1, site.conv.in_channels, *piece_size(site)
 

@@ -96,6 +96,8 @@ def reject(match: Match, reason: str) -> Rejected:
 
 def refusal(site: ConvSite, mode: Mode) -> str | None:
     """Why a mode cannot take a site; None if it can."""
+    if site.conv.transposed:
+        return mode.accepts(site.conv) if mode.transposed else f"mode {mode.name} takes no ConvTranspose"
     if site.op_type != "Conv" and not mode.linear_layers:
         return f"mode {mode.name} takes Convs only"
     return mode.accepts(site.conv)
@@ -287,7 +289,7 @@ def settle_shared(plan: Plan) -> None:
 
 
 def _shared_reason(rows: Sequence[Replacement | Rejected], replaced: Sequence[Replacement]) -> str | None:
-    kept = [f"Conv {row.name!r}, which is left alone" for row in rows if isinstance(row, Rejected)]
+    kept = [f"{row.op_type} {row.name!r}, which is left alone" for row in rows if isinstance(row, Rejected)]
     site = replaced[0].site.anchor
     stay = (*site.pinned, *kept)
     if stay:

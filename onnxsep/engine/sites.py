@@ -1,12 +1,13 @@
 """Finding every convolution of a model: those with constant weights as ConvSite, the others as Rejected.
 
-For modes that ask for it, every Gemm and MatMul too.
+For those who ask for it, every Gemm and MatMul too, and every ConvTranspose that is not only Rejected.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -21,13 +22,16 @@ from onnxsep.graph.index import Index, Use
 from onnxsep.graph.marks import KEY, Marks
 from onnxsep.graph.places import Constant, Place
 from onnxsep.graph.scopes import Scope, display_name, is_standard, scopes, training_names
-from onnxsep.graph.shapes import Shape, infer_shapes, skeleton
+from onnxsep.graph.shapes import KnownShapes, Shape, infer_shapes, skeleton
+from onnxsep.graph.transposing import turned
 from onnxsep.graph.view import FLOAT_TYPES, ONNX_TYPES, OTHER_CONVOLUTIONS, View
 from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
 from onnxsep.model.tensors import type_name
 
 _LINEAR = ("Gemm", "MatMul")
+_TRANSPOSED = "ConvTranspose"
+_NO_TRANSPOSED = {_TRANSPOSED: "ConvTranspose is not supported: only Conv is rewritten"}
 _QUANTISED = {
     "MatMulInteger": "MatMulInteger: its weight is quantised already",
     "QLinearMatMul": "QLinearMatMul: its weight is quantised already",
@@ -51,6 +55,7 @@ def find_sites(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     *,
     linear_layers: bool = False,
+    transposed: bool = False,
     measured: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Sites:
     """Look at every node of every graph and function; reads no weight, except where an expression hides its shape.
@@ -59,6 +64,7 @@ def find_sites(
         model: the model.
         input_shapes: shapes for inputs whose dimensions are free, by input name.
         linear_layers: list Gemm and MatMul nodes too.
+        transposed: give the sites of ConvTranspose nodes, and not only their names.
         measured: shapes of tensors of the main graph that are known from a run.
 
     Raises:
@@ -67,7 +73,7 @@ def find_sites(
     problems: list[str] = []
     plain = skeleton(model)
     light = infer_shapes(plain, input_shapes, problems, measured)
-    wanted: tuple[str, ...] = ("Conv", *(_LINEAR if linear_layers else ()))
+    wanted = ("Conv", *([_TRANSPOSED] if transposed else []), *(_LINEAR if linear_layers else ()))
     view = View(light, wanted)
     source = scopes(model.proto)
     first = first_convs(light, linear_layers=linear_layers)
@@ -76,8 +82,10 @@ def find_sites(
         problems.append(
             f"the metadata entry {KEY!r} cannot be read: what onnxsep made before counts as the model's own"
         )
-    finder = _Finder(model, source, view, first, marks)
-    others = {**OTHER_CONVOLUTIONS, **(_QUANTISED if linear_layers else {})}
+    finder = _Finder(
+        model, source, view, first, marks, _fixed_sizes(model, light, {**(input_shapes or {}), **(measured or {})})
+    )
+    others = {**OTHER_CONVOLUTIONS, **({} if transposed else _NO_TRANSPOSED), **(_QUANTISED if linear_layers else {})}
     found: list[ConvSite | Rejected] = []
     for scope in view.scopes:
         for index, node in enumerate(scope.body.node):
@@ -99,9 +107,10 @@ class _Finder:
         view: View,
         first: set[Place],
         marks: Marks,
+        fixed: Callable[[], KnownShapes],
     ) -> None:
         self._model, self._source, self._view, self._first = model, source, view, first
-        self._marks = marks
+        self._marks, self._fixed = marks, fixed
         self._training = set(training_names(model.proto))
 
     def reject(self, scope: Scope, index: int, reason: str) -> Rejected:
@@ -109,7 +118,7 @@ class _Finder:
         return Rejected(display_name(node), node.op_type, scope.where, reason, (scope.index, index))
 
     def site(self, scope: Scope, index: int) -> ConvSite | Rejected:
-        """The site of a Conv, Gemm or MatMul node, or why its geometry or weight is not constant."""
+        """The site of a Conv, ConvTranspose, Gemm or MatMul node, or why its geometry or weight is not constant."""
         node = scope.body.node[index]
         constant = self._view.constant(scope.index, index, 1)
         if isinstance(constant, str):
@@ -142,6 +151,7 @@ class _Finder:
             stored=stored_tensor(self._source, constant) is not None,
             op_type=cast(OpType, node.op_type),
             transposed=transposed,
+            one_size=_says_its_output(node),
         )
 
     def pinned(self, found: Sequence[ConvSite | Rejected], wanted: Sequence[str]) -> list[ConvSite | Rejected]:
@@ -181,8 +191,9 @@ class _Finder:
         node = scope.body.node[index]
         if node.op_type in _LINEAR:
             return linear_geometry(node, weight_shape, self._bias_shape(scope, index))
-        conv = conv_geometry(node, weight_shape)
-        return conv if isinstance(conv, str) else (conv, False)
+        shape = self._fixed().of(scope.index, node.input[0]) if _says_its_output(node) else None
+        conv = conv_geometry(node, weight_shape, _sizes(shape, len(weight_shape) - 2))
+        return conv if isinstance(conv, str) else (conv, conv.transposed)
 
     def _bias_shape(self, scope: Scope, index: int) -> Shape | None:
         """The shape of a Gemm's C, which a function's body does not tell unless it is a constant."""
@@ -219,6 +230,18 @@ class _Finder:
             return tuple(tensor.dims), tensor.data_type
         values = read_constant(self._model, self._source, constant)
         return values.shape, ONNX_TYPES.get(values.dtype.name, onnx.TensorProto.UNDEFINED)
+
+
+def _says_its_output(node: onnx.NodeProto) -> bool:
+    """Whether a ConvTranspose has the size of its output as an attribute."""
+    return node.op_type == _TRANSPOSED and any(entry.name == "output_shape" and entry.ints for entry in node.attribute)
+
+
+def _fixed_sizes(
+    model: Model, light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]]
+) -> Callable[[], KnownShapes]:
+    """The shapes that the model itself tells, without those given for this run; found when they are asked for."""
+    return cache(lambda: KnownShapes(scopes(infer_shapes(skeleton(model)) if given else light)))
 
 
 def _user(index: Index, use: Use) -> str:
@@ -261,7 +284,7 @@ def _batch(shape: Shape | None) -> int | None:
 def read_weight(model: Model, sites: Sites, site: ConvSite) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The weight of a site in double precision, [out_channels, in_channels / group, *kernel_shape].
 
-    It is [out_channels, in_channels] for a Gemm or MatMul, however it is stored.
+    It is so for a ConvTranspose, and [out_channels, in_channels] for a Gemm or MatMul, however it is stored.
 
     Raises:
         FactorizationError: the weight holds NaN or infinity.
@@ -269,4 +292,4 @@ def read_weight(model: Model, sites: Sites, site: ConvSite) -> np.ndarray[Any, n
     weight = read_constant(model, sites.scopes, site.weight).astype(np.float64)
     if not np.isfinite(weight).all():
         raise FactorizationError("its weight holds NaN or infinity")
-    return np.ascontiguousarray(weight.T) if site.transposed else weight
+    return turned(weight, site.conv.group) if site.transposed else weight

@@ -22,8 +22,9 @@ from onnxsep.graph.new_names import Names
 from onnxsep.graph.places import Constant, Place
 from onnxsep.graph.scopes import Scope, display_name, opset_version, scopes
 from onnxsep.graph.shapes import stub
+from onnxsep.graph.transposing import turned, turned_shape
 from onnxsep.graph.view import ONNX_TYPES, NewNode, build_nodes, build_tensor
-from onnxsep.layers.layer import INPUT, channels
+from onnxsep.layers.layer import INPUT, ConvLayer, channels
 
 INITIALIZERS_ARE_INPUTS = 3  # up to this IR version every initialiser is listed among the graph's inputs
 
@@ -153,7 +154,12 @@ class _Surgeon:
 
         They are stored once, in the form and the place of the weight that they replace.
         """
-        transposed = [kind == "weight" and forms[layer].transposed for layer, kind, _ in replacement.tensors]
+        groups = {layer.name: layer.conv.group for layer in replacement.layers if isinstance(layer, ConvLayer)}
+        # Those that are stored input channels first, by groups.
+        transposed = [
+            groups[layer] if kind == "weight" and forms[layer].transposed else 0
+            for layer, kind, _ in replacement.tensors
+        ]
         key = replacement.key, tuple(transposed)
         if key in self._factor_names:
             return self._factor_names[key]
@@ -162,14 +168,14 @@ class _Surgeon:
         names = [self._names.tensor(scope, f"{output}_{layer}_{kind}") for layer, kind, _ in replacement.tensors]
         if self._factors is None:
             shapes = (
-                shape[::-1] if turned else shape
-                for (*_, shape), turned in zip(replacement.tensors, transposed, strict=True)
+                turned_shape(shape, group) if group else shape
+                for (*_, shape), group in zip(replacement.tensors, transposed, strict=True)
             )
             tensors = [stub(name, ONNX_TYPES[site.dtype], shape) for name, shape in zip(names, shapes, strict=True)]
         else:
             arrays = (
-                np.ascontiguousarray(array.T) if turned else array
-                for array, turned in zip(self._factors[replacement.site.place].arrays, transposed, strict=True)
+                turned(array, group) if group else array
+                for array, group in zip(self._factors[replacement.site.place].arrays, transposed, strict=True)
             )
             tensors = [build_tensor(name, array) for name, array in zip(names, arrays, strict=True)]
         self._store(tensors, replacement)

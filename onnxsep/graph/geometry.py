@@ -1,6 +1,7 @@
-"""What the attributes of a Conv, Gemm or MatMul node say, as a ``Conv``."""
+"""What the attributes of a Conv, ConvTranspose, Gemm or MatMul node say, as a ``Conv``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import onnx
@@ -11,14 +12,23 @@ from onnxsep.layers.conv import AutoPad, Conv
 # Of operators in versions that the installed onnx does not know, nobody has checked the attributes.
 _KINDS: Mapping[str, type] = {
     "group": int,
-    **dict.fromkeys(("kernel_shape", "strides", "dilations", "pads"), list),
+    **dict.fromkeys(("kernel_shape", "strides", "dilations", "pads", "output_padding", "output_shape"), list),
     "auto_pad": bytes,
 }
 _OF_THE_FUNCTION = "its attributes are arguments of the function"
 
 
-def conv_geometry(node: onnx.NodeProto, weight_shape: tuple[int, ...]) -> Conv | str:
-    """The geometry that a Conv node's attributes give, or the reason why they give none."""
+def conv_geometry(
+    node: onnx.NodeProto, weight_shape: tuple[int, ...], input_size: Sequence[int] | None = None
+) -> Conv | str:
+    """The geometry that a Conv or ConvTranspose node's attributes give, or the reason why they give none.
+
+    Args:
+        node: the node.
+        weight_shape: of the weight as it is stored.
+        input_size: spatial sizes of the input, where these and no others may come: a ConvTranspose may say the size of
+            its output (``output_shape``), and what it cuts off then depends on them.
+    """
     attributes = _attributes(node)
     if attributes is None:
         return _OF_THE_FUNCTION
@@ -43,9 +53,11 @@ def conv_geometry(node: onnx.NodeProto, weight_shape: tuple[int, ...]) -> Conv |
         return f"it is malformed: group {group}, strides {list(strides)}, dilations {list(dilations)}"
     if auto_pad not in ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"):
         return f"unknown auto_pad {auto_pad!r}"
-    return Conv(
-        in_channels=weight_shape[1] * group,
-        out_channels=weight_shape[0],
+    transposed = node.op_type == "ConvTranspose"
+    channels = weight_shape[1] * group, weight_shape[0]
+    conv = Conv(
+        in_channels=channels[transposed],
+        out_channels=channels[not transposed],
         kernel_shape=kernel,
         strides=strides,
         pads=pads if auto_pad == "NOTSET" else (0,) * (2 * dims),
@@ -53,7 +65,39 @@ def conv_geometry(node: onnx.NodeProto, weight_shape: tuple[int, ...]) -> Conv |
         group=group,
         bias=_has_input(node, 2),
         auto_pad=cast(AutoPad, auto_pad),
+        transposed=transposed,
     )
+    return _with_output(conv, attributes, input_size) if transposed else conv
+
+
+def _with_output(conv: Conv, attributes: Mapping[str, Any], size: Sequence[int] | None) -> Conv | str:
+    """A transposed convolution with what is said about its output, or the reason why that cannot be carried over."""
+    extra = tuple(attributes.get("output_padding") or (0,) * conv.dims)
+    shape = tuple(attributes.get("output_shape") or ())
+    if len(extra) != conv.dims or len(shape) not in (0, conv.dims) or min(*extra, *conv.pads) < 0:
+        return f"its pads, output_padding or output_shape are not what {conv.dims} axes have"
+    conv = replace(conv, output_padding=extra if any(extra) else ())
+    if shape:
+        if size is None:
+            return "its output_shape: what it cuts off depends on sizes of its input that the model leaves free"
+        conv = _with_shape(conv, shape, size)
+    elif conv.output_padding and conv.auto_pad.startswith("SAME"):
+        return f"auto_pad {conv.auto_pad} with output_padding: ONNX and ONNX Runtime do not agree on its output"
+    if any(conv.extra(axis) >= stride for axis, stride in enumerate(conv.strides)):  # ONNX Runtime refuses it
+        return "the output that it asks for is larger than its strides allow"
+    return conv
+
+
+def _with_shape(conv: Conv, shape: Sequence[int], size: Sequence[int]) -> Conv:
+    """One that says the size of its output, with pads that cut off the same: the odd one first but for SAME_UPPER."""
+    whole = replace(conv, auto_pad="NOTSET", pads=(0,) * (2 * conv.dims))
+    begins, ends, extra = [], [], []
+    for axis, (natural, wanted) in enumerate(zip(whole.output_size(size), shape, strict=True)):
+        total = max(0, natural - wanted)
+        begins.append(total // 2 if conv.auto_pad == "SAME_UPPER" else total - total // 2)
+        ends.append(total - begins[-1])
+        extra.append(conv.extra(axis) + max(0, wanted - natural))
+    return replace(whole, pads=(*begins, *ends), output_padding=tuple(extra) if any(extra) else ())
 
 
 def linear_geometry(

@@ -33,7 +33,6 @@ FLOAT_TYPES: dict[int, str] = {
 ONNX_TYPES = {name: number for number, name in FLOAT_TYPES.items()}
 # Convolutions that never have a float constant as their weight, or that work the other way round.
 OTHER_CONVOLUTIONS = {
-    "ConvTranspose": "ConvTranspose is not supported: only Conv is rewritten",
     "ConvInteger": "ConvInteger: its weight is quantised already",
     "QLinearConv": "QLinearConv: its weight is quantised already",
     "DeformConv": "DeformConv is not supported: only Conv is rewritten",
@@ -178,7 +177,9 @@ def _seen(index: Index, readers: Collection[str]) -> list[list[int]]:
         for number, node in enumerate(nodes):
             if node.op_type in readers and is_standard(node):
                 found[scope].add(number)
-                skip = 1 if node.op_type == "Conv" or stored[scope].issuperset(node.input[1:2]) else 0
+                skip = (
+                    1 if node.op_type in ("Conv", "ConvTranspose") or stored[scope].issuperset(node.input[1:2]) else 0
+                )
                 pending += [(scope, name) for name in node.input[skip:]]
     while pending:
         scope, name = pending.pop()

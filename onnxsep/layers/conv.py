@@ -17,6 +17,10 @@ class Conv:
 
     A Gemm or a MatMul is one without spatial dimensions: kernel_shape (), and a weight [out_channels, in_channels].
     ``pads`` holds all begins, then all ends (ONNX's order) and counts only where ``auto_pad`` is NOTSET.
+
+    A ``transposed`` one is ONNX's ConvTranspose: strides spread the input, pads cut the whole output, at whose ends
+    ``output_padding`` adds positions (none where it is left out). Its weight is described as that of any other, output
+    channels first, whereas ONNX stores it input channels first (``onnxsep.graph.transposing``).
     """
 
     in_channels: int
@@ -28,6 +32,8 @@ class Conv:
     group: int = 1
     bias: bool = False
     auto_pad: AutoPad = "NOTSET"
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
 
     @property
     def dims(self) -> int:
@@ -54,20 +60,43 @@ class Conv:
         sizes = []
         for axis, extent in enumerate(size):
             stride = self.strides[axis]
-            window = (self.kernel_shape[axis] - 1) * self.dilations[axis] + 1
-            if self.auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-                sizes.append(-(-extent // stride))
-                continue
+            window = self.window(axis)
             padding = 0 if self.auto_pad == "VALID" else self.pads[axis] + self.pads[axis + self.dims]
-            sizes.append(max(0, (extent + padding - window) // stride + 1))
+            if self.transposed:
+                padding = sum(self.cut(axis)) if self.auto_pad.startswith("SAME") else padding
+                sizes.append(max(0, stride * (extent - 1) + window + self.extra(axis) - padding))
+            elif self.auto_pad.startswith("SAME"):
+                sizes.append(-(-extent // stride))
+            else:
+                sizes.append(max(0, (extent + padding - window) // stride + 1))
         return tuple(sizes)
 
+    def window(self, axis: int) -> int:
+        """Positions that the dilated kernel spans along an axis."""
+        return (self.kernel_shape[axis] - 1) * self.dilations[axis] + 1
+
+    def extra(self, axis: int) -> int:
+        """The output padding of a transposed one along an axis."""
+        return self.output_padding[axis] if self.output_padding else 0
+
+    def cut(self, axis: int) -> tuple[int, int]:
+        """What automatic padding cuts off the whole output of a transposed one, at both ends of an axis.
+
+        The output gets ``strides`` times the size of the input; where it is smaller from the start nothing is cut.
+        """
+        total = max(0, self.window(axis) + self.extra(axis) - self.strides[axis])
+        less = total // 2
+        return (less, total - less) if self.auto_pad == "SAME_UPPER" else (total - less, less)
+
     def macs(self, size: Sequence[int]) -> int:
-        """Multiply-accumulate operations for one image of spatial sizes ``size``, padding counted like data."""
-        return math.prod(self.output_size(size)) * self.weight_size
+        """Multiply-accumulate operations for one image of spatial sizes ``size``, padding counted like data.
+
+        Every output of a Conv meets every tap, and every input of a transposed one.
+        """
+        return math.prod(size if self.transposed else self.output_size(size)) * self.weight_size
 
     def along(self, axes: Collection[int], in_channels: int, out_channels: int, *, bias: bool) -> "Conv":
-        """The convolution over ``axes`` only: they keep kernel, stride, pads and dilation."""
+        """The convolution over ``axes`` only: they keep kernel, stride, pads, output padding and dilation."""
         return replace(
             self,
             in_channels=in_channels,
@@ -76,6 +105,7 @@ class Conv:
             strides=_keep(self.strides, axes, 1),
             dilations=_keep(self.dilations, axes, 1),
             pads=_keep(self.pads[: self.dims], axes, 0) + _keep(self.pads[self.dims :], axes, 0),
+            output_padding=_keep(self.output_padding, axes, 0),
             bias=bias,
         )
 

@@ -37,13 +37,17 @@ class Layer(ABC):
         return sum(math.prod(shape) for _, shape in self.tensors)
 
     @property
-    def stride(self) -> int:
-        """Positions of its input for each position of its output, far from the border."""
-        return 1
+    def density(self) -> Fraction:
+        """Positions of its output for each position of its input, far from the border."""
+        return Fraction(1)
 
     @property
-    def position_macs(self) -> int:
-        """MACs for each position of its output."""
+    def relative_macs(self) -> Fraction:
+        """MACs for each position of its input, far from the border."""
+        return Fraction(0)
+
+    def macs(self, size: Sequence[int]) -> int:
+        """MACs for inputs of spatial sizes ``size``."""
         return 0
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
@@ -74,14 +78,19 @@ class ConvLayer(Layer):
         return (("weight", self.conv.weight_shape), *bias)
 
     @property
-    def stride(self) -> int:
-        """The product of its strides."""
-        return math.prod(self.conv.strides)
+    def density(self) -> Fraction:
+        """The product of its strides, which is below the line unless it is a transposed one."""
+        strides = math.prod(self.conv.strides)
+        return Fraction(strides) if self.conv.transposed else Fraction(1, strides)
 
     @property
-    def position_macs(self) -> int:
-        """One for each element of the weight."""
-        return self.conv.weight_size
+    def relative_macs(self) -> Fraction:
+        """One for each element of the weight, at each output, or at each input of a transposed one."""
+        return Fraction(self.conv.weight_size) * (1 if self.conv.transposed else self.density)
+
+    def macs(self, size: Sequence[int]) -> int:
+        """As the Conv's geometry gives it."""
+        return self.conv.macs(size)
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """As the Conv's geometry gives it."""
@@ -131,8 +140,9 @@ def macs(layers: Sequence[Layer], size: Sequence[int]) -> int:
     sizes: dict[str, tuple[int, ...]] = {INPUT: tuple(size)}
     total = 0
     for layer in layers:
-        sizes[layer.name] = layer.output_size(sizes[layer.sources[0]])
-        total += math.prod(sizes[layer.name]) * layer.position_macs
+        read = sizes[layer.sources[0]]
+        sizes[layer.name] = layer.output_size(read)
+        total += layer.macs(read)
     return total
 
 
@@ -149,6 +159,7 @@ def relative_macs(layers: Sequence[Layer]) -> Fraction:
     density: dict[str, Fraction] = {INPUT: Fraction(1)}
     total = Fraction(0)
     for layer in layers:
-        density[layer.name] = density[layer.sources[0]] / layer.stride
-        total += density[layer.name] * layer.position_macs
+        read = density[layer.sources[0]]
+        density[layer.name] = read * layer.density
+        total += read * layer.relative_macs
     return total

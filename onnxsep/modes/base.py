@@ -66,6 +66,9 @@ class Mode(ABC):
     linear_layers: ClassVar[bool] = False
     """Whether it takes Gemm and MatMul nodes too: a Conv without spatial dimensions, kernel_shape ()."""
 
+    transposed: ClassVar[bool] = False
+    """Whether it takes ConvTranspose nodes too: Convs that say ``transposed``, with weights like all others."""
+
     @abstractmethod
     def accepts(self, conv: Conv) -> str | None:
         """None if the mode can replace ``conv``; else the reason why not, in words for the user."""

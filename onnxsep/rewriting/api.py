@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import onnx
 
@@ -94,11 +94,10 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
     check_input_shapes(source, settings.input_shapes)
     announce(settings.progress, "finding the layers")
     settings = decide(settings, source, dry_run=dry_run)
-    sites = choice.sites(lambda linear: find_sites(source, settings.input_shapes, linear_layers=linear))
+    find = partial(find_sites, source, settings.input_shapes, transposed=True)
+    sites = choice.sites(lambda linear: find(linear_layers=linear))
     if measured := _sizes_in_run(source, sites, settings):
-        sites = choice.sites(
-            lambda linear: find_sites(source, settings.input_shapes, linear_layers=linear, measured=measured)
-        )
+        sites = choice.sites(lambda linear: find(linear_layers=linear, measured=measured))
     chosen = choice.rows(source, sites, fitting)
     rows = chosen.plan
     fitted = fit_plan(source, sites, rows, chosen.init, fitting, settings.runtime, settings.progress)

@@ -52,7 +52,8 @@ def inspect(model: AnyModel, options: InspectOptions) -> InspectReport:
     source = load(model, follow_links=options.follow_links)
     check_input_shapes(source, options.shapes)
     announce(options.teller, "finding the layers")
-    sites = find_sites(source, options.shapes, linear_layers=any(mode.linear_layers for mode in chosen))
+    linear = any(mode.linear_layers for mode in chosen)
+    sites = find_sites(source, options.shapes, linear_layers=linear, transposed=True)
 
     def read(site: ConvSite) -> Array:
         return read_weight(source, sites, site)
