@@ -21,7 +21,7 @@ from onnxsep.graph.index import Index, Use
 from onnxsep.graph.marks import KEY, Marks
 from onnxsep.graph.places import Constant, Place
 from onnxsep.graph.scopes import Scope, display_name, is_standard, scopes, training_names
-from onnxsep.graph.shapes import Shape, infer_shapes, skeleton
+from onnxsep.graph.shapes import Measured, Shape, infer_shapes, skeleton
 from onnxsep.graph.view import FLOAT_TYPES, ONNX_TYPES, OTHER_CONVOLUTIONS, View
 from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
@@ -51,7 +51,7 @@ def find_sites(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     *,
     linear_layers: bool = False,
-    measured: Mapping[str, tuple[int, ...]] | None = None,
+    measured: Measured | None = None,
 ) -> Sites:
     """Look at every node of every graph and function; reads no weight, except where an expression hides its shape.
 
@@ -59,7 +59,7 @@ def find_sites(
         model: the model.
         input_shapes: shapes for inputs whose dimensions are free, by input name.
         linear_layers: list Gemm and MatMul nodes too.
-        measured: shapes of tensors of the main graph that are known from a run.
+        measured: sizes of tensors that are known from a run (``onnxsep.running.sizes``).
 
     Raises:
         UnsupportedModelError: the graph cannot be read.

@@ -50,15 +50,16 @@ class Operations:
     unknown: int
 
 
-def count_macs(light: onnx.ModelProto) -> Operations:
+def count_macs(light: onnx.ModelProto, idle: Collection[int] = ()) -> Operations:
     """Multiply-accumulates of every Conv, ConvTranspose, Gemm and MatMul, padding counted like data.
 
     A free first dimension (the batch) counts as 1. Every function body counts once, every branch of an If too.
 
     Args:
         light: a skeleton with inferred shapes.
+        idle: scopes that do not run, of which what is not known is left out.
     """
-    return _sum(node_macs(light).values())
+    return _sum(count or 0 if place[0] in idle else count for place, count in node_macs(light).items())
 
 
 def node_macs(light: onnx.ModelProto) -> dict[Place, int | None]:
