@@ -181,7 +181,8 @@ def as_integers(operations: Sequence[_Operation], outputs: Collection[str]) -> l
         """The QuantizeLinear nodes that alone take its outputs, and an activation before them."""
         found, before = users(operation), list[_Operation]()
         if found is not None and len(found) == 1 and found[0].op_type in _FUSED:
-            found, before = users(found[0]), found
+            before = found
+            found = users(found[0])
         if found is None or any(user.op_type != "QuantizeLinear" for user in found):
             return None
         return [*before, *found]
@@ -269,9 +270,10 @@ class _Buffers:
         for name in operation.reads:
             source = self._root.get(name, name)
             alone = set(users.get(source, ())) == {operation}
-            if alone and source not in kept and source not in self._given and source in self._number:
-                if self._sizes[self._number[source]] == size:
-                    return source
+            if not alone or source in kept or source in self._given or source not in self._number:
+                continue
+            if self._sizes[self._number[source]] == size:
+                return source
         return None
 
     def program(self, extra: Sequence[int]) -> Program:

@@ -112,9 +112,7 @@ def best_order(program: Program) -> Order:
 
 def _last_users(program: Program) -> dict[int, int]:
     """The last step in the program's own order that uses each buffer."""
-    return {
-        buffer: number for number, step in enumerate(program.steps) for buffer in (*step.reads, *step.writes)
-    }
+    return {buffer: number for number, step in enumerate(program.steps) for buffer in (*step.reads, *step.writes)}
 
 
 class _Run:

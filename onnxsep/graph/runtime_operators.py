@@ -25,7 +25,8 @@ def standardise(light: onnx.ModelProto) -> None:
     """Change these nodes of a skeleton, which is only counted, in place into standard ones of the same sizes."""
     for scope in scopes(light):
         for node in scope.body.node:
-            if node.domain != _RUNTIME_DOMAIN or any(entry.name == "channels_last" and entry.i for entry in node.attribute):
+            channels_last = any(entry.name == "channels_last" and entry.i for entry in node.attribute)
+            if node.domain != _RUNTIME_DOMAIN or channels_last:
                 continue
             if node.op_type == "QLinearConcat":  # scale and zero point of the result, then three inputs for each part
                 _become(node, "Concat", range(2, len(node.input), 3))

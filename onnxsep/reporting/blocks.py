@@ -1,12 +1,19 @@
 """Parts of a document that the reports of several commands share."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from onnxsep.errors import spelled
 from onnxsep.reporting.document import Block, Cell, Line, Note, Span, Words
-from onnxsep.reporting.records import MeasuredOn, MissedLimit, ModelInfo, VerificationReport, part_text
+from onnxsep.reporting.records import (
+    ActivationMemory,
+    MeasuredOn,
+    MissedLimit,
+    ModelInfo,
+    VerificationReport,
+    part_text,
+)
 
 
 class Written(Protocol):
@@ -96,6 +103,23 @@ def macs_change(before: int, after: int, unknown: int) -> str:
     if unknown and not before:
         return f"MACs unknown: the sizes are free ({spelled('input_shapes', hint='NAME:DIMS')} gives them)"
     return f"MACs {ratio_text(before, after)}" + (f" ({unknown} nodes of unknown size not counted)" if unknown else "")
+
+
+def activations_text(before: ActivationMemory | None, after: ActivationMemory | None = None) -> str:
+    """Peak activation memory of a model, or before and after; empty where a report does not say it."""
+    found = [one for one in (before, after) if one is not None]
+    if not found:
+        return ""
+    best, in_file = [one.best_order for one in found], [one.file_order for one in found]
+    if None in best or None in in_file:
+        return f"peak activation memory unknown: {max(one.unknown for one in found)} tensors of unknown size"
+    words = f"peak activation memory {_arrow(best)} bytes"
+    return words if best == in_file else f"{words} (in the file's order {_arrow(in_file)})"
+
+
+def _arrow(counts: Sequence[int | None]) -> str:
+    known = [count for count in counts if count is not None]
+    return ratio_text(known[0], known[1]) if len(known) > 1 else f"{known[0]:,}"
 
 
 def ratio_text(before: int, after: int) -> str:

@@ -6,6 +6,7 @@ from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.render import layers_of_result
 from onnxsep.errors import spelled
 from onnxsep.reporting.blocks import (
+    activations_text,
     compared,
     ending,
     header,
@@ -70,11 +71,13 @@ def _conv(conv: ConvReport, fitted: bool, local: bool) -> Row:
 
 def _totals(report: RewriteReport) -> str:
     totals = report.totals
-    return (
-        f"{totals.replaced} of {totals.convs} {_noun(report.convs)} replaced; "
-        f"parameters {ratio_text(totals.parameters_before, totals.parameters_after)}; "
-        f"{macs_change(totals.macs_before, totals.macs_after, totals.macs_unknown)}"
+    figures = (
+        f"{totals.replaced} of {totals.convs} {_noun(report.convs)} replaced",
+        f"parameters {ratio_text(totals.parameters_before, totals.parameters_after)}",
+        macs_change(totals.macs_before, totals.macs_after, totals.macs_unknown),
+        activations_text(totals.activations_before, totals.activations_after),
     )
+    return "; ".join(filter(None, figures))
 
 
 def _errors(conv: ConvReport) -> Cell:
@@ -113,12 +116,13 @@ def inspect_document(report: InspectReport) -> Document:
     modes = list(totals.mode_convs)
     lines = [
         f"{totals.convs} {_noun(report.convs)}; {totals.parameters:,} parameters "
-        f"({totals.trainable_parameters:,} trainable); {_macs(totals)}"
+        f"({totals.trainable_parameters:,} trainable); {_figures(totals)}"
     ]
     lines += [
         f"{mode}: {totals.mode_convs[mode]} {_noun(report.convs, 'Convs')} would be replaced; "
         f"parameters {ratio_text(totals.parameters, totals.mode_parameters[mode])}; "
         f"{macs_change(totals.macs, totals.mode_macs[mode], totals.macs_unknown)}"
+        + _activations(totals, mode)
         for mode in modes
     ]
     table = _inspected(report, modes if len(modes) <= _MOST_COLUMNS else [])
@@ -198,6 +202,15 @@ def _macs(totals: InspectTotals) -> str:
     return f"{totals.macs:,} MACs{unknown}"
 
 
+def _activations(totals: InspectTotals, mode: str) -> str:
+    after = totals.mode_activations.get(mode)
+    return "" if after is None or after.best_order is None else f"; {activations_text(totals.activations, after)}"
+
+
+def _figures(totals: InspectTotals) -> str:
+    return "; ".join(filter(None, (_macs(totals), activations_text(totals.activations))))
+
+
 def rewrite_summary(report: RewriteReport) -> str:
     """How many Convs were replaced, what that saves, and the error."""
     last = "dry run" if report.dry_run else compared(report.verification)
@@ -207,5 +220,5 @@ def rewrite_summary(report: RewriteReport) -> str:
 def inspect_summary(report: InspectReport) -> str:
     """What the model holds."""
     totals = report.totals
-    figures = f"{totals.convs} {_noun(report.convs)}", f"{totals.parameters:,} parameters", _macs(totals)
+    figures = f"{totals.convs} {_noun(report.convs)}", f"{totals.parameters:,} parameters", _figures(totals)
     return summary(report.source, f"rank {report.rank}", *figures)

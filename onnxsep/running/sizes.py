@@ -20,6 +20,7 @@ from onnxsep.graph.shapes import KnownShapes, Measured, infer_shapes, skeleton
 from onnxsep.model.functions import expansion
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.reporting.model_info import size_bytes
+from onnxsep.running.execution import describe
 from onnxsep.running.exposing import Tensor, sizes_in_run
 from onnxsep.running.feeds import Feeds, make_feeds
 from onnxsep.running.inputs import model_inputs
@@ -37,11 +38,13 @@ class Sizes:
         shapes: of the inputs; a free batch is 1.
         measured: what was read off a run, by scope of the model with its functions expanded, and name.
         idle: scopes that did not run then, so that they need nothing; scopes as above.
+        complete: whether the shapes of all inputs are known.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     measured: Measured = field(default_factory=dict)
     idle: frozenset[int] = frozenset()
+    complete: bool = True
 
     def applied(self, light: onnx.ModelProto) -> onnx.ModelProto:
         """A copy of a skeleton, of the model or of what was made from it, with these sizes inferred."""
@@ -55,9 +58,20 @@ class Sizes:
         """Peak activation memory of a model."""
         return activation_memory(self.applied(light), self.idle)
 
-    def in_main_graph(self) -> Measured:
-        """What was measured of the main graph, whose tensors have the same names where functions are not expanded."""
-        return {tensor: found for tensor, found in self.measured.items() if tensor[0] == 0}
+    def notes(self, model: Model) -> tuple[str, ...]:
+        """What does not run on these inputs, in words, where that mattered."""
+        if not self.idle:
+            return ()
+        where = describe(scopes(_with_expanded(model).proto), self.idle)
+        words = where[0] + (f" and {len(where) - 1} more" if len(where) > 1 else "")
+        return (f"on inputs of these shapes {words} did not run: MACs and memory are without it",)
+
+    def of(self, model: Model) -> Measured:
+        """What was measured of tensors of the model as it is, its functions not expanded."""
+        if not model.proto.functions:
+            return self.measured
+        made = {name for node in model.proto.graph.node for name in node.output}
+        return {(scope, name): found for (scope, name), found in self.measured.items() if not scope and name in made}
 
 
 def find_sizes(
@@ -83,7 +97,7 @@ def find_sizes(
     shapes, complete = _input_shapes(model, input_shapes or {})
     if feeds is not None:
         shapes, complete = {name: np.shape(array) for name, array in feeds.arrays.items()}, True
-    found = Sizes(shapes)
+    found = Sizes(shapes, complete=complete)
     light = found.applied(skeleton(model))
     unknown = _unknown(light)
     if not unknown or not complete or not run or size_bytes(model) >= FULL_BELOW:
