@@ -74,7 +74,7 @@ def _declare(light: onnx.ModelProto, measured: Measured) -> None:
         body = all_scopes[number].body
         values = {value.name: value for value in body.value_info}
         if isinstance(body, onnx.GraphProto):
-            values.update((value.name, value) for value in body.output)
+            values.update((value.name, value) for value in (*body.input, *body.output))
         for (scope, name), (kind, sizes) in measured.items():
             if scope == number:
                 value = values[name] if name in values else body.value_info.add()

@@ -90,7 +90,7 @@ def inspect(model: AnyModel, options: InspectOptions) -> InspectReport:
             mode_parameters={name: count_parameters(light) for name, light in lights.items()},
             mode_macs=dict(zip(names, mode_macs, strict=True)),
             activations=activations(sizes, sites.light),
-            mode_activations={name: activations(sizes, light) for name, light in lights.items()},
+            mode_activations={name: activations(sizes, light) for name, light in lights.items() if options.modes},
         ),
         notes=(*sites.notes, *sizes.notes(source)),
     )

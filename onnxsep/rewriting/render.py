@@ -121,8 +121,7 @@ def inspect_document(report: InspectReport) -> Document:
     lines += [
         f"{mode}: {totals.mode_convs[mode]} {_noun(report.convs, 'Convs')} would be replaced; "
         f"parameters {ratio_text(totals.parameters, totals.mode_parameters[mode])}; "
-        f"{macs_change(totals.macs, totals.mode_macs[mode], totals.macs_unknown)}"
-        + _activations(totals, mode)
+        f"{macs_change(totals.macs, totals.mode_macs[mode], totals.macs_unknown)}" + _activations(totals, mode)
         for mode in modes
     ]
     table = _inspected(report, modes if len(modes) <= _MOST_COLUMNS else [])

@@ -156,6 +156,7 @@ class InspectTotals(Record):
     activations: ActivationMemory | None = None
     """Peak activation memory, for the batch of the model, or for one image where it is free."""
     mode_activations: dict[str, ActivationMemory] = Field(default_factory=dict)
+    """Of the modes that were asked for by name."""
 
 
 class InspectReport(Report):

@@ -80,7 +80,6 @@ def find_sizes(
     runtime: RuntimeOptions | None = None,
     *,
     feeds: Feeds | None = None,
-    run: bool = True,
 ) -> Sizes:
     """The sizes of all tensors of a model, from inference and, where that does not find them, from one run.
 
@@ -89,10 +88,10 @@ def find_sizes(
         input_shapes: shapes of inputs whose dimensions are free, by name; a free batch is 1 where it is not given.
         runtime: how to run it.
         feeds: inputs for the run; else random ones of these shapes.
-        run: whether it may be run. A model of 1 GB or more is not.
 
     Returns:
-        What was found; a size may be unknown still where the shape of an input is, or the model cannot be run.
+        What was found; a size may be unknown still where the shape of an input is, or the model cannot be run. A model
+        of 1 GB or more is not run.
     """
     shapes, complete = _input_shapes(model, input_shapes or {})
     if feeds is not None:
@@ -100,7 +99,7 @@ def find_sizes(
     found = Sizes(shapes, complete=complete)
     light = found.applied(skeleton(model))
     unknown = _unknown(light)
-    if not unknown or not complete or not run or size_bytes(model) >= FULL_BELOW:
+    if not unknown or not complete or size_bytes(model) >= FULL_BELOW or not _can_be_expanded(model.proto):
         return found
     try:
         if feeds is None:
@@ -160,10 +159,14 @@ def _expanded(light: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a skeleton with the bodies of functions in the place of their calls, where these are not too many."""
     copy = onnx.ModelProto()
     copy.CopyFrom(light)
-    if copy.functions and expansion(copy).nodes <= _MOST_NODES:
+    if copy.functions and _can_be_expanded(copy):
         copy = inliner.inline_local_functions(copy)
     standardise(copy)
     return copy
+
+
+def _can_be_expanded(proto: onnx.ModelProto) -> bool:
+    return not proto.functions or expansion(proto).nodes <= _MOST_NODES
 
 
 def _with_expanded(model: Model) -> Model:
@@ -174,7 +177,7 @@ def _with_expanded(model: Model) -> Model:
 
 
 def _unknown(light: onnx.ModelProto) -> dict[Tensor, int]:
-    """Tensors that nodes make and whose sizes are not known: element types by scope and name.
+    """Tensors whose sizes are not known: element types by scope and name.
 
     Of a nested graph only those count whose type is known.
     """
@@ -184,10 +187,11 @@ def _unknown(light: onnx.ModelProto) -> dict[Tensor, int]:
     for scope in all_scopes:
         if isinstance(scope.body, onnx.FunctionProto):
             continue
-        for node in scope.body.node:
-            for name in node.output if constant_value(node) is None else ():
-                shape, kind = shapes.of(scope.index, name), shapes.element_type(scope.index, name)
-                known = kind and shape is not None and all(isinstance(size, int) for size in shape)
-                if name and not known and (kind or not scope.index):
-                    found[scope.index, name] = kind
+        names = [value.name for value in scope.body.input] if scope.index else []
+        names += [name for node in scope.body.node if constant_value(node) is None for name in node.output if name]
+        for name in names:
+            shape, kind = shapes.of(scope.index, name), shapes.element_type(scope.index, name)
+            known = kind and shape is not None and all(isinstance(size, int) for size in shape)
+            if not known and (kind or not scope.index):
+                found[scope.index, name] = kind
     return found
