@@ -208,11 +208,13 @@ def test_bytes_for_a_planner_and_in_reports() -> None:
     assert report.totals.activations_before.best_order == 16 * MAP
     # x, two channels, 8 channels (14); x, a, two channels (14); x, two channels, b (10).
     assert report.totals.activations_after.best_order == report.totals.activations_after.file_order == 14 * MAP
-    assert f"peak activation memory {16 * MAP:,} -> {14 * MAP:,} (0.875) bytes" in str(report)
+    assert f"peak activation memory, bytes: {16 * MAP:,} -> {14 * MAP:,} (0.875)\n" in str(report)
     totals = onnxsep.inspect(made, modes=["channel"]).totals
     assert totals.activations is not None
     assert totals.activations.best_order == 16 * MAP
-    assert set(totals.mode_activations) == {"channel"}
+    assert totals.mode_activations is not None
+    assert totals.mode_activations["channel"] == report.totals.activations_after
+    assert onnxsep.inspect(made).totals.mode_activations is None
 
 
 def test_evaluate_shows_it_of_each_model() -> None:

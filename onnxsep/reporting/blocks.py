@@ -1,7 +1,7 @@
 """Parts of a document that the reports of several commands share."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Protocol
 
 from onnxsep.errors import spelled
@@ -105,26 +105,34 @@ def macs_change(before: int, after: int, unknown: int) -> str:
     return f"MACs {ratio_text(before, after)}" + (f" ({unknown} nodes of unknown size not counted)" if unknown else "")
 
 
-def activations_text(before: ActivationMemory | None, after: ActivationMemory | None = None) -> str:
-    """Peak activation memory of a model, or before and after; empty where a report does not say it."""
-    found = [one for one in (before, after) if one is not None]
-    if not found:
-        return ""
-    best, in_file = [one.best_order for one in found], [one.file_order for one in found]
-    if None in best or None in in_file:
-        return f"peak activation memory unknown: {max(one.unknown for one in found)} tensors of unknown size"
-    words = f"peak activation memory {_arrow(best)} bytes"
-    return words if best == in_file else f"{words} (in the file's order {_arrow(in_file)})"
+def activations_lines(before: ActivationMemory | None, after: Iterable[tuple[str, ActivationMemory]]) -> list[Line]:
+    """Peak activation memory of a model, and of what becomes of it; nothing where a report does not say it.
+
+    Args:
+        before: of the model.
+        after: of its forms, and what each is called.
+    """
+    if before is None:
+        return []
+    if before.best_order is None or before.file_order is None:
+        return [Line(f"peak activation memory unknown: {before.unknown} tensors of unknown size")]
+    best, in_file = f"{before.best_order:,}", f"{before.file_order:,}"
+    for name, one in after:
+        if one.best_order is not None and one.file_order is not None:
+            arrow = f"; {name}" if name else " -> "
+            best += f"{arrow}{one.best_order:,}{_share(one.best_order, before.best_order)}"
+            in_file += f"{arrow}{one.file_order:,}{_share(one.file_order, before.file_order)}"
+    words = f"peak activation memory, bytes: {best}"
+    return [Line(words if best == in_file else f"{words} (in the file's order {in_file})")]
 
 
-def _arrow(counts: Sequence[int | None]) -> str:
-    known = [count for count in counts if count is not None]
-    return ratio_text(known[0], known[1]) if len(known) > 1 else f"{known[0]:,}"
+def _share(after: int, before: int) -> str:
+    return f" ({after / before:.3f})" if before else ""
 
 
 def ratio_text(before: int, after: int) -> str:
     """Two counts and their ratio."""
-    return f"{before:,} -> {after:,}" + (f" ({after / before:.3f})" if before else "")
+    return f"{before:,} -> {after:,}{_share(after, before)}"
 
 
 def measured_line(found: MeasuredOn | None) -> list[Line]:

@@ -90,7 +90,9 @@ def inspect(model: AnyModel, options: InspectOptions) -> InspectReport:
             mode_parameters={name: count_parameters(light) for name, light in lights.items()},
             mode_macs=dict(zip(names, mode_macs, strict=True)),
             activations=activations(sizes, sites.light),
-            mode_activations={name: activations(sizes, light) for name, light in lights.items() if options.modes},
+            mode_activations={name: activations(sizes, light) for name, light in lights.items()}
+            if options.modes
+            else None,
         ),
         notes=(*sites.notes, *sizes.notes(source)),
     )

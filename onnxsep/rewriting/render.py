@@ -6,7 +6,7 @@ from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.render import layers_of_result
 from onnxsep.errors import spelled
 from onnxsep.reporting.blocks import (
-    activations_text,
+    activations_lines,
     compared,
     ending,
     header,
@@ -19,6 +19,7 @@ from onnxsep.reporting.blocks import (
     title,
 )
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
+from onnxsep.reporting.records import ActivationMemory
 from onnxsep.rewriting.report import ConvReport, InspectedConv, InspectReport, InspectTotals, RewriteReport
 
 _MOST_COLUMNS = 3  # modes; of more, inspect shows the totals alone
@@ -27,13 +28,18 @@ _MOST_COLUMNS = 3  # modes; of more, inspect shows the totals alone
 def rewrite_document(report: RewriteReport) -> Document:
     """The table of all convolutions, totals, notes and the verification of one rewrite."""
     blocks: list[Block] = [header(report.source, _how(report)), _convs(report)]
-    blocks.append(Line(_totals(report)))
+    blocks += [Line(_totals(report)), *activations_lines(report.totals.activations_before, _after(report))]
     if report.calibration:
         blocks += _calibration(report.calibration)
     blocks += ending(report, layers_of_result(report.layers))
     if report.plan_output:
         blocks.append(Line(f"wrote the plan {report.plan_output}"))
     return Document(title(report.command, report.source), tuple(blocks))
+
+
+def _after(report: RewriteReport) -> list[tuple[str, ActivationMemory]]:
+    after = report.totals.activations_after
+    return [] if after is None else [("", after)]
 
 
 def _how(report: RewriteReport) -> str:
@@ -71,13 +77,11 @@ def _conv(conv: ConvReport, fitted: bool, local: bool) -> Row:
 
 def _totals(report: RewriteReport) -> str:
     totals = report.totals
-    figures = (
-        f"{totals.replaced} of {totals.convs} {_noun(report.convs)} replaced",
-        f"parameters {ratio_text(totals.parameters_before, totals.parameters_after)}",
-        macs_change(totals.macs_before, totals.macs_after, totals.macs_unknown),
-        activations_text(totals.activations_before, totals.activations_after),
+    return (
+        f"{totals.replaced} of {totals.convs} {_noun(report.convs)} replaced; "
+        f"parameters {ratio_text(totals.parameters_before, totals.parameters_after)}; "
+        f"{macs_change(totals.macs_before, totals.macs_after, totals.macs_unknown)}"
     )
-    return "; ".join(filter(None, figures))
 
 
 def _errors(conv: ConvReport) -> Cell:
@@ -116,17 +120,18 @@ def inspect_document(report: InspectReport) -> Document:
     modes = list(totals.mode_convs)
     lines = [
         f"{totals.convs} {_noun(report.convs)}; {totals.parameters:,} parameters "
-        f"({totals.trainable_parameters:,} trainable); {_figures(totals)}"
+        f"({totals.trainable_parameters:,} trainable); {_macs(totals)}"
     ]
     lines += [
         f"{mode}: {totals.mode_convs[mode]} {_noun(report.convs, 'Convs')} would be replaced; "
         f"parameters {ratio_text(totals.parameters, totals.mode_parameters[mode])}; "
-        f"{macs_change(totals.macs, totals.mode_macs[mode], totals.macs_unknown)}" + _activations(totals, mode)
+        f"{macs_change(totals.macs, totals.mode_macs[mode], totals.macs_unknown)}"
         for mode in modes
     ]
     table = _inspected(report, modes if len(modes) <= _MOST_COLUMNS else [])
     blocks: list[Block] = [header(report.source, f"rank {report.rank}"), table]
-    blocks += [*map(Line, lines), *notes(report.notes)]
+    known = [(f"{mode}: ", one) for mode, one in (totals.mode_activations or {}).items()]
+    blocks += [*map(Line, lines), *activations_lines(totals.activations, known), *notes(report.notes)]
     return Document(title(report.command, report.source), tuple(blocks))
 
 
@@ -201,15 +206,6 @@ def _macs(totals: InspectTotals) -> str:
     return f"{totals.macs:,} MACs{unknown}"
 
 
-def _activations(totals: InspectTotals, mode: str) -> str:
-    after = totals.mode_activations.get(mode)
-    return "" if after is None or after.best_order is None else f"; {activations_text(totals.activations, after)}"
-
-
-def _figures(totals: InspectTotals) -> str:
-    return "; ".join(filter(None, (_macs(totals), activations_text(totals.activations))))
-
-
 def rewrite_summary(report: RewriteReport) -> str:
     """How many Convs were replaced, what that saves, and the error."""
     last = "dry run" if report.dry_run else compared(report.verification)
@@ -219,5 +215,5 @@ def rewrite_summary(report: RewriteReport) -> str:
 def inspect_summary(report: InspectReport) -> str:
     """What the model holds."""
     totals = report.totals
-    figures = f"{totals.convs} {_noun(report.convs)}", f"{totals.parameters:,} parameters", _figures(totals)
+    figures = f"{totals.convs} {_noun(report.convs)}", f"{totals.parameters:,} parameters", _macs(totals)
     return summary(report.source, f"rank {report.rank}", *figures)

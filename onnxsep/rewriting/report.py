@@ -155,8 +155,8 @@ class InspectTotals(Record):
     mode_macs: dict[str, int]
     activations: ActivationMemory | None = None
     """Peak activation memory, for the batch of the model, or for one image where it is free."""
-    mode_activations: dict[str, ActivationMemory] = Field(default_factory=dict)
-    """Of the modes that were asked for by name."""
+    mode_activations: dict[str, ActivationMemory] | None = None
+    """Of the modes that were asked for by name; None where none were."""
 
 
 class InspectReport(Report):
