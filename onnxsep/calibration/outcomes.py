@@ -11,7 +11,7 @@ from onnxsep.algebra.gram import Mixed, mean_product, scaled_rows
 from onnxsep.algebra.linalg import Array
 from onnxsep.calibration.fitting import Fit
 from onnxsep.calibration.sampling import Floats
-from onnxsep.engine.factors import Factorized, OutputErrors, checked_factors
+from onnxsep.engine.factors import Factorized, OutputErrors, checked_factors, from_weights
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.engine.sites import Sites
@@ -20,7 +20,6 @@ from onnxsep.graph.constants import read_constant
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
-from onnxsep.modes.base import Task
 
 _LARGE = 1500  # inputs * taps of a group
 
@@ -58,7 +57,7 @@ def unfit(error: BaseException) -> str:
 def plain_outcome(replacement: ConvReplacement, weight: Array) -> Factorized | str:
     """The factors of the weight alone, or why there are none."""
     try:
-        factors = replacement.mode.factorize(Task(replacement.site.conv, weight), replacement.rank)
+        factors = from_weights(replacement, weight)
         return checked_factors(replacement, weight, factors)
     except UNFIT as error:
         return f"it cannot be factorised: {unfit(error)}"

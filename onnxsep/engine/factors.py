@@ -124,7 +124,7 @@ def factorize_one(model: Model, sites: Sites, replacement: Replacement) -> Facto
             if isinstance(replacement, BlockReplacement):
                 return _block_tensors(model, sites, replacement)
             weight = read_weight(model, sites, replacement.site)
-            factors = replacement.mode.factorize(Task(replacement.site.conv, weight), replacement.rank)
+            factors = from_weights(replacement, weight)
             return checked_factors(replacement, weight, factors)
     except FactorizationError as error:
         return str(error)
@@ -162,6 +162,12 @@ def _stored(doubles: Sequence[Array], dtype: str) -> list[NDArray[np.generic]] |
     with np.errstate(over="ignore"):
         arrays = [np.ascontiguousarray(array.astype(STORED_TYPES[dtype])) for array in doubles]
     return arrays if all(np.isfinite(array.astype(np.float64)).all() for array in arrays) else None
+
+
+def from_weights(replacement: ConvReplacement, weight: Array) -> Factors:
+    """The factors of a Conv of which nothing but its weight and what stands before it is known."""
+    site = replacement.site
+    return replacement.mode.from_weights(Task(site.conv, weight, rectified=site.rectified), replacement.rank)
 
 
 def checked_factors(

@@ -35,6 +35,7 @@ class ConvSite:
     pinned: tuple[str, ...] = ()  # what else uses the weight, so that it stays even when all its Convs are replaced
     op_type: OpType = "Conv"
     transposed: bool = False  # the stored weight is [in, out]: MatMul, and Gemm without transB
+    rectified: bool = False  # what it reads is never negative, as behind a Relu
 
     @property
     def anchor(self) -> "ConvSite":

@@ -19,6 +19,7 @@ from onnxsep.graph.first_convs import first_convs
 from onnxsep.graph.geometry import conv_geometry, linear_geometry
 from onnxsep.graph.index import Index, Use
 from onnxsep.graph.marks import KEY, Marks
+from onnxsep.graph.nonnegative import is_nonnegative
 from onnxsep.graph.places import Constant, Place
 from onnxsep.graph.scopes import Scope, display_name, is_standard, scopes, training_names
 from onnxsep.graph.shapes import Measured, Shape, infer_shapes, skeleton
@@ -142,6 +143,7 @@ class _Finder:
             stored=stored_tensor(self._source, constant) is not None,
             op_type=cast(OpType, node.op_type),
             transposed=transposed,
+            rectified=is_nonnegative(self._view.index, scope.index, node.input[0]),
         )
 
     def pinned(self, found: Sequence[ConvSite | Rejected], wanted: Sequence[str]) -> list[ConvSite | Rejected]:

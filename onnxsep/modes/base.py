@@ -47,6 +47,8 @@ class Task:
     """Factors of this rank to improve, where there are some."""
     sweeps: int = 12
     """Limit for iterative fits."""
+    rectified: bool = False
+    """Whether what the Conv reads is never negative, as behind a Relu."""
 
 
 class Mode(ABC):
@@ -104,6 +106,13 @@ class Mode(ABC):
             task: the Conv and its weight.
             rank: as chosen within the ranges of ``rank_axis``.
         """
+
+    def from_weights(self, task: Task, rank: Rank) -> Factors:
+        """The weights of ``layers`` where there are no data: by default, those of ``factorize``.
+
+        A mode may weigh errors by what is known of trained networks in general; ``factorize`` does not.
+        """
+        return self.factorize(task, rank)
 
     def fit(self, task: Task, rank: Rank, init: str) -> Factors:
         """The weights of ``layers`` that come nearest to the Conv's outputs, as ``task.statistics`` describe them.
