@@ -37,6 +37,8 @@ def log_probabilities(model: onnxsep.Model, images: cifar.Floats) -> cifar.Float
     source = model.proto.graph.input[0].name
     scores = [next(iter(run({source: images[k : k + _BATCH]}).values())) for k in range(0, len(images), _BATCH)]
     logits = np.concatenate(scores).astype(np.float64)
+    if logits.min() >= 0 and np.allclose(logits.sum(axis=1), 1, atol=1e-3):  # the network ends in a Softmax
+        logits = np.log(np.maximum(logits, 1e-12))
     logits -= logits.max(axis=1, keepdims=True)
     found: cifar.Floats = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return found
