@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import onnxsep
 from onnxsep.algebra.weight_metric import WeightMetric
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.sites import find_sites
@@ -14,6 +15,7 @@ from onnxsep.layers.conv import Conv
 from onnxsep.model.io import load
 from onnxsep.modes.base import Task, conv_modes, get_mode
 from onnxsep.modes.multilinear import Multilinear
+from onnxsep.running.runtime import Runner
 
 MODES = sorted(name for name, mode in conv_modes().items() if isinstance(mode, Multilinear))
 node = helper.make_node
@@ -153,3 +155,32 @@ def rectified(before: list[onnx.NodeProto], *, inputs: int = 1) -> list[bool]:
 )
 def test_what_stands_behind_a_relu(before: list[onnx.NodeProto], expected: bool) -> None:
     assert rectified(before, inputs=2)[-1] is expected
+
+
+def normalised(*, folded: bool) -> onnx.ModelProto:
+    """Relu, Conv and BatchNormalization, or the same with the BatchNormalization in the weight."""
+    generator = np.random.default_rng(3)
+    weight = generator.standard_normal((6, 4, 3, 3)) * generator.uniform(0.2, 3, (6, 1, 1, 1))
+    gamma, variance = generator.uniform(0.5, 2, 6), generator.uniform(0.1, 9, 6)
+    gains = gamma / np.sqrt(variance + 1e-3)
+    stored = {"w": weight * gains[:, None, None, None] if folded else weight, "b": np.zeros(6)}
+    if not folded:
+        stored |= {"gamma": gamma, "mean": np.zeros(6), "variance": variance}
+    nodes = [node("Relu", ["x"], ["h"]), node("Conv", ["h", "w", "b"], ["y" if folded else "c"], pads=[1] * 4)]
+    if not folded:
+        nodes.append(node("BatchNormalization", ["c", "gamma", "b", "mean", "variance"], ["y"], epsilon=1e-3))
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])
+    tensors = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in stored.items()]
+    graph = helper.make_graph(nodes, "g", [value], [onnx.ValueInfoProto(name="y")], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("mode", ["spatial", "channel", "tucker", "linear-bottleneck"])
+def test_a_normalisation_behind_counts_as_if_it_were_in_the_weight(mode: str) -> None:
+    rank = 3 if mode != "tucker" else "0.6"
+    models = [normalised(folded=folded) for folded in (True, False)]
+    made = [onnxsep.rewrite(model, mode=mode, rank=rank, force=True, include_first=True).model for model in models]
+    feed = {"x": np.random.default_rng(4).standard_normal((1, 4, 8, 8)).astype(np.float32)}
+    first, second = (Runner(model)(feed)["y"] for model in made)
+    assert np.allclose(first, second, atol=2e-4 * np.abs(first).max())
+    assert not np.allclose(first, Runner(load(models[0]))(feed)["y"], atol=1e-2 * np.abs(first).max())

@@ -7,9 +7,10 @@ stands behind a Relu more is known:
 - It is positive, so that all channels share a mean. For a Relu of independent standard normal values the mean is
   1 / sqrt(2 pi) and the second moment 1 / 2, so that two channels correlate by r = (1 / 2 pi) / (1 / 2) = 1 / pi, and
   A = (1 - r) I + r 1 1^T over the channels: the sum of each kernel over the channels is kept better than the rest.
-- Output channels are as large as training and the normalisation that exporters fold into the weights made them, and
-  what follows weighs small ones more. D divides each kernel by the square root of its norm: half-way between absolute
-  errors and relative ones, which waste the rank on channels that hardly count.
+- Output channels are as large as training made them, and the BatchNormalization that exporters fold into the weights or
+  leave behind the Conv, whose statistics are those of the training data. What follows weighs small ones more. D divides
+  each kernel by the square root of its norm: half-way between absolute errors, and relative ones that waste the rank
+  on channels which hardly count.
 
 A says most; D alone makes low ranks worse. ``benchmarks/starts.py`` measures what they are worth.
 """
@@ -22,6 +23,7 @@ from onnxsep.algebra.linalg import Array
 
 _SHARED = 1 / np.pi
 _EXPONENT = 0.5
+_LEAST = 1e-3  # of the largest gain: channels of which next to nothing is left count a little
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,19 @@ class WeightMetric:
     stretch: float
 
     @classmethod
-    def behind_relu(cls, weight: Array) -> "WeightMetric":
-        """The metric for a weight [out_channels, in_channels / group, *kernel_shape] whose squares do not overflow."""
-        norms = np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
+    def behind_relu(cls, weight: Array, gains: Array | None = None) -> "WeightMetric":
+        """The metric for a Conv.
+
+        Args:
+            weight: [out_channels, in_channels / group, *kernel_shape]; its squares do not overflow.
+            gains: what each output channel is multiplied by behind the Conv: as if the weight were so already.
+        """
+        sizes = np.ones(len(weight)) if gains is None else np.abs(gains)
+        sizes = np.maximum(sizes, _LEAST * sizes.max(initial=0.0)) if sizes.any() else np.ones(len(weight))
+        norms = sizes * np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
         norms[norms == 0] = 1.0
         channels = weight.shape[1]
-        return cls(norms**-_EXPONENT, channels, float(np.sqrt(1 + _SHARED * channels / (1 - _SHARED))))
+        return cls(sizes * norms**-_EXPONENT, channels, float(np.sqrt(1 + _SHARED * channels / (1 - _SHARED))))
 
     def scaled_outputs(self, array: Array, axis: int, *, back: bool = False) -> Array:
         """D, or its inverse, along the axis of the output channels."""

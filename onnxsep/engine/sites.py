@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 
-from onnxsep.engine.matches import ConvSite, OpType, Rejected
+from onnxsep.engine.matches import ConvSite, Normalization, OpType, Rejected
 from onnxsep.errors import FactorizationError
 from onnxsep.graph.constants import read_constant, stored_tensor
 from onnxsep.graph.first_convs import first_convs
@@ -144,7 +144,22 @@ class _Finder:
             op_type=cast(OpType, node.op_type),
             transposed=transposed,
             rectified=is_nonnegative(self._view.index, scope.index, node.input[0]),
+            normalization=self._normalization(scope.index, node.output[0]),
         )
+
+    def _normalization(self, scope: int, name: str) -> Normalization | None:
+        """The BatchNormalization that alone reads a tensor."""
+        uses = self._view.index.uses(name, scope)
+        place = uses[0].place if len(uses) == 1 else None
+        if place is None or place[0] != scope:
+            return None
+        node = self._node(place)
+        if node.op_type != "BatchNormalization" or not is_standard(node) or uses[0].position or len(node.input) < 5:
+            return None
+        scale, variance = (self._view.index.constant(node.input[position], scope) for position in (1, 4))
+        if scale is None or variance is None:
+            return None
+        return Normalization(scale, variance, self._view.index.attribute(place, "epsilon", 1e-5))
 
     def pinned(self, found: Sequence[ConvSite | Rejected], wanted: Sequence[str]) -> list[ConvSite | Rejected]:
         """The same sites with what else uses their weights: everything but the nodes that may be replaced."""

@@ -49,6 +49,8 @@ class Task:
     """Limit for iterative fits."""
     rectified: bool = False
     """Whether what the Conv reads is never negative, as behind a Relu."""
+    gains: Array | None = None
+    """What a BatchNormalization behind the Conv multiplies each output channel by, [out_channels]; None without one."""
 
 
 class Mode(ABC):

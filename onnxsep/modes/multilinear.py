@@ -64,7 +64,7 @@ class Multilinear(Mode):
         if not task.rectified or len(inputs) + len(outputs) > 2 or self.is_exact(conv, rank):
             return self.factorize(task, rank)
         weight, exponent = scaled_to_one(task.weight)
-        metric = WeightMetric.behind_relu(weight)
+        metric = WeightMetric.behind_relu(weight, task.gains)
         weight = metric.stretched_inputs(metric.scaled_outputs(weight, 0), 1)
         arrays = self.split(conv, self.factorize(replace(task, weight=weight), rank))
         first, last = inputs[0], outputs[0]
