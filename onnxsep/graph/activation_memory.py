@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from onnxsep.graph.counting import sizes_of_one
 from onnxsep.graph.element_types import element_bits
 from onnxsep.graph.execution_order import Program, Step, best_order, peak
 from onnxsep.graph.index import RANDOM
@@ -156,13 +157,11 @@ class _Planner:
     def _bytes(self, scope: int, name: str) -> int:
         """Bytes of a tensor; where that is not known it is noted, and 0."""
         shape, kind = self._shapes.of(scope, name), self._shapes.element_type(scope, name)
-        sizes = [1 if axis == 0 and not isinstance(size, int) else size for axis, size in enumerate(shape or ())]
-        known = [size for size in sizes if isinstance(size, int)]
-        bits = element_bits(kind)
-        if shape is None or len(known) < len(sizes) or bits is None:
+        sizes, bits = sizes_of_one(shape), element_bits(kind)
+        if sizes is None or bits is None:
             self.unknown.add((scope, name))
             return 0
-        return math.ceil(math.prod(known) * bits / 8)
+        return math.ceil(math.prod(sizes) * bits / 8)
 
 
 def as_integers(operations: Sequence[_Operation], outputs: Collection[str]) -> list[_Operation]:

@@ -119,7 +119,7 @@ def _count(
     shapes = KnownShapes(all_scopes)
     integers = _IntegerConstants(all_scopes)
     for scope in all_scopes:
-        size = lambda name, scope=scope: _sizes(shapes.of(scope.index, name))  # noqa: E731
+        size = lambda name, scope=scope: sizes_of_one(shapes.of(scope.index, name))  # noqa: E731
         values = lambda name, scope=scope: integers.of(scope.index, name)  # noqa: E731
         for index, node in enumerate(scope.body.node):
             if node.op_type not in op_types:
@@ -147,7 +147,7 @@ class _IntegerConstants:
         return None
 
 
-def _sizes(shape: Shape | None) -> Sequence[int] | None:
+def sizes_of_one(shape: Shape | None) -> Sequence[int] | None:
     """A shape in integers, a free first dimension counted as 1; None where another dimension is free."""
     if shape is None:
         return None
