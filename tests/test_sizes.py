@@ -248,3 +248,16 @@ def test_trained_models_have_all_figures(path: Path) -> None:
 def test_a_residual_network_holds_three_tensors() -> None:
     # The second Conv of a block of the first stage: what enters the block, what the first Conv gave, its own result.
     assert peak_activation_bytes(SHARED / "cifar10_resnet20_ts.onnx") == 3 * 16 * 32 * 32 * 4
+
+
+def test_a_sequence_has_no_sizes() -> None:
+    """What the tensors of a sequence take is not known; the rest is counted."""
+    middle = [
+        node("SequenceConstruct", ["a", "x"], ["both"]),
+        node("SequenceAt", ["both", "zero"], ["b"]),
+    ]
+    model = network(middle, [numpy_helper.from_array(np.array(0, np.int64), "zero")])
+    totals = onnxsep.inspect(model, modes=["depthwise"]).totals
+    assert (totals.macs, totals.macs_unknown) == (FIRST + 64 * 2 * 4 * 9, 0)
+    assert totals.activations is not None
+    assert (totals.activations.best_order, totals.activations.unknown) == (None, 1)

@@ -68,7 +68,9 @@ def sizes_in_run(model: Model, wanted: Mapping[Tensor, int], feeds: Feeds, optio
     found: dict[Tensor, tuple[int, tuple[int, ...]]] = {}
     idle: set[int] = set()
     for name, tensor in handed_out.items():
-        value = np.asarray(values[name])
+        value = values[name]
+        if not isinstance(value, np.ndarray):  # a sequence, a map or an optional has no sizes
+            continue
         if tensor not in typed:
             found[tensor] = helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
         elif (shape := _shape(value)) is not None:
