@@ -88,7 +88,7 @@ def find_sites(
                 found.append(finder.reject(scope, index, others[node.op_type]))
             elif node.op_type in wanted:
                 found.append(finder.site(scope, index))
-    found = finder.pinned(found, wanted)
+    found = _alike(finder.pinned(found, wanted))
     return Sites(tuple(found), tuple(source), light, marks, tuple(problems), inferred=light is not plain)
 
 
@@ -236,6 +236,25 @@ class _Finder:
             return tuple(tensor.dims), tensor.data_type
         values = read_constant(self._model, self._source, constant)
         return values.shape, ONNX_TYPES.get(values.dtype.name, onnx.TensorProto.UNDEFINED)
+
+
+def _alike(found: Sequence[ConvSite | Rejected]) -> list[ConvSite | Rejected]:
+    """Sites that share a weight share what is known of what stands around it, for they share their factors."""
+    sharing: dict[Constant, list[ConvSite]] = {}
+    for item in found:
+        if isinstance(item, ConvSite):
+            sharing.setdefault(item.weight, []).append(item)
+    made: list[ConvSite | Rejected] = []
+    for item in found:
+        if isinstance(item, ConvSite) and len(others := sharing[item.weight]) > 1:
+            same = len({other.normalization for other in others}) == 1
+            item = replace(
+                item,
+                rectified=all(other.rectified for other in others),
+                normalization=item.normalization if same else None,
+            )
+        made.append(item)
+    return made
 
 
 def _user(index: Index, use: Use) -> str:
