@@ -65,10 +65,23 @@ def test_sizes_are_read_off_a_run() -> None:
 
 
 @pytest.mark.parametrize("options", [{"verify": "none"}, {"dry_run": True}, {"verify": "local"}])
-def test_without_a_run_the_rest_is_compared(options: dict[str, Any]) -> None:
+def test_sizes_do_not_depend_on_the_verification(options: dict[str, Any]) -> None:
     report = onnxsep.rewrite(network(), mode="depthwise", **options).report
+    assert report.totals.macs_unknown == 0
+    assert (report.totals.macs_before, report.totals.macs_after) == (STEM + 3 * DENSE, STEM + 3 * SEPARATED)
+
+
+def test_of_a_model_that_cannot_be_run_the_rest_is_compared() -> None:
+    model = network()
+    model.graph.node.add(op_type="Odd", domain="somebody's", input=["c1"], output=["odd"])
+    model.graph.output.add(name="odd")
+    model.opset_import.add(domain="somebody's", version=1)
+    report = onnxsep.rewrite(model, mode="depthwise", dry_run=True).report
     assert report.totals.macs_unknown == 2
     assert (report.totals.macs_before, report.totals.macs_after) == (STEM + DENSE, STEM + SEPARATED)
+    assert report.totals.activations_before is not None
+    assert report.totals.activations_before.best_order is None
+    assert report.totals.activations_before.unknown == 4  # r, c3, y and odd
 
 
 def test_sizes_that_the_user_leaves_free_are_not_made_up() -> None:
@@ -96,7 +109,7 @@ def test_inference_that_stops_at_a_node_hides_no_replaced_conv() -> None:
 
 def test_inspect_compares_the_same_nodes() -> None:
     totals = onnxsep.inspect(network(), modes=["depthwise", "spatial"]).totals
-    assert totals.macs_unknown == 2
-    assert totals.macs == STEM + DENSE
-    assert totals.mode_macs["depthwise"] == STEM + SEPARATED
-    assert totals.mode_macs["spatial"] == STEM + 2 * 36 * 8 * 8 * 3
+    assert totals.macs_unknown == 0
+    assert totals.macs == STEM + 3 * DENSE
+    assert totals.mode_macs["depthwise"] == STEM + 3 * SEPARATED
+    assert totals.mode_macs["spatial"] == STEM + 3 * 2 * 36 * 8 * 8 * 3

@@ -184,7 +184,7 @@ def test_each_layer_is_fitted_in_its_own_way(tmp_path: Path) -> None:
     assert found.report.calibration.init == "response, svd, joint"
     alone = rewrite(model, mode="depthwise", data=X, positions=16, init="response")
     assert found.report.convs[1].held_out_error == alone.report.convs[1].held_out_error
-    plain = rewrite(model, mode="spatial", rank=4)
+    plain = rewrite(model, mode="spatial", rank=4, data=X, positions=16, init="svd")
     second = [row.weight_error for row in (found.report.convs[2], plain.report.convs[2])]
     assert second[0] == second[1]
     every = rewrite(model, plan=tmp_path / "plan.toml", data=X, positions=16, init="svd")  # the command wins

@@ -127,7 +127,7 @@ class _Calibrator:
         site, key = step.site, replacement.key
         outcome = self._done.outcomes.get(key)
         if outcome is None:
-            outcome = plain_outcome(replacement, read_weight(self._model, self._sites, site))
+            outcome = plain_outcome(self._model, self._sites, replacement)
             self._done.outcomes[key] = outcome
         if isinstance(outcome, Factorized):
             bias = read_bias(self._model, self._sites, site)

@@ -11,16 +11,15 @@ from onnxsep.algebra.gram import Mixed, mean_product, scaled_rows
 from onnxsep.algebra.linalg import Array
 from onnxsep.calibration.fitting import Fit
 from onnxsep.calibration.sampling import Floats
-from onnxsep.engine.factors import Factorized, OutputErrors, checked_factors
+from onnxsep.engine.factors import Factorized, OutputErrors, checked_factors, from_weights
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.replacements import ConvReplacement
-from onnxsep.engine.sites import Sites
+from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import CalibrationError, FactorizationError, spelled
 from onnxsep.graph.constants import read_constant
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
-from onnxsep.modes.base import Task
 
 _LARGE = 1500  # inputs * taps of a group
 
@@ -55,10 +54,11 @@ def unfit(error: BaseException) -> str:
     return str(error)
 
 
-def plain_outcome(replacement: ConvReplacement, weight: Array) -> Factorized | str:
+def plain_outcome(model: Model, sites: Sites, replacement: ConvReplacement) -> Factorized | str:
     """The factors of the weight alone, or why there are none."""
     try:
-        factors = replacement.mode.factorize(Task(replacement.site.conv, weight), replacement.rank)
+        weight = read_weight(model, sites, replacement.site)
+        factors = from_weights(model, sites, replacement, weight)
         return checked_factors(replacement, weight, factors)
     except UNFIT as error:
         return f"it cannot be factorised: {unfit(error)}"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from onnxsep.algebra.linalg import Array, relative_error
+from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Plan, drop, naming, settle_shared
 from onnxsep.engine.replacements import BlockReplacement, ConvReplacement, Replacement
 from onnxsep.engine.sites import Sites, read_weight
@@ -124,7 +125,7 @@ def factorize_one(model: Model, sites: Sites, replacement: Replacement) -> Facto
             if isinstance(replacement, BlockReplacement):
                 return _block_tensors(model, sites, replacement)
             weight = read_weight(model, sites, replacement.site)
-            factors = replacement.mode.factorize(Task(replacement.site.conv, weight), replacement.rank)
+            factors = from_weights(model, sites, replacement, weight)
             return checked_factors(replacement, weight, factors)
     except FactorizationError as error:
         return str(error)
@@ -162,6 +163,29 @@ def _stored(doubles: Sequence[Array], dtype: str) -> list[NDArray[np.generic]] |
     with np.errstate(over="ignore"):
         arrays = [np.ascontiguousarray(array.astype(STORED_TYPES[dtype])) for array in doubles]
     return arrays if all(np.isfinite(array.astype(np.float64)).all() for array in arrays) else None
+
+
+def from_weights(model: Model, sites: Sites, replacement: ConvReplacement, weight: Array) -> Factors:
+    """The factors of a Conv of whose data nothing is known but what stands before and behind it."""
+    site = replacement.site
+    task = Task(site.conv, weight, rectified=site.rectified, gains=_gains(model, sites, site))
+    return replacement.mode.from_weights(task, replacement.rank)
+
+
+def _gains(model: Model, sites: Sites, site: ConvSite) -> Array | None:
+    """What the BatchNormalization behind a Conv multiplies its outputs by; None where it cannot be used."""
+    if not site.rectified or site.normalization is None:
+        return None
+    scale, variance, epsilon = site.normalization
+    try:
+        sizes, squares = (read_constant(model, sites.scopes, one).astype(np.float64) for one in (scale, variance))
+    except FactorizationError:
+        return None
+    if sizes.shape != (site.conv.out_channels,) or squares.shape != sizes.shape:
+        return None
+    with np.errstate(all="ignore"):
+        gains = sizes / np.sqrt(squares + epsilon)
+    return gains if np.isfinite(gains).all() else None
 
 
 def checked_factors(

@@ -6,7 +6,7 @@ which gives it its name, its geometry and its type.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from onnxsep.graph.places import Constant, Place
 from onnxsep.layers.conv import Conv
@@ -14,6 +14,14 @@ from onnxsep.modes.block import Block
 
 OpType = Literal["Conv", "ConvTranspose", "Gemm", "MatMul"]
 """What a mode may replace; all but the first only where it asks for them (``Mode.transposed``, ``linear_layers``)."""
+
+
+class Normalization(NamedTuple):
+    """What a BatchNormalization multiplies its input by: scale / sqrt(variance + epsilon)."""
+
+    scale: Constant
+    variance: Constant
+    epsilon: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class ConvSite:
     op_type: OpType = "Conv"
     transposed: bool = False  # the stored weight is [in, out]: MatMul, ConvTranspose, and Gemm without transB
     one_size: bool = False  # its geometry holds for inputs of ``input_size`` alone
+    rectified: bool = False  # what it reads is never negative, as behind a Relu
+    normalization: Normalization | None = None  # the BatchNormalization that alone reads its output
 
     @property
     def anchor(self) -> "ConvSite":

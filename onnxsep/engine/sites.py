@@ -13,16 +13,17 @@ from typing import Any, cast
 import numpy as np
 import onnx
 
-from onnxsep.engine.matches import ConvSite, OpType, Rejected
+from onnxsep.engine.matches import ConvSite, Normalization, OpType, Rejected
 from onnxsep.errors import FactorizationError
 from onnxsep.graph.constants import read_constant, stored_tensor
 from onnxsep.graph.first_convs import first_convs
 from onnxsep.graph.geometry import conv_geometry, linear_geometry
 from onnxsep.graph.index import Index, Use
 from onnxsep.graph.marks import KEY, Marks
+from onnxsep.graph.nonnegative import is_nonnegative
 from onnxsep.graph.places import Constant, Place
 from onnxsep.graph.scopes import Scope, display_name, is_standard, scopes, training_names
-from onnxsep.graph.shapes import KnownShapes, Shape, infer_shapes, skeleton
+from onnxsep.graph.shapes import KnownShapes, Measured, Shape, infer_shapes, skeleton
 from onnxsep.graph.transposing import turned
 from onnxsep.graph.view import FLOAT_TYPES, ONNX_TYPES, OTHER_CONVOLUTIONS, View
 from onnxsep.layers.conv import Conv
@@ -56,7 +57,7 @@ def find_sites(
     *,
     linear_layers: bool = False,
     transposed: bool = False,
-    measured: Mapping[str, tuple[int, ...]] | None = None,
+    measured: Measured | None = None,
 ) -> Sites:
     """Look at every node of every graph and function; reads no weight, except where an expression hides its shape.
 
@@ -65,7 +66,7 @@ def find_sites(
         input_shapes: shapes for inputs whose dimensions are free, by input name.
         linear_layers: list Gemm and MatMul nodes too.
         transposed: give the sites of ConvTranspose nodes, and not only their names.
-        measured: shapes of tensors of the main graph that are known from a run.
+        measured: sizes of tensors that are known from a run (``onnxsep.running.sizes``).
 
     Raises:
         UnsupportedModelError: the graph cannot be read.
@@ -82,9 +83,7 @@ def find_sites(
         problems.append(
             f"the metadata entry {KEY!r} cannot be read: what onnxsep made before counts as the model's own"
         )
-    finder = _Finder(
-        model, source, view, first, marks, _fixed_sizes(model, light, {**(input_shapes or {}), **(measured or {})})
-    )
+    finder = _Finder(model, source, view, first, marks, _fixed_sizes(model, light, bool(input_shapes or measured)))
     others = {**OTHER_CONVOLUTIONS, **({} if transposed else _NO_TRANSPOSED), **(_QUANTISED if linear_layers else {})}
     found: list[ConvSite | Rejected] = []
     for scope in view.scopes:
@@ -95,7 +94,7 @@ def find_sites(
                 found.append(finder.reject(scope, index, others[node.op_type]))
             elif node.op_type in wanted:
                 found.append(finder.site(scope, index))
-    found = finder.pinned(found, wanted)
+    found = _alike(finder.pinned(found, wanted))
     return Sites(tuple(found), tuple(source), light, marks, tuple(problems), inferred=light is not plain)
 
 
@@ -152,7 +151,23 @@ class _Finder:
             op_type=cast(OpType, node.op_type),
             transposed=transposed,
             one_size=_says_its_output(node),
+            rectified=is_nonnegative(self._view.index, scope.index, node.input[0]),
+            normalization=self._normalization(scope.index, node.output[0]),
         )
+
+    def _normalization(self, scope: int, name: str) -> Normalization | None:
+        """The BatchNormalization that alone reads a tensor."""
+        uses = self._view.index.uses(name, scope)
+        place = uses[0].place if len(uses) == 1 else None
+        if place is None or place[0] != scope:
+            return None
+        node = self._node(place)
+        if node.op_type != "BatchNormalization" or not is_standard(node) or uses[0].position or len(node.input) < 5:
+            return None
+        scale, variance = (self._view.index.constant(node.input[position], scope) for position in (1, 4))
+        if scale is None or variance is None:
+            return None
+        return Normalization(scale, variance, self._view.index.attribute(place, "epsilon", 1e-5))
 
     def pinned(self, found: Sequence[ConvSite | Rejected], wanted: Sequence[str]) -> list[ConvSite | Rejected]:
         """The same sites with what else uses their weights: everything but the nodes that may be replaced."""
@@ -237,11 +252,28 @@ def _says_its_output(node: onnx.NodeProto) -> bool:
     return node.op_type == _TRANSPOSED and any(entry.name == "output_shape" and entry.ints for entry in node.attribute)
 
 
-def _fixed_sizes(
-    model: Model, light: onnx.ModelProto, given: Mapping[str, tuple[int, ...]]
-) -> Callable[[], KnownShapes]:
+def _fixed_sizes(model: Model, light: onnx.ModelProto, given: bool) -> Callable[[], KnownShapes]:
     """The shapes that the model itself tells, without those given for this run; found when they are asked for."""
     return cache(lambda: KnownShapes(scopes(infer_shapes(skeleton(model)) if given else light)))
+
+
+def _alike(found: Sequence[ConvSite | Rejected]) -> list[ConvSite | Rejected]:
+    """Sites that share a weight share what is known of what stands around it, for they share their factors."""
+    sharing: dict[Constant, list[ConvSite]] = {}
+    for item in found:
+        if isinstance(item, ConvSite):
+            sharing.setdefault(item.weight, []).append(item)
+    made: list[ConvSite | Rejected] = []
+    for item in found:
+        if isinstance(item, ConvSite) and len(others := sharing[item.weight]) > 1:
+            same = len({other.normalization for other in others}) == 1
+            item = replace(
+                item,
+                rectified=all(other.rectified for other in others),
+                normalization=item.normalization if same else None,
+            )
+        made.append(item)
+    return made
 
 
 def _user(index: Index, use: Use) -> str:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import onnx
@@ -10,22 +11,26 @@ import onnx
 from onnxsep.data import Dataset, ImageJudge, Preprocessing, open_data
 from onnxsep.errors import DataError, OptionError, VerificationError, spelled
 from onnxsep.evaluation.latency import measure_latency
-from onnxsep.evaluation.macs import count_work
 from onnxsep.evaluation.memory import measure_memory
 from onnxsep.evaluation.metrics import Metric, load_metric
 from onnxsep.evaluation.options import EvaluateOptions
 from onnxsep.evaluation.quality import Found, Quality, Task, run_over
 from onnxsep.evaluation.report import EvaluatedModel, EvaluationReport, Latency, Memory, Ratios
 from onnxsep.evaluation.sessions import Candidate, Session, check_same_interface, most_fixed, named
+from onnxsep.graph.counting import Operations
 from onnxsep.graph.parameters import count_nonzero_parameters, count_parameters
+from onnxsep.graph.shapes import skeleton
 from onnxsep.model.files import printable
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.options.progress import Progress, announce
 from onnxsep.options.taking import takes
 from onnxsep.reporting.blocks import missed_text
 from onnxsep.reporting.model_info import sha256, size_bytes
+from onnxsep.reporting.records import ActivationMemory
+from onnxsep.running.feeds import Feeds
 from onnxsep.running.integer_io import integer_io, quantized_feed
 from onnxsep.running.runtime import RuntimeOptions
+from onnxsep.running.sizes import find_sizes
 
 _FEW = 50  # samples, of which an accuracy has a standard error of 7 points
 _TIMED_FEEDS = 8  # different inputs for the timed runs
@@ -89,12 +94,12 @@ def evaluate(models: AnyModel | Sequence[AnyModel], options: EvaluateOptions) ->
     del sessions, against, calls
     memories = _memories(candidates, feeds[0], runtime, progress) if options.memory else None
     announce(progress, "counting")
-    shapes = _shapes(dataset, batches)
+    sample = dataset.feed(batches[0] if dataset.batch else batches[0][:1])
     rows: list[EvaluatedModel] = []
     for number, (candidate, quality) in enumerate(zip(candidates, found.models, strict=True)):
         latency = latencies[number] if latencies else None
         peak = memories[number] if memories else None
-        rows.append(_row(candidate, quality, latency, peak, shapes, rows[0] if rows else None))
+        rows.append(_row(candidate, quality, latency, peak, _Sizing(sample, runtime), rows[0] if rows else None))
     report = EvaluationReport(
         options=options.as_json(models=sources),
         data=dataset.source,
@@ -179,12 +184,6 @@ def _timed_feeds(
     return [data.feed(part) for part in chosen], largest
 
 
-def _shapes(data: Dataset, batches: Sequence[list[int]]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the inputs for one sample, or for the batch that the model insists on."""
-    first = batches[0] if data.batch else batches[0][:1]
-    return {name: array.shape for name, array in data.feed(first).items()}
-
-
 def _memories(
     candidates: Sequence[Candidate],
     feed: Mapping[str, np.ndarray],
@@ -214,16 +213,30 @@ def _memory_notes(rows: Sequence[EvaluatedModel]) -> list[str]:
     return [f"{name}: {reason}" for name, reason in reasons]
 
 
+@dataclass(frozen=True)
+class _Sizing:
+    """One sample, or the batch that the models insist on, for figures that follow from sizes; how models are run."""
+
+    sample: Mapping[str, np.ndarray]
+    runtime: RuntimeOptions
+
+    def figures(self, model: Model) -> tuple[Operations, ActivationMemory]:
+        """MACs and peak activation memory."""
+        feeds = Feeds(quantized_feed(self.sample, integer_io(model.proto)))
+        sizes, light = find_sizes(model, runtime=self.runtime, feeds=feeds), skeleton(model)
+        return sizes.macs(light), ActivationMemory(**asdict(sizes.activation_memory(light)))
+
+
 def _row(
     candidate: Candidate,
     quality: Quality,
     latency: Latency | None,
     memory: Memory | None,
-    shapes: Mapping[str, tuple[int, ...]],
+    sizing: _Sizing,
     first: EvaluatedModel | None,
 ) -> EvaluatedModel:
     model = candidate.model
-    macs = count_work(model, shapes)
+    macs, activations = sizing.figures(model)
     row = EvaluatedModel(
         name=candidate.name,
         path=None if model.path is None else printable(model.path),
@@ -233,6 +246,7 @@ def _row(
         nonzero_parameters=count_nonzero_parameters(model),
         macs=macs.total,
         macs_unknown=macs.unknown,
+        activations=activations,
         top1=quality.top1,
         top5=quality.top5,
         metric=quality.metric,
@@ -255,6 +269,7 @@ def _ratios(row: EvaluatedModel, first: EvaluatedModel) -> Ratios:
         macs=ratio(lambda model: None if model.macs_unknown else model.macs),
         latency=row.latency.against_first.value if row.latency and row.latency.against_first else None,
         peak_memory=ratio(lambda model: model.memory.peak_bytes if model.memory else None),
+        activations=ratio(lambda model: model.activations.best_order if model.activations else None),
     )
 
 

@@ -65,6 +65,22 @@ def macs(model: EvaluatedModel) -> str:
     return whole(model, "macs")
 
 
+def activations(model: EvaluatedModel) -> str:
+    """Peak activation memory in the best order."""
+    found = model.activations
+    if found is None:
+        return ""
+    if found.best_order is None:
+        return f"unknown: {found.unknown} tensors of unknown size"
+    return with_ratio(f"{found.best_order:,}", ratio(model, "activations"))
+
+
+def activations_in_file_order(model: EvaluatedModel) -> str:
+    """The same in the order of the file."""
+    found = model.activations
+    return "" if found is None or found.file_order is None else f"{found.file_order:,}"
+
+
 def latency(model: EvaluatedModel) -> str:
     """The median, in milliseconds, and its share of the first model's; no digits that their errors make worthless."""
     found = model.latency

@@ -60,6 +60,8 @@ def _lines(report: EvaluationReport) -> list[tuple[str, Show]]:
         ("parameters", lambda model: cells.whole(model, "parameters")),
         ("  of these not 0", lambda model: cells.whole(model, "nonzero_parameters")),
         ("MACs", cells.macs),
+        ("peak activations, bytes", cells.activations),
+        ("  in the file's order", cells.activations_in_file_order),
         ("latency, ms", cells.latency),
         ("  quartiles", _quartiles),
         ("peak memory, MB", lambda model: _memory(model.memory, cells.ratio(model, "peak_memory"))),

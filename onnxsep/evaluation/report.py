@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from onnxsep.data import PreprocessingReport
-from onnxsep.reporting.records import MissedLimit, PartReport, Record, Report
+from onnxsep.reporting.records import ActivationMemory, MissedLimit, PartReport, Record, Report
 
 
 class Share(Record):
@@ -108,6 +108,8 @@ class Ratios(Record):
     macs: float | None
     latency: float | None
     peak_memory: float | None
+    activations: float | None = None
+    """Of the best order."""
 
 
 class EvaluatedModel(Record):
@@ -126,6 +128,9 @@ class EvaluatedModel(Record):
     """Conv, ConvTranspose, Gemm and MatMul, for one sample of the data, or for the batch that the model insists on."""
     macs_unknown: int
     """Nodes whose sizes are not known, so that they are not in ``macs``."""
+    activations: ActivationMemory | None = None
+    """Peak activation memory, for one sample or for the batch that the model insists on; None in reports of older
+    versions."""
     top1: Accuracy | None = None
     top5: Accuracy | None = None
     """Where there are more than 5 classes."""

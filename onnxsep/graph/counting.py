@@ -50,15 +50,16 @@ class Operations:
     unknown: int
 
 
-def count_macs(light: onnx.ModelProto) -> Operations:
+def count_macs(light: onnx.ModelProto, idle: Collection[int] = ()) -> Operations:
     """Multiply-accumulates of every Conv, ConvTranspose, Gemm and MatMul, padding counted like data.
 
     A free first dimension (the batch) counts as 1. Every function body counts once, every branch of an If too.
 
     Args:
         light: a skeleton with inferred shapes.
+        idle: scopes that do not run, of which what is not known is left out.
     """
-    return _sum(node_macs(light).values())
+    return _sum(count or 0 if place[0] in idle else count for place, count in node_macs(light).items())
 
 
 def node_macs(light: onnx.ModelProto) -> dict[Place, int | None]:
@@ -118,7 +119,7 @@ def _count(
     shapes = KnownShapes(all_scopes)
     integers = _IntegerConstants(all_scopes)
     for scope in all_scopes:
-        size = lambda name, scope=scope: _sizes(shapes.of(scope.index, name))  # noqa: E731
+        size = lambda name, scope=scope: sizes_of_one(shapes.of(scope.index, name))  # noqa: E731
         values = lambda name, scope=scope: integers.of(scope.index, name)  # noqa: E731
         for index, node in enumerate(scope.body.node):
             if node.op_type not in op_types:
@@ -146,7 +147,7 @@ class _IntegerConstants:
         return None
 
 
-def _sizes(shape: Shape | None) -> Sequence[int] | None:
+def sizes_of_one(shape: Shape | None) -> Sequence[int] | None:
     """A shape in integers, a free first dimension counted as 1; None where another dimension is free."""
     if shape is None:
         return None

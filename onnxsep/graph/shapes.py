@@ -5,18 +5,20 @@ kilobytes for a model of gigabytes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 from google.protobuf.message import Message
 from onnx import numpy_helper
 
 from onnxsep.graph.inference import InferenceError, forget_impossible_sizes, infer
-from onnxsep.graph.scopes import Scope
+from onnxsep.graph.scopes import Scope, scopes
 from onnxsep.model.io import Model, read_tensor
 
 LARGE = 64  # elements; what shape inference reads (shapes, axes, scales) is smaller
 Shape = tuple[int | str | None, ...]
+Measured = Mapping[tuple[int, str], tuple[int, tuple[int, ...]]]
+"""Element type and sizes of tensors that are known from a run, by scope and name."""
 
 
 def skeleton(model: Model | onnx.ModelProto) -> onnx.ModelProto:
@@ -36,7 +38,7 @@ def infer_shapes(
     light: onnx.ModelProto,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     problems: list[str] | None = None,
-    measured: Mapping[str, tuple[int, ...]] | None = None,
+    measured: Measured | None = None,
 ) -> onnx.ModelProto:
     """ONNX's own shape inference on a ``skeleton``; the model as it is where inference fails.
 
@@ -44,7 +46,7 @@ def infer_shapes(
         light: a skeleton; its inputs get ``input_shapes``.
         input_shapes: shapes that replace those in the model, by input name.
         problems: gets the reason where inference fails.
-        measured: shapes of tensors of the main graph that are known from a run.
+        measured: sizes of tensors that are known from a run.
     """
     for value in light.graph.input:
         if input_shapes and value.name in input_shapes:
@@ -52,10 +54,8 @@ def infer_shapes(
             del shape.dim[:]
             for size in input_shapes[value.name]:
                 shape.dim.add().dim_value = size
-    for name, sizes in (measured or {}).items():
-        for value in [value for value in light.graph.value_info if value.name == name]:
-            light.graph.value_info.remove(value)
-        light.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes))
+    if measured:
+        _declare(light, measured)
     try:
         found, note = infer(light)
     except InferenceError as error:  # a model with one odd operator still has Convs; sizes are then unknown
@@ -67,10 +67,27 @@ def infer_shapes(
     return found
 
 
+def _declare(light: onnx.ModelProto, measured: Measured) -> None:
+    """Write measured sizes into the graphs that hold the tensors."""
+    all_scopes = scopes(light)
+    for number in {scope for scope, _ in measured}:
+        body = all_scopes[number].body
+        values = {value.name: value for value in body.value_info}
+        if isinstance(body, onnx.GraphProto):
+            values.update((value.name, value) for value in (*body.input, *body.output))
+        for (scope, name), (kind, sizes) in measured.items():
+            if scope == number:
+                value = values[name] if name in values else body.value_info.add()
+                value.CopyFrom(onnx.helper.make_tensor_value_info(name, kind, sizes))
+
+
 def tensor_shapes(body: onnx.GraphProto | onnx.FunctionProto) -> dict[str, Shape]:
     """Shapes known within one graph, by tensor name: integers, names of symbolic dimensions, None for unknown."""
     found = ((name, _shape(declared)) for name, declared in _declared(body).items())
     return {name: shape for name, shape in found if shape is not None}
+
+
+_Declared = onnx.ValueInfoProto | onnx.TensorProto
 
 
 class KnownShapes:
@@ -88,18 +105,26 @@ class KnownShapes:
 
     def of(self, scope: int, name: str) -> Shape | None:
         """The shape of a tensor, as ``tensor_shapes`` gives it; None where it is not known."""
+        found = (_shape(declared) for declared in self._all(scope, name))
+        return next((shape for shape in found if shape is not None), None)
+
+    def element_type(self, scope: int, name: str) -> int:
+        """The element type of a tensor; 0 where it is not known."""
+        found = (
+            one.data_type if isinstance(one, onnx.TensorProto) else one.type.tensor_type.elem_type
+            for one in self._all(scope, name)
+        )
+        return next(filter(None, found), 0)
+
+    def _all(self, scope: int, name: str) -> Iterator[_Declared]:
+        """What says something of a tensor, in this scope and those around it."""
         owner: int | None = scope
         while owner is not None:
             if owner not in self._declared:
                 self._declared[owner] = _declared(self._scopes[owner].body)
-            declared = self._declared[owner].get(name)
-            if declared is not None and (shape := _shape(declared)) is not None:
-                return shape
+            if name in self._declared[owner]:
+                yield self._declared[owner][name]
             owner = self._scopes[owner].parent
-        return None
-
-
-_Declared = onnx.ValueInfoProto | onnx.TensorProto
 
 
 def _declared(body: onnx.GraphProto | onnx.FunctionProto) -> dict[str, _Declared]:

@@ -47,6 +47,10 @@ class Task:
     """Factors of this rank to improve, where there are some."""
     sweeps: int = 12
     """Limit for iterative fits."""
+    rectified: bool = False
+    """Whether what the Conv reads is never negative, as behind a Relu."""
+    gains: Array | None = None
+    """What a BatchNormalization behind the Conv multiplies each output channel by, [out_channels]; None without one."""
 
 
 class Mode(ABC):
@@ -107,6 +111,13 @@ class Mode(ABC):
             task: the Conv and its weight.
             rank: as chosen within the ranges of ``rank_axis``.
         """
+
+    def from_weights(self, task: Task, rank: Rank) -> Factors:
+        """The weights of ``layers`` where there are no data: by default, those of ``factorize``.
+
+        A mode may weigh errors by what is known of trained networks in general; ``factorize`` does not.
+        """
+        return self.factorize(task, rank)
 
     def fit(self, task: Task, rank: Rank, init: str) -> Factors:
         """The weights of ``layers`` that come nearest to the Conv's outputs, as ``task.statistics`` describe them.

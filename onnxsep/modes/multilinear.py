@@ -6,6 +6,7 @@ weight error, the joint fit to data (``onnxsep.algebra.als``) and the balance of
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from onnxsep.algebra.als import Problem, alternate, balanced, multiply
 from onnxsep.algebra.als_rows import RowProblem
 from onnxsep.algebra.gram import DenseGram, Gram, RowGram
-from onnxsep.algebra.linalg import Array
+from onnxsep.algebra.linalg import Array, scaled_to_one
+from onnxsep.algebra.weight_metric import WeightMetric
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import AddLayer, ConvLayer, Layer, parameters
 from onnxsep.layers.rank import Rank
@@ -49,6 +51,30 @@ class Multilinear(Mode):
         arrays = self.split(conv, factors)
         products = [multiply(self.equation(conv), [array[group] for array in arrays]) for group in range(conv.group)]
         return np.stack(products).reshape(conv.weight_shape)
+
+    def from_weights(self, task: Task, rank: Rank) -> Factors:
+        """Behind a Relu, ``factorize`` in the metric of ``onnxsep.algebra.weight_metric``, which is then undone.
+
+        Only where one factor alone reads the input channels: in another, the metric cannot be undone.
+        """
+        conv, equation = task.conv, self.equation(task.conv)
+        operands, result = equation.split("->")
+        letters = operands.split(",")
+        outputs, inputs = ([place for place, used in enumerate(letters) if result[axis] in used] for axis in (0, 1))
+        if not task.rectified or len(inputs) + len(outputs) > 2 or self.is_exact(conv, rank):
+            return self.factorize(task, rank)
+        weight, exponent = scaled_to_one(task.weight)
+        metric = WeightMetric.behind_relu(weight, task.gains)
+        weight = metric.stretched_inputs(metric.scaled_outputs(weight, 0), 1)
+        arrays = self.split(conv, self.factorize(replace(task, weight=weight), rank))
+        first, last = inputs[0], outputs[0]
+        arrays[first] = metric.stretched_inputs(arrays[first], 1 + letters[first].index(result[1]), back=True)
+        axis = letters[last].index(result[0])
+        for group, scales in enumerate(np.split(metric.scales, conv.group)):
+            scaled = replace(metric, scales=scales).scaled_outputs(arrays[last][group], axis, back=True)
+            arrays[last][group] = np.ldexp(scaled, exponent)
+        groups = [balanced(equation, [array[group] for array in arrays]) for group in range(conv.group)]
+        return self.join(conv, [np.stack(parts) for parts in zip(*groups, strict=True)])
 
     def fit(self, task: Task, rank: Rank, init: str) -> Factors:
         """All factors together, from ``task.start`` or the weights' own, by alternating least squares."""

@@ -6,7 +6,14 @@ from typing import Protocol
 
 from onnxsep.errors import spelled
 from onnxsep.reporting.document import Block, Cell, Line, Note, Span, Words
-from onnxsep.reporting.records import MeasuredOn, MissedLimit, ModelInfo, VerificationReport, part_text
+from onnxsep.reporting.records import (
+    ActivationMemory,
+    MeasuredOn,
+    MissedLimit,
+    ModelInfo,
+    VerificationReport,
+    part_text,
+)
 
 
 class Written(Protocol):
@@ -98,9 +105,34 @@ def macs_change(before: int, after: int, unknown: int) -> str:
     return f"MACs {ratio_text(before, after)}" + (f" ({unknown} nodes of unknown size not counted)" if unknown else "")
 
 
+def activations_lines(before: ActivationMemory | None, after: Iterable[tuple[str, ActivationMemory]]) -> list[Line]:
+    """Peak activation memory of a model, and of what becomes of it; nothing where a report does not say it.
+
+    Args:
+        before: of the model.
+        after: of its forms, and what each is called.
+    """
+    if before is None:
+        return []
+    if before.best_order is None or before.file_order is None:
+        return [Line(f"peak activation memory unknown: {before.unknown} tensors of unknown size")]
+    best, in_file = f"{before.best_order:,}", f"{before.file_order:,}"
+    for name, one in after:
+        if one.best_order is not None and one.file_order is not None:
+            arrow = f"; {name}" if name else " -> "
+            best += f"{arrow}{one.best_order:,}{_share(one.best_order, before.best_order)}"
+            in_file += f"{arrow}{one.file_order:,}{_share(one.file_order, before.file_order)}"
+    words = f"peak activation memory, bytes: {best}"
+    return [Line(words if best == in_file else f"{words} (in the file's order {in_file})")]
+
+
+def _share(after: int, before: int) -> str:
+    return f" ({after / before:.3f})" if before else ""
+
+
 def ratio_text(before: int, after: int) -> str:
     """Two counts and their ratio."""
-    return f"{before:,} -> {after:,}" + (f" ({after / before:.3f})" if before else "")
+    return f"{before:,} -> {after:,}{_share(after, before)}"
 
 
 def measured_line(found: MeasuredOn | None) -> list[Line]:

@@ -185,6 +185,19 @@ class VerificationReport(Record):
     notes: tuple[str, ...] = ()
 
 
+class ActivationMemory(Record):
+    """The most bytes of live tensors while a model runs (``onnxsep.graph.activation_memory`` says what is counted)."""
+
+    best_order: int | None
+    """With the nodes in the best order that is known; None where the size of a tensor is not known."""
+    file_order: int | None
+    """With the nodes in the order of the file."""
+    optimal: bool
+    """Whether it is proved that no order needs less than the best one."""
+    unknown: int = 0
+    """Tensors whose sizes are not known."""
+
+
 class ModelInfo(Record):
     """The model as its header and its files describe it."""
 

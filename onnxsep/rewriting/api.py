@@ -12,15 +12,15 @@ from onnxsep.checking.feeding import Feeding, layers_report
 from onnxsep.checking.options import SAMPLES
 from onnxsep.data import Preprocessing
 from onnxsep.engine.factors import Factorized, factorize_all
-from onnxsep.engine.matches import ConvSite
-from onnxsep.engine.planning import SIZES_UNKNOWN, Plan, in_main_graph
-from onnxsep.engine.sites import Sites, find_sites
+from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.planning import SIZES_UNKNOWN, Plan
+from onnxsep.engine.sites import find_sites
 from onnxsep.engine.sparsity import dense_factor_notes
 from onnxsep.engine.surgery import Edit, replace_matches
-from onnxsep.errors import FeedError, VerificationError, spelled
+from onnxsep.errors import VerificationError, spelled
 from onnxsep.graph.ensure import ensure_valid
 from onnxsep.graph.places import Place
-from onnxsep.graph.shapes import infer_shapes, skeleton
+from onnxsep.graph.shapes import Measured, infer_shapes, skeleton
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import NOTHING, Reads, check_paths
 from onnxsep.model.saving import Savable
@@ -33,9 +33,8 @@ from onnxsep.rewriting.options import RewriteOptions
 from onnxsep.rewriting.report import RewriteReport
 from onnxsep.rewriting.rows import conv_reports, planned, totals
 from onnxsep.rewriting.verification import decide, verify_result
-from onnxsep.running.execution import shapes_in_run
-from onnxsep.running.feeds import check_input_shapes, make_feeds
-from onnxsep.running.inputs import Input, model_inputs
+from onnxsep.running.feeds import Feeds, check_input_shapes
+from onnxsep.running.sizes import find_sizes
 from onnxsep.running.verification import Settings, missed_error
 
 
@@ -96,7 +95,8 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
     settings = decide(settings, source, dry_run=dry_run)
     find = partial(find_sites, source, settings.input_shapes, transposed=True)
     sites = choice.sites(lambda linear: find(linear_layers=linear))
-    if measured := _sizes_in_run(source, sites, settings):
+    sizes = find_sizes(source, settings.input_shapes, settings.runtime, feeds=settings.given)
+    if measured := sizes.of(source) if any(map(_of_unknown_size, sites.found)) else {}:
         sites = choice.sites(lambda linear: find(linear_layers=linear, measured=measured))
     chosen = choice.rows(source, sites, fitting)
     rows = chosen.plan
@@ -135,6 +135,8 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         if fitted.parts is not None:
             feeding = Feeding(fitted.dataset, indices=tuple(fitted.parts.verified[:SAMPLES]))
         compared, why_not = layers_report(source, result, feeding, settings.runtime, settings.progress)
+    if fitted.dataset is not None and not sizes.complete:
+        sizes = find_sizes(source, runtime=settings.runtime, feeds=Feeds(fitted.dataset.feed([0])))
     report = RewriteReport(
         source=model_info(source),
         mode=choice.mode,
@@ -142,7 +144,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         plan=choice.plan,
         options=options.as_json(model=model),
         convs=conv_reports(rows, factors, errors),
-        totals=totals(sites, rows, light),
+        totals=totals(sites, rows, light, sizes),
         removed_weights=tuple(edit.removed_weights),
         removed_inputs=tuple(edit.removed_inputs),
         calibration=fitted.report,
@@ -150,6 +152,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
             *sites.notes,
             *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in rows.convs))),
             *_size_notes(rows, measured),
+            *sizes.notes(source),
             *notes,
             *_input_notes(edit),
             *([why_not] if why_not else []),
@@ -171,29 +174,11 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
     )
 
 
-def _sizes_in_run(source: Model, sites: Sites, settings: Settings) -> dict[str, tuple[int, ...]]:
-    """Shapes of what Convs read that no inference finds, from one run of a model whose own inputs leave none free."""
-    graph = source.proto.graph
-    unknown = [item for item in sites.found if isinstance(item, ConvSite) and item.input_size is None]
-    names = [graph.node[item.place[1]].input[0] for item in unknown if in_main_graph(item)]
-    if not names or settings.verify != "full":
-        return {}
-    try:
-        feeds = settings.given or make_feeds(source, input_shapes=settings.input_shapes, seed=settings.seed)
-    except FeedError:
-        return {}
-    free = [value for value in model_inputs(source.proto) if _has_free_sizes(value)]
-    if settings.given is None and any(value.name not in settings.input_shapes for value in free):
-        return {}
-    return shapes_in_run(source, list(dict.fromkeys(names)), feeds, settings.runtime)
+def _of_unknown_size(item: ConvSite | Rejected) -> bool:
+    return isinstance(item, ConvSite) and item.input_size is None
 
 
-def _has_free_sizes(value: Input) -> bool:
-    """Whether more of an input's shape is free than the batch."""
-    return value.dims is None or not all(isinstance(size, int) for size in value.dims[1:])
-
-
-def _size_notes(plan: Plan, measured: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _size_notes(plan: Plan, measured: Measured) -> list[str]:
     unknown = sum(SIZES_UNKNOWN in row.notes for row in plan.replacements)
     if not unknown:
         return [f"sizes of {len(measured)} tensors were read off a run: no inference finds them"] if measured else []

@@ -27,8 +27,9 @@ from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import model_info
 from onnxsep.rewriting.options import InspectOptions
 from onnxsep.rewriting.report import InspectedConv, InspectReport, InspectTotals, ModeCosts
-from onnxsep.rewriting.rows import edited, plan_macs, source_macs
+from onnxsep.rewriting.rows import activations, edited, plan_macs, source_macs, sums_of_macs
 from onnxsep.running.feeds import check_input_shapes
+from onnxsep.running.sizes import find_sizes
 
 
 @takes(InspectOptions)
@@ -52,8 +53,9 @@ def inspect(model: AnyModel, options: InspectOptions) -> InspectReport:
     source = load(model, follow_links=options.follow_links)
     check_input_shapes(source, options.shapes)
     announce(options.teller, "finding the layers")
+    sizes = find_sizes(source, options.shapes)
     linear = any(mode.linear_layers for mode in chosen)
-    sites = find_sites(source, options.shapes, linear_layers=linear, transposed=True)
+    sites = find_sites(source, options.shapes, linear_layers=linear, transposed=True, measured=sizes.of(source))
 
     def read(site: ConvSite) -> Array:
         return read_weight(source, sites, site)
@@ -66,11 +68,10 @@ def inspect(model: AnyModel, options: InspectOptions) -> InspectReport:
     rows = [
         {row.place if isinstance(row, Rejected) else row.site.anchor.place: row for row in plan.rows} for plan in plans
     ]
-    before = source_macs(sites)
-    after = [plan_macs(sites, plan)[1] for plan in plans]
-    unknown = {place for one in (before, *after) for place, count in one.items() if count is None}
-    macs = sum(count or 0 for place, count in before.items() if place not in unknown)
-    parameters = count_parameters(sites.light)
+    lights = {name: edited(sites, plan)[0] for name, plan in zip(names, plans, strict=True)}
+    (macs, *mode_macs), unknown = sums_of_macs(
+        [source_macs(sites), *(plan_macs(sites, plan)[1] for plan in plans)], [sites.light, *lights.values()], sizes
+    )
     return InspectReport(
         source=model_info(source),
         rank=str(asked.rank),
@@ -80,22 +81,20 @@ def inspect(model: AnyModel, options: InspectOptions) -> InspectReport:
         ),
         totals=InspectTotals(
             convs=len(sites.found),
-            parameters=parameters,
+            parameters=count_parameters(sites.light),
             trainable_parameters=count_parameters(sites.light, "trainable"),
             macs=macs,
-            macs_unknown=len(unknown),
+            macs_unknown=unknown,
             flops_paper004=count_flops_paper004(sites.light).total,
             mode_convs={name: len(plan.replacements) for name, plan in zip(names, plans, strict=True)},
-            mode_parameters={
-                name: count_parameters(edited(sites, plan)[0]) if plan.replacements else parameters
-                for name, plan in zip(names, plans, strict=True)
-            },
-            mode_macs={
-                name: sum(count or 0 for place, count in one.items() if place not in unknown)
-                for name, one in zip(names, after, strict=True)
-            },
+            mode_parameters={name: count_parameters(light) for name, light in lights.items()},
+            mode_macs=dict(zip(names, mode_macs, strict=True)),
+            activations=activations(sizes, sites.light),
+            mode_activations={name: activations(sizes, light) for name, light in lights.items()}
+            if options.modes
+            else None,
         ),
-        notes=sites.notes,
+        notes=(*sites.notes, *sizes.notes(source)),
     )
 
 

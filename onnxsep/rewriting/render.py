@@ -6,6 +6,7 @@ from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.render import layers_of_result
 from onnxsep.errors import spelled
 from onnxsep.reporting.blocks import (
+    activations_lines,
     compared,
     ending,
     header,
@@ -18,6 +19,7 @@ from onnxsep.reporting.blocks import (
     title,
 )
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
+from onnxsep.reporting.records import ActivationMemory
 from onnxsep.rewriting.report import ConvReport, InspectedConv, InspectReport, InspectTotals, RewriteReport
 
 _MOST_COLUMNS = 3  # modes; of more, inspect shows the totals alone
@@ -26,13 +28,18 @@ _MOST_COLUMNS = 3  # modes; of more, inspect shows the totals alone
 def rewrite_document(report: RewriteReport) -> Document:
     """The table of all convolutions, totals, notes and the verification of one rewrite."""
     blocks: list[Block] = [header(report.source, _how(report)), _convs(report)]
-    blocks.append(Line(_totals(report)))
+    blocks += [Line(_totals(report)), *activations_lines(report.totals.activations_before, _after(report))]
     if report.calibration:
         blocks += _calibration(report.calibration)
     blocks += ending(report, layers_of_result(report.layers))
     if report.plan_output:
         blocks.append(Line(f"wrote the plan {report.plan_output}"))
     return Document(title(report.command, report.source), tuple(blocks))
+
+
+def _after(report: RewriteReport) -> list[tuple[str, ActivationMemory]]:
+    after = report.totals.activations_after
+    return [] if after is None else [("", after)]
 
 
 def _how(report: RewriteReport) -> str:
@@ -123,7 +130,8 @@ def inspect_document(report: InspectReport) -> Document:
     ]
     table = _inspected(report, modes if len(modes) <= _MOST_COLUMNS else [])
     blocks: list[Block] = [header(report.source, f"rank {report.rank}"), table]
-    blocks += [*map(Line, lines), *notes(report.notes)]
+    known = [(f"{mode}: ", one) for mode, one in (totals.mode_activations or {}).items()]
+    blocks += [*map(Line, lines), *activations_lines(totals.activations, known), *notes(report.notes)]
     return Document(title(report.command, report.source), tuple(blocks))
 
 

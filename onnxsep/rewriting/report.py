@@ -6,7 +6,15 @@ from pydantic import Field
 
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.layer_report import LayersReport
-from onnxsep.reporting.records import MissedLimit, ModelInfo, Record, Report, VerificationReport, WrittenFiles
+from onnxsep.reporting.records import (
+    ActivationMemory,
+    MissedLimit,
+    ModelInfo,
+    Record,
+    Report,
+    VerificationReport,
+    WrittenFiles,
+)
 
 
 class ConvReport(Record):
@@ -57,6 +65,10 @@ class Totals(Record):
     """Conv, ConvTranspose, Gemm and MatMul whose sizes are known."""
     macs_unknown: int
     """Nodes whose sizes are not known, so that they are not in the sums (of the original model)."""
+    activations_before: ActivationMemory | None = None
+    activations_after: ActivationMemory | None = None
+    """Peak activation memory, for the batch of the model, or for one image where it is free; None in reports of older
+    versions."""
 
 
 class RewriteReport(WrittenFiles, Report):
@@ -141,6 +153,10 @@ class InspectTotals(Record):
     """How many Convs ``rewrite`` would replace in each mode, first Convs left alone."""
     mode_parameters: dict[str, int]
     mode_macs: dict[str, int]
+    activations: ActivationMemory | None = None
+    """Peak activation memory, for the batch of the model, or for one image where it is free."""
+    mode_activations: dict[str, ActivationMemory] | None = None
+    """Of the modes that were asked for by name; None where none were."""
 
 
 class InspectReport(Report):

@@ -1,6 +1,7 @@
 """Turning a plan and what was measured into report records."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import onnx
 
@@ -10,11 +11,13 @@ from onnxsep.engine.planning import Plan, site_macs
 from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.surgery import Edit, replace_matches
-from onnxsep.graph.counting import compare_macs, node_macs
+from onnxsep.graph.counting import node_macs
 from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.places import Place
 from onnxsep.graph.shapes import infer_shapes
+from onnxsep.reporting.records import ActivationMemory
 from onnxsep.rewriting.report import ConvReport, Totals
+from onnxsep.running.sizes import Sizes
 
 
 def conv_reports(
@@ -89,15 +92,16 @@ def edited(sites: Sites, plan: Plan) -> tuple[onnx.ModelProto, Edit]:
     return light, replace_matches(light, plan.replacements, None)
 
 
-def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
+def totals(sites: Sites, plan: Plan, light: onnx.ModelProto, sizes: Sizes) -> Totals:
     """Sums over the original and the result.
 
     Args:
         sites: of the original.
         plan: what was decided.
-        light: skeleton of the result, with inferred shapes.
+        light: skeleton of the result.
+        sizes: of the original.
     """
-    before, after, unknown = compare_macs(*plan_macs(sites, plan))
+    (before, after), unknown = sums_of_macs(plan_macs(sites, plan), [sites.light, light], sizes)
     return Totals(
         convs=len(plan.rows),
         replaced=len(plan.replacements),
@@ -106,7 +110,36 @@ def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
         macs_before=before,
         macs_after=after,
         macs_unknown=unknown,
+        activations_before=activations(sizes, sites.light),
+        activations_after=activations(sizes, light),
     )
+
+
+def sums_of_macs(
+    counts: Sequence[Mapping[Place, int | None]], lights: Sequence[onnx.ModelProto], sizes: Sizes
+) -> tuple[list[int], int]:
+    """MACs of several forms of a model, and how many nodes are not in these sums.
+
+    Where sizes are not known of all nodes, but for the inputs at hand of all that run, each call of a function counts,
+    and what does not run is left out.
+
+    Args:
+        counts: MACs of the nodes of each form, by the places in the original.
+        lights: the same forms as skeletons.
+        sizes: of the original.
+    """
+    unknown = {place for one in counts for place, count in one.items() if count is None}
+    if unknown:
+        found = [sizes.macs(light) for light in lights]
+        if not any(one.unknown for one in found):
+            return [one.total for one in found], 0
+    sums = [sum(count or 0 for place, count in one.items() if place not in unknown) for one in counts]
+    return sums, len(unknown)
+
+
+def activations(sizes: Sizes, light: onnx.ModelProto) -> ActivationMemory:
+    """Peak activation memory of a skeleton, as a record."""
+    return ActivationMemory(**asdict(sizes.activation_memory(light)))
 
 
 def plan_macs(sites: Sites, plan: Plan) -> tuple[dict[Place, int | None], dict[Place, int | None]]:
