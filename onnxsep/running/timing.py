@@ -1,9 +1,13 @@
-"""Latency: warm runs on real inputs, the models taking turns so that drift of the machine hits all alike.
+"""Timing: warm runs on real inputs, the models taking turns so that drift of the machine hits all alike.
 
 A model's time is the median of its runs. How it compares with the first model's is measured turn by turn: in each round
 the medians of the two turns are divided, and the ratio is the median over the rounds. What slows the whole machine down
 for a while slows both turns of a round, and is nearly gone from their ratio.
+
+This module needs numpy alone, and Python 3.9: ``onnxsep profile`` writes its text into the script for other devices.
 """
+
+from __future__ import annotations
 
 import gc
 import math
@@ -14,10 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxsep.evaluation.report import Latency, LatencyRatio
-from onnxsep.options.progress import Progress
-
 Call = Callable[[Mapping[str, Any]], Any]
+Told = Callable[[str, int, int], None]
 
 _BLOCK = 5  # timed runs of one model before the next has its turn, unless it is fast enough for more, or too slow
 _LEAD_IN = 0.003  # seconds; by then the threads of another session, which wait for work by spinning, are asleep
@@ -49,7 +51,43 @@ class Effort:
 
 QUICK = Effort(turn=0.002, rounds=4, slow_rounds=1, shortest=0.008, longest=1.0, enough=0.03)
 """For a look in passing: does it get slower?"""
-_THOROUGH = Effort()
+PIECES = Effort(turn=0.004, rounds=16, slow_rounds=5, shortest=0.08, longest=1.0, enough=0.015)
+"""For single layers, of which there are many: what counts is a sum of differences."""
+THOROUGH = Effort()
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How long a model takes as a share of the first one's time: the median over rounds in which both had a turn.
+
+    Attributes:
+        value: The share.
+        standard_error: None where there was one round.
+    """
+
+    value: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Times of warm runs, in seconds.
+
+    Attributes:
+        median: Of all runs.
+        lower_quartile: The same.
+        upper_quartile: The same.
+        runs: How many were timed.
+        standard_error: Of the median; None where it is not known.
+        against_first: None for the first model.
+    """
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    runs: int
+    standard_error: float | None
+    against_first: Ratio | None
 
 
 @dataclass
@@ -74,13 +112,13 @@ class _Times:
         return sum(map(sum, self.turns))
 
 
-def measure_latency(
+def measure_times(
     calls: Sequence[Call],
     feeds: Sequence[Mapping[str, Any]],
     runs: int | None = None,
-    progress: Progress | None = None,
-    effort: Effort = _THOROUGH,
-) -> list[Latency]:
+    progress: Told | None = None,
+    effort: Effort = THOROUGH,
+) -> list[Timed]:
     """Time each model on the same inputs.
 
     First every model runs on the feeds, untimed. Then the models take turns: a lead-in that is not timed, so that
@@ -116,7 +154,7 @@ def measure_latency(
     finally:
         if collecting:
             gc.enable()
-    return [_latency(found, None if found is times[0] else times[0]) for found in times]
+    return [_summed_up(found, None if found is times[0] else times[0]) for found in times]
 
 
 def _warm(call: Call, feeds: Sequence[Mapping[str, Any]], effort: Effort) -> float:
@@ -183,19 +221,12 @@ def _timed(call: Call, feed: Mapping[str, Any]) -> float:
     return time.perf_counter() - start
 
 
-def _latency(found: _Times, first: _Times | None) -> Latency:
-    lower, median, upper = np.quantile(np.asarray(found.runs) * 1000, (0.25, 0.5, 0.75)).tolist()
+def _summed_up(found: _Times, first: _Times | None) -> Timed:
+    lower, median, upper = np.quantile(np.asarray(found.runs), (0.25, 0.5, 0.75)).tolist()
     ratio = None
     if first is not None:
         ratios = found.medians / first.medians
         middle, error = float(np.median(ratios)), math.hypot(_error(ratios), _DRIFT)
-        ratio = LatencyRatio(value=middle, standard_error=middle * error if math.isfinite(error) else None)
+        ratio = Ratio(middle, middle * error if math.isfinite(error) else None)
     error = _error(found.medians)
-    return Latency(
-        median_ms=median,
-        lower_quartile_ms=lower,
-        upper_quartile_ms=upper,
-        runs=len(found.runs),
-        standard_error_ms=median * error if math.isfinite(error) else None,
-        against_first=ratio,
-    )
+    return Timed(median, lower, upper, len(found.runs), median * error if math.isfinite(error) else None, ratio)
