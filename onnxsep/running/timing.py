@@ -1,7 +1,7 @@
 """Timing: warm runs on real inputs, the models taking turns so that drift of the machine hits all alike.
 
 A model's time is the median of its runs. How it compares with the first model's is measured turn by turn: in each round
-the medians of the two turns are divided, and the ratio is the median over the rounds. What slows the whole machine down
+the medians (or another quantile) of the two turns are divided, and the ratio is the median over the rounds. What slows the whole machine down
 for a while slows both turns of a round, and is nearly gone from their ratio.
 
 This module needs numpy alone, and Python 3.9: ``onnxsep profile`` writes its text into the script for other devices.
@@ -20,10 +20,12 @@ import numpy as np
 
 Call = Callable[[Mapping[str, Any]], Any]
 Told = Callable[[str, int, int], None]
+Clock = Callable[[], float]
 
 _BLOCK = 5  # timed runs of one model before the next has its turn, unless it is fast enough for more, or too slow
 _LEAD_IN = 0.003  # seconds; by then the threads of another session, which wait for work by spinning, are asleep
 _DRIFT = 0.01  # of a ratio: what two processes measure differs by about so much (memory, threads, the clock)
+_FINE = 1e-6  # seconds, of a clock that single layers can be timed with
 _NORMAL = 1.2533  # standard error of a median over that of a mean, sqrt(pi / 2)
 _QUARTILES = 1.349  # interquartile range of a normal distribution, in standard deviations
 
@@ -38,7 +40,9 @@ class Effort:
         slow_rounds: At least so many where the time is up.
         shortest: At least so many seconds of timed runs of each model.
         longest: Seconds of timed runs of a model after which a large spread stays.
-        enough: Relative standard error of each model's median, and of its ratio, that ends it.
+        enough: Relative standard error of each model's figures, and of its ratio, that ends it.
+        quantile: Of the runs of a turn, which is the turn's figure: the median; or less, for other programs only ever
+            make runs longer, and long runs more than short ones.
     """
 
     turn: float = 0.02
@@ -47,11 +51,12 @@ class Effort:
     shortest: float = 1.0
     longest: float = 10.0
     enough: float = 0.01
+    quantile: float = 0.5
 
 
 QUICK = Effort(turn=0.002, rounds=4, slow_rounds=1, shortest=0.008, longest=1.0, enough=0.03)
 """For a look in passing: does it get slower?"""
-PIECES = Effort(turn=0.004, rounds=16, slow_rounds=5, shortest=0.08, longest=1.0, enough=0.015)
+PIECES = Effort(turn=0.004, rounds=16, slow_rounds=5, shortest=0.05, longest=1.0, enough=0.015, quantile=0.1)
 """For single layers, of which there are many: what counts is a sum of differences."""
 THOROUGH = Effort()
 
@@ -74,6 +79,7 @@ class Timed:
     """Times of warm runs, in seconds.
 
     Attributes:
+        figure: The median over turns of each turn's figure: the median of all runs, but for the turns of ``Effort``.
         median: Of all runs.
         lower_quartile: The same.
         upper_quartile: The same.
@@ -82,6 +88,7 @@ class Timed:
         against_first: None for the first model.
     """
 
+    figure: float
     median: float
     lower_quartile: float
     upper_quartile: float
@@ -94,12 +101,13 @@ class Timed:
 class _Times:
     """The timed runs of one model, in seconds, turn by turn."""
 
+    quantile: float
     turns: list[list[float]] = field(default_factory=list)
 
     @property
-    def medians(self) -> np.ndarray:
-        """Of each turn."""
-        return np.array([float(np.median(turn)) for turn in self.turns])
+    def figures(self) -> np.ndarray:
+        """One of each turn."""
+        return np.array([float(np.quantile(turn, self.quantile)) for turn in self.turns])
 
     @property
     def runs(self) -> list[float]:
@@ -118,6 +126,7 @@ def measure_times(
     runs: int | None = None,
     progress: Told | None = None,
     effort: Effort = THOROUGH,
+    clock: Clock | None = None,
 ) -> list[Timed]:
     """Time each model on the same inputs.
 
@@ -130,23 +139,26 @@ def measure_times(
         runs: Timed runs of each model, 1 or more; None: until the standard errors of medians and ratios are small.
         progress: Called after each round.
         effort: How small, and how long that may take.
+        clock: Says how late it is, in seconds; None: that of the wall.
 
     Returns:
         Median and quartiles for each model, and its ratio to the first.
     """
+    clock = clock or time.perf_counter
     if runs is not None:
         for call in calls:
             for feed in feeds:
                 call(feed)
-    blocks = [_BLOCK if runs is not None else _block(_warm(call, feeds, effort), effort) for call in calls]
-    times = [_Times() for _ in calls]
+    blocks = [_BLOCK if runs is not None else _block(_warm(clock, call, feeds, effort), effort) for call in calls]
+    times = [_Times(effort.quantile) for _ in calls]
     collecting = gc.isenabled()
     gc.disable()  # a collection within a run would be counted as the model's
     try:
         share = 0.0
         while share < 1:
             done = len(times[0].runs)
-            _round(calls, feeds, times, blocks if runs is None else [min(_BLOCK, runs - done)] * len(calls))
+            wanted = blocks if runs is None else [min(_BLOCK, runs - done)] * len(calls)
+            _round(clock, calls, feeds, times, wanted)
             done = len(times[0].runs)
             share = _share(times, effort) if runs is None else done / runs
             if progress is not None:
@@ -157,11 +169,25 @@ def measure_times(
     return [_summed_up(found, None if found is times[0] else times[0]) for found in times]
 
 
-def _warm(call: Call, feeds: Sequence[Mapping[str, Any]], effort: Effort) -> float:
+def clock_for(threads: int, *, on_cpu: bool) -> Clock:
+    """The clock that a model is timed by.
+
+    One that runs in one thread, on the processor, is timed by the time that the processor gave to this thread: what it
+    gave to other programs meanwhile is not the model's. Of more threads nobody can tell, so they are timed by the wall's.
+
+    Args:
+        threads: That the runtime was told to use; 0: its own choice.
+        on_cpu: Whether all of the model runs on the processor.
+    """
+    fine = time.get_clock_info("thread_time").resolution <= _FINE if hasattr(time, "thread_time") else False
+    return time.thread_time if threads == 1 and on_cpu and fine else time.perf_counter
+
+
+def _warm(clock: Clock, call: Call, feeds: Sequence[Mapping[str, Any]], effort: Effort) -> float:
     """Run a model on each feed, as far as time allows; the shortest time of a run."""
     begin, best = time.perf_counter(), math.inf
     for feed in feeds:
-        best = min(best, _timed(call, feed))
+        best = min(best, _timed(clock, call, feed))
         if time.perf_counter() - begin > effort.longest / 10:
             break
     return best
@@ -174,7 +200,11 @@ def _block(seconds: float, effort: Effort) -> int:
 
 
 def _round(
-    calls: Sequence[Call], feeds: Sequence[Mapping[str, Any]], times: Sequence[_Times], blocks: Sequence[int]
+    clock: Clock,
+    calls: Sequence[Call],
+    feeds: Sequence[Mapping[str, Any]],
+    times: Sequence[_Times],
+    blocks: Sequence[int],
 ) -> None:
     """A turn of each model."""
     order = range(len(calls))
@@ -182,7 +212,9 @@ def _round(
         call, start, count = calls[index], len(times[index].runs), blocks[index]
         if count > 1:
             _lead_in(call, feeds[start % len(feeds)])
-        times[index].turns.append([_timed(call, feeds[step % len(feeds)]) for step in range(start, start + count)])
+        times[index].turns.append(
+            [_timed(clock, call, feeds[step % len(feeds)]) for step in range(start, start + count)]
+        )
 
 
 def _share(times: Sequence[_Times], effort: Effort) -> float:
@@ -193,8 +225,8 @@ def _share(times: Sequence[_Times], effort: Effort) -> float:
     if most >= effort.longest and rounds >= effort.slow_rounds:
         return 1.0
     if least >= effort.shortest and rounds >= effort.rounds:
-        first = times[0].medians
-        errors = [_error(found.medians) for found in times] + [_error(found.medians / first) for found in times[1:]]
+        first = times[0].figures
+        errors = [_error(found.figures) for found in times] + [_error(found.figures / first) for found in times[1:]]
         if max(errors) <= effort.enough:
             return 1.0
     return min(0.99, max(most / effort.longest, min(least / effort.shortest, rounds / effort.rounds) / 2))
@@ -215,18 +247,19 @@ def _lead_in(call: Call, feed: Mapping[str, Any]) -> None:
         call(feed)
 
 
-def _timed(call: Call, feed: Mapping[str, Any]) -> float:
-    start = time.perf_counter()
+def _timed(clock: Clock, call: Call, feed: Mapping[str, Any]) -> float:
+    start = clock()
     call(feed)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _summed_up(found: _Times, first: _Times | None) -> Timed:
     lower, median, upper = np.quantile(np.asarray(found.runs), (0.25, 0.5, 0.75)).tolist()
     ratio = None
     if first is not None:
-        ratios = found.medians / first.medians
+        ratios = found.figures / first.figures
         middle, error = float(np.median(ratios)), math.hypot(_error(ratios), _DRIFT)
         ratio = Ratio(middle, middle * error if math.isfinite(error) else None)
-    error = _error(found.medians)
-    return Timed(median, lower, upper, len(found.runs), median * error if math.isfinite(error) else None, ratio)
+    error = _error(found.figures)
+    figure = float(np.median(found.figures))
+    return Timed(figure, median, lower, upper, len(found.runs), median * error if math.isfinite(error) else None, ratio)
