@@ -166,6 +166,11 @@ def available_providers() -> tuple[str, ...]:
     return tuple(_onnxruntime().get_available_providers())
 
 
+def runtime_version() -> str:
+    """The version of the installed onnxruntime."""
+    return str(_onnxruntime().__version__)
+
+
 def _onnxruntime() -> Any:
     quiet_telemetry()
     try:

@@ -1,8 +1,8 @@
 """Timing: warm runs on real inputs, the models taking turns so that drift of the machine hits all alike.
 
 A model's time is the median of its runs. How it compares with the first model's is measured turn by turn: in each round
-the medians (or another quantile) of the two turns are divided, and the ratio is the median over the rounds. What slows the whole machine down
-for a while slows both turns of a round, and is nearly gone from their ratio.
+the medians (or lower quantiles) of the two turns are divided, and the ratio is the median over the rounds. What slows
+the whole machine down for a while slows both turns of a round, and is nearly gone from their ratio.
 
 This module needs numpy alone, and Python 3.9: ``onnxsep profile`` writes its text into the script for other devices.
 """
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import gc
 import math
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,6 @@ Told = Callable[[str, int, int], None]
 Clock = Callable[[], float]
 
 _BLOCK = 5  # timed runs of one model before the next has its turn, unless it is fast enough for more, or too slow
-_LEAD_IN = 0.003  # seconds; by then the threads of another session, which wait for work by spinning, are asleep
 _DRIFT = 0.01  # of a ratio: what two processes measure differs by about so much (memory, threads, the clock)
 _FINE = 1e-6  # seconds, of a clock that single layers can be timed with
 _NORMAL = 1.2533  # standard error of a median over that of a mean, sqrt(pi / 2)
@@ -43,6 +44,8 @@ class Effort:
         enough: Relative standard error of each model's figures, and of its ratio, that ends it.
         quantile: Of the runs of a turn, which is the turn's figure: the median; or less, for other programs only ever
             make runs longer, and long runs more than short ones.
+        lead_in: Seconds of untimed runs before each turn; after some milliseconds the threads of another session, which
+            wait for work by spinning, are asleep.
     """
 
     turn: float = 0.02
@@ -52,12 +55,19 @@ class Effort:
     longest: float = 10.0
     enough: float = 0.01
     quantile: float = 0.5
+    lead_in: float = 0.003
 
 
 QUICK = Effort(turn=0.002, rounds=4, slow_rounds=1, shortest=0.008, longest=1.0, enough=0.03)
 """For a look in passing: does it get slower?"""
-PIECES = Effort(turn=0.004, rounds=16, slow_rounds=5, shortest=0.05, longest=1.0, enough=0.015, quantile=0.1)
+PIECES = Effort(
+    turn=0.003, rounds=12, slow_rounds=5, shortest=0.03, longest=0.15, enough=0.02, quantile=0.1, lead_in=0.001
+)
 """For single layers, of which there are many: what counts is a sum of differences."""
+SHARES = Effort(
+    turn=0.006, rounds=20, slow_rounds=8, shortest=0.1, longest=1.5, enough=0.01, quantile=0.1, lead_in=0.001
+)
+"""For single layers beside the whole model."""
 THOROUGH = Effort()
 
 
@@ -158,7 +168,7 @@ def measure_times(
         while share < 1:
             done = len(times[0].runs)
             wanted = blocks if runs is None else [min(_BLOCK, runs - done)] * len(calls)
-            _round(clock, calls, feeds, times, wanted)
+            _round(clock, calls, feeds, times, wanted, effort.lead_in)
             done = len(times[0].runs)
             share = _share(times, effort) if runs is None else done / runs
             if progress is not None:
@@ -173,7 +183,7 @@ def clock_for(threads: int, *, on_cpu: bool) -> Clock:
     """The clock that a model is timed by.
 
     One that runs in one thread, on the processor, is timed by the time that the processor gave to this thread: what it
-    gave to other programs meanwhile is not the model's. Of more threads nobody can tell, so they are timed by the wall's.
+    gave to other programs meanwhile is not the model's. Of more threads nobody can tell, so theirs is the wall's.
 
     Args:
         threads: That the runtime was told to use; 0: its own choice.
@@ -181,6 +191,18 @@ def clock_for(threads: int, *, on_cpu: bool) -> Clock:
     """
     fine = time.get_clock_info("thread_time").resolution <= _FINE if hasattr(time, "thread_time") else False
     return time.thread_time if threads == 1 and on_cpu and fine else time.perf_counter
+
+
+def processor() -> str:
+    """What the processor of this machine is called."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:  # Linux, Android
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+        named = {key.strip(): value.strip() for key, value in lines.items()}
+    except OSError:
+        named = {}
+    known = named.get("model name") or named.get("Hardware") or named.get("Model") or platform.processor()
+    return known or platform.machine() or "unknown"
 
 
 def _warm(clock: Clock, call: Call, feeds: Sequence[Mapping[str, Any]], effort: Effort) -> float:
@@ -205,13 +227,14 @@ def _round(
     feeds: Sequence[Mapping[str, Any]],
     times: Sequence[_Times],
     blocks: Sequence[int],
+    lead_in: float,
 ) -> None:
     """A turn of each model."""
     order = range(len(calls))
     for index in order if len(times[0].turns) % 2 == 0 else reversed(order):
         call, start, count = calls[index], len(times[index].runs), blocks[index]
         if count > 1:
-            _lead_in(call, feeds[start % len(feeds)])
+            _lead_in(call, feeds[start % len(feeds)], lead_in)
         times[index].turns.append(
             [_timed(clock, call, feeds[step % len(feeds)]) for step in range(start, start + count)]
         )
@@ -240,8 +263,8 @@ def _error(values: np.ndarray) -> float:
     return _NORMAL * (upper - lower) / _QUARTILES / math.sqrt(len(values)) / median if median else math.inf
 
 
-def _lead_in(call: Call, feed: Mapping[str, Any]) -> None:
-    end = time.perf_counter() + _LEAD_IN
+def _lead_in(call: Call, feed: Mapping[str, Any], seconds: float) -> None:
+    end = time.perf_counter() + seconds
     call(feed)
     while time.perf_counter() < end:
         call(feed)
