@@ -261,7 +261,9 @@ class _Cut:
         inputs = [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in self._shapes.items()]
         if source.ir_version <= INITIALIZERS_ARE_INPUTS or self._node.input[1] in given:
             inputs += [onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in self._stored]
-        made = [onnx.helper.make_tensor_value_info(name, kind, None) for name in outputs]
+        whole = self._output_shape()
+        shapes = {_LAST: (whole[0], _FEW, *whole[2:])}
+        made = [onnx.helper.make_tensor_value_info(name, kind, shapes.get(name, whole)) for name in outputs]
         graph = onnx.helper.make_graph(self._nodes, "piece", inputs, made, self._stored)
         proto = onnx.ModelProto(ir_version=source.ir_version, graph=graph)
         proto.opset_import.add(domain="", version=opset_version(source, self._scopes, self._site.place[0]))

@@ -148,7 +148,7 @@ def _rows(sites: Sites, kit: Kit, rows: list[ConvReplacement], reasons: dict[Pla
 
 def _why(sites: Sites, work: Work, reasons: dict[Place, str]) -> str:
     """Why there is nothing to time, of the first layer."""
-    found = [*reasons.values(), *(why for why in work.forms.values() if isinstance(why, str))]
+    found = [*(why for why in work.forms.values() if isinstance(why, str)), *reasons.values()]
     if not sites.found:
         return "the model has no convolution"
     return found[0] if found else "no form pays for any"

@@ -27,7 +27,6 @@ class ProfileReport(Report):
 
     row_field = "layers"
     command: Literal["profile"] = "profile"
-    schema_version: Literal[1] = 1
     source: ModelInfo
     options: dict[str, Any]
     """What was asked for: the model, and every option."""

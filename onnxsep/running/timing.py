@@ -1,7 +1,7 @@
 """Timing: warm runs on real inputs, the models taking turns so that drift of the machine hits all alike.
 
 A model's time is the median of its runs. How it compares with the first model's is measured turn by turn: in each round
-the medians (or lower quantiles) of the two turns are divided, and the ratio is the median over the rounds. What slows
+the medians (or means) of the two turns are divided, and the ratio is the median over the rounds. What slows
 the whole machine down for a while slows both turns of a round, and is nearly gone from their ratio.
 
 This module needs numpy alone, and Python 3.9: ``onnxsep profile`` writes its text into the script for other devices.
@@ -42,8 +42,8 @@ class Effort:
         shortest: At least so many seconds of timed runs of each model.
         longest: Seconds of timed runs of a model after which a large spread stays.
         enough: Relative standard error of each model's figures, and of its ratio, that ends it.
-        quantile: Of the runs of a turn, which is the turn's figure: the median; or less, for other programs only ever
-            make runs longer, and long runs more than short ones.
+        by_mean: A turn's figure is the mean of its runs, and not their median. What disturbs a few of many short runs
+            disturbs each long one, and the mean of both by the same share: for models of unlike size.
         lead_in: Seconds of untimed runs before each turn; after some milliseconds the threads of another session, which
             wait for work by spinning, are asleep.
     """
@@ -54,18 +54,18 @@ class Effort:
     shortest: float = 1.0
     longest: float = 10.0
     enough: float = 0.01
-    quantile: float = 0.5
+    by_mean: bool = False
     lead_in: float = 0.003
 
 
 QUICK = Effort(turn=0.002, rounds=4, slow_rounds=1, shortest=0.008, longest=1.0, enough=0.03)
 """For a look in passing: does it get slower?"""
 PIECES = Effort(
-    turn=0.003, rounds=12, slow_rounds=5, shortest=0.03, longest=0.15, enough=0.02, quantile=0.1, lead_in=0.001
+    turn=0.003, rounds=12, slow_rounds=5, shortest=0.03, longest=0.15, enough=0.02, by_mean=True, lead_in=0.001
 )
 """For single layers, of which there are many: what counts is a sum of differences."""
 SHARES = Effort(
-    turn=0.006, rounds=20, slow_rounds=8, shortest=0.1, longest=1.5, enough=0.01, quantile=0.1, lead_in=0.001
+    turn=0.006, rounds=20, slow_rounds=8, shortest=0.1, longest=1.5, enough=0.01, by_mean=True, lead_in=0.001
 )
 """For single layers beside the whole model."""
 THOROUGH = Effort()
@@ -111,13 +111,14 @@ class Timed:
 class _Times:
     """The timed runs of one model, in seconds, turn by turn."""
 
-    quantile: float
+    by_mean: bool
     turns: list[list[float]] = field(default_factory=list)
 
     @property
     def figures(self) -> np.ndarray:
         """One of each turn."""
-        return np.array([float(np.quantile(turn, self.quantile)) for turn in self.turns])
+        figure = np.mean if self.by_mean else np.median
+        return np.array([float(figure(turn)) for turn in self.turns])
 
     @property
     def runs(self) -> list[float]:
@@ -160,7 +161,7 @@ def measure_times(
             for feed in feeds:
                 call(feed)
     blocks = [_BLOCK if runs is not None else _block(_warm(clock, call, feeds, effort), effort) for call in calls]
-    times = [_Times(effort.quantile) for _ in calls]
+    times = [_Times(effort.by_mean) for _ in calls]
     collecting = gc.isenabled()
     gc.disable()  # a collection within a run would be counted as the model's
     try:
