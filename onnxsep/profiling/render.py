@@ -1,5 +1,6 @@
 """The report of a profile kit as a document."""
 
+from onnxsep.errors import spelled
 from onnxsep.profiling.report import ProfiledLayer, ProfileReport
 from onnxsep.reporting.blocks import header, notes, site, summary, title
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
@@ -18,8 +19,8 @@ def profile_document(report: ProfileReport) -> Document:
         blocks += [
             Line(f"wrote {report.output} ({report.output_bytes or 0:,} bytes) in {report.seconds:.1f} s"),
             Line(
-                "on the device, with onnxruntime and numpy: python measure.py; then: onnxsep plan --latency-from"
-                " latency.json"
+                "on the device, with onnxruntime and numpy: python measure.py; what it writes is for"
+                f" {spelled('latency_from', 'latency.json')}"
             ),
         ]
     return Document(title(report.command, report.source), tuple(blocks))
