@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,15 @@ def rewritten(model: Model, sites: Sites, rows: Sequence[ConvReplacement]) -> Mo
 def measure(model: Model, other: Model) -> float:
     """The time of the other one as a share of the first one's."""
     feeds = make_feeds(model).arrays
-    runners = [Runner(one, RUNTIME) for one in (model, other)]
+    calls = [partial(_run, Runner(one, RUNTIME), feeds) for one in (model, other)]
     clock = clock_for(RUNTIME.threads, on_cpu=True)
-    timed = measure_times([lambda _, run=one: run.alone(feeds) for one in runners], [{}], None, None, SHARES, clock)
+    timed = measure_times(calls, [{}], None, None, SHARES, clock)
     assert timed[1].against_first is not None
     return timed[1].against_first.value
+
+
+def _run(runner: Runner, feeds: Mapping[str, Any], _: object) -> None:
+    runner.alone(feeds)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,22 @@ _CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True)
+class Then:
+    """What is done to a model before it runs: the whole one, and each piece in each form.
+
+    Attributes:
+        name: What it is, with all that times depend on; "" for nothing.
+        make: From a model and inputs of it to the one that runs, with the same inputs.
+    """
+
+    name: str
+    make: Callable[[Model, Mapping[str, Any]], Model]
+
+
+AS_IT_IS = Then("", lambda model, _: model)
+
+
+@dataclass(frozen=True)
 class FormLatency:
     """What a form of a layer costs.
 
@@ -97,6 +113,7 @@ def latencies(
     *,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     cache: Path | None = None,
+    then: Then = AS_IT_IS,
     progress: Progress | None = None,
 ) -> Latencies:
     """Measure what forms of layers cost on this machine.
@@ -108,6 +125,7 @@ def latencies(
         runtime: Threads and provider.
         input_shapes: Of the whole model's inputs, where dimensions are free.
         cache: A folder where what was measured is kept, item by item, and found again.
+        then: What is done to models before they are timed, such as ``onnxsep.quantization.timed.int8``.
         progress: Told of every piece.
 
     Raises:
@@ -118,7 +136,7 @@ def latencies(
     """
     runtime.check()
     work = work_of(model, sites, rows)
-    timer = _Timer(model, work, runtime, None if cache is None else LatencyCache(cache), progress)
+    timer = _Timer(model, work, runtime, None if cache is None else LatencyCache(cache), then, progress)
     return latencies_of(work, timer.times(input_shapes or {}), timer.failures)
 
 
@@ -160,10 +178,16 @@ class _Timer:
     """Measures what a cache does not hold."""
 
     def __init__(
-        self, model: Model, work: Work, runtime: RuntimeOptions, cache: LatencyCache | None, progress: Progress | None
+        self,
+        model: Model,
+        work: Work,
+        runtime: RuntimeOptions,
+        cache: LatencyCache | None,
+        then: Then,
+        progress: Progress | None,
     ) -> None:
         self._model, self._work, self._runtime = model, work, runtime
-        self._cache, self._progress = cache, progress
+        self._cache, self._then, self._progress = cache, then, progress
         self._machine = this_machine(runtime)
         self._clock = clock_for(runtime.threads, on_cpu=runtime.provider == _CPU)
         self.failures: dict[Form, str] = {}
@@ -264,7 +288,7 @@ class _Timer:
         Raises:
             CannotRun: It cannot be run.
         """
-        runner = Runner(model, self._runtime)
+        runner = Runner(self._then.make(model, feeds), self._runtime)
         runner(feeds)  # within the time limit, which timed runs do without
         return lambda _: runner.alone(feeds)
 
@@ -280,7 +304,7 @@ class _Timer:
             self._cache.keep({**what, **self._where()}, found)
 
     def _where(self) -> dict[str, object]:
-        return {"machine": self._machine.model_dump(), "schema": 1}
+        return {"machine": self._machine.model_dump(), "then": self._then.name, "schema": 1}
 
 
 def _ratio(timed: Timed) -> tuple[float, float]:
