@@ -4,8 +4,8 @@
 
 Promised: 1 + the sum over the replaced layers of their share of the network's time * (ratio of their new form - 1),
 each layer timed alone with what the runtime fuses with it (onnxsep.planner.latency). Measured: the rewritten network
-beside the original one, in sessions of their own each time. Rows: every layer in one form; and a mixture, the layers' fastest
-forms, one layer after the other until 0.6 is promised, which is what a plan does that has no other aim.
+beside the original one, in sessions of their own each time. Rows: every layer in one form; and a mixture, the layers'
+fastest forms, one layer after the other until 0.6 is promised, which is what a plan does that has no other aim.
 """
 
 import argparse

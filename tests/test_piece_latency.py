@@ -95,7 +95,7 @@ def test_a_gemm_is_a_piece_too() -> None:
 
 def test_sizes_that_are_not_known_are_said() -> None:
     found = pieces(residual(size="n"))
-    assert found["one"] == "the size of its input is not known"
+    assert found["one"] == "the size of its input is not known (input_shapes gives it)"
 
 
 def test_old_models_list_weights_as_inputs_also_in_pieces() -> None:

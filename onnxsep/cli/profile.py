@@ -2,6 +2,7 @@
 
 import onnxsep
 from onnxsep.cli.derived import Argument, Given, command, model_to
+from onnxsep.cli.interrupts import saying
 from onnxsep.cli.options import progress_bar, shower
 from onnxsep.profiling.options import ProfileOptions
 
@@ -19,5 +20,6 @@ def profile(given: Given[ProfileOptions]) -> None:
     given.check_paths({KIT: given.arguments["target"]})
     with progress_bar(given.shown.silent) as progress:
         result = onnxsep.profile(given.arguments["model"], **given.keywords(progress=progress))
-        report = result.save(given.arguments["target"])
+        with saying(lambda: "the kit is not complete; the same command makes it anew"):
+            report = result.save(given.arguments["target"])
     shower(given.shown)(report)

@@ -26,7 +26,7 @@ from onnxsep.engine.planning import Options, choose
 from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.surgery import INITIALIZERS_ARE_INPUTS, replace_matches
-from onnxsep.errors import FactorizationError, PassError
+from onnxsep.errors import FactorizationError, PassError, spelled
 from onnxsep.graph.constants import read_constant
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.graph.index import Index
@@ -114,7 +114,7 @@ class Cutter:
         """The piece of a layer, or why there is none."""
         shape = self._input_shape(site)
         if shape is None:
-            return "the size of its input is not known"
+            return f"the size of its input is not known ({spelled('input_shapes', hint='NAME:DIMS')} gives it)"
         if site.dtype in _NOT_RUN:
             return f"the runtime has no {site.op_type} of {site.dtype}"
         if math.prod(shape) > _MANY:
