@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from onnxsep.modes import BlockMode, Mode, available_modes
     from onnxsep.planner.plan_file import PlanFile
     from onnxsep.planner.reading import read_plan
+    from onnxsep.profiling import ProfileReport, ProfileResult, profile
     from onnxsep.pruning import PruneResult, prune
     from onnxsep.quantization import QuantizeResult, quantize
     from onnxsep.reporting.saved import read_report
@@ -71,6 +72,7 @@ else:
             "onnxsep.rewriting.api": ("Result", "rewrite"),
             "onnxsep.planner.plan_file": ("PlanFile",),
             "onnxsep.planner.reading": ("read_plan",),
+            "onnxsep.profiling": ("ProfileReport", "ProfileResult", "profile"),
             "onnxsep.pruning": ("PruneResult", "prune"),
             "onnxsep.quantization": ("QuantizeResult", "quantize"),
             "onnxsep.reporting.saved": ("read_report",),
@@ -93,6 +95,8 @@ __all__ = [
     "OnnxsepError",
     "Pipeline",
     "PlanFile",
+    "ProfileReport",
+    "ProfileResult",
     "Prune",
     "PruneResult",
     "Quantize",
@@ -110,6 +114,7 @@ __all__ = [
     "finetune",
     "inspect",
     "load",
+    "profile",
     "prune",
     "quantize",
     "read_plan",

@@ -100,7 +100,7 @@ def test_functions_have_few_parameters() -> None:
     ("library", "allowed"),
     [
         ("onnx_graphsurgeon", {"graph"}),
-        ("onnxruntime", {"running", "quantization"}),
+        ("onnxruntime", {"running", "quantization", "profiling"}),
         ("torch", {"training"}),
         ("rich", {"reporting"}),
     ],
@@ -114,9 +114,10 @@ def test_graphsurgeon_is_behind_one_module() -> None:
     assert {name for name, found in libraries("graph").items() if "onnx_graphsurgeon" in found} == {"view"}
 
 
-def test_the_runtime_is_behind_one_module_and_its_quantisation_tools_behind_another() -> None:
+def test_the_runtime_is_behind_one_module_its_tools_behind_another_and_a_script_apart() -> None:
     assert {name for name, found in libraries("running").items() if "onnxruntime" in found} == {"runtime"}
     assert {name for name, found in libraries("quantization").items() if "onnxruntime" in found} == {"toolkit"}
+    assert {name for name, found in libraries("profiling").items() if "onnxruntime" in found} == {"on_device"}
 
 
 @pytest.mark.parametrize("folder", ["algebra", "layers", "options"])
@@ -138,6 +139,15 @@ def test_modes_import_what_they_need_through_one_door() -> None:
         if name == "passes":
             ours = {target for target in imported(path) if target.startswith("onnxsep")}
             assert all(target == "onnxsep.modes" or target.startswith("onnxsep.passes") for target in ours), path
+
+
+def test_the_script_for_devices_imports_the_timing_alone() -> None:
+    path = ROOT / "onnxsep" / "profiling" / "on_device.py"
+    assert {one for one in imported(path) if one.startswith("onnxsep")} == {"onnxsep.running.timing"}
+    timing = ROOT / "onnxsep" / "running" / "timing.py"
+    assert not {one for one in imported(timing) if one.startswith("onnxsep")}
+    users = {str(path) for _, path in modules() if "onnxsep.profiling.on_device" in imported(path)}
+    assert not users
 
 
 def test_nothing_imports_the_command_line() -> None:

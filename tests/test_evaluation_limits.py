@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxsep.errors import DataError, OnnxsepError, OptionError, VerificationError
 from onnxsep.evaluation import evaluate
 from onnxsep.evaluation.cells import milliseconds, uncertain
-from onnxsep.evaluation.latency import QUICK, Effort, measure_latency
+from onnxsep.evaluation.latency import measure_latency
 from onnxsep.running.runtime import RuntimeOptions
+from onnxsep.running.timing import QUICK, Effort
 
 ONE = RuntimeOptions(threads=1)
 LABELS = np.arange(20)
@@ -153,7 +154,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
     def make(*arguments: float) -> Clock:
         found = Clock(*arguments)
-        monkeypatch.setattr("onnxsep.evaluation.latency.time.perf_counter", found)
+        monkeypatch.setattr("onnxsep.running.timing.time.perf_counter", found)
         return found
 
     return make

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxsep.errors import MissingDependencyError, ModelLoadError, OptionError
 from onnxsep.model.io import Model, load
-from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions, available_providers, readable_reason
+from onnxsep.running.reasons import readable_reason
+from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions, available_providers
 
 ONE_THREAD = RuntimeOptions(threads=1)
 

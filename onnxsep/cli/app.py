@@ -13,7 +13,7 @@ from onnxsep.reporting.printable import printable
 
 _HEADINGS = {
     "Make a model smaller": ("inspect", "rewrite", "prune", "finetune", "quantize", "compress"),
-    "Measure and compare": ("evaluate", "check"),
+    "Measure and compare": ("evaluate", "check", "profile"),
     "Reports": ("report", "rerun"),
     "What there is": ("modes", "recipes"),
 }

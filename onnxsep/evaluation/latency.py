@@ -1,77 +1,13 @@
-"""Latency: warm runs on real inputs, the models taking turns so that drift of the machine hits all alike.
+"""Latency of whole models, as the reports have it: ``onnxsep.running.timing`` in milliseconds."""
 
-A model's time is the median of its runs. How it compares with the first model's is measured turn by turn: in each round
-the medians of the two turns are divided, and the ratio is the median over the rounds. What slows the whole machine down
-for a while slows both turns of a round, and is nearly gone from their ratio.
-"""
-
-import gc
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from onnxsep.evaluation.report import Latency, LatencyRatio
 from onnxsep.options.progress import Progress
+from onnxsep.running.timing import THOROUGH, Call, Effort, Timed, measure_times
 
-Call = Callable[[Mapping[str, Any]], Any]
-
-_BLOCK = 5  # timed runs of one model before the next has its turn, unless it is fast enough for more, or too slow
-_LEAD_IN = 0.003  # seconds; by then the threads of another session, which wait for work by spinning, are asleep
-_DRIFT = 0.01  # of a ratio: what two processes measure differs by about so much (memory, threads, the clock)
-_NORMAL = 1.2533  # standard error of a median over that of a mean, sqrt(pi / 2)
-_QUARTILES = 1.349  # interquartile range of a normal distribution, in standard deviations
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long is measured where nobody says how many runs.
-
-    Attributes:
-        turn: Seconds that a turn of a fast model takes.
-        rounds: At least so many.
-        slow_rounds: At least so many where the time is up.
-        shortest: At least so many seconds of timed runs of each model.
-        longest: Seconds of timed runs of a model after which a large spread stays.
-        enough: Relative standard error of each model's median, and of its ratio, that ends it.
-    """
-
-    turn: float = 0.02
-    rounds: int = 8
-    slow_rounds: int = 3
-    shortest: float = 1.0
-    longest: float = 10.0
-    enough: float = 0.01
-
-
-QUICK = Effort(turn=0.002, rounds=4, slow_rounds=1, shortest=0.008, longest=1.0, enough=0.03)
-"""For a look in passing: does it get slower?"""
-_THOROUGH = Effort()
-
-
-@dataclass
-class _Times:
-    """The timed runs of one model, in seconds, turn by turn."""
-
-    turns: list[list[float]] = field(default_factory=list)
-
-    @property
-    def medians(self) -> np.ndarray:
-        """Of each turn."""
-        return np.array([float(np.median(turn)) for turn in self.turns])
-
-    @property
-    def runs(self) -> list[float]:
-        """All of them."""
-        return [run for turn in self.turns for run in turn]
-
-    @property
-    def total(self) -> float:
-        """Seconds."""
-        return sum(map(sum, self.turns))
+_MS = 1000  # in a second
 
 
 def measure_latency(
@@ -79,123 +15,19 @@ def measure_latency(
     feeds: Sequence[Mapping[str, Any]],
     runs: int | None = None,
     progress: Progress | None = None,
-    effort: Effort = _THOROUGH,
+    effort: Effort = THOROUGH,
 ) -> list[Latency]:
-    """Time each model on the same inputs.
-
-    First every model runs on the feeds, untimed. Then the models take turns: a lead-in that is not timed, so that
-    caches and threads are this model's, then a few timed runs. Every second round goes the other way round.
-
-    Args:
-        calls: Each runs a model.
-        feeds: Inputs, taken in turn.
-        runs: Timed runs of each model, 1 or more; None: until the standard errors of medians and ratios are small.
-        progress: Called after each round.
-        effort: How small, and how long that may take.
-
-    Returns:
-        Median and quartiles for each model, and its ratio to the first.
-    """
-    if runs is not None:
-        for call in calls:
-            for feed in feeds:
-                call(feed)
-    blocks = [_BLOCK if runs is not None else _block(_warm(call, feeds, effort), effort) for call in calls]
-    times = [_Times() for _ in calls]
-    collecting = gc.isenabled()
-    gc.disable()  # a collection within a run would be counted as the model's
-    try:
-        share = 0.0
-        while share < 1:
-            done = len(times[0].runs)
-            _round(calls, feeds, times, blocks if runs is None else [min(_BLOCK, runs - done)] * len(calls))
-            done = len(times[0].runs)
-            share = _share(times, effort) if runs is None else done / runs
-            if progress is not None:
-                progress("latency", *((int(100 * share), 100) if runs is None else (done, runs)))
-    finally:
-        if collecting:
-            gc.enable()
-    return [_latency(found, None if found is times[0] else times[0]) for found in times]
+    """Time each model on the same inputs; the arguments are those of ``onnxsep.running.timing.measure_times``."""
+    return list(map(_record, measure_times(calls, feeds, runs, progress, effort)))
 
 
-def _warm(call: Call, feeds: Sequence[Mapping[str, Any]], effort: Effort) -> float:
-    """Run a model on each feed, as far as time allows; the shortest time of a run."""
-    begin, best = time.perf_counter(), math.inf
-    for feed in feeds:
-        best = min(best, _timed(call, feed))
-        if time.perf_counter() - begin > effort.longest / 10:
-            break
-    return best
-
-
-def _block(seconds: float, effort: Effort) -> int:
-    """Runs in a turn: some milliseconds, and one of a model that is so slow that more would take all the time."""
-    wanted = max(_BLOCK, math.ceil(effort.turn / max(seconds, 1e-6)))
-    return max(1, min(wanted, int(effort.longest / effort.rounds / max(seconds, 1e-6))))
-
-
-def _round(
-    calls: Sequence[Call], feeds: Sequence[Mapping[str, Any]], times: Sequence[_Times], blocks: Sequence[int]
-) -> None:
-    """A turn of each model."""
-    order = range(len(calls))
-    for index in order if len(times[0].turns) % 2 == 0 else reversed(order):
-        call, start, count = calls[index], len(times[index].runs), blocks[index]
-        if count > 1:
-            _lead_in(call, feeds[start % len(feeds)])
-        times[index].turns.append([_timed(call, feeds[step % len(feeds)]) for step in range(start, start + count)])
-
-
-def _share(times: Sequence[_Times], effort: Effort) -> float:
-    """How much of the measuring is done; 1 where it is enough."""
-    least = min(found.total for found in times)
-    most = max(found.total for found in times)
-    rounds = len(times[0].turns)
-    if most >= effort.longest and rounds >= effort.slow_rounds:
-        return 1.0
-    if least >= effort.shortest and rounds >= effort.rounds:
-        first = times[0].medians
-        errors = [_error(found.medians) for found in times] + [_error(found.medians / first) for found in times[1:]]
-        if max(errors) <= effort.enough:
-            return 1.0
-    return min(0.99, max(most / effort.longest, min(least / effort.shortest, rounds / effort.rounds) / 2))
-
-
-def _error(values: np.ndarray) -> float:
-    """Relative standard error of the median of values, from their quartiles, which a few outliers leave as they are."""
-    if len(values) < 2:
-        return math.inf
-    lower, median, upper = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return _NORMAL * (upper - lower) / _QUARTILES / math.sqrt(len(values)) / median if median else math.inf
-
-
-def _lead_in(call: Call, feed: Mapping[str, Any]) -> None:
-    end = time.perf_counter() + _LEAD_IN
-    call(feed)
-    while time.perf_counter() < end:
-        call(feed)
-
-
-def _timed(call: Call, feed: Mapping[str, Any]) -> float:
-    start = time.perf_counter()
-    call(feed)
-    return time.perf_counter() - start
-
-
-def _latency(found: _Times, first: _Times | None) -> Latency:
-    lower, median, upper = np.quantile(np.asarray(found.runs) * 1000, (0.25, 0.5, 0.75)).tolist()
-    ratio = None
-    if first is not None:
-        ratios = found.medians / first.medians
-        middle, error = float(np.median(ratios)), math.hypot(_error(ratios), _DRIFT)
-        ratio = LatencyRatio(value=middle, standard_error=middle * error if math.isfinite(error) else None)
-    error = _error(found.medians)
+def _record(found: Timed) -> Latency:
+    ratio, error = found.against_first, found.standard_error
     return Latency(
-        median_ms=median,
-        lower_quartile_ms=lower,
-        upper_quartile_ms=upper,
-        runs=len(found.runs),
-        standard_error_ms=median * error if math.isfinite(error) else None,
-        against_first=ratio,
+        median_ms=found.median * _MS,
+        lower_quartile_ms=found.lower_quartile * _MS,
+        upper_quartile_ms=found.upper_quartile * _MS,
+        runs=found.runs,
+        standard_error_ms=None if error is None else error * _MS,
+        against_first=None if ratio is None else LatencyRatio(value=ratio.value, standard_error=ratio.standard_error),
     )

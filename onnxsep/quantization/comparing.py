@@ -6,12 +6,13 @@ from onnxsep.data import Dataset
 from onnxsep.errors import spelled
 from onnxsep.evaluation.cells import uncertain
 from onnxsep.evaluation.errors import EvaluationError
-from onnxsep.evaluation.latency import QUICK, measure_latency
+from onnxsep.evaluation.latency import measure_latency
 from onnxsep.evaluation.sessions import Candidate, Session
 from onnxsep.model.io import Model
 from onnxsep.quantization.report import OutputError, Speed
 from onnxsep.quantization.settings import Settings
 from onnxsep.running.runtime import RuntimeOptions
+from onnxsep.running.timing import QUICK
 
 _FEEDS = 4  # different inputs for the timed runs
 _SLOWER = 1.05  # times the source's time: less is none that anybody notices

@@ -30,6 +30,7 @@ HOMES = {
     "quantize": Home("onnxsep.quantization.report:QuantizeReport", "onnxsep.quantization.render"),
     "finetune": Home("onnxsep.finetuning.report:FinetuneReport", "onnxsep.finetuning.render"),
     "evaluate": Home("onnxsep.evaluation.report:EvaluationReport", "onnxsep.evaluation.render"),
+    "profile": Home("onnxsep.profiling.report:ProfileReport", "onnxsep.profiling.render"),
     "compress": Home("onnxsep.compression.report:CompressReport", "onnxsep.compression.render"),
 }
 

@@ -1,7 +1,6 @@
 """Running a model: the only module that imports onnxruntime, and only when a model is run."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from onnxsep.model.functions import too_many_calls, with_few_calls
 from onnxsep.model.io import Model
 from onnxsep.model.tensors import tensor_protos
 from onnxsep.options.hints import check_fields
+from onnxsep.running.reasons import readable_reason
 from onnxsep.running.workers import OutOfTime, within
 
 _FATAL_ONLY = 4  # the runtime's log level; errors reach the user as exceptions, in one line
@@ -166,6 +166,11 @@ def available_providers() -> tuple[str, ...]:
     return tuple(_onnxruntime().get_available_providers())
 
 
+def runtime_version() -> str:
+    """The version of the installed onnxruntime."""
+    return str(_onnxruntime().__version__)
+
+
 def _onnxruntime() -> Any:
     quiet_telemetry()
     try:
@@ -280,41 +285,3 @@ def _serialized(proto: onnx.ModelProto) -> bytes:
     if len(data) > _LARGEST_PROTO:
         raise CannotRun(too_large)
     return data
-
-
-_ORIGIN = re.compile(r"(?:[A-Za-z]:)?[\w./\\+-]+\.(?:cc|cpp|cu|cuh|h|hpp|inl):\d+\s+")
-_QUALIFIERS = re.compile(r"(?:\s*(?:const\b|noexcept\b|\[with [^\]]*\]))*")
-_NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message:\s*")
-_NOISE = (
-    re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ :\s*"),
-    re.compile(r"^Load model from .*? failed:\s*"),
-    re.compile(r"Failed to load model with error:\s*"),
-    re.compile(r"^(?:Fatal error|Exception during initialization):\s*"),
-)
-
-
-def readable_reason(text: str) -> str:
-    """The runtime's message in one line, without the places in its C++ source; names of nodes and operators stay."""
-    for pattern in _NOISE:
-        text = pattern.sub("", text, count=1)
-    text = _NODE.sub(lambda found: f"{found[1]} node {found[2]!r}: " if found[2] else f"{found[1]} node: ", text)
-    while found := _ORIGIN.search(text):
-        text = text[: found.start()] + _after_signature(text[found.end() :])
-    return " ".join(text.split()) or "the runtime gave no reason"
-
-
-def _after_signature(text: str) -> str:
-    """What follows the C++ function that the runtime puts between a source line and its message."""
-    head, opening, _ = text.partition("(")
-    if not opening or "::" not in head or head.endswith(" "):
-        # Some compilers give only a name.
-        word, _, rest = text.partition(" ")
-        return rest if "::" in word else text
-    depth = 0
-    for position, character in enumerate(text[len(head) :], start=len(head)):
-        depth += (character == "(") - (character == ")")
-        if depth == 0:
-            after = text[position + 1 :]
-            qualifier = _QUALIFIERS.match(after)
-            return after[qualifier.end() :] if qualifier else after
-    return text
