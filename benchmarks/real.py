@@ -73,17 +73,18 @@ def pixels(part: str, crop: int = 256) -> Floats:
 
 def for_efficientnet(part: str) -> Floats:
     """As its TensorFlow release takes them."""
-    return (pixels(part, 224) - np.float32(127)) / np.float32(128)
+    return ((pixels(part, 224) - 127) / 128).astype(np.float32)
 
 
 def for_detection(part: str) -> Floats:
     """As the package's configuration says: -1 to 1."""
-    return pixels(part) / np.float32(127.5) - np.float32(1)
+    return ((pixels(part) - 127.5) / 127.5).astype(np.float32)
 
 
 def for_hed(part: str) -> Floats:
     """BGR less Caffe's means."""
-    return pixels(part)[:, ::-1] - np.array([104.00699, 116.66877, 122.67892], np.float32)[:, None, None]
+    means = np.array([104.00699, 116.66877, 122.67892], np.float32)
+    return (pixels(part)[:, ::-1] - means[:, None, None]).astype(np.float32)
 
 
 def lines_of_text(part: str) -> Floats:

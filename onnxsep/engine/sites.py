@@ -13,7 +13,8 @@ from typing import Any, cast
 import numpy as np
 import onnx
 
-from onnxsep.engine.matches import ConvSite, Normalization, OpType, Rejected
+from onnxsep.engine.matches import ConvSite, OpType, Rejected
+from onnxsep.engine.surroundings import alike, normalization_behind
 from onnxsep.errors import FactorizationError
 from onnxsep.graph.constants import read_constant, stored_tensor
 from onnxsep.graph.first_convs import first_convs
@@ -94,7 +95,7 @@ def find_sites(
                 found.append(finder.reject(scope, index, others[node.op_type]))
             elif node.op_type in wanted:
                 found.append(finder.site(scope, index))
-    found = _alike(finder.pinned(found, wanted))
+    found = alike(finder.pinned(found, wanted))
     return Sites(tuple(found), tuple(source), light, marks, tuple(problems), inferred=light is not plain)
 
 
@@ -152,22 +153,8 @@ class _Finder:
             transposed=transposed,
             one_size=_says_its_output(node),
             rectified=is_nonnegative(self._view.index, scope.index, node.input[0]),
-            normalization=self._normalization(scope.index, node.output[0]),
+            normalization=normalization_behind(self._view, scope.index, node.output[0]),
         )
-
-    def _normalization(self, scope: int, name: str) -> Normalization | None:
-        """The BatchNormalization that alone reads a tensor."""
-        uses = self._view.index.uses(name, scope)
-        place = uses[0].place if len(uses) == 1 else None
-        if place is None or place[0] != scope:
-            return None
-        node = self._node(place)
-        if node.op_type != "BatchNormalization" or not is_standard(node) or uses[0].position or len(node.input) < 5:
-            return None
-        scale, variance = (self._view.index.constant(node.input[position], scope) for position in (1, 4))
-        if scale is None or variance is None:
-            return None
-        return Normalization(scale, variance, self._view.index.attribute(place, "epsilon", 1e-5))
 
     def pinned(self, found: Sequence[ConvSite | Rejected], wanted: Sequence[str]) -> list[ConvSite | Rejected]:
         """The same sites with what else uses their weights: everything but the nodes that may be replaced."""
@@ -255,25 +242,6 @@ def _says_its_output(node: onnx.NodeProto) -> bool:
 def _fixed_sizes(model: Model, light: onnx.ModelProto, given: bool) -> Callable[[], KnownShapes]:
     """The shapes that the model itself tells, without those given for this run; found when they are asked for."""
     return cache(lambda: KnownShapes(scopes(infer_shapes(skeleton(model)) if given else light)))
-
-
-def _alike(found: Sequence[ConvSite | Rejected]) -> list[ConvSite | Rejected]:
-    """Sites that share a weight share what is known of what stands around it, for they share their factors."""
-    sharing: dict[Constant, list[ConvSite]] = {}
-    for item in found:
-        if isinstance(item, ConvSite):
-            sharing.setdefault(item.weight, []).append(item)
-    made: list[ConvSite | Rejected] = []
-    for item in found:
-        if isinstance(item, ConvSite) and len(others := sharing[item.weight]) > 1:
-            same = len({other.normalization for other in others}) == 1
-            item = replace(
-                item,
-                rectified=all(other.rectified for other in others),
-                normalization=item.normalization if same else None,
-            )
-        made.append(item)
-    return made
 
 
 def _user(index: Index, use: Use) -> str:
