@@ -34,8 +34,8 @@ def shared() -> Path:
 def _short_timing() -> Iterator[None]:
     """Latency is timed for a tenth of a second at most, where a user waits for seconds; its own tests say how long."""
     from onnxsep.evaluation import api, latency
-    from onnxsep.running.timing import Effort
     from onnxsep.quantization import comparing
+    from onnxsep.running.timing import Effort
 
     short = Effort(turn=0.001, rounds=4, slow_rounds=1, shortest=0.004, longest=0.1, enough=0.1)
     with (
