@@ -86,7 +86,7 @@ def hed(out: Path) -> None:
             sides.append(side)
         fused = conv(add("Concat", sides, "sides", axis=1), "fuse", "fuse")
         add("Sigmoid", [fused], "edges")
-    shape = ["batch", 3, "height", "width"]
+    shape: list[str | int | None] = ["batch", 3, "height", "width"]
     graph = helper.make_graph(
         nodes,
         "hed",
