@@ -73,12 +73,12 @@ def pixels(part: str, crop: int = 256) -> Floats:
 
 def for_efficientnet(part: str) -> Floats:
     """As its TensorFlow release takes them."""
-    return (pixels(part, 224) - 127) / 128
+    return (pixels(part, 224) - np.float32(127)) / np.float32(128)
 
 
 def for_detection(part: str) -> Floats:
     """As the package's configuration says: -1 to 1."""
-    return (pixels(part) / 255 - 0.5) / 0.5
+    return (pixels(part) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
 
 
 def for_hed(part: str) -> Floats:
@@ -171,7 +171,7 @@ def fetch(name: str, folder: Path) -> None:
             arrays = {source.proto.graph.input[0].name: network.samples(part)}
             if part == "test":
                 arrays = {key: values[: network.most] for key, values in arrays.items()}
-            np.savez(folder / f"{part}.npz", **arrays)
+            np.savez(folder / f"{part}.npz", **arrays)  # type: ignore[arg-type]
 
 
 def make(name: str, folder: Path, forms: Sequence[tuple[str, str]]) -> dict[str, Path]:
