@@ -73,12 +73,12 @@ def pixels(part: str, crop: int = 256) -> Floats:
 
 def for_efficientnet(part: str) -> Floats:
     """As its TensorFlow release takes them."""
-    return (pixels(part, 224) - np.float32(127)) / np.float32(128)
+    return np.asarray((pixels(part, 224) - 127) / 128, np.float32)
 
 
 def for_detection(part: str) -> Floats:
     """As the package's configuration says: -1 to 1."""
-    return (pixels(part) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    return np.asarray((pixels(part) / 255 - 0.5) / 0.5, np.float32)
 
 
 def for_hed(part: str) -> Floats:

@@ -100,6 +100,7 @@ def test_names_of_a_strangers_file_are_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["report", "saved"])
 def test_command_line_writes_pages_and_replaces_only_those(tmp_path: Path, way: str) -> None:
     words = ("rewrite", str(DIGITS), "out.onnx", "--mode", "spatial", "--quiet")
+    again: tuple[str, ...]
     if way == "report":
         again = (*words, "--report", "r.html")
     else:
@@ -151,7 +152,7 @@ def test_page_sorts_filters_and_fits_in_a_browser(tmp_path: Path, shared: Path, 
     assert found["requests"] == []
     assert found["wide"] <= found["room"]
     names = [conv.name for conv in report.convs]
-    sizes = {conv.name: conv.parameters_before for conv in report.convs}
+    sizes = {conv.name: conv.parameters_before or 0 for conv in report.convs}
     assert found["before"] == names
     assert found["sorted"] == "ascending"
     assert [sizes[name] for name in found["up"]] == sorted(sizes.values())
