@@ -17,6 +17,8 @@ rounds are compared on held-out positions.
 One part of the images is held out. No result is taken that is worse there than the factors of the weights alone.
 """
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,9 +27,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.algebra.gram import DenseGram, Gram, Mixed, gram_of, mean_product
+from onnxsep.algebra.gram import CentredRows, DenseGram, Gram, Mixed, gram_of, mean_product
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.statistics import Statistics, prior_ridge
+from onnxsep.algebra.threads import LARGE_WORK, many_threads
 from onnxsep.calibration.sampling import Floats
 from onnxsep.calibration.schedule import Tail
 from onnxsep.layers.conv import Conv
@@ -39,6 +42,9 @@ _ROUNDS = 3  # of the target for clipped outputs; more lower the error of the la
 _SWEEPS = 4  # of the alternating least squares in each of them
 _FIRST = 6  # of them before the first one
 _ROUNDING = 1e-6  # of single precision
+
+
+Told = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ def fit(
     old_bias: Array | None,
     new_bias: bool,
     prior: float = PRIOR,
+    told: Told | None = None,
 ) -> Fit:
     """Fit the factors of one Conv.
 
@@ -107,8 +114,9 @@ def fit(
         old_bias: [out_channels], the Conv's own.
         new_bias: whether the bias is fitted too.
         prior: strength of the pull towards the weight, relative to the data.
+        told: how far it is, in words.
     """
-    return Fitter(mode, conv, rank, weight, samples, tail, old_bias, new_bias, prior).run(init)
+    return Fitter(mode, conv, rank, weight, samples, tail, old_bias, new_bias, prior).run(init, told)
 
 
 def fit_bias(
@@ -173,10 +181,12 @@ class Fitter:
             self._base = shift + factor * samples.skip[1]
         self._wanted: Floats = wanted  # before the activation
         self._fit_rows, self._held = ~samples.held_out, samples.held_out
-        inputs = samples.inputs[self._fit_rows]
-        self._mean = inputs.mean(axis=0, dtype=np.float64) if new_bias else np.zeros(inputs.shape[1])
-        inputs -= self._mean.astype(np.float32)
-        self._centred = inputs
+        inputs = samples.inputs
+        self._mean = np.zeros(inputs.shape[1])
+        if new_bias:
+            self._mean = inputs.mean(axis=0, dtype=np.float64, where=self._fit_rows[:, None])
+        centred = CentredRows(inputs, np.flatnonzero(self._fit_rows), self._mean.astype(np.float32))
+        self._centred = centred.groups(conv.group)
 
     def with_mode(self, mode: Mode, rank: Rank) -> "Fitter":
         """The same samples and statistics for another mode or rank."""
@@ -190,12 +200,11 @@ class Fitter:
     @cached_property
     def _ridge(self) -> tuple[list[Gram], Array]:
         """The Gram matrices with the prior, and what it adds to each."""
-        groups = self._centred.reshape(len(self._centred), self._conv.group, -1)
-        grams = [gram_of(groups[:, group]) for group in range(self._conv.group)]
+        grams = [gram_of(rows) for rows in self._centred]
         ridge = prior_ridge(grams, self._prior)
-        return [gram.with_ridge(float(added)) for gram, added in zip(grams, ridge, strict=True)], ridge
+        return [gram.with_ridge(float(added), own=True) for gram, added in zip(grams, ridge, strict=True)], ridge
 
-    def run(self, init: str) -> Fit:
+    def run(self, init: str, told: Told | None = None) -> Fit:
         """The best of what this initialisation finds."""
         task = Task(self._conv, self._weight)
         plain = self._mode.factorize(task, self._rank)
@@ -208,12 +217,15 @@ class Fitter:
         first = best = self._candidate(plain, self._bias(plain, target))
         rounds = _ROUNDS if self._clips and init == "joint" else 0
         sweeps = _FIRST if rounds else task.sweeps
-        task = replace(task, statistics=self._statistics(target), start=plain, sweeps=sweeps)
+        task = replace(
+            task, statistics=self._statistics(target), start=plain, sweeps=sweeps, told=_telling(told, 1, rounds + 1)
+        )
         last = self._fitted(task, init, target)
         best = min(best, last, key=_held_out)
-        for _ in range(rounds):
+        for number in range(rounds):
             target = self._target(last.predicted)
-            task = replace(task, statistics=self._statistics(target), start=last.factors, sweeps=_SWEEPS)
+            told_of = _telling(told, number + 2, rounds + 1)
+            task = replace(task, statistics=self._statistics(target), start=last.factors, sweeps=_SWEEPS, told=told_of)
             last = self._fitted(task, init, target)
             best = min(best, last, key=_held_out)
         fitted = self._error(best.predicted, self._fit_rows)
@@ -237,9 +249,8 @@ class Fitter:
         """Of the rows for fitting, prior included."""
         rows = target[self._fit_rows]
         rows = rows - (rows.mean(axis=0, dtype=np.float64) if self._new_bias else self._old_bias).astype(np.float32)
-        shape = (len(rows), self._conv.group, -1)
-        outputs, inputs = rows.reshape(shape), self._centred.reshape(shape)
-        cross = np.stack([mean_product(outputs[:, group], inputs[:, group]) for group in range(self._conv.group)])
+        outputs = rows.reshape(len(rows), self._conv.group, -1)
+        cross = np.stack([mean_product(outputs[:, group], inputs) for group, inputs in enumerate(self._centred)])
         grams, ridge = self._ridge
         cross += ridge[:, None, None] * self._weight.reshape(cross.shape)
         mixed = self._samples.mixed
@@ -269,7 +280,8 @@ class Fitter:
         dense = self._mode.reconstruct(conv, factors).reshape(conv.group, conv.out_channels // conv.group, -1)
         dense = dense.astype(inputs.dtype)
         parts = inputs.reshape(len(inputs), conv.group, -1)
-        return np.concatenate([parts[:, group] @ dense[group].T for group in range(conv.group)], axis=1)
+        with many_threads() if inputs.size * dense.shape[1] > LARGE_WORK else nullcontext():
+            return np.concatenate([parts[:, group] @ dense[group].T for group in range(conv.group)], axis=1)
 
     def _predict(self, factors: Factors, bias: Array | None) -> Floats:
         offset = self._old_bias if bias is None else bias
@@ -284,6 +296,11 @@ class Fitter:
         if size <= _ROUNDING * whole:  # the output never changes: relative to its size, then
             size = whole
         return float(difference / size) if size > 0 else float(difference > 0)
+
+
+def _telling(told: Told | None, fit: int, fits: int) -> Callable[[int, int], None] | None:
+    """Tells of the sweeps of one of several fits."""
+    return None if told is None else lambda sweep, most: told(f"fit {fit} of {fits}, sweep {sweep} of {most}")
 
 
 def majorised(wanted: Floats, now: Floats, low: Floats | np.float32, high: Floats | np.float32) -> Floats:

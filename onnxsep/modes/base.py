@@ -7,7 +7,7 @@ enter by the same door as those of other packages: the entry-point group ``onnxs
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -47,6 +47,8 @@ class Task:
     """Factors of this rank to improve, where there are some."""
     sweeps: int = 12
     """Limit for iterative fits."""
+    told: Callable[[int, int], None] | None = None
+    """To be told of each sweep that begins, and how many there may be."""
 
 
 class Mode(ABC):

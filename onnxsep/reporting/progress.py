@@ -88,6 +88,9 @@ class _Line:
 
     begin = __call__
 
+    def note(self, text: str) -> None:
+        self._bar.console.print(printable(text), markup=False, soft_wrap=True)
+
 
 @dataclass
 class Clock:
