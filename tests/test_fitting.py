@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from test_modes import ranks_at
 
 from onnxsep.algebra.statistics import SiteMoments
-from onnxsep.calibration.fitting import Fit, Fitter, Samples, fit, fit_bias
+from onnxsep.calibration.fitting import Fit, Fitter, fit, fit_bias
 from onnxsep.calibration.fitting_moments import fit_moments
 from onnxsep.calibration.recording import _moments
+from onnxsep.calibration.sampled import Samples
 from onnxsep.calibration.schedule import Tail
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.rank import Rank

@@ -9,7 +9,8 @@ from digits import split
 
 import onnxsep
 from onnxsep.algebra.linalg import Array
-from onnxsep.calibration.fitting import Samples, fit
+from onnxsep.calibration.fitting import fit
+from onnxsep.calibration.sampled import Samples
 from onnxsep.calibration.schedule import Step, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk
 from onnxsep.engine.matches import ConvSite

@@ -16,7 +16,8 @@ from onnxsep.algebra.normal_equations import normal_equations
 from onnxsep.algebra.preconditioner import preconditioner
 from onnxsep.calibration import fitting
 from onnxsep.calibration.candidates import Candidate, fit_candidates
-from onnxsep.calibration.fitting import Samples, fit
+from onnxsep.calibration.fitting import fit
+from onnxsep.calibration.sampled import Samples
 from onnxsep.calibration.schedule import Tail
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.rank import Rank

@@ -11,9 +11,10 @@ from onnx import numpy_helper
 
 from onnxsep.calibration import refinement
 from onnxsep.calibration.calibrated import Calibrated
-from onnxsep.calibration.fitting import Fit, Samples
+from onnxsep.calibration.fitting import Fit
 from onnxsep.calibration.layerwise import calibrate
 from onnxsep.calibration.refinement import Half, Pair
+from onnxsep.calibration.sampled import Samples
 from onnxsep.calibration.schedule import Step, make_schedule
 from onnxsep.calibration.slopes import Convolution
 from onnxsep.calibration.walk import CalibrationOptions, Walk

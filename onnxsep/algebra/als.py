@@ -21,7 +21,7 @@ and memory. Unknowns and residuals are in double precision, and a residual is co
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -126,7 +126,13 @@ def multiply(equation: str, factors: Sequence[Array]) -> Array:
 
 
 def alternate(
-    equation: str, factors: Sequence[Array], problem: Fitted, *, sweeps: int = 30, tolerance: float = 1e-4
+    equation: str,
+    factors: Sequence[Array],
+    problem: Fitted,
+    *,
+    sweeps: int = 30,
+    tolerance: float = 1e-4,
+    told: Callable[[int, int], None] | None = None,
 ) -> list[Array]:
     """Improve the factors, one after the other, until a sweep gains less than ``tolerance`` of the objective.
 
@@ -141,6 +147,7 @@ def alternate(
         problem: what to fit to.
         sweeps: at most so many rounds over all factors.
         tolerance: relative to what the product explains, ||M||_G^2.
+        told: of each sweep that begins, counted from 1, and how many there may be.
 
     Returns:
         New factors of the same shapes; the objective is never above that of the start, but for rounding.
@@ -149,6 +156,8 @@ def alternate(
     order = list(reversed(range(len(current))))  # the last factor, nearest to the output, gains most
     value, length, earlier = math.inf, _LENGTH, current
     for number in range(sweeps):
+        if told is not None:
+            told(number + 1, sweeps)
         start, lower = list(current), value
         ahead = [one + length * (one - other) for one, other in zip(current, earlier, strict=True)]
         for position in order:

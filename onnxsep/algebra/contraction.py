@@ -24,6 +24,8 @@ Labelled = tuple[str, Array]  # letters of the axes, and the array
 _TRANSFER = 64  # multiplications in the time that one element takes from memory, in another order often
 _LARGEST = 2**26  # elements of an intermediate result, unless an operand or the result is larger
 _NONE = -1  # of the operands changes
+_SLICED = 2**23  # elements of an operand from which on products with it are made in parts
+_PART = 32  # indices of one
 
 
 def contract(equation: str, *operands: Array) -> Array:
@@ -61,22 +63,58 @@ class Repeated:
         self._wanted = _wanted(equation)
         leaves = list(zip(terms, arrays, strict=True))
         self._kept: list[Labelled] = []  # what does not change
-        self._tree = self._folded(tree, leaves, varying)
         self._term, self._number = terms[varying], varying
+        self._shape, self._axis = self._sliced(leaves)
+        once: dict[Tree, int] = {}
+        self._parts: list[tuple[slice, Any]] = []
+        for part in _slices(self._shape, self._axis):
+            some = [(term, self._slice(term, array, part)) for term, array in leaves]
+            self._parts.append((part, self._folded(tree, some, varying, once)))
 
     def __call__(self, operand: Array) -> Array:
         """The einsum with this operand."""
-        return _arranged(self._value(self._tree, operand), self._result)
+        if len(self._parts) == 1:
+            return _arranged(self._value(self._parts[0][1], operand), self._result)
+        result: Array | None = None
+        for part, tree in self._parts:
+            found = _arranged(self._value(tree, operand), self._result)
+            result = np.empty(self._shape, found.dtype) if result is None else result
+            result[(slice(None),) * self._axis + (part,)] = found
+        assert result is not None
+        return result
 
-    def _folded(self, tree: Tree, leaves: list[Labelled], varying: int) -> Any:
+    def _sliced(self, leaves: list[Labelled]) -> tuple[tuple[int, ...], int]:
+        """The shape of the result, and the axis along which it is made a part at a time; -1: as a whole.
+
+        What is made in between is as large as a large operand, and stays in the processor's cache if it is made in
+        parts; the changing operand must not have the letter, or it would be another product.
+        """
+        sizes = {letter: size for term, array in leaves for letter, size in zip(term, array.shape, strict=True)}
+        shape = tuple(sizes[letter] for letter in self._result)
+        large = max(leaves, key=lambda leaf: leaf[1].size if leaf[0] != self._term else 0)
+        for axis, letter in enumerate(self._result):
+            if large[1].size >= _SLICED and letter in large[0][:1] and letter not in self._term:
+                return shape, axis
+        return shape, -1
+
+    def _slice(self, term: str, array: Array, part: slice) -> Array:
+        if self._axis < 0 or self._result[self._axis] not in term:
+            return array
+        return array[(slice(None),) * term.index(self._result[self._axis]) + (part,)]
+
+    def _folded(self, tree: Tree, leaves: list[Labelled], varying: int, once: dict[Tree, int]) -> Any:
         """The tree with the places of what is kept as numbers, and None for what changes."""
         if tree == varying:
             return None
-        if varying not in _members(tree):
-            self._kept.append(_evaluated(tree, leaves, self._wanted))
-            return len(self._kept) - 1
-        left, right = (self._folded(part, leaves, varying) for part in tree)
-        return left, right, self._wanted(_members(tree))
+        members = _members(tree)
+        if varying not in members:
+            whole = self._axis < 0 or not any(self._result[self._axis] in leaves[member][0] for member in members)
+            if not whole or tree not in once:
+                self._kept.append(_evaluated(tree, leaves, self._wanted))
+                once[tree] = len(self._kept) - 1
+            return once[tree]
+        left, right = (self._folded(part, leaves, varying, once) for part in tree)
+        return left, right, self._wanted(members)
 
     def _value(self, tree: Any, operand: Array) -> Labelled:
         if tree is None:
@@ -85,6 +123,12 @@ class Repeated:
             return self._kept[tree]
         left, right, wanted = tree
         return _product(*self._value(left, operand), *self._value(right, operand), wanted)
+
+
+def _slices(shape: tuple[int, ...], axis: int) -> list[slice]:
+    if axis < 0:
+        return [slice(None)]
+    return [slice(start, start + _PART) for start in range(0, shape[axis], _PART)]
 
 
 def _terms(equation: str) -> tuple[list[str], str]:

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from onnxsep.algebra.cholesky import LARGE, Cholesky
 from onnxsep.algebra.contraction import contract
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.normal_equations import Block, Step
@@ -83,12 +84,15 @@ def _solve(normal: Array, right: Array, *, ridge: float) -> Array:
     mean = np.trace(normal, axis1=-2, axis2=-1) / normal.shape[-1]
     shift = np.where(mean > 0, mean * ridge, 1.0)
     index = np.arange(normal.shape[-1])
-    normal = normal.copy()
+    given, normal = normal, normal.copy()
     normal[:, index, index] += shift[:, None]
     solved: Array
     from scipy.linalg import cho_factor, cho_solve  # it takes long to import, and only fits to data need it
 
     try:
+        if len(normal) == 1 and normal.shape[-1] >= LARGE:
+            solved = Cholesky(normal[0]).solve(right.T).T
+            return solved
         if len(normal) == 1:
             factor = cho_factor(normal[0], lower=True, overwrite_a=True, check_finite=False)
             solved = cho_solve(factor, right.T, check_finite=False).T
@@ -96,5 +100,6 @@ def _solve(normal: Array, right: Array, *, ridge: float) -> Array:
         solved = np.asarray(np.linalg.solve(normal, right[..., None])[..., 0], np.float64)
         return solved
     except np.linalg.LinAlgError:  # not positive by rounding: the least-norm solution
+        normal = given if len(normal) == 1 and normal.shape[-1] >= LARGE else normal  # which is overwritten
         solved = (np.linalg.pinv(normal, hermitian=True) @ right[..., None])[..., 0]
         return solved

@@ -11,6 +11,7 @@ with X the rows divided by the root of their number.
 """
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array, principal_axes, reduced_rank_regression
+from onnxsep.algebra.threads import LARGE_WORK, many_threads
 
 _CHUNK = 4096  # rows at a time
 _SMALL = 2048  # d up to which the matrix, of 34 MB, is quicker to work with
@@ -54,8 +56,8 @@ class Gram(ABC):
         """The blocks [b, q, q] at the same rows and columns [b, q]."""
 
     @abstractmethod
-    def with_ridge(self, ridge: float) -> "Gram":
-        """The same with a number added to the diagonal."""
+    def with_ridge(self, ridge: float, *, own: bool = False) -> "Gram":
+        """The same with a number added to the diagonal; with ``own`` this one may be changed, and is needed no more."""
 
     @abstractmethod
     def with_mean(self, mean: Array) -> "Gram":
@@ -110,9 +112,9 @@ class DenseGram(Gram):
         """See ``Gram``."""
         return self.matrix[index[:, :, None], index[:, None, :]]
 
-    def with_ridge(self, ridge: float) -> Gram:
+    def with_ridge(self, ridge: float, *, own: bool = False) -> Gram:
         """See ``Gram``."""
-        matrix = self.matrix.copy()
+        matrix = self.matrix if own else self.matrix.copy()
         index = np.arange(len(matrix))
         matrix[index, index] += ridge
         return DenseGram(matrix)
@@ -173,7 +175,7 @@ class RowGram(Gram):
         blocks += self.ridge * np.eye(index.shape[1])
         return blocks
 
-    def with_ridge(self, ridge: float) -> Gram:
+    def with_ridge(self, ridge: float, *, own: bool = False) -> Gram:
         """See ``Gram``."""
         return replace(self, ridge=self.ridge + ridge)
 
@@ -231,10 +233,48 @@ class Mixed:
         return matrix
 
 
-def gram_of(rows: NDArray[np.floating[Any]]) -> Gram:
+@dataclass(frozen=True)
+class CentredRows:
+    """Some rows of samples less their mean, made a few at a time: samples are large, and a copy is as large.
+
+    Attributes:
+        samples: [all, d].
+        chosen: [n], which of them, in this order.
+        mean: [d], what is subtracted.
+    """
+
+    samples: NDArray[np.float32]
+    chosen: Indices
+    mean: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[n, d]."""
+        return len(self.chosen), self.samples.shape[1]
+
+    def __getitem__(self, some: slice) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = self.samples[self.chosen[some]]
+        rows -= self.mean
+        return rows
+
+    def groups(self, count: int) -> "list[CentredRows]":
+        """The columns in so many equal parts."""
+        parts = zip(np.split(self.samples, count, axis=1), np.split(self.mean, count), strict=True)
+        return [CentredRows(samples, self.chosen, mean) for samples, mean in parts]
+
+
+def keeps_rows(rows: int, width: int) -> bool:
+    """Whether rows take less memory than their Gram matrix, where that is worth it."""
+    return rows < width and width > _SMALL
+
+
+def gram_of(rows: NDArray[np.floating[Any]] | CentredRows) -> Gram:
     """The Gram matrix of rows [n, d], in the form that takes less memory."""
-    if len(rows) < rows.shape[1] and rows.shape[1] > _SMALL:
-        return RowGram(scaled_rows(rows))
+    if keeps_rows(*rows.shape):
+        return RowGram(scaled_rows(rows[:]))
     return DenseGram(mean_product(rows, rows))
 
 
@@ -245,12 +285,16 @@ def scaled_rows(rows: NDArray[np.floating[Any]]) -> Array:
     return scaled
 
 
-def mean_product(left: NDArray[np.floating[Any]], right: NDArray[np.floating[Any]]) -> Array:
+def mean_product(
+    left: NDArray[np.floating[Any]] | CentredRows, right: NDArray[np.floating[Any]] | CentredRows
+) -> Array:
     """The mean over rows of left^T right, [left columns, right columns]; products in single, sums in double."""
     total = np.zeros((left.shape[1], right.shape[1]))
-    for start in range(0, len(left), _CHUNK):
-        first = left[start : start + _CHUNK].astype(np.float32, copy=False)
-        # Of a matrix with itself NumPy computes one half only, where it sees that both are the same.
-        second = first if right is left else right[start : start + _CHUNK].astype(np.float32, copy=False)
-        total += first.T @ second
-    return total / max(len(left), 1)
+    with many_threads() if len(left) * total.size > LARGE_WORK else nullcontext():
+        for start in range(0, len(left), _CHUNK):
+            first = left[start : start + _CHUNK].astype(np.float32, copy=False)
+            # Of a matrix with itself NumPy computes one half only, where it sees that both are the same.
+            second = first if right is left else right[start : start + _CHUNK].astype(np.float32, copy=False)
+            total += first.T @ second
+    total /= max(len(left), 1)
+    return total

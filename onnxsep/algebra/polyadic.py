@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxsep.algebra.cholesky import LARGE, Cholesky
 from onnxsep.algebra.linalg import Array, inverse_or_zero, truncated_svd
 
 _RIDGE = 1e-10  # of the mean diagonal of the normal equations, on the change of a factor and not on its value
@@ -207,6 +208,9 @@ def _solved_large(normal: Array, residual: Array) -> Array:
         shifted = matrix.copy()
         shifted[np.diag_indices(len(matrix))] += mean * _LARGE_RIDGE if mean > _NOTHING else 1.0
         try:
+            if len(matrix) >= LARGE:
+                change[number] = Cholesky(shifted).solve(right.T).T
+                continue
             factor = cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:  # not positive, by rounding
             return _solved(normal.astype(np.float64), residual.astype(np.float64)).astype(residual.dtype)

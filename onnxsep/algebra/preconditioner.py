@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxsep.algebra.cholesky import LARGE, Cholesky
 from onnxsep.algebra.contraction import contract
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.normal_equations import Step, Trace
@@ -78,6 +79,11 @@ def _inverted(matrices: Array, ridge: Array) -> Array | None:
     factorise, invert = get_lapack_funcs(("potrf", "potri"), (matrices,))
     index = np.arange(matrices.shape[1])
     matrices[:, index, index] += ridge[:, None]
+    if len(index) >= LARGE:
+        try:
+            return np.stack([Cholesky(matrix).inverse() for matrix in matrices])
+        except np.linalg.LinAlgError:
+            return None
     for number, matrix in enumerate(matrices):
         factor, failed = factorise(matrix, lower=True, clean=True)
         if failed:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from onnxsep.calibration.calibrated import Calibrated
 from onnxsep.calibration.layerwise import calibrate
+from onnxsep.calibration.memory import Needs, available, needs
 from onnxsep.calibration.recording import calibrate_from, record
 from onnxsep.calibration.report import CalibrationReport, TuneReport
+from onnxsep.calibration.schedule import make_schedule
 from onnxsep.calibration.statistics_file import load_statistics, save_statistics
 from onnxsep.calibration.walk import CalibrationOptions
 from onnxsep.data import (
@@ -23,7 +25,7 @@ from onnxsep.data import (
     partition,
     verification_feeds,
 )
-from onnxsep.engine.planning import Plan
+from onnxsep.engine.planning import Plan, in_main_graph
 from onnxsep.engine.replacements import BlockReplacement
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.surgery import Edit
@@ -31,13 +33,15 @@ from onnxsep.errors import CalibrationError, OptionError, spelled
 from onnxsep.model.io import Model
 from onnxsep.modes.base import AnyMode, Mode
 from onnxsep.modes.block import BlockMode
-from onnxsep.options.progress import Progress
+from onnxsep.options.progress import Progress, announce, note
+from onnxsep.options.sizes import in_bytes
 from onnxsep.running.feeds import Feeds
 from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training import check_installed, tune, write_back
 
 INITS = ("svd", "response", "compensated", "joint")
-_BATCH = 50  # samples that are run at a time
+_USED = 0.8  # of the memory that is free
+_LARGE = 10**9  # bytes that are worth a line
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Fitting:
     statistics: str | os.PathLike[str] | None = None
     tune: int = 0
     refine: int = 0
+    memory: int | None = None
     dry_run: bool = False
 
     def init(self, mode: AnyMode) -> str:
@@ -109,6 +114,7 @@ class Fitted:
     report: CalibrationReport | None = None
     dataset: Dataset | None = None
     parts: Partition | None = None
+    needs: Needs = field(default_factory=Needs)
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -118,7 +124,7 @@ class Fitted:
     def batches(self) -> Iterator[Feed]:
         """The samples that were chosen."""
         assert self.dataset is not None
-        return self.dataset.feeds(self.indices, _BATCH)
+        return self.dataset.feeds(self.indices, self.needs.batch)
 
     def unseen(self) -> Feeds | None:
         """What the result is verified on, where there are data.
@@ -162,6 +168,8 @@ def fit_plan(
         )
     parts = partition(dataset, fitting.samples, fitting.seed)
     indices = tuple(parts.fitted)
+    memory = _needs(model, sites, plan, dataset, parts, fitting)
+    options = replace(options, needs=memory)
     report = CalibrationReport(
         init=init,
         source=dataset.source,
@@ -170,15 +178,18 @@ def fit_plan(
         positions=options.positions,
         seed=options.seed,
         refine=options.refine,
+        memory=memory.expected or None,
         preprocessing=dataset.preprocessing,
         notes=dataset.notes,
     )
-    fitted = Fitted(report=report, dataset=dataset, parts=parts)
+    fitted = Fitted(report=report, dataset=dataset, parts=parts, needs=memory)
     blocks = sorted({row.mode.name for row in plan.replacements if isinstance(row, BlockReplacement)})
     if blocks:
-        note = f"mode {', '.join(blocks)} computes its weights from those of the source: nothing is fitted to the data"
-        fitted = replace(fitted, report=report.model_copy(update={"notes": (*report.notes, note)}))
+        said = f"mode {', '.join(blocks)} computes its weights from those of the source: nothing is fitted to the data"
+        fitted = replace(fitted, report=report.model_copy(update={"notes": (*report.notes, said)}))
     if plan.convs:
+        told = f"fitting to {len(indices)} samples: about {in_bytes(memory.expected)} of memory"
+        (note if fitting.memory is not None or memory.expected > _LARGE else announce)(progress, told)
         done = calibrate(model, sites, plan, fitted.batches(), options, runtime, progress)
         # A model of a fixed batch size may leave some samples over.
         fitted = replace(fitted, calibrated=done, report=report.model_copy(update={"samples": done.samples}))
@@ -186,6 +197,19 @@ def fit_plan(
         recorded = record(model, sites, fitted.batches(), options, runtime, dataset.source, progress)
         save_statistics(fitting.statistics, recorded)
     return fitted
+
+
+def _needs(model: Model, sites: Sites, plan: Plan, dataset: Dataset, parts: Partition, fitting: Fitting) -> Needs:
+    """What a fit needs of memory, within what was asked for or what is free."""
+    limit = available() * _USED if fitting.memory is None else fitting.memory
+    chosen = [row.site for row in plan.convs if in_main_graph(row.site)]
+    together = dataset.batch or 1
+    first = parts.fitted[:together]
+    if len(first) < together or not chosen:
+        return Needs()
+    steps = make_schedule(model, sites.scopes, chosen)
+    feed, samples = dataset.feed(first), len(parts.fitted)
+    return needs(model, steps, feed, samples, fitting.positions, limit, together)
 
 
 def tune_result(

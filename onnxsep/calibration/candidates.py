@@ -12,8 +12,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
-from onnxsep.calibration.fitting import PRIOR, Fit, Fitter, Samples
+from onnxsep.calibration.fitting import PRIOR, Fit, Fitter
 from onnxsep.calibration.outcomes import read_bias
+from onnxsep.calibration.sampled import Samples
 from onnxsep.calibration.samples import prior_of, sample, usable_tail
 from onnxsep.calibration.schedule import Tail, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk

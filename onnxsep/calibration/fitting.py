@@ -19,6 +19,8 @@ One part of the images is held out. No result is taken that is worse there than 
 """
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,11 +29,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.algebra.gram import DenseGram, Gram, Mixed, gram_of, mean_product
+from onnxsep.algebra.gram import CentredRows, DenseGram, Gram, gram_of, mean_product
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.statistics import Statistics, prior_ridge
+from onnxsep.algebra.threads import LARGE_WORK, many_threads
 from onnxsep.calibration.behind import Behind, End, step_of
 from onnxsep.calibration.regions import Region
+from onnxsep.calibration.sampled import Samples, majorised
 from onnxsep.calibration.sampling import Floats
 from onnxsep.calibration.schedule import Tail
 from onnxsep.layers.conv import Conv
@@ -45,25 +49,7 @@ _FIRST = 6  # of them before the first one
 _ROUNDING = 1e-6  # of single precision
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Rows of one Conv's inputs and outputs at sampled positions.
-
-    Attributes:
-        inputs: [rows, in_channels * taps], from the rewritten network.
-        targets: [rows, out_channels], y of the original network with its bias.
-        skip: [rows, out_channels], s and s', where the tail has a skip.
-        held_out: [rows], the rows that are not for fitting.
-        mixed: for each group the mean of x0 x^T, [d, d], where it was asked for.
-        further: the same as ``skip`` for each skip of what the tail says of more.
-    """
-
-    inputs: Floats
-    targets: Floats
-    skip: tuple[Floats, Floats] | None
-    held_out: NDArray[np.bool_]
-    mixed: tuple[Mixed, ...] | None = None
-    further: tuple[tuple[Floats, Floats], ...] = ()
+Told = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -99,6 +85,7 @@ def fit(
     old_bias: Array | None,
     new_bias: bool,
     prior: float = PRIOR,
+    told: Told | None = None,
 ) -> Fit:
     """Fit the factors of one Conv.
 
@@ -113,8 +100,9 @@ def fit(
         old_bias: [out_channels], the Conv's own.
         new_bias: whether the bias is fitted too.
         prior: strength of the pull towards the weight, relative to the data.
+        told: how far it is, in words.
     """
-    return Fitter(mode, conv, rank, weight, samples, tail, old_bias, new_bias, prior).run(init)
+    return Fitter(mode, conv, rank, weight, samples, tail, old_bias, new_bias, prior).run(init, told)
 
 
 def fit_bias(
@@ -180,10 +168,12 @@ class Fitter:
         self._wanted: Floats = wanted  # before the activation
         self._fit_rows, self._held = ~samples.held_out, samples.held_out
         self._end = None if tail.more is None else self._behind(tail.more)
-        inputs = samples.inputs[self._fit_rows]
-        self._mean = inputs.mean(axis=0, dtype=np.float64) if new_bias else np.zeros(inputs.shape[1])
-        inputs -= self._mean.astype(np.float32)
-        self._centred = inputs
+        inputs = samples.inputs
+        self._mean = np.zeros(inputs.shape[1])
+        if new_bias:
+            self._mean = inputs.mean(axis=0, dtype=np.float64, where=self._fit_rows[:, None])
+        centred = CentredRows(inputs, np.flatnonzero(self._fit_rows), self._mean.astype(np.float32))
+        self._centred = centred.groups(conv.group)
 
     def _behind(self, region: Region) -> End | None:
         """What follows the part that is told in numbers; None where that gives NaN or infinity."""
@@ -209,12 +199,11 @@ class Fitter:
     @cached_property
     def _ridge(self) -> tuple[list[Gram], Array]:
         """The Gram matrices with the prior, and what it adds to each."""
-        groups = self._centred.reshape(len(self._centred), self._conv.group, -1)
-        grams = [gram_of(groups[:, group]) for group in range(self._conv.group)]
+        grams = [gram_of(rows) for rows in self._centred]
         ridge = prior_ridge(grams, self._prior)
-        return [gram.with_ridge(float(added)) for gram, added in zip(grams, ridge, strict=True)], ridge
+        return [gram.with_ridge(float(added), own=True) for gram, added in zip(grams, ridge, strict=True)], ridge
 
-    def run(self, init: str) -> Fit:
+    def run(self, init: str, told: Told | None = None) -> Fit:
         """The best of what this initialisation finds."""
         task = Task(self._conv, self._weight)
         plain = self._mode.factorize(task, self._rank)
@@ -227,12 +216,15 @@ class Fitter:
         first = best = self._candidate(plain, self._bias(plain, target))
         rounds = _ROUNDS if (self._clips or self._end) and init == "joint" else 0
         sweeps = _FIRST if rounds else task.sweeps
-        task = replace(task, statistics=self._statistics(target), start=plain, sweeps=sweeps)
+        task = replace(
+            task, statistics=self._statistics(target), start=plain, sweeps=sweeps, told=_telling(told, 1, rounds + 1)
+        )
         last = self._fitted(task, init, target)
         best = min(best, last, key=_held_out)
-        for _ in range(rounds):
+        for number in range(rounds):
             target = self._target(last.predicted)
-            task = replace(task, statistics=self._statistics(target), start=last.factors, sweeps=_SWEEPS)
+            told_of = _telling(told, number + 2, rounds + 1)
+            task = replace(task, statistics=self._statistics(target), start=last.factors, sweeps=_SWEEPS, told=told_of)
             last = self._fitted(task, init, target)
             best = min(best, last, key=_held_out)
         fitted = self._error(best.predicted, self._fit_rows)
@@ -256,9 +248,8 @@ class Fitter:
         """Of the rows for fitting, prior included."""
         rows = target[self._fit_rows]
         rows = rows - (rows.mean(axis=0, dtype=np.float64) if self._new_bias else self._old_bias).astype(np.float32)
-        shape = (len(rows), self._conv.group, -1)
-        outputs, inputs = rows.reshape(shape), self._centred.reshape(shape)
-        cross = np.stack([mean_product(outputs[:, group], inputs[:, group]) for group in range(self._conv.group)])
+        outputs = rows.reshape(len(rows), self._conv.group, -1)
+        cross = np.stack([mean_product(outputs[:, group], inputs) for group, inputs in enumerate(self._centred)])
         grams, ridge = self._ridge
         cross += ridge[:, None, None] * self._weight.reshape(cross.shape)
         mixed = self._samples.mixed
@@ -293,7 +284,8 @@ class Fitter:
         dense = self._mode.reconstruct(conv, factors).reshape(conv.group, conv.out_channels // conv.group, -1)
         dense = dense.astype(inputs.dtype)
         parts = inputs.reshape(len(inputs), conv.group, -1)
-        return np.concatenate([parts[:, group] @ dense[group].T for group in range(conv.group)], axis=1)
+        with many_threads() if inputs.size * dense.shape[1] > LARGE_WORK else nullcontext():
+            return np.concatenate([parts[:, group] @ dense[group].T for group in range(conv.group)], axis=1)
 
     def _predict(self, factors: Factors, bias: Array | None) -> Floats:
         offset = self._old_bias if bias is None else bias
@@ -313,8 +305,6 @@ class Fitter:
         return float(difference / size) if size > 0 else float(difference > 0)
 
 
-def majorised(wanted: Floats, now: Floats, low: Floats | np.float32, high: Floats | np.float32) -> Floats:
-    """What is to be reached before an activation that clips, given what is there now; the limits broadcast."""
-    wanted = np.where(wanted <= low, np.minimum(now, low), wanted)
-    reached: Floats = np.where(wanted >= high, np.maximum(now, high), wanted)
-    return reached
+def _telling(told: Told | None, fit: int, fits: int) -> Callable[[int, int], None] | None:
+    """Tells of the sweeps of one of several fits."""
+    return None if told is None else lambda sweep, most: told(f"fit {fit} of {fits}, sweep {sweep} of {most}")

@@ -9,7 +9,7 @@ tensors go to files.
 
 import tempfile
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,18 @@ class Frontier:
         self._live[batch][name] = value if isinstance(value, Kept) else self._store.put(value)
         return before
 
-    def advance(self, nodes: Sequence[onnx.NodeProto], keep: Collection[str]) -> None:
+    def advance(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        keep: Collection[str],
+        told: Callable[[int, int], None] | None = None,
+    ) -> None:
         """Run these nodes on every batch, then forget what is not in ``keep``.
 
         Args:
             nodes: in topological order; what they read is live, made by an earlier one of them, or an initialiser.
             keep: names of the tensors that are live afterwards.
+            told: of each batch that begins, counted from 1, and how many there are.
 
         Raises:
             CalibrationError: the runtime cannot run the nodes, or they pass on something that is no tensor.
@@ -140,7 +146,9 @@ class Frontier:
         wanted = [name for name in dict.fromkeys(keep) if name in made]
         if wanted:
             runner, inputs = self._runner(nodes, wanted)
-            for batch in self._live:
+            for number, batch in enumerate(self._live):
+                if told is not None:
+                    told(number + 1, len(self._live))
                 try:
                     outputs = runner({name: batch[name].get() for name in inputs})
                 except CannotRun as error:
@@ -154,9 +162,9 @@ class Frontier:
                             f"such a model can only be rewritten without {spelled('data')}"
                         )
                     batch[name] = self._store.put(array)
+                _forget(batch, keep)  # before the next one is run: else the tensors of both sides were held
         for batch in self._live:
-            for name in [name for name in batch if name not in keep]:
-                del batch[name]
+            _forget(batch, keep)
 
     def _runner(self, nodes: Sequence[onnx.NodeProto], wanted: Sequence[str]) -> tuple[Runner, list[str]]:
         read = dict.fromkeys(name for node in nodes for name in reads(node))
@@ -190,3 +198,8 @@ class Frontier:
             return Runner(piece, self._options), inputs
         except CannotRun as error:
             raise CalibrationError(f"the runtime cannot run the model on the calibration data: {error}") from error
+
+
+def _forget(batch: dict[str, Kept], keep: Collection[str]) -> None:
+    for name in [name for name in batch if name not in keep]:
+        del batch[name]

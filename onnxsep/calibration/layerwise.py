@@ -10,6 +10,7 @@ runs about once for each batch, so the cost grows linearly with depth.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,13 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
+from onnxsep.algebra.threads import one_thread
 from onnxsep.calibration.calibrated import Calibrated
-from onnxsep.calibration.fitting import Samples, fit, fit_bias
+from onnxsep.calibration.fitting import Told, fit, fit_bias
 from onnxsep.calibration.outcomes import (
     FELL_BACK,
     SHARED,
     UNFIT,
-    blas_threads,
     outcome_of,
     plain_outcome,
     read_bias,
@@ -32,6 +33,7 @@ from onnxsep.calibration.outcomes import (
 )
 from onnxsep.calibration.own_nodes import own_nodes
 from onnxsep.calibration.refinement import Half, Pair
+from onnxsep.calibration.sampled import Samples
 from onnxsep.calibration.samples import prior_of, sample, usable_tail
 from onnxsep.calibration.schedule import Step, Tail, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk
@@ -106,18 +108,20 @@ class _Calibrator:
         again = self._options.refine > 0 and any(row.init == "joint" for row in self._plan.replacements)
         steps = make_schedule(self._model, self._sites.scopes, sites, pairs=again)
         for number, step in enumerate(steps):
-            announce(progress, step.site.name, number, len(steps))
-            self._advance(step)
+            told = partial(_announced, progress, step.site.name, number, len(steps))
+            told("")
+            self._advance(step, told)
             replacement = self._replacements[step.site.place]
-            with naming(replacement.mode, step.site.name), blas_threads(step.site.conv):
+            with naming(replacement.mode, step.site.name), one_thread():
                 try:
-                    told = self._calibrate(step, replacement)
+                    self._options.needs.check(step.site.place)
+                    found = self._calibrate(step, replacement, told)
                 except UNFIT as error:
                     self._failed = self._failed or error
-                    told = self._unfitted(step, replacement, unfit(error))
+                    found = self._unfitted(step, replacement, unfit(error))
             if progress:
-                progress(f"{step.site.name}: {told}", number + 1, len(steps))
-        if self._failed is not None and not any(found.errors for found in self._done.by_place.values()):
+                progress(f"{step.site.name}: {found}", number + 1, len(steps))
+        if self._failed is not None and not any(one.errors for one in self._done.by_place.values()):
             raise CalibrationError(f"no Conv can be fitted: {unfit(self._failed)}") from self._failed
         self._done.note_nested(self._plan)
         return self._done
@@ -139,15 +143,18 @@ class _Calibrator:
             self._replace(site, replacement.mode.reconstruct(site.conv, outcome.factors), None)
         return f"not fitted: {reason}"
 
-    def _advance(self, step: Step) -> None:
-        self._walk.advance(step)
+    def _advance(self, step: Step, told: Told) -> None:
+        def running(batch: int, batches: int) -> None:
+            told(f"running {batch} of {batches}")
+
+        self._walk.advance(step, running)
         if self._replaced:
             nodes = [node for index in step.nodes for node in self._replaced.get(index, [self._walk.nodes[index]])]
-            self._rewritten.advance(nodes, step.keep)
+            self._rewritten.advance(nodes, step.keep, running)
         else:  # up to the first replaced Conv both networks are the same
             self._rewritten = self._walk.frontier.fork()
 
-    def _calibrate(self, step: Step, replacement: ConvReplacement) -> str:
+    def _calibrate(self, step: Step, replacement: ConvReplacement, tell: Told) -> str:
         """Fit one Conv and put it into the rewritten network; gives its error in words."""
         site, key, mode, init = step.site, replacement.key, replacement.mode, replacement.init
         try:
@@ -155,6 +162,7 @@ class _Calibrator:
         except FactorizationError as error:
             self._done.outcomes[key] = str(error)
             return str(error)
+        tell("gathering")
         samples, tail = self._sample(step, replacement, weight, old_bias)
         prior = prior_of(self._options, weight, samples)
         if site.conv.bias and site.bias is None:  # a computed bias is not known here, and so not what is clipped
@@ -177,6 +185,7 @@ class _Calibrator:
                 old_bias=old_bias,
                 new_bias=replacement.new_bias,
                 prior=prior,
+                told=tell,
             )
             if result.fell_back and not replacement.exact:
                 self._done.notes[site.place] = FELL_BACK
@@ -257,3 +266,7 @@ class _Calibrator:
             node.input.append(f"onnxsep.calibration.{index}.bias")
             self._rewritten.add_initializer(build_tensor(node.input[2], bias.astype(kind)))
         self._replaced[index] = [node]
+
+
+def _announced(progress: Progress | None, name: str, done: int, total: int, words: str) -> None:
+    announce(progress, f"{name}: {words}" if words else name, done, total)

@@ -1,11 +1,8 @@
 """From a fit to factors in the stored type, and why there are none."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from onnxsep.algebra.gram import Mixed, mean_product, scaled_rows
 from onnxsep.algebra.linalg import Array
@@ -18,11 +15,7 @@ from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import CalibrationError, FactorizationError, spelled
 from onnxsep.graph.constants import read_constant
 from onnxsep.graph.element_types import STORED_TYPES
-from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
-
-_LARGE = 1500  # inputs * taps of a group
-
 
 FELL_BACK = "on held-out positions nothing was better than the factors of the weights alone"
 
@@ -35,16 +28,6 @@ SHARED = "its weight is shared: the factors are those of the first Conv, only th
 
 
 SHARED_BY_NESTED = "its weight is shared: the factors were fitted to what a Conv of the main graph reads"
-
-
-def blas_threads(conv: Conv) -> AbstractContextManager[Any]:
-    """One thread for the linear algebra of all but large Convs.
-
-    Threads gain little on small matrices, and on a machine that is busy otherwise they wait for one another: a fit of
-    ten seconds was seen to take two minutes.
-    """
-    size = conv.weight_size // conv.out_channels
-    return threadpool_limits(1) if size < _LARGE else nullcontext()
 
 
 def unfit(error: BaseException) -> str:

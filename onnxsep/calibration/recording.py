@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.algebra.gram import gram_of
+from onnxsep.algebra.gram import CentredRows, gram_of
 from onnxsep.algebra.statistics import Moments, SiteMoments
+from onnxsep.algebra.threads import one_thread
 from onnxsep.calibration.calibrated import Calibrated
 from onnxsep.calibration.fitting_moments import fit_moments
-from onnxsep.calibration.outcomes import FELL_BACK, SHARED, blas_threads, outcome_of, read_bias, told
-from onnxsep.calibration.sampling import Floats
+from onnxsep.calibration.outcomes import FELL_BACK, SHARED, outcome_of, read_bias, told
+from onnxsep.calibration.sampling import Floats, Stack
 from onnxsep.calibration.schedule import make_schedule
 from onnxsep.calibration.statistics_file import Recorded, model_fingerprint
 from onnxsep.calibration.walk import CalibrationOptions, Walk, split
@@ -58,22 +59,25 @@ def record(
     for number, step in enumerate(steps):
         announce(progress, step.site.name, number, len(steps))
         walk.advance(step)
-        rows = list(walk.rows(step.site))
-        patches = np.concatenate([row.patches for row in rows])
-        held_out = split(np.concatenate([row.held_out for row in rows]), options.seed, step.site)
-        found[step.site.place] = SiteMoments(
-            _moments(step.site.conv, patches[~held_out]), _moments(step.site.conv, patches[held_out])
-        )
+        patches, masks = Stack(), []
+        for rows in walk.rows(step.site):
+            patches.add(rows.patches, walk.samples * len(rows.patches) // len(rows.positions))
+            masks.append(rows.held_out)
+        held_out = split(np.concatenate(masks), options.seed, step.site)
+        parts = (_moments(step.site.conv, patches.rows, chosen) for chosen in (~held_out, held_out))
+        found[step.site.place] = SiteMoments(*parts)
         if progress:
             progress(f"{step.site.name}: statistics", number + 1, len(steps))
     return Recorded(found, walk.samples, options.positions, options.seed, source, model_fingerprint(model))
 
 
-def _moments(conv: Conv, patches: Floats) -> Moments:
-    parts = patches.reshape(len(patches), conv.group, -1)
-    mean = parts.mean(axis=0, dtype=np.float64)
-    centred = parts - mean.astype(np.float32)  # before squaring: a large mean would hide a small spread
-    return Moments(mean, tuple(gram_of(centred[:, group]) for group in range(conv.group)))
+def _moments(conv: Conv, patches: Floats, chosen: NDArray[np.bool_] | None = None) -> Moments:
+    """Of some of the rows, or all."""
+    chosen = np.ones(len(patches), bool) if chosen is None else chosen
+    mean = patches.mean(axis=0, dtype=np.float64, where=chosen[:, None])
+    # Centred before squaring: a large mean would hide a small spread.
+    centred = CentredRows(patches, np.flatnonzero(chosen), mean.astype(np.float32))
+    return Moments(mean.reshape(conv.group, -1), tuple(gram_of(rows) for rows in centred.groups(conv.group)))
 
 
 def calibrate_from(
@@ -116,7 +120,7 @@ def calibrate_from(
         except FactorizationError as error:
             done.outcomes[key] = str(error)
             continue
-        with naming(row.mode, site.name), blas_threads(site.conv):
+        with naming(row.mode, site.name), one_thread():
             result = fit_moments(
                 row.mode,
                 site.conv,

@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
-from onnxsep.calibration.fitting import Fit, Fitter, Samples
+from onnxsep.calibration.fitting import Fit, Fitter
 from onnxsep.calibration.frontier import Frontier, Kept
+from onnxsep.calibration.sampled import Samples
 from onnxsep.calibration.sampling import Floats, gather_outputs
 from onnxsep.calibration.schedule import Step, Tail
 from onnxsep.calibration.slopes import Convolution, behind, clipped, lost

@@ -32,5 +32,7 @@ class CalibrationReport(Record):
     seed: int
     refine: int = 0
     """Rounds in which two Convs in a row were fitted again."""
+    memory: int | None = None
+    """Bytes that the fit was expected to need; None where it was not estimated."""
     notes: tuple[str, ...] = ()
     tune: TuneReport | None = None

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
 from onnxsep.calibration.behind import fitting_region, skip_values
-from onnxsep.calibration.fitting import Samples
 from onnxsep.calibration.frontier import Frontier
 from onnxsep.calibration.outcomes import mixed_products
-from onnxsep.calibration.sampling import Floats, gather_outputs, gather_patches, input_sizes, output_shape
+from onnxsep.calibration.sampled import Samples
+from onnxsep.calibration.sampling import Stack, gather_outputs, gather_patches, input_sizes, output_shape
 from onnxsep.calibration.schedule import Step, Tail
 from onnxsep.calibration.walk import CalibrationOptions, Walk, finite, split
 
@@ -57,44 +57,41 @@ def sample(
     frontiers = (walk.frontier, walk.frontier if other is None else other)
     dense = weight.reshape(conv.group, conv.out_channels // conv.group, -1).astype(np.float32)
     offset = np.float32(0) if old_bias is None else old_bias.astype(np.float32)
-    inputs: list[Floats] = []
-    targets: list[Floats] = []
-    originals: list[Floats] = []
-    skips: tuple[list[Floats], list[Floats]] = ([], [])
-    further = [[list[Floats]() for _ in tail.more.skips] if tail.more else [] for _ in frontiers]
+    inputs, targets, originals, skips = Stack(), Stack(), Stack(), (Stack(), Stack())
+    further = [[Stack() for _ in tail.more.skips] if tail.more else [] for _ in frontiers]
     held_out: list[NDArray[np.bool_]] = []
     for rows in walk.rows(site):
+        expected = walk.samples * len(rows.patches) // len(rows.positions)
         grouped = rows.patches.reshape(len(rows.patches), conv.group, -1)
         outputs = [grouped[:, group] @ dense[group].T for group in range(conv.group)]
-        targets.append(np.concatenate(outputs, axis=1) + offset)
+        targets.add(np.concatenate(outputs, axis=1) + offset, expected)
         if other is None:
-            inputs.append(rows.patches)
+            inputs.add(rows.patches, expected)
         else:
-            inputs.append(finite(gather_patches(conv, other.value(rows.batch, name), rows.positions), site))
+            inputs.add(finite(gather_patches(conv, other.value(rows.batch, name), rows.positions), site), expected)
         held_out.append(rows.held_out)
         if mixed:
-            originals.append(rows.patches)
+            originals.add(rows.patches, expected)
         if skip is not None:
             for kept, frontier in zip(skips, frontiers, strict=True):
                 value = frontier.value(rows.batch, skip)
                 # It may get the shape of the Conv's output by broadcasting.
                 value = np.broadcast_to(value, output_shape(conv, len(rows.positions), rows.size))
-                kept.append(gather_outputs(conv, value, rows.positions))
+                kept.add(gather_outputs(conv, value, rows.positions), expected)
         if tail.more is not None:
             shape = output_shape(conv, len(rows.positions), rows.size)
             for columns, frontier in zip(further, frontiers, strict=True):
                 found = skip_values(tail.more, frontier, rows.batch, conv, shape)
                 for column, one in zip(columns, found, strict=True):
                     assert one is not None, "usable_tail has seen to that"
-                    column.append(gather_outputs(conv, one, rows.positions))
-    mask, read = split(np.concatenate(held_out), seed, site), np.concatenate(inputs)
-    inputs.clear()
+                    column.add(gather_outputs(conv, one, rows.positions), expected)
+    mask, read = split(np.concatenate(held_out), seed, site), inputs.rows
     products = None
     if mixed:
-        products = mixed_products(np.concatenate(originals)[~mask], read[~mask], conv.group, centre=centre)
-    kept_skips = (np.concatenate(skips[0]), np.concatenate(skips[1])) if skip is not None else None
-    others = tuple((np.concatenate(one), np.concatenate(two)) for one, two in zip(*further, strict=True))
-    return Samples(read, np.concatenate(targets), kept_skips, mask, products, others)
+        products = mixed_products(originals.rows[~mask], read[~mask], conv.group, centre=centre)
+    kept_skips = (skips[0].rows, skips[1].rows) if skip is not None else None
+    others = tuple((one.rows, two.rows) for one, two in zip(*further, strict=True))
+    return Samples(read, targets.rows, kept_skips, mask, products, others)
 
 
 def usable_tail(walk: Walk, step: Step, frontiers: Sequence[Frontier]) -> Tail:

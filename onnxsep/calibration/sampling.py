@@ -16,6 +16,31 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
 
+class Stack:
+    """Rows that come in parts, in one array: joined in the end they would be in memory twice."""
+
+    def __init__(self) -> None:
+        self._array: Floats | None = None
+        self._count = 0
+
+    def add(self, rows: Floats, expected: int) -> None:
+        """Some more rows, [n, columns]; ``expected`` is about how many there will be in all."""
+        count = self._count + len(rows)
+        if self._array is None:
+            self._array = np.empty((max(expected, count), rows.shape[1]), np.float32)  # memory is taken as rows come
+        elif count > len(self._array):
+            more = np.empty((max(count - self._count, self._count // 2), rows.shape[1]), np.float32)
+            self._array = np.concatenate([self.rows, more])
+        self._array[self._count : count] = rows
+        self._count = count
+
+    @property
+    def rows(self) -> Floats:
+        """All of them so far."""
+        assert self._array is not None, "there is at least one batch"
+        return self._array[: self._count]
+
+
 def choose_positions(conv: Conv, size: Sequence[int], images: int, count: int, rng: np.random.Generator) -> Indices:
     """Flat indices of output positions, [images, min(count, all)], without repetition within an image.
 

@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
-from onnxsep.calibration.fitting import majorised
+from onnxsep.calibration.sampled import majorised
 from onnxsep.calibration.sampling import Floats, pad_before
 from onnxsep.calibration.schedule import Tail
 from onnxsep.errors import CalibrationError

@@ -1,7 +1,7 @@
 """Walking a network along its Convs with calibration inputs, and sampling what each Conv reads."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onnxsep.calibration.fitting import PRIOR
 from onnxsep.calibration.frontier import Frontier, Store
+from onnxsep.calibration.memory import Needs
 from onnxsep.calibration.sampling import Floats, Indices, choose_positions, gather_patches, input_sizes
 from onnxsep.calibration.schedule import Step
 from onnxsep.engine.matches import ConvSite
@@ -28,9 +29,10 @@ class CalibrationOptions:
     Attributes:
         positions: output positions sampled per image.
         seed: of the sampling.
-        memory: bytes for activations; beyond that they go to temporary files.
+        memory: bytes for activations, at most those of ``needs``; beyond that they go to temporary files.
         prior: pull towards the original weight, relative to the data; it is stronger where rows are few.
         refine: rounds in which two Convs in a row are fitted again, with "joint".
+        needs: how memory is shared.
     """
 
     positions: int = 64
@@ -38,6 +40,7 @@ class CalibrationOptions:
     memory: int = 2 * 2**30
     prior: float = PRIOR
     refine: int = 0
+    needs: Needs = field(default_factory=Needs)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ class Walk:
         self.copied = bool(held_types(model))  # the runtime has no Conv for float64 and bfloat16
         network = float32_copy(model) if self.copied else model
         self._images: list[int] = []
-        self.frontier = Frontier(network, self._counted(batches), runtime, Store(options.memory))
+        self.frontier = Frontier(
+            network, self._counted(batches), runtime, Store(min(options.memory, options.needs.store))
+        )
         self.samples = sum(self._images)
         if self.samples < 2:
             raise CalibrationError(
@@ -97,9 +102,9 @@ class Walk:
             self._images.append(_images(batch))
             yield {name: as_float32(array) for name, array in batch.items()} if self.copied else batch
 
-    def advance(self, step: Step) -> None:
-        """Move on to the Conv of this step."""
-        self.frontier.advance([self.nodes[index] for index in step.nodes], step.keep)
+    def advance(self, step: Step, told: Callable[[int, int], None] | None = None) -> None:
+        """Move on to the Conv of this step; ``told`` is that of ``Frontier.advance``."""
+        self.frontier.advance([self.nodes[index] for index in step.nodes], step.keep, told)
 
     def rows(self, site: ConvSite) -> Iterator[Rows]:
         """What the Conv reads, batch by batch; the same positions every time.

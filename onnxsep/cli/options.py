@@ -91,7 +91,17 @@ def printed(document: Document) -> None:
 def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     """A line that says how far the work is, where standard error is a terminal; an interrupt writes nothing."""
     with saying(lambda: "nothing was written"), telling(not quiet) as told:
-        yield callback(told)
+        yield callback(told) or (None if quiet else _Notes())
+
+
+class _Notes:
+    """Where there is no terminal only what is worth a line of its own is said."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        say(f"onnxsep: {text}")
 
 
 def target_of(output: Path | None, *, dry_run: bool) -> Path | None:

@@ -7,7 +7,7 @@ enter by the same door as those of other packages: the entry-point group ``onnxs
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -51,6 +51,8 @@ class Task:
     """Whether what the Conv reads is never negative, as behind a Relu."""
     gains: Array | None = None
     """What a BatchNormalization behind the Conv multiplies each output channel by, [out_channels]; None without one."""
+    told: Callable[[int, int], None] | None = None
+    """To be told of each sweep that begins, and how many there may be."""
 
 
 class Mode(ABC):

@@ -88,7 +88,8 @@ class Multilinear(Mode):
         for group in range(conv.group):
             gram, cross = statistics.grams[group], statistics.cross[group].reshape(outputs, *inputs)
             problem = RowProblem(gram, cross) if isinstance(gram, RowGram) else _problem(gram, cross)
-            factors = alternate(equation, [array[group] for array in start], problem, sweeps=task.sweeps)
+            begin = [array[group] for array in start]
+            factors = alternate(equation, begin, problem, sweeps=task.sweeps, told=task.told)
             fitted.append(balanced(equation, factors))
         return self.join(conv, [np.stack(parts) for parts in zip(*fitted, strict=True)])
 

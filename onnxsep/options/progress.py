@@ -22,12 +22,22 @@ class Line(Protocol):
     def begin(self, what: str, done: int, total: int) -> None:
         """This begins; of 1 the parts are not counted."""
 
+    def note(self, text: str) -> None:
+        """This is worth a line of its own, which stays."""
+
 
 def announce(progress: Progress | None, what: str, done: int = 0, total: int = 1) -> None:
     """Tell a line what begins; a caller's own function is only told what is done."""
     begin = getattr(progress, "begin", None)
     if begin is not None:
         begin(what, done, total)
+
+
+def note(progress: Progress | None, text: str) -> None:
+    """Let a line of its own say something that is worth to be read; a caller's own function is not told."""
+    say = getattr(progress, "note", None)
+    if say is not None:
+        say(text)
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,9 @@ class _Under:
 
     def begin(self, what: str, done: int, total: int) -> None:
         announce(self.progress, f"{self.heading}: {what}", done, total)
+
+    def note(self, text: str) -> None:
+        note(self.progress, f"{self.heading}: {text}")
 
 
 def under(heading: str, progress: Progress | None) -> Progress | None:

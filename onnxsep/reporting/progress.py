@@ -80,6 +80,11 @@ class _Cell:
 
     begin = __call__
 
+    def note(self, text: str) -> None:
+        from IPython.display import display
+
+        display({"text/plain": printable(text)}, raw=True)
+
     def show(self, text: str) -> None:
         self._shown.update({"text/plain": text}, raw=True)
 
@@ -94,6 +99,9 @@ class _Line:
         self._bar.update(self._task, description=printable(what), completed=done, total=total)
 
     begin = __call__
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(printable(text), markup=False, soft_wrap=True)
 
 
 @dataclass

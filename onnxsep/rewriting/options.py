@@ -14,6 +14,7 @@ from onnxsep.model.paths import DATA, PLAN_READ
 from onnxsep.options.lazy import lazy
 from onnxsep.options.patterns import as_patterns
 from onnxsep.options.proposals import MODES
+from onnxsep.options.sizes import bytes_of
 from onnxsep.options.specs import option, record
 from onnxsep.running.options import Opening, Shaped, Telling, Verifying
 
@@ -145,6 +146,16 @@ class RewriteOptions(Verifying, Preprocessed):
         doc="steps of tuning the new weights together, by distillation from the original on the same data; it needs"
         " ``onnxsep[finetune]``.",
     )
+    memory: int | str | None = option(
+        default=None,
+        typed=str,
+        metavar="SIZE",
+        group=_FIT,
+        help="Memory that a fit may take, such as 8GB: fewer samples are run at a time, more is kept in files; what is "
+        "free by default. A Conv that would need more keeps the factors of its weights.",
+        doc='memory that a fit may take, in bytes or such as "8GB"; what is free by default. Fewer samples are run at a'
+        " time then, and more is kept in files; a Conv that would need more keeps the factors of its weights.",
+    )
     layers: bool = option(
         default=False,
         group="Output",
@@ -165,6 +176,8 @@ class RewriteOptions(Verifying, Preprocessed):
 
         super().check()
         check_rounding(self.round_ranks)
+        if self.memory is not None:
+            bytes_of("memory", self.memory)
         self.choice.check(self.fitting(None), images=self.preprocessing is not None)
 
     def role(self, name: str) -> Literal["read", "written", "unused"]:
@@ -188,6 +201,7 @@ class RewriteOptions(Verifying, Preprocessed):
             statistics=self.statistics,
             tune=self.tune,
             refine=self.refine,
+            memory=None if self.memory is None else bytes_of("memory", self.memory),
             dry_run=self.dry_run,
         )
 
