@@ -54,7 +54,8 @@ class Rewrite(Step):
         return plan if plan is None or isinstance(plan, PlanFile) else read_plan(plan)
 
     def _weights_alone(self) -> bool:
-        return self.options.get("init") == "svd" and not self.options.get("tune")
+        measured = self.options.get("tune") or self.options.get("max_effect") is not None
+        return self.options.get("init") == "svd" and not measured
 
     def sees(self, data: Dataset, seed: int) -> Collection[int]:
         """What its factors are fitted to."""

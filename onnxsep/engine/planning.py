@@ -115,9 +115,30 @@ def make_plan(
     Raises:
         OptionError: a pattern of ``only`` or ``skip`` matches no convolution.
     """
-    found, wanted = list(found), Assignment(mode, options)
+    wanted = Assignment(mode, options)
+    return plan_where_it_pays(found, lambda _: wanted, options, read)
+
+
+def plan_where_it_pays(
+    found: Iterable[Match | Rejected],
+    assigned: Callable[[Match], Assignment],
+    options: Options,
+    read: Callable[[ConvSite], Array],
+) -> Plan:
+    """The same with another mode for some of the Convs.
+
+    Args:
+        found: as for ``make_plan``.
+        assigned: gives what is wanted of a Conv.
+        options: what all that is wanted has in common: the patterns, and ``force``.
+        read: as for ``make_plan``.
+
+    Raises:
+        OptionError: as ``make_plan``.
+    """
+    found = list(found)
     check_patterns([item.name for item in found], options.only, options.skip, "convolution")
-    plan = plan_assigned(found, lambda _: wanted, read)
+    plan = plan_assigned(found, assigned, read)
     if not options.force:
         settle_shared(plan)
     return plan

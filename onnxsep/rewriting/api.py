@@ -7,7 +7,7 @@ from functools import cached_property
 
 import onnx
 
-from onnxsep.calibration import fit_plan, tune_result
+from onnxsep.calibration import fit_plan, opened, tune_result
 from onnxsep.checking.feeding import Feeding, layers_report
 from onnxsep.checking.options import SAMPLES
 from onnxsep.data import Preprocessing
@@ -26,6 +26,7 @@ from onnxsep.model.paths import NOTHING, Reads, check_paths
 from onnxsep.model.saving import Savable
 from onnxsep.options.progress import announce
 from onnxsep.options.taking import takes
+from onnxsep.planner.limiting import Limited, is_low_rank, limit_effects
 from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.reporting.model_info import model_info
 from onnxsep.reporting.records import VerificationReport
@@ -100,7 +101,10 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
             lambda linear: find_sites(source, settings.input_shapes, linear_layers=linear, measured=measured)
         )
     chosen = choice.rows(source, sites, fitting)
-    rows = chosen.plan
+    rows, limited = chosen.plan, Limited()
+    if chosen.max_effect is not None and any(map(is_low_rank, rows.convs)):
+        fitting = opened(fitting, source, settings.runtime)
+        limited = limit_effects(source, sites, rows, fitting, chosen.max_effect, settings.runtime, settings.progress)
     fitted = fit_plan(source, sites, rows, chosen.init, fitting, settings.runtime, settings.progress)
     factors = factorize_all(
         source,
@@ -142,7 +146,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         rank=choice.rank,
         plan=choice.plan,
         options=options.as_json(model=model),
-        convs=conv_reports(rows, factors, errors),
+        convs=conv_reports(rows, factors, errors, limited.effects),
         totals=totals(sites, rows, light),
         removed_weights=tuple(edit.removed_weights),
         removed_inputs=tuple(edit.removed_inputs),
@@ -151,6 +155,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
             *sites.notes,
             *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in rows.convs))),
             *_size_notes(rows, measured),
+            *limited.notes,
             *notes,
             *_input_notes(edit),
             *([why_not] if why_not else []),

@@ -68,6 +68,31 @@ class RewriteOptions(Verifying, Preprocessed):
         "parameters; energy=0.95: a share of the squared singular values; full: exact where the form can be.",
         doc='"paper", "full", an integer, a share of the parameters such as 0.5, or "energy=0.95".',
     )
+    pointwise_mode: str | Mode | None = option(
+        default=None,
+        typed=str,
+        proposed=MODES,
+        help="Another form for what has no kernel: 1 x 1 Convs, Gemm and MatMul, such as pointwise.",
+        doc='the name of a mode, or a Mode, for 1 x 1 Convs, Gemm and MatMul, such as "pointwise"; ``mode`` is for the'
+        " others then.",
+    )
+    pointwise_rank: RankPolicy | str | float | None = option(
+        default=None,
+        typed=str,
+        proposed=_RANKS,
+        help="The rank for {pointwise_mode}; else that of {rank}, or paper where that is an integer.",
+        doc="the rank for ``pointwise_mode``; None: that of ``rank``, or paper where that is an integer.",
+    )
+    max_effect: float | None = option(
+        default=None,
+        fits=(lambda value: 0 <= value < float("inf"), "0 or more"),
+        group=_CONVS,
+        help="Leave alone 1 x 1 Convs, Gemm and MatMul that change the output more than this, measured with {data}:"
+        " KL divergence of a classifier's, relative error of others; .05 by default.",
+        doc="leave alone 1 x 1 Convs, Gemm and MatMul of low rank that, replaced alone, change the network's output"
+        " more than this on held-out samples of ``data``: KL divergence of a classifier's, relative error of others;"
+        " None: 0.05 of either, and any where there are no data.",
+    )
     force: bool = option(default=False, group=_CONVS, help="Replace Convs even where it does not pay.")
     include_first: bool = option(
         default=False,
@@ -194,9 +219,11 @@ class RewriteOptions(Verifying, Preprocessed):
     @cached_property
     def choice(self) -> Choice:
         """What is to become of the layers; a plan is read, once."""
-        from onnxsep.rewriting.choosing import choice_of
+        from onnxsep.rewriting.choosing import Wanted, choice_of
 
-        return choice_of(self.mode, self.plan, self._planning())
+        rank = None if self.pointwise_rank is None else RankPolicy.parse(self.pointwise_rank)
+        wanted = Wanted(self.mode, self.plan, self._planning(), self.pointwise_mode, rank, self.max_effect)
+        return choice_of(wanted)
 
     def _planning(self) -> planning.Options:
         """What is asked of the plan."""

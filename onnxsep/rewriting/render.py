@@ -18,7 +18,13 @@ from onnxsep.reporting.blocks import (
     title,
 )
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
-from onnxsep.rewriting.report import ConvReport, InspectedConv, InspectReport, InspectTotals, RewriteReport
+from onnxsep.rewriting.report import (
+    ConvReport,
+    InspectedConv,
+    InspectReport,
+    InspectTotals,
+    RewriteReport,
+)
 
 _MOST_COLUMNS = 3  # modes; of more, inspect shows the totals alone
 
@@ -52,7 +58,8 @@ def _convs(report: RewriteReport) -> Table:
 
 
 def _conv(conv: ConvReport, fitted: bool, local: bool) -> Row:
-    why = "; ".join((conv.reason, *conv.notes)).strip("; ")
+    effect = f"alone it changes the output by {conv.effect}" if conv.effect and conv.mode else ""
+    why = "; ".join(filter(None, (conv.reason, *conv.notes, effect)))
     result = Cell(conv.mode, style="good", note=why) if conv.mode else Cell("left alone", note=why)
     cells = [
         Cell(site(conv.name, conv.where)),

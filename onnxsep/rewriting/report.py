@@ -6,7 +6,15 @@ from pydantic import Field
 
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.layer_report import LayersReport
-from onnxsep.reporting.records import MissedLimit, ModelInfo, Record, Report, VerificationReport, WrittenFiles
+from onnxsep.reporting.records import (
+    EffectReport,
+    MissedLimit,
+    ModelInfo,
+    Record,
+    Report,
+    VerificationReport,
+    WrittenFiles,
+)
 
 
 class ConvReport(Record):
@@ -42,6 +50,8 @@ class ConvReport(Record):
     """The same for the factors that were taken, on the positions that they were fitted to."""
     held_out_error: float | None = None
     """The same on held-out positions."""
+    effect: EffectReport | None = None
+    """On the network's output, where it was measured, of the layer as it was replaced or would have been."""
 
 
 class Totals(Record):

@@ -14,11 +14,15 @@ from onnxsep.graph.counting import compare_macs, node_macs
 from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.places import Place
 from onnxsep.graph.shapes import infer_shapes
+from onnxsep.planner.output_distance import Effect
 from onnxsep.rewriting.report import ConvReport, Totals
 
 
 def conv_reports(
-    plan: Plan, factors: Mapping[Place, Factorized], output_errors: Mapping[Place, float]
+    plan: Plan,
+    factors: Mapping[Place, Factorized],
+    output_errors: Mapping[Place, float],
+    effects: Mapping[Place, Effect],
 ) -> tuple[ConvReport, ...]:
     """One record for every convolution, in graph order.
 
@@ -26,14 +30,20 @@ def conv_reports(
         plan: what was decided.
         factors: by the place of the replaced Conv.
         output_errors: of a local verification, by the place of the replaced Conv; empty without one.
+        effects: on the network's output, by the place of the Conv, where they were measured.
     """
-    return tuple(_conv_report(row, factors, output_errors) for row in plan.rows)
+    return tuple(_conv_report(row, factors, output_errors, effects) for row in plan.rows)
 
 
 def _conv_report(
-    row: Replacement | Rejected, factors: Mapping[Place, Factorized], output_errors: Mapping[Place, float]
+    row: Replacement | Rejected,
+    factors: Mapping[Place, Factorized],
+    output_errors: Mapping[Place, float],
+    effects: Mapping[Place, Effect],
 ) -> ConvReport:
     site = row.site
+    measured = None if site is None else effects.get(site.anchor.place)
+    effect = None if measured is None else measured.report
     if isinstance(row, Rejected):
         return ConvReport(
             name=row.name,
@@ -48,6 +58,7 @@ def _conv_report(
             parameters_after=site.conv.parameters if site else None,
             macs_before=site_macs(site) if site else None,
             macs_after=site_macs(site) if site else None,
+            effect=effect,
         )
     assert site is not None
     errors = factors[site.place].errors
@@ -71,6 +82,7 @@ def _conv_report(
         fitted_error=errors.fitted if errors else None,
         held_out_error=errors.held_out if errors else None,
         output_error=output_errors.get(site.place),
+        effect=effect,
     )
 
 
