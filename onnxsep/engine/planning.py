@@ -102,7 +102,11 @@ def refusal(site: ConvSite, mode: Mode) -> str | None:
 
 
 def make_plan(
-    found: Iterable[Match | Rejected], mode: AnyMode, options: Options, read: Callable[[ConvSite], Array]
+    found: Iterable[Match | Rejected],
+    mode: AnyMode,
+    options: Options,
+    read: Callable[[ConvSite], Array],
+    assigned: Callable[[Match], Assignment] | None = None,
 ) -> Plan:
     """Choose a rank for every Conv that the mode accepts and for which it pays; or take every match of a block mode.
 
@@ -111,34 +115,14 @@ def make_plan(
         mode: the mode.
         options: the user's choices.
         read: gives the weight of a site; called only where the rank depends on it (``energy=``).
+        assigned: gives what is wanted of each Conv, where some get another mode, or another rank.
 
     Raises:
         OptionError: a pattern of ``only`` or ``skip`` matches no convolution.
     """
-    wanted = Assignment(mode, options)
-    return plan_where_it_pays(found, lambda _: wanted, options, read)
-
-
-def plan_where_it_pays(
-    found: Iterable[Match | Rejected],
-    assigned: Callable[[Match], Assignment],
-    options: Options,
-    read: Callable[[ConvSite], Array],
-) -> Plan:
-    """The same with another mode for some of the Convs.
-
-    Args:
-        found: as for ``make_plan``.
-        assigned: gives what is wanted of a Conv.
-        options: what all that is wanted has in common: the patterns, and ``force``.
-        read: as for ``make_plan``.
-
-    Raises:
-        OptionError: as ``make_plan``.
-    """
-    found = list(found)
+    found, wanted = list(found), Assignment(mode, options)
     check_patterns([item.name for item in found], options.only, options.skip, "convolution")
-    plan = plan_assigned(found, assigned, read)
+    plan = plan_assigned(found, assigned or (lambda _: wanted), read)
     if not options.force:
         settle_shared(plan)
     return plan

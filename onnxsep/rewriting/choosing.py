@@ -4,6 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 from onnxsep.calibration import Fitting
 from onnxsep.engine.blocks import find_blocks
@@ -15,7 +16,6 @@ from onnxsep.engine.planning import (
     check_ranks,
     make_plan,
     plan_assigned,
-    plan_where_it_pays,
 )
 from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import OptionError, spelled, worded
@@ -137,7 +137,8 @@ class OneMode(Choice):
         def wanted(match: Match) -> Assignment:
             return other if other is not None and max(match.conv.kernel_shape, default=1) == 1 else main
 
-        plan = plan_where_it_pays(sites.found, wanted, self._options, lambda site: read_weight(model, sites, site))
+        weight = partial(read_weight, model, sites)
+        plan = make_plan(sites.found, self._mode, self._options, weight, wanted)
         said = {row.site.place: fitting.wanted for row in plan.replacements} if fitting.wanted else {}
         inits = dict.fromkeys(one.options.init for one in (main, other) if one is not None)
         return Chosen(plan, ", ".join(inits), said, self._limit)
