@@ -172,19 +172,22 @@ def _decide(item: Match, mode: AnyMode, options: Options, read: Callable[[ConvSi
         assert isinstance(mode, BlockMode), "matches of several nodes are those of block modes"
         return _decide_block(item, mode, options)
     assert isinstance(mode, Mode)
-    reason = (
-        refusal(item, mode)
-        or left_out(item.name, options.only, options.skip)
-        or (_again(item.made_by) if _finished(item, options) else None)
-        or (_first(item) if _kept(item, options) else None)
-    )
-    if reason:
+    if reason := refusal(item, mode) or left_alone(item, options):
         return reject(item, reason)
     candidate = choose(item, mode, options, read)
     if isinstance(candidate, Rejected) or options.force:
         return candidate
     reason = does_not_pay(candidate)
     return reject(item, f"does not pay: {reason} ({spelled('force', True)})") if reason else candidate
+
+
+def left_alone(site: ConvSite, options: Options) -> str | None:
+    """Why a Conv is left alone, whatever the mode; None where it is not."""
+    return (
+        left_out(site.name, options.only, options.skip)
+        or (_again(site.made_by) if site.made_by and not options.recurse else None)
+        or (_first(site) if site.first and not options.include_first else None)
+    )
 
 
 def _decide_block(match: BlockMatch, mode: BlockMode, options: Options) -> Replacement | Rejected:
@@ -204,16 +207,8 @@ def _again(made_by: str) -> str:
     return f"made by onnxsep (mode {made_by}); {spelled('recurse', True)} splits it again"
 
 
-def _finished(site: ConvSite, options: Options) -> bool:
-    return bool(site.made_by) and not options.recurse
-
-
 def _first(site: ConvSite) -> str:
     return f"first {site.op_type}, reached straight from an input; {spelled('include_first', True)} replaces it"
-
-
-def _kept(site: ConvSite, options: Options) -> bool:
-    return site.first and not options.include_first
 
 
 def choose(

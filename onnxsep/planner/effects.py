@@ -20,6 +20,7 @@ from onnxsep.engine.sites import Sites
 from onnxsep.errors import CalibrationError
 from onnxsep.graph.dependencies import Dependencies
 from onnxsep.graph.index import Index
+from onnxsep.graph.places import Place
 from onnxsep.graph.scopes import reads
 from onnxsep.model.io import Model
 from onnxsep.planner.output_distance import Effect, Kind, Original, Outputs
@@ -38,6 +39,8 @@ class EffectWalk:
         sites: Its layers.
         batches: Inputs by name, at least one; the first dimension counts samples.
         runtime: How pieces of the network are run.
+        around: Weights and biases of layers that stand for replaced ones: effects are then those of the whole, with
+            one more layer changed.
         memory: Bytes for activations.
 
     Raises:
@@ -50,6 +53,8 @@ class EffectWalk:
         sites: Sites,
         batches: Iterable[Mapping[str, NDArray[Any]]],
         runtime: RuntimeOptions,
+        *,
+        around: Mapping[Place, tuple[Array, Array | None]] | None = None,
         memory: int = _MEMORY,
     ) -> None:
         self._copied = bool(held_types(model))  # the runtime has no Conv for float64 and bfloat16
@@ -70,6 +75,12 @@ class EffectWalk:
         self._frontier = Frontier(network, self._feeds, runtime, Store(memory))
         self._done: set[int] = set()
         self._original = self._reference()
+        for site in sites.found if around else ():
+            if isinstance(site, ConvSite) and around and site.place in around:
+                node = self._nodes[site.place[1]]
+                self._nodes[site.place[1]], tensors = as_dense(node, site, *around[site.place], copied=self._copied)
+                for tensor in tensors:
+                    self._frontier.add_initializer(tensor)
 
     @property
     def kind(self) -> Kind:

@@ -23,6 +23,7 @@ class Home:
 
 
 HOMES = {
+    "plan": Home("onnxsep.planner.report:PlanReport", "onnxsep.planner.render"),
     "rewrite": Home("onnxsep.rewriting.report:RewriteReport", "onnxsep.rewriting.render"),
     "inspect": Home("onnxsep.rewriting.report:InspectReport", "onnxsep.rewriting.render"),
     "check": Home("onnxsep.checking.result:CheckResult", "onnxsep.checking.render"),

@@ -13,6 +13,7 @@ from onnxsep.checking.options import SAMPLES
 from onnxsep.data import Preprocessing
 from onnxsep.engine.factors import Factorized, factorize_all
 from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.planned_costs import planned
 from onnxsep.engine.planning import SIZES_UNKNOWN, Plan, in_main_graph
 from onnxsep.engine.sites import Sites, find_sites
 from onnxsep.engine.sparsity import dense_factor_notes
@@ -32,7 +33,7 @@ from onnxsep.reporting.model_info import model_info
 from onnxsep.reporting.records import VerificationReport
 from onnxsep.rewriting.options import RewriteOptions
 from onnxsep.rewriting.report import RewriteReport
-from onnxsep.rewriting.rows import conv_reports, planned, totals
+from onnxsep.rewriting.rows import conv_reports, totals
 from onnxsep.rewriting.verification import decide, verify_result
 from onnxsep.running.execution import shapes_in_run
 from onnxsep.running.feeds import check_input_shapes, make_feeds
@@ -100,6 +101,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         sites = choice.sites(
             lambda linear: find_sites(source, settings.input_shapes, linear_layers=linear, measured=measured)
         )
+    fitting = opened(fitting, source, settings.runtime) if choice.measures else fitting
     chosen = choice.rows(source, sites, fitting)
     rows, limited = chosen.plan, Limited()
     if chosen.max_effect is not None and any(map(is_low_rank, rows.convs)):
@@ -145,6 +147,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         mode=choice.mode,
         rank=choice.rank,
         plan=choice.plan,
+        planning=None if chosen.planned is None else chosen.planned.report,
         options=options.as_json(model=model),
         convs=conv_reports(rows, factors, errors, limited.effects),
         totals=totals(sites, rows, light),
@@ -173,7 +176,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         report,
         tuple(edit.new_initializers),
         reads,
-        lambda: plan_of(source, rows, chosen.said),
+        lambda: chosen.planned.plan if chosen.planned else plan_of(source, rows, chosen.said),
     )
 
 

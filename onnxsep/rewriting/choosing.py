@@ -1,9 +1,8 @@
 """What becomes of each layer: one mode and one rule for its rank for all, or as a plan says."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from onnxsep.calibration import Fitting
@@ -18,17 +17,16 @@ from onnxsep.engine.planning import (
     plan_assigned,
 )
 from onnxsep.engine.sites import Sites, read_weight
-from onnxsep.errors import OptionError, spelled, worded
+from onnxsep.errors import OptionError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.layers.conv import Conv
-from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.io import Model
-from onnxsep.modes.base import AnyMode, Mode, find_mode
+from onnxsep.modes.base import Mode
 from onnxsep.modes.block import BlockMode
+from onnxsep.planner.api import PlanResult
 from onnxsep.planner.assigning import assign, check_plan, planned_sites
 from onnxsep.planner.limiting import LIMIT
 from onnxsep.planner.plan_file import PlanFile
-from onnxsep.planner.reading import read_plan
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,14 @@ class Chosen:
         init: How factors are found, in words.
         said: The same where the user has said it, by the place of the layer.
         max_effect: The largest effect on the output that replacing a layer without a kernel may have; None: any.
+        planned: The plan that was made for it by measurement.
     """
 
     plan: Plan
     init: str
     said: Mapping[Place, str] = field(default_factory=dict)
     max_effect: float | None = None
+    planned: PlanResult | None = None
 
 
 class Choice(ABC):
@@ -56,12 +56,14 @@ class Choice(ABC):
         rank: The same for the rank.
         plan: The name of a plan, None without one.
         force: Keep what does not pay.
+        measures: Whether it opens the data to choose.
     """
 
     mode: str
     rank: str
     plan: str | None = None
     force: bool
+    measures: bool = False
 
     @abstractmethod
     def check(self, fitting: Fitting, *, images: bool = False) -> None:
@@ -193,80 +195,6 @@ class ByPlan(Choice):
         wanted = assign(self._plan, model, sites, fitting)
         plan = plan_assigned(sites.found, wanted, lambda site: read_weight(model, sites, site))
         return Chosen(plan, wanted.init, wanted.said)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the user says about forms of layers.
-
-    Attributes:
-        mode: A mode for all layers.
-        plan: A plan instead of it, or its file.
-        options: The other options about which layers are replaced, and how far; with a plan there are none.
-        pointwise_mode: Another mode for layers without a kernel.
-        pointwise_rank: Its rank, where that is another one.
-        max_effect: As for ``OneMode``.
-    """
-
-    mode: str | AnyMode | None
-    plan: str | os.PathLike[str] | PlanFile | None
-    options: Options
-    pointwise_mode: str | AnyMode | None = None
-    pointwise_rank: RankPolicy | None = None
-    max_effect: float | None = None
-
-
-def choice_of(wanted: Wanted) -> Choice:
-    """What the user wants.
-
-    Raises:
-        OptionError: Neither mode nor plan is given, or a plan and what it says itself; the plan cannot be read.
-        ModeNotFoundError: There is no such mode.
-    """
-    if wanted.plan is None:
-        return _by_modes(wanted)
-    plain, options = Options(), wanted.options
-    given = [name for name in ("mode", "pointwise_mode", "pointwise_rank") if getattr(wanted, name) is not None]
-    given += [one.name for one in fields(options) if getattr(options, one.name) != getattr(plain, one.name)]
-    given += ["max_effect"] if wanted.max_effect is not None else []
-    if given:
-        names = ", ".join(map(spelled, given))
-        raise OptionError(
-            f"{spelled('plan')} says what becomes of each layer, so {names} cannot be given with it; change the plan"
-        )
-    return ByPlan(wanted.plan if isinstance(wanted.plan, PlanFile) else read_plan(wanted.plan))
-
-
-def _by_modes(wanted: Wanted) -> Choice:
-    if wanted.mode is None:
-        listed = worded("`onnxsep modes` lists", "available_modes() gives")
-        raise OptionError(
-            f"{spelled('mode')} is missing: the form that Convs get ({listed} them); or give {spelled('plan')}"
-        )
-    mode, options = find_mode(wanted.mode), wanted.options
-    if isinstance(mode, BlockMode):
-        for name in ("pointwise_mode", "pointwise_rank", "max_effect"):
-            if getattr(wanted, name) is not None:
-                raise OptionError(f"mode {mode.name} takes blocks of several nodes; leave {spelled(name)} out")
-        return OneBlockMode(mode, options)
-    return OneMode(mode, options, _pointwise(wanted, mode), wanted.max_effect)
-
-
-def _pointwise(wanted: Wanted, mode: Mode) -> Assignment | None:
-    if wanted.pointwise_mode is None:
-        if wanted.pointwise_rank is not None:
-            raise OptionError(f"{spelled('pointwise_rank')} goes with {spelled('pointwise_mode')}; give both")
-        return None
-    found, name = find_mode(wanted.pointwise_mode), spelled("pointwise_mode")
-    if isinstance(found, BlockMode):
-        raise OptionError(f"{name} {found.name}: it takes blocks of several nodes, and no layers without a kernel")
-    if why := takes_pointwise(found):
-        raise OptionError(f"{name} {found.name}: it takes no layers without a kernel ({why})")
-    own, options = wanted.options.rank, wanted.options
-    # An integer counts other things in other modes: terms in one, channels in the other.
-    kept = isinstance(own, RankPolicy) and own.kind != "integer"
-    rank = wanted.pointwise_rank or (own if kept or found is mode else RankPolicy("paper"))
-    return Assignment(found, replace(options, rank=rank))
 
 
 def takes_pointwise(mode: Mode) -> str | None:

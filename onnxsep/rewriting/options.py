@@ -13,8 +13,8 @@ from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.paths import DATA, PLAN_READ
 from onnxsep.options.lazy import lazy
 from onnxsep.options.patterns import as_patterns
-from onnxsep.options.proposals import MODES
-from onnxsep.options.specs import option, record
+from onnxsep.options.proposals import MODES, TARGETS
+from onnxsep.options.specs import option, record, specs_of
 from onnxsep.running.options import Opening, Shaped, Telling, Verifying
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ else:
 
 _CONVS = "Which Convs"
 _FIT = "Fitting to data"
+_OF_DATA = {"data", "preprocessing", "skip_bad"}  # options of a plan for what a rewrite has opened already
 _RANKS = ("paper", "full", "energy=0.95", "0.5")  # what completion proposes
 
 
@@ -58,6 +59,14 @@ class RewriteOptions(Verifying, Preprocessed):
         help="Instead of {mode} and {rank}: a file that says what becomes of each layer.",
         doc="instead of ``mode`` (and ``rank`` to ``round_ranks``): a plan, or its TOML file, that says what becomes of"
         " each layer. ``Result.plan`` is one.",
+    )
+    target: str | Sequence[str] = option(
+        default=(),
+        typed=list[str],
+        proposed=TARGETS,
+        help="Instead of {rank}: a budget, for which a plan is made with {data}, as by `onnxsep plan`: params=0.4, ...",
+        doc="instead of ``rank``: budgets, for which a plan is made with ``data``, as by :func:`onnxsep.plan`; ``mode``"
+        " then restricts the forms.",
     )
     rank: RankPolicy | str | float = option(
         default="paper",
@@ -219,10 +228,13 @@ class RewriteOptions(Verifying, Preprocessed):
     @cached_property
     def choice(self) -> Choice:
         """What is to become of the layers; a plan is read, once."""
-        from onnxsep.rewriting.choosing import Wanted, choice_of
+        from onnxsep.planner.options import PlanOptions
+        from onnxsep.rewriting.wanted import Wanted, choice_of
 
         rank = None if self.pointwise_rank is None else RankPolicy.parse(self.pointwise_rank)
-        wanted = Wanted(self.mode, self.plan, self._planning(), self.pointwise_mode, rank, self.max_effect)
+        shared = {name for name in specs_of(PlanOptions) if name in specs_of(type(self))} - _OF_DATA
+        target = {name: getattr(self, name) for name in shared} if self.target else {}
+        wanted = Wanted(self.mode, self.plan, self._planning(), self.pointwise_mode, rank, self.max_effect, target)
         return choice_of(wanted)
 
     def _planning(self) -> planning.Options:

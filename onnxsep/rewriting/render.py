@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.render import layers_of_result
 from onnxsep.errors import spelled
+from onnxsep.planner.render import planning_blocks
 from onnxsep.reporting.blocks import (
     compared,
     ending,
@@ -33,6 +34,8 @@ def rewrite_document(report: RewriteReport) -> Document:
     """The table of all convolutions, totals, notes and the verification of one rewrite."""
     blocks: list[Block] = [header(report.source, _how(report)), _convs(report)]
     blocks.append(Line(_totals(report)))
+    if report.planning:
+        blocks += planning_blocks(report.planning)
     if report.calibration:
         blocks += _calibration(report.calibration)
     blocks += ending(report, layers_of_result(report.layers))

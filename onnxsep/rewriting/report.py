@@ -6,6 +6,7 @@ from pydantic import Field
 
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.layer_report import LayersReport
+from onnxsep.planner.report import PlanReport
 from onnxsep.reporting.records import (
     EffectReport,
     MissedLimit,
@@ -79,6 +80,8 @@ class RewriteReport(WrittenFiles, Report):
     rank: str
     plan: str | None = None
     """The plan that was carried out; mode and rank are then those of each row."""
+    planning: PlanReport | None = None
+    """How that plan was found, where the run has made it."""
     plan_output: str | None = None
     """Where the plan of this run was written."""
     options: dict[str, Any]

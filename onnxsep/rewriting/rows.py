@@ -5,15 +5,14 @@ from collections.abc import Mapping
 import onnx
 
 from onnxsep.engine.factors import Factorized
-from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.matches import Rejected
+from onnxsep.engine.planned_costs import plan_macs
 from onnxsep.engine.planning import Plan, site_macs
 from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import Sites
-from onnxsep.engine.surgery import Edit, replace_matches
-from onnxsep.graph.counting import compare_macs, node_macs
+from onnxsep.graph.counting import compare_macs
 from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.places import Place
-from onnxsep.graph.shapes import infer_shapes
 from onnxsep.planner.output_distance import Effect
 from onnxsep.rewriting.report import ConvReport, Totals
 
@@ -86,21 +85,6 @@ def _conv_report(
     )
 
 
-def planned(sites: Sites, plan: Plan) -> tuple[onnx.ModelProto, Edit]:
-    """What the plan would give: a skeleton with inferred shapes, and the edit; no weight is read or computed."""
-    light, edit = edited(sites, plan)
-    return (infer_shapes(light) if sites.inferred and plan.replacements else light), edit
-
-
-def edited(sites: Sites, plan: Plan) -> tuple[onnx.ModelProto, Edit]:
-    """The same without the shapes of new tensors."""
-    if not plan.replacements:
-        return sites.light, Edit()
-    light = onnx.ModelProto()
-    light.CopyFrom(sites.light)
-    return light, replace_matches(light, plan.replacements, None)
-
-
 def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
     """Sums over the original and the result.
 
@@ -119,20 +103,3 @@ def totals(sites: Sites, plan: Plan, light: onnx.ModelProto) -> Totals:
         macs_after=after,
         macs_unknown=unknown,
     )
-
-
-def plan_macs(sites: Sites, plan: Plan) -> tuple[dict[Place, int | None], dict[Place, int | None]]:
-    """MACs of nodes before, and of what stands there after; nodes that are not replaced have the same in both."""
-    before = source_macs(sites)
-    gone = {place for row in plan.replacements for place in row.site.nodes}
-    kept = {place: count for place, count in before.items() if place not in gone}
-    return before, {**kept, **{row.site.anchor.place: row.macs for row in plan.replacements}}
-
-
-def source_macs(sites: Sites) -> dict[Place, int | None]:
-    """MACs of each node of the original that multiplies, by its place; None where its sizes are not known."""
-    before = node_macs(sites.light)
-    for site in sites.found:
-        if isinstance(site, ConvSite) and before.get(site.place) is None:
-            before[site.place] = site_macs(site)
-    return before

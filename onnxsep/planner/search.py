@@ -1,0 +1,114 @@
+"""The search for a plan: candidates measured alone, a choice, then rounds of candidates measured around the choice."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.sites import Sites
+from onnxsep.graph.places import Place
+from onnxsep.model.io import Model
+from onnxsep.modes.base import Mode
+from onnxsep.options.progress import Progress
+from onnxsep.planner.carrying_out import Carried, Costs, carry_out, plan_of_choice
+from onnxsep.planner.effects import EffectWalk
+from onnxsep.planner.grid import candidates
+from onnxsep.planner.measuring import Dense, Measured, Samples, measure
+from onnxsep.planner.selection import COSTS, Selection, select
+from onnxsep.planner.targets import Budget
+
+_NEAR = (0.55, 0.7, 0.85, 1.0, 1.18, 1.4, 1.8)
+"""Of the parameters of a form that was chosen: the ranks that are tried around it."""
+_NEAR_WHOLE = (0.5, 0.7, 0.85)
+"""Of the parameters of a layer that was left alone."""
+_TRIES = 8  # of a choice, until what it costs as a whole keeps within the budgets
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan.
+
+    Attributes:
+        selection: The choice.
+        carried: What became of it.
+        costs: What it costs as a whole, by the kind of budget.
+        round: In which round it was found, from 1.
+        predicted: The effect of the whole that the measurements promised.
+    """
+
+    selection: Selection
+    carried: Carried
+    costs: Mapping[Budget, int]
+    round: int
+    predicted: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """What does not change between rounds.
+
+    Attributes:
+        model: The source.
+        sites: Its layers.
+        layers: Those that a plan is for.
+        modes: The forms that they may get.
+        samples: What candidates are fitted to.
+        walk: Gives what measures effects, around a plan or in the source.
+        reasons: Why other layers are left alone, by their places.
+        round_ranks: As for ``onnxsep.rewrite``.
+        progress: Told how far it is.
+    """
+
+    model: Model
+    sites: Sites
+    layers: Sequence[ConvSite]
+    modes: Sequence[Mode]
+    samples: Samples
+    walk: Callable[[Dense | None], EffectWalk]
+    reasons: Mapping[Place, str] = field(default_factory=dict)
+    round_ranks: int = 0
+    progress: Progress | None = None
+
+    def alone(self) -> dict[Place, list[Measured]]:
+        """The first round: every candidate of the grid with all other layers as they are."""
+        rows = {site.place: list(candidates(site, self.modes, round_ranks=self.round_ranks)) for site in self.layers}
+        return measure(self.model, self.sites, rows, self.samples, self.walk(None), progress=self.progress)
+
+    def around(self, found: Found) -> dict[Place, list[Measured]]:
+        """A further round: what is near to a plan, with all other layers as the plan says."""
+        rows = {one.site.place: self._near(one) for one in found.selection.chosen}
+        dense = found.carried.dense
+        walk = self.walk(dense)
+        return measure(self.model, self.sites, rows, self.samples, walk, around=dense, progress=self.progress)
+
+    def choose(self, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int]) -> Selection | None:
+        """The choice whose cost as a whole keeps within the budgets; None where there is none."""
+        counted = Costs(self.model, self.sites)
+        layers = list(measured.values())
+        alone = {name: sum(COSTS[name](layer[0]) for layer in layers) for name in budgets}
+        room: dict[Budget, float] = {name: most - counted.source[name] + alone[name] for name, most in budgets.items()}
+        for _ in range(_TRIES):
+            selection = select(layers, room)
+            if selection is None:
+                return None
+            costs = counted.of(plan_of_choice(self.sites, selection.chosen, self.reasons))
+            over = {name: costs[name] - most for name, most in budgets.items() if costs[name] > most}
+            if not over:
+                return selection
+            room = {name: most - over.get(name, 0) for name, most in room.items()}
+        return None
+
+    def carry_out(self, selection: Selection, number: int, predicted: float) -> Found:
+        """Fit a choice and measure it."""
+        plan = plan_of_choice(self.sites, selection.chosen, self.reasons)
+        carried = carry_out(self.model, self.sites, plan, self.samples, self.walk(None), self.progress)
+        return Found(selection, carried, Costs(self.model, self.sites).of(carried.plan), number, predicted)
+
+    def _near(self, one: Measured) -> list[ConvReplacement]:
+        whole = one.site.conv.parameters
+        if one.row is None:
+            return list(candidates(one.site, self.modes, _NEAR_WHOLE, self.round_ranks))
+        shares = sorted({min(one.parameters / whole * factor, 1.0) for factor in _NEAR})
+        found = list(candidates(one.site, self.modes, shares, self.round_ranks))
+        known = any(row.mode is one.row.mode and row.rank == one.row.rank for row in found)
+        return found if known else [one.row, *found]
