@@ -18,6 +18,7 @@ from onnxsep.model.paths import Kind
 from onnxsep.options.hints import hints_of
 from onnxsep.options.lazy import lazy, loaded
 from onnxsep.options.specs import Options, specs_of
+from onnxsep.planner.options import PlanOptions
 from onnxsep.pruning.options import PruneOptions
 from onnxsep.quantization.options import QuantizeOptions
 from onnxsep.rewriting.options import InspectOptions, RewriteOptions
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("onnx", "onnxruntime", "numpy", "scipy", "torch", "PIL")
 RECORDS = (
     *(CheckOptions, CompressOptions, EvaluateOptions, FinetuneOptions, InspectOptions, PruneOptions, QuantizeOptions),
-    RewriteOptions,
+    *(PlanOptions, RewriteOptions),
 )
 MODULES = sorted(
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")

@@ -41,8 +41,8 @@ def plan(model: Any = MODEL, **options: Any) -> PlanResult:
 
 
 @pytest.fixture(scope="module")
-def made() -> PlanResult:
-    return plan(target=["params=0.8", "size=0.99"])
+def made(tmp_path_factory: pytest.TempPathFactory) -> PlanResult:
+    return plan(target=["params=0.8", "size=0.99"], frontier=tmp_path_factory.mktemp("made") / "curve")
 
 
 def carried(result: PlanResult, **options: Any) -> onnxsep.Result:
@@ -112,7 +112,42 @@ def test_the_file_says_what_was_measured_and_is_read_again(made: PlanResult, tmp
 
 
 def test_the_same_data_and_seed_give_the_same_plan(made: PlanResult) -> None:
-    assert plan(target=["params=0.8", "size=0.99"]).plan.text() == made.plan.text()
+    again = plan(target=["params=0.8", "size=0.99"])
+    assert again.plan.text() == made.plan.text()
+    assert again.frontier is None
+    assert again.report.frontier == ()
+
+
+def test_the_curve_falls_and_its_plans_cost_what_it_says(made: PlanResult, tmp_path: Path) -> None:
+    assert made.frontier is not None
+    points = made.report.frontier
+    assert points == made.frontier.points
+    assert len(points) > 3
+    shares = [point.share for point in points]
+    assert shares == sorted(set(shares))
+    assert all(point.size <= made.report.targets[1].allowed for point in points)  # the second budget stays
+    effects = [point.predicted for point in points]
+    assert effects == sorted(effects, reverse=True)
+    assert effects[0] > 0
+    made.save(tmp_path / "p.toml")
+    assert made.frontier_folder is not None
+    assert sorted(path.name for path in made.frontier_folder.iterdir()) == sorted(
+        ["frontier.csv", *(point.plan for point in points)]
+    )
+    made.frontier.save(tmp_path / "curve")
+    lines = (tmp_path / "curve" / "frontier.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(points)
+    done = onnxsep.rewrite(MODEL, plan=tmp_path / "curve" / points[1].plan, data=X, positions=8, dry_run=True)
+    assert done.report.totals.parameters_after == points[1].params
+    assert done.report.totals.macs_after == points[1].macs
+    made.frontier.save(tmp_path / "curve")  # in its own place
+    (tmp_path / "curve" / "notes.txt").touch()
+    with pytest.raises(OptionError, match="no trade-off curve"):
+        made.frontier.save(tmp_path / "curve")
+    (tmp_path / "mine").mkdir()
+    made.save(tmp_path / "mine" / "params-0.5000.toml")  # a plan, but no curve
+    with pytest.raises(OptionError, match="no trade-off curve"):
+        made.frontier.save(tmp_path / "mine")
 
 
 def test_a_budget_that_nothing_keeps(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from onnxsep.calibration.api import Fitting, opened
 from onnxsep.calibration.walk import CalibrationOptions
@@ -19,6 +20,7 @@ from onnxsep.options.taking import takes
 from onnxsep.planner.carrying_out import Costs
 from onnxsep.planner.evidence import evidence
 from onnxsep.planner.forms import forms
+from onnxsep.planner.frontier import Frontier, frontier
 from onnxsep.planner.measuring import Measured
 from onnxsep.planner.options import PlanOptions
 from onnxsep.planner.output_distance import Effect
@@ -40,18 +42,22 @@ class PlanResult:
     plan: PlanFile
     report: PlanReport
     reads: Reads = NOTHING
+    frontier: Frontier | None = None
+    frontier_folder: Path | None = None
 
     def __repr__(self) -> str:
         return f"<PlanResult: {self.report.summary()}>"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as a TOML file.
+        """Write the plan as a TOML file, and the trade-off curve where it was asked for.
 
         Raises:
             ModelSaveError: The file cannot be written.
             OptionError: It would overwrite a file that the plan was made from, or one that is no plan.
         """
         self.plan.save(path, self.reads)
+        if self.frontier is not None and self.frontier_folder is not None:
+            self.frontier.save(self.frontier_folder, self.reads)
 
 
 @takes(PlanOptions)
@@ -134,7 +140,7 @@ class _Planner:
         rounds = [(found, _count(measured))]
         count = {place: len(several) - 1 for place, several in measured.items()}
         for number in range(2, self._options.rounds + 2):
-            around = self._search.around(best)
+            around = self._search.around(best, measured)
             chosen = self._search.choose(around, self._budgets)
             if chosen is None:
                 break
@@ -146,7 +152,16 @@ class _Planner:
                 break
             best = found
         report = self._report(measured, best, rounds, count)
-        return PlanResult(self._file(best, report), report, self._reads)
+        if self._options.frontier is None:
+            return PlanResult(self._file(best, report), report, self._reads)
+        curve = self._frontier(measured, rounds[0][0], report)
+        report = report.model_copy(update={"frontier": curve.points})
+        return PlanResult(self._file(best, report), report, self._reads, curve, Path(self._options.frontier))
+
+    def _frontier(self, measured: Mapping[Place, Sequence[Measured]], first: Found, report: PlanReport) -> Frontier:
+        target, summed = report.targets[0], first.selection.effect
+        scale = first.carried.effect.value / summed if summed > 0 else 1.0
+        return frontier(self._search, measured, target.kind, target.least, scale, self._budgets)
 
     def _too_small(self, measured: Mapping[Place, Sequence[Measured]]) -> TargetError:
         report = self._report(measured, None, [], {})

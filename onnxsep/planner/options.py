@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,16 @@ class PlanOptions(Running, Shaped, Preprocessed, Seeded, Telling):
         help="Rounds in which candidates are measured again around the plan: effects do not add up.",
         doc="rounds in which candidates near to the plan are fitted and measured again, with all other layers replaced"
         " as it says: effects do not add up. Where one finds nothing better, the last.",
+    )
+    frontier: str | os.PathLike[str] | None = option(
+        default=None,
+        group="Output",
+        typed=Path,
+        writes="onnxsep.planner.frontier:FRONTIER",
+        per_run=True,
+        help="Write the trade-off curve along the first {target} into this folder: frontier.csv, and its plans.",
+        doc="find the trade-off curve along the first target too, from the same measurements; ``PlanResult.save``"
+        " writes it into this folder: frontier.csv, and its plans.",
     )
     include_first: bool = option(
         default=False, group=_CONVS, help="Plan for first Convs too (reached straight from an input)."

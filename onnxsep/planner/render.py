@@ -10,6 +10,8 @@ _WHAT = {"params": "parameters", "macs": "MACs", "size": "bytes"}
 def plan_document(report: PlanReport) -> Document:
     """The table of all layers, the budgets, the rounds and notes."""
     blocks: list[Block] = [header(report.source, _asked(report)), _layers(report), *planning_blocks(report)]
+    if report.frontier:
+        blocks.append(_frontier(report))
     blocks += notes(report.notes)
     if report.output:
         blocks.append(Line(f"wrote the plan {report.output} in {report.seconds:.1f} s"))
@@ -97,6 +99,25 @@ def _rounds(report: PlanReport) -> Table:
         for one in report.rounds
     )
     return Table(columns, rows)
+
+
+def _frontier(report: PlanReport) -> Table:
+    columns = [Column(f"share of {_WHAT[report.targets[0].kind]}", "right"), Column("parameters", "right")]
+    columns += [Column("MACs", "right"), Column("bytes", "right"), Column("estimated effect", "right"), Column("plan")]
+    rows = [
+        Row(
+            (
+                number(one.share, ".3f"),
+                number(one.params, ",d"),
+                number(one.macs, ",d"),
+                number(one.size, ",d"),
+                number(one.estimated, ".3g"),
+                Cell(one.plan),
+            )
+        )
+        for one in report.frontier
+    ]
+    return Table(tuple(columns), tuple(rows))
 
 
 def plan_summary(report: PlanReport) -> str:

@@ -61,6 +61,22 @@ class PlannedLayer(Record):
     """What it adds to the effect on the output, beside the layer left alone, in the round that chose it."""
 
 
+class FrontierPoint(Record):
+    """A plan for another budget, from the same measurements; nothing of it was carried out."""
+
+    plan: str
+    """Its file in the folder of the curve."""
+    share: float
+    """What it costs of the budget that changes along the curve, as a share of the whole model's."""
+    params: int
+    macs: int
+    size: int
+    predicted: float
+    """The sum of the effects of its forms, each measured alone."""
+    estimated: float
+    """The same, scaled as the plan that was carried out asks for."""
+
+
 class PlanReport(Report):
     """One run of ``onnxsep plan``."""
 
@@ -74,6 +90,8 @@ class PlanReport(Report):
     rounds: tuple[RoundReport, ...] = ()
     measured: EffectReport | None = None
     """Of the plan as a whole, carried out; None where there is none."""
+    frontier: tuple[FrontierPoint, ...] = ()
+    """The trade-off curve, where it was asked for."""
     data: str
     fingerprint: str
     """SHA-256 of the samples."""

@@ -17,10 +17,10 @@ from onnxsep.planner.measuring import Dense, Measured, Samples, measure
 from onnxsep.planner.selection import COSTS, Selection, select
 from onnxsep.planner.targets import Budget
 
-_NEAR = (0.55, 0.7, 0.85, 1.0, 1.18, 1.4, 1.8)
+_NEAR = (0.6, 0.8, 1.0, 1.25, 1.6)
 """Of the parameters of a form that was chosen: the ranks that are tried around it."""
-_NEAR_WHOLE = (0.5, 0.7, 0.85)
-"""Of the parameters of a layer that was left alone."""
+_NEAR_WHOLE = 0.45  # of the parameters of a layer that was left alone
+_FAR = 1.7  # times the parameters: forms that were worth measuring there are tried again
 _TRIES = 8  # of a choice, until what it costs as a whole keeps within the budgets
 
 
@@ -74,9 +74,14 @@ class Search:
         rows = {site.place: list(candidates(site, self.modes, round_ranks=self.round_ranks)) for site in self.layers}
         return measure(self.model, self.sites, rows, self.samples, self.walk(None), progress=self.progress)
 
-    def around(self, found: Found) -> dict[Place, list[Measured]]:
-        """A further round: what is near to a plan, with all other layers as the plan says."""
-        rows = {one.site.place: self._near(one) for one in found.selection.chosen}
+    def around(self, found: Found, measured: Mapping[Place, Sequence[Measured]]) -> dict[Place, list[Measured]]:
+        """A further round: what is near to a plan, with all other layers as the plan says.
+
+        Args:
+            found: The plan.
+            measured: The first round, which says what forms are of use at about that cost.
+        """
+        rows = {one.site.place: self._near(one, measured[one.site.place]) for one in found.selection.chosen}
         dense = found.carried.dense
         walk = self.walk(dense)
         return measure(self.model, self.sites, rows, self.samples, walk, around=dense, progress=self.progress)
@@ -104,11 +109,14 @@ class Search:
         carried = carry_out(self.model, self.sites, plan, self.samples, self.walk(None), self.progress)
         return Found(selection, carried, Costs(self.model, self.sites).of(carried.plan), number, predicted)
 
-    def _near(self, one: Measured) -> list[ConvReplacement]:
+    def _near(self, one: Measured, measured: Sequence[Measured]) -> list[ConvReplacement]:
         whole = one.site.conv.parameters
         if one.row is None:
-            return list(candidates(one.site, self.modes, _NEAR_WHOLE, self.round_ranks))
+            rows = [other.row for other in measured if other.row and other.parameters >= _NEAR_WHOLE * whole]
+            return rows or [other.row for other in measured[-1:] if other.row]
+        close = [other for other in measured if other.row and 1 / _FAR < other.parameters / one.parameters < _FAR]
+        modes = [mode for mode in self.modes if any(other.row and other.row.mode is mode for other in [one, *close])]
         shares = sorted({min(one.parameters / whole * factor, 1.0) for factor in _NEAR})
-        found = list(candidates(one.site, self.modes, shares, self.round_ranks))
+        found = list(candidates(one.site, modes, shares, self.round_ranks))
         known = any(row.mode is one.row.mode and row.rank == one.row.rank for row in found)
         return found if known else [one.row, *found]
