@@ -249,6 +249,13 @@ def test_layers_that_no_plan_is_for() -> None:
     left = plan(model, target="params=0.95", rounds=0, skip="conv_y", include_first=True).report
     assert left.layers[3].reason
     assert left.layers[0].mode is not None
+    whole = plan(model, target="params=1.0").report
+    assert [entry.mode for entry in whole.layers] == [None] * 4
+    assert whole.measured is not None
+    assert whole.measured.value == 0
+    assert len(whole.rounds) == 1  # nothing is lost, so there is nothing to be found around it
+    none = plan(model, target="params=1.0", modes=["pointwise"]).report
+    assert [entry.candidates for entry in none.layers] == [0] * 4
     with pytest.raises(OptionError, match="there is no layer to plan for"):
         plan(model, target="params=0.9", only="conv_c")
 

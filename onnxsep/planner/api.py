@@ -1,5 +1,6 @@
 """Choosing a form for each layer within budgets: measure, choose, carry out, measure around that, choose again."""
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -140,6 +141,8 @@ class _Planner:
         rounds = [(found, _count(measured))]
         count = {place: len(several) - 1 for place, several in measured.items()}
         for number in range(2, self._options.rounds + 2):
+            if best.carried.effect.value == 0:
+                break
             around = self._search.around(best, measured)
             chosen = self._search.choose(around, self._budgets)
             if chosen is None:
@@ -160,7 +163,8 @@ class _Planner:
 
     def _frontier(self, measured: Mapping[Place, Sequence[Measured]], first: Found, report: PlanReport) -> Frontier:
         target, summed = report.targets[0], first.selection.effect
-        scale = first.carried.effect.value / summed if summed > 0 else 1.0
+        whole = first.carried.effect.value
+        scale = whole / summed if summed > 0 and math.isfinite(whole) else 1.0
         return frontier(self._search, measured, target.kind, target.least, scale, self._budgets)
 
     def _too_small(self, measured: Mapping[Place, Sequence[Measured]]) -> TargetError:
@@ -192,7 +196,7 @@ class _Planner:
                 RoundReport(
                     number=one.round,
                     candidates=candidates,
-                    predicted=one.predicted,
+                    predicted=one.predicted if math.isfinite(one.predicted) else None,
                     gap=one.selection.gap / one.predicted if one.predicted > 0 else 0.0,
                     measured=one.carried.effect.report,
                     taken=one is best,

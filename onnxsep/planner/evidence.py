@@ -20,7 +20,7 @@ def evidence(report: PlanReport) -> tuple[tuple[str, Evidence], ...]:
         if report.measured.value is not None:
             found.append(("effect", float(f"{report.measured.value:.6g}")))
     for one in report.rounds:
-        if one.taken:
+        if one.taken and one.predicted is not None:
             found += [
                 ("round", one.number),
                 ("predicted", float(f"{one.predicted:.6g}")),

@@ -13,6 +13,7 @@ from onnxsep.model.paths import DATA
 from onnxsep.options.lazy import lazy
 from onnxsep.options.proposals import MODES, TARGETS
 from onnxsep.options.specs import option, record
+from onnxsep.planner.which_layers import WhichLayers
 from onnxsep.running.options import Running, Seeded, Shaped, Telling
 
 if TYPE_CHECKING:
@@ -24,11 +25,9 @@ else:
         __name__, {"onnxsep.data": ("Dataset", "Source"), "onnxsep.modes": ("BlockMode", "Mode")}
     )
 
-_CONVS = "Which Convs"
-
 
 @record
-class PlanOptions(Running, Shaped, Preprocessed, Seeded, Telling):
+class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
     """What ``plan`` is asked for."""
 
     target: str | Sequence[str] = option(
@@ -84,27 +83,6 @@ class PlanOptions(Running, Shaped, Preprocessed, Seeded, Telling):
         doc="find the trade-off curve along the first target too, from the same measurements; ``PlanResult.save``"
         " writes it into this folder: frontier.csv, and its plans.",
     )
-    include_first: bool = option(
-        default=False, group=_CONVS, help="Plan for first Convs too (reached straight from an input)."
-    )
-    recurse: bool = option(default=False, group=_CONVS, help="Plan for Convs that onnxsep made.")
-    only: str | Sequence[str] = option(
-        default=(),
-        group=_CONVS,
-        help="Only Convs whose name matches (glob).",
-        doc="glob patterns; a Conv whose name matches none is left alone.",
-    )
-    skip: str | Sequence[str] = option(
-        default=(),
-        group=_CONVS,
-        help="Not the Convs whose name matches (glob).",
-        doc="glob patterns; a Conv whose name matches one is left alone.",
-    )
-    round_ranks: int = option(
-        default=0,
-        help="Make channels in between multiples of this, 8 or 16.",
-        doc="make channel counts multiples of this, 8 or 16, which suit ONNX Runtime; 0: as they are.",
-    )
 
     def check(self) -> None:
         """Refuse targets that cannot be read or planned for, and modes that are not there.
@@ -113,11 +91,9 @@ class PlanOptions(Running, Shaped, Preprocessed, Seeded, Telling):
             OptionError: A target, a mode or another option cannot be used.
             ModeNotFoundError: There is no such mode.
         """
-        from onnxsep.modes.ranks import check_rounding
         from onnxsep.planner.forms import forms
 
         super().check()
-        check_rounding(self.round_ranks)
         if not self.targets:
             raise OptionError(f"{spelled('target')} is missing: what the model may cost, such as params=0.4")
         forms(self.modes)

@@ -50,6 +50,8 @@ def select(layers: Sequence[Sequence[Measured]], budgets: Mapping[Budget, float]
     Returns:
         The choice; None where nothing keeps within the budgets.
     """
+    if not layers:
+        return Selection((), 0.0, 0.0) if min(budgets.values(), default=0) >= 0 else None
     usable = [[one for one in layer if math.isfinite(one.effect)] for layer in layers]
     if not all(usable):
         return None

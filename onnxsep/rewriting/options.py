@@ -15,6 +15,7 @@ from onnxsep.options.lazy import lazy
 from onnxsep.options.patterns import as_patterns
 from onnxsep.options.proposals import MODES, TARGETS
 from onnxsep.options.specs import option, record, specs_of
+from onnxsep.planner.which_layers import CONVS, WhichLayers
 from onnxsep.running.options import Opening, Shaped, Telling, Verifying
 
 if TYPE_CHECKING:
@@ -34,14 +35,13 @@ else:
         },
     )
 
-_CONVS = "Which Convs"
 _FIT = "Fitting to data"
 _OF_DATA = {"data", "preprocessing", "skip_bad"}  # options of a plan for what a rewrite has opened already
 _RANKS = ("paper", "full", "energy=0.95", "0.5")  # what completion proposes
 
 
 @record
-class RewriteOptions(Verifying, Preprocessed):
+class RewriteOptions(WhichLayers, Verifying, Preprocessed):
     """What ``rewrite`` is asked for."""
 
     mode: str | Mode | BlockMode | None = option(
@@ -95,38 +95,14 @@ class RewriteOptions(Verifying, Preprocessed):
     max_effect: float | None = option(
         default=None,
         fits=(lambda value: 0 <= value < float("inf"), "0 or more"),
-        group=_CONVS,
+        group=CONVS,
         help="Leave alone 1 x 1 Convs, Gemm and MatMul that change the output more than this, measured with {data}:"
         " KL divergence of a classifier's, relative error of others; .05 by default.",
         doc="leave alone 1 x 1 Convs, Gemm and MatMul of low rank that, replaced alone, change the network's output"
         " more than this on held-out samples of ``data``: KL divergence of a classifier's, relative error of others;"
         " None: 0.05 of either, and any where there are no data.",
     )
-    force: bool = option(default=False, group=_CONVS, help="Replace Convs even where it does not pay.")
-    include_first: bool = option(
-        default=False,
-        group=_CONVS,
-        help="Replace first Convs too (reached straight from an input).",
-        doc="replace first Convs too (those reached from a graph input without passing another Conv).",
-    )
-    recurse: bool = option(default=False, group=_CONVS, help="Replace Convs that onnxsep made.")
-    only: str | Sequence[str] = option(
-        default=(),
-        group=_CONVS,
-        help="Only Convs whose name matches (glob).",
-        doc="glob patterns; a Conv whose name matches none is left alone.",
-    )
-    skip: str | Sequence[str] = option(
-        default=(),
-        group=_CONVS,
-        help="Not the Convs whose name matches (glob).",
-        doc="glob patterns; a Conv whose name matches one is left alone.",
-    )
-    round_ranks: int = option(
-        default=0,
-        help="Make channels in between multiples of this, 8 or 16.",
-        doc="make channel counts multiples of this, 8 or 16, which suit ONNX Runtime; 0: as they are.",
-    )
+    force: bool = option(default=False, group=CONVS, help="Replace Convs even where it does not pay.")
     data: Source | Dataset | None = option(
         default=None,
         group=DATA_GROUP,
@@ -195,10 +171,7 @@ class RewriteOptions(Verifying, Preprocessed):
             ModeNotFoundError: there is no such mode.
             MissingDependencyError: what tuning needs is not installed.
         """
-        from onnxsep.modes.ranks import check_rounding
-
         super().check()
-        check_rounding(self.round_ranks)
         self.choice.check(self.fitting(None), images=self.preprocessing is not None)
 
     def role(self, name: str) -> Literal["read", "written", "unused"]:
