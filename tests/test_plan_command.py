@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from calibration_models import MODEL, ONE_THREAD, X, network, row
+from calibration_models import BLOCK, MODEL, ONE_THREAD, SHAPES, X, network, row
 from command_line import run
 
 import onnxsep
@@ -293,6 +293,28 @@ def test_what_cannot_be_asked_for(options: dict[str, Any], error: type[Exception
 def test_what_goes_with_no_target(options: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         onnxsep.rewrite(MODEL, **{"target": "params=0.5", "data": X, **options})
+
+
+def test_macs_that_are_not_known_are_no_budget() -> None:
+    free = network(f"g (float[N, 3, H, W] x) => (float[N, 5] y) {{ {BLOCK} }}", **SHAPES)
+    with pytest.raises(OptionError, match="needs the sizes of all inputs, and 4 nodes have none"):
+        plan(free, target="macs=0.8")
+    known = plan(free, target="macs=0.8", input_shapes={"x": (1, 3, 8, 8)}, rounds=0, modes=["spatial"]).report
+    assert known.targets[0].before == plan(target="macs=0.8", rounds=0, modes=["spatial"]).report.targets[0].before
+
+
+@pytest.mark.parametrize("kind", ["float16", "double"])
+def test_other_types_of_weights(kind: str) -> None:
+    numpy_type = {"float16": np.float16, "double": np.float64}[kind]
+    values: dict[str, Any] = {
+        name: (np.random.default_rng(1).standard_normal(shape) / np.prod(shape[1:]) ** 0.5).astype(numpy_type)
+        for name, shape in SHAPES.items()
+    }
+    model = network(f"g ({kind}[N, 3, 8, 8] x) => ({kind}[N, 5] y) {{ {BLOCK} }}", **values)
+    made_for = plan(model, data=X.astype(numpy_type), target="size=0.9", rounds=0, modes=["spatial"])
+    done = onnxsep.rewrite(model, plan=made_for.plan, data=X.astype(numpy_type), positions=8, runtime=ONE_THREAD)
+    assert done.proto.ByteSize() == made_for.report.targets[0].after
+    assert done.proto.ByteSize() <= 0.9 * model.ByteSize()
 
 
 def test_a_plan_in_memory_is_carried_out_like_its_file(made: PlanResult, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from onnxsep.calibration.api import Fitting, opened
 from onnxsep.calibration.walk import CalibrationOptions
 from onnxsep.data import Dataset, Preprocessing
 from onnxsep.engine.sites import Sites, find_sites
-from onnxsep.errors import TargetError, spelled
+from onnxsep.errors import OptionError, TargetError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import NOTHING, Reads, check_paths
@@ -129,6 +129,12 @@ class _Planner:
             options.teller,
         )
         self._costs = Costs(model, sites)
+        unknown = self._costs.unknown_macs
+        if unknown and any(one.kind == "macs" for one in options.targets):
+            raise OptionError(
+                f"{spelled('target')} macs= needs the sizes of all inputs, and {unknown} nodes have none that are known;"
+                f" {spelled('input_shapes', hint='NAME:DIMS')} gives them"
+            )
         self._budgets = {one.kind: one.amount(self._costs.source[one.kind]) for one in options.targets}
 
     def run(self) -> PlanResult:

@@ -91,11 +91,18 @@ def carry_out(
 
 
 class Costs:
-    """What plans for one model cost as a whole, counted as ``inspect`` counts, and as the file is written."""
+    """What plans for one model cost as a whole, counted as ``inspect`` counts, and as the file is written.
+
+    Attributes:
+        source: What the source costs.
+        unknown_macs: How many of its nodes have MACs that are not known.
+    """
 
     def __init__(self, model: Model, sites: Sites) -> None:
         self._sites, self._size = sites, FileSize(model, sites.light)
-        self.source = self.of(Plan([reject(item, "") for item in sites.found if isinstance(item, ConvSite)]))
+        nothing = Plan([reject(item, "") for item in sites.found if isinstance(item, ConvSite)])
+        self.source = self.of(nothing)
+        _, _, self.unknown_macs = compare_macs(*plan_macs(sites, nothing))
 
     def of(self, plan: Plan) -> dict[Budget, int]:
         """The amount of each kind of budget."""
