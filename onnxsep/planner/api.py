@@ -132,8 +132,8 @@ class _Planner:
         unknown = self._costs.unknown_macs
         if unknown and any(one.kind == "macs" for one in options.targets):
             raise OptionError(
-                f"{spelled('target')} macs= needs the sizes of all inputs, and {unknown} nodes have none that are known;"
-                f" {spelled('input_shapes', hint='NAME:DIMS')} gives them"
+                f"{spelled('target')} macs= needs the sizes of all inputs, and {unknown} nodes have none that are known"
+                f"; {spelled('input_shapes', hint='NAME:DIMS')} gives them"
             )
         self._budgets = {one.kind: one.amount(self._costs.source[one.kind]) for one in options.targets}
 
