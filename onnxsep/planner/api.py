@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,8 @@ from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.planner.planning_data import PlanningData
 from onnxsep.planner.report import PlanReport, RoundReport, TargetReport
 from onnxsep.planner.rows import layer_rows, layers_to_plan
-from onnxsep.planner.search import Found, Search
-from onnxsep.planner.selection import Selection, least
+from onnxsep.planner.search import Found, Round, Search
+from onnxsep.planner.selection import least
 from onnxsep.planner.targets import Target
 from onnxsep.reporting.model_info import model_info
 from onnxsep.running.feeds import check_input_shapes
@@ -140,30 +141,17 @@ class _Planner:
     def run(self) -> PlanResult:
         """Search, and say what was found."""
         measured = self._search.alone()
-        first = self._search.choose(measured, self._budgets)
-        if first is None:
+        rounds = list(self._search.rounds(measured, self._budgets, self._options.rounds))
+        if not rounds:
             raise self._too_small(measured)
-        best = found = self._search.carry_out(first, 1, first.effect)
-        rounds = [(found, _count(measured))]
-        count = {place: len(several) - 1 for place, several in measured.items()}
-        for number in range(2, self._options.rounds + 2):
-            if best.carried.effect.value == 0:
-                break
-            around = self._search.around(best, measured)
-            chosen = self._search.choose(around, self._budgets)
-            if chosen is None:
-                break
-            found = self._search.carry_out(chosen, number, _predicted(best, around, chosen))
-            rounds.append((found, _count(around)))
-            for place, several in around.items():
-                count[place] += len(several) - 1
-            if not found.carried.effect.value < best.carried.effect.value:
-                break
-            best = found
+        best = min((one.found for one in rounds), key=lambda one: one.carried.effect.value)
+        count = Counter[Place]()
+        for one in rounds:
+            count.update({place: len(several) - 1 for place, several in one.measured.items()})
         report = self._report(measured, best, rounds, count)
         if self._options.frontier is None:
             return PlanResult(self._file(best, report), report, self._reads)
-        curve = self._frontier(measured, rounds[0][0], report)
+        curve = self._frontier(measured, rounds[0].found, report)
         report = report.model_copy(update={"frontier": curve.points})
         return PlanResult(self._file(best, report), report, self._reads, curve, Path(self._options.frontier))
 
@@ -188,7 +176,7 @@ class _Planner:
         self,
         measured: Mapping[Place, Sequence[Measured]],
         best: Found | None,
-        rounds: Sequence[tuple[Found, int]],
+        rounds: Sequence[Round],
         count: Mapping[Place, int],
     ) -> PlanReport:
         divided, dataset = self._data.divided, self._data.dataset
@@ -200,14 +188,14 @@ class _Planner:
             layers=tuple(layer_rows(self._sites, best, self._reasons, count)),
             rounds=tuple(
                 RoundReport(
-                    number=one.round,
-                    candidates=candidates,
-                    predicted=one.predicted if math.isfinite(one.predicted) else None,
-                    gap=one.selection.gap / one.predicted if one.predicted > 0 else 0.0,
-                    measured=one.carried.effect.report,
-                    taken=one is best,
+                    number=one.found.round,
+                    candidates=one.candidates,
+                    predicted=one.found.predicted if math.isfinite(one.found.predicted) else None,
+                    gap=one.found.selection.gap / one.found.predicted if one.found.predicted > 0 else 0.0,
+                    measured=one.found.carried.effect.report,
+                    taken=one.found is best,
                 )
-                for one, candidates in rounds
+                for one in rounds
             ),
             measured=None if best is None else best.carried.effect.report,
             data=dataset.source,
@@ -242,16 +230,6 @@ class _Planner:
             if one.row is not None
         }
         return plan_of(self._model, best.carried.plan, {}, notes, evidence(report))
-
-
-def _predicted(best: Found, around: Mapping[Place, Sequence[Measured]], chosen: Selection) -> float:
-    """The effect of a plan, and what each change of it adds."""
-    before = sum(now.effect for one in best.selection.chosen for now in around[one.site.place] if now.is_like(one))
-    return best.carried.effect.value + chosen.effect - before
-
-
-def _count(measured: Mapping[Place, Sequence[Measured]]) -> int:
-    return sum(len(several) - 1 for several in measured.values())
 
 
 def _nearest(one: TargetReport) -> str:

@@ -35,12 +35,14 @@ class Carried:
         dense: What stands for the replaced layers, as dense ones.
         held_out: The errors of their outputs, by their places.
         effect: On the network's output, of all together, with the pieces that are written.
+        model: The rewritten model.
     """
 
     plan: Plan
     dense: Dense
     held_out: Mapping[Place, float]
     effect: Effect
+    model: Model
 
 
 def plan_of_choice(sites: Sites, chosen: Sequence[Measured], reasons: Mapping[Place, str]) -> Plan:
@@ -87,7 +89,7 @@ def carry_out(
         dense[row.site.place] = row.mode.reconstruct(row.site.conv, made.factors), bias
         if made.errors is not None:
             held_out[row.site.place] = made.errors.held_out
-    return Carried(plan, dense, held_out, walk.of(result))
+    return Carried(plan, dense, held_out, walk.of(result), result)
 
 
 class Costs:

@@ -1,6 +1,6 @@
 """The search for a plan: candidates measured alone, a choice, then rounds of candidates measured around the choice."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxsep.engine.matches import ConvSite
@@ -41,6 +41,24 @@ class Found:
     costs: Mapping[Budget, int]
     round: int
     predicted: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """A plan, and what it was chosen from.
+
+    Attributes:
+        found: The plan.
+        measured: The candidates of each layer.
+    """
+
+    found: Found
+    measured: Mapping[Place, Sequence[Measured]]
+
+    @property
+    def candidates(self) -> int:
+        """How many were measured, but for the layers left alone."""
+        return sum(len(several) - 1 for several in self.measured.values())
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,31 @@ class Search:
         walk = self.walk(dense)
         return measure(self.model, self.sites, rows, self.samples, walk, around=dense, progress=self.progress)
 
+    def rounds(
+        self, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int], more: int
+    ) -> Iterator[Round]:
+        """Plans within budgets, from the first round of measurements, and from up to so many more around the best.
+
+        Nothing comes where nothing keeps within the budgets; the last one need not be the best.
+        """
+        selection = self.choose(measured, budgets)
+        if selection is None:
+            return
+        best = self.carry_out(selection, 1, selection.effect)
+        yield Round(best, measured)
+        for number in range(2, more + 2):
+            if best.carried.effect.value == 0:
+                return
+            around = self.around(best, measured)
+            selection = self.choose(around, budgets)
+            if selection is None:
+                return
+            found = self.carry_out(selection, number, _predicted(best, around, selection))
+            yield Round(found, around)
+            if not found.carried.effect.value < best.carried.effect.value:
+                return
+            best = found
+
     def choose(self, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int]) -> Selection | None:
         """The choice whose cost as a whole keeps within the budgets; None where there is none."""
         counted = Costs(self.model, self.sites)
@@ -120,3 +163,9 @@ class Search:
         found = list(candidates(one.site, modes, shares, self.round_ranks))
         known = any(row.mode is one.row.mode and row.rank == one.row.rank for row in found)
         return found if known else [one.row, *found]
+
+
+def _predicted(best: Found, around: Mapping[Place, Sequence[Measured]], chosen: Selection) -> float:
+    """The effect of a plan, and what each change of it adds."""
+    before = sum(now.effect for one in best.selection.chosen for now in around[one.site.place] if now.is_like(one))
+    return best.carried.effect.value + chosen.effect - before
