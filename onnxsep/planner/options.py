@@ -31,6 +31,7 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
     """What ``plan`` is asked for."""
 
     target: str | Sequence[str] = option(
+        default=(),
         typed=list[str],
         proposed=TARGETS,
         help="A budget: params=0.4, macs=0.5 (shares of the whole model's, or whole numbers), size=0.3, size=80kB (of"
@@ -66,6 +67,7 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
     positions: int = option(
         default=64, minimum=1, group=DATA_GROUP, help="Output positions of a layer that are sampled in each of them."
     )
+    seed: int = option(default=0, minimum=0, help="Seed of the choice of {samples}.", doc="of what is sampled.")
     rounds: int = option(
         default=2,
         minimum=0,
