@@ -122,7 +122,7 @@ def measure(
         alone = 0.0 if around is None else effect(one.weight, _own_bias(one)).value
         made = [Measured.as_it_is(site)]
         fits = sorted(_fits(one, rows[site.place]), key=lambda fit: fit.row.parameters)
-        for fit in _worth_it(fits):
+        for fit in _worth_it(fits) if around is None else fits:
             row, more = fit.row, size.of([fit.row]) - size.source
             value = effect(fit.weight, fit.bias).value - alone
             made.append(Measured(site, row, row.parameters, row.macs, more, fit.held_out, value))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from onnxsep.engine.matches import ConvSite, Rejected
-from onnxsep.engine.planning import Options, left_alone
+from onnxsep.engine.planning import Options, in_main_graph, left_alone
 from onnxsep.engine.sites import Sites
 from onnxsep.errors import OptionError
 from onnxsep.graph.places import Place
@@ -31,7 +31,7 @@ def layers_to_plan(sites: Sites, options: PlanOptions) -> tuple[list[ConvSite], 
         reason = left_alone(item, asked)
         if not reason and (item.pinned or weights.count(item.weight) > 1):
             reason = "its weight is shared, and plans are made for layers with weights of their own"
-        if not reason and item.place[0] != 0:
+        if not reason and not in_main_graph(item):
             reason = "it is in a nested graph or a function, where nothing is measured"
         if reason:
             reasons[item.place] = reason
