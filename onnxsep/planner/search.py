@@ -167,5 +167,7 @@ class Search:
 
 def _predicted(best: Found, around: Mapping[Place, Sequence[Measured]], chosen: Selection) -> float:
     """The effect of a plan, and what each change of it adds."""
-    before = sum(now.effect for one in best.selection.chosen for now in around[one.site.place] if now.is_like(one))
+    before = sum(
+        now.effect for one in best.selection.chosen for now in around.get(one.site.place, ()) if now.is_like(one)
+    )
     return best.carried.effect.value + chosen.effect - before
