@@ -25,7 +25,7 @@ from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.io import Model
 from onnxsep.modes.base import get_mode
 from onnxsep.planner.effects import EffectWalk
-from onnxsep.planner.output_distance import Original
+from onnxsep.planner.output_distance import Original, from_additive
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(5)
@@ -159,3 +159,18 @@ def test_a_network_in_doubles_and_a_new_bias() -> None:
     before = outputs(small, {"x": X})["y"].astype(np.float64)
     wanted = entropy(softmax(before, 1), softmax(before + values["w5"] @ shift, 1), axis=1).mean()
     assert effect.value == pytest.approx(wanted, rel=1e-3)
+
+
+def test_what_adds_up() -> None:
+    """Squares of errors that have nothing to do with one another: of two orthogonal ones, each 3 and 4 of 100, 5."""
+    image = np.zeros((1, 2, 4, 5))
+    image[0, 0], three, four = 1.0, np.zeros_like(image), np.zeros_like(image)
+    norm = np.linalg.norm(image)
+    three[0, 0, 0, 0], four[0, 0, 1, 1] = 0.03 * norm, 0.04 * norm
+    original = Original([{"y": image}], [1])
+    each = [original.effect([{"y": image + change}]) for change in (three, four)]
+    both = original.effect([{"y": image + three + four}])
+    assert both.additive == pytest.approx(sum(one.additive for one in each), rel=1e-6)
+    assert from_additive(both.kind, sum(one.additive for one in each)) == pytest.approx(0.05)
+    assert from_additive("relative", -0.04) == pytest.approx(-0.2)
+    assert from_additive("kl", 0.3) == 0.3

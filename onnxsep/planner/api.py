@@ -25,7 +25,7 @@ from onnxsep.planner.forms import forms
 from onnxsep.planner.frontier import Frontier, frontier
 from onnxsep.planner.measuring import Measured
 from onnxsep.planner.options import PlanOptions
-from onnxsep.planner.output_distance import Effect
+from onnxsep.planner.output_distance import Effect, from_additive
 from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.planner.planning_data import PlanningData
 from onnxsep.planner.report import PlanReport, RoundReport, TargetReport
@@ -156,10 +156,11 @@ class _Planner:
         return PlanResult(self._file(best, report), report, self._reads, curve, Path(self._options.frontier))
 
     def _frontier(self, measured: Mapping[Place, Sequence[Measured]], first: Found, report: PlanReport) -> Frontier:
-        target, summed = report.targets[0], first.selection.effect
-        whole = first.carried.effect.value
+        target, summed, whole = report.targets[0], first.predicted, first.carried.effect.value
         scale = whole / summed if summed > 0 and math.isfinite(whole) else 1.0
-        return frontier(self._search, measured, target.kind, target.least, scale, self._budgets)
+        return frontier(
+            self._search, measured, target.kind, target.least, first.carried.effect.kind, scale, self._budgets
+        )
 
     def _too_small(self, measured: Mapping[Place, Sequence[Measured]]) -> TargetError:
         report = self._report(measured, None, [], {})
@@ -191,7 +192,7 @@ class _Planner:
                     number=one.found.round,
                     candidates=one.candidates,
                     predicted=one.found.predicted if math.isfinite(one.found.predicted) else None,
-                    gap=one.found.selection.gap / one.found.predicted if one.found.predicted > 0 else 0.0,
+                    gap=one.found.selection.gap / one.found.selection.effect if one.found.selection.effect > 0 else 0.0,
                     measured=one.found.carried.effect.report,
                     taken=one.found is best,
                 )
@@ -224,8 +225,9 @@ class _Planner:
 
     def _file(self, best: Found, report: PlanReport) -> PlanFile:
         kind = best.carried.effect.kind
+        shown = {one.site.place: Effect(kind, from_additive(kind, one.effect), 0) for one in best.selection.chosen}
         notes = {
-            one.site.place: f"{Effect(kind, one.effect, 0)} alone, held-out error {one.held_out:.3f}"
+            one.site.place: f"{shown[one.site.place]} alone, held-out error {one.held_out:.3f}"
             for one in best.selection.chosen
             if one.row is not None
         }

@@ -18,10 +18,11 @@ from onnxsep.model.files import write_text
 from onnxsep.model.paths import Kind, Reads, check_paths
 from onnxsep.planner.carrying_out import Costs, plan_of_choice
 from onnxsep.planner.measuring import Measured
+from onnxsep.planner.output_distance import Kind as Measure
+from onnxsep.planner.output_distance import from_additive
 from onnxsep.planner.plan_file import PlanFile, is_plan, plan_of
 from onnxsep.planner.report import FrontierPoint
 from onnxsep.planner.search import Search
-from onnxsep.planner.selection import Selection
 from onnxsep.planner.targets import BUDGETS, Budget
 
 _POINTS = 12
@@ -71,6 +72,7 @@ def frontier(
     measured: Mapping[Place, Sequence[Measured]],
     kind: Budget,
     least: int,
+    measure: Measure,
     scale: float,
     budgets: Mapping[Budget, int],
 ) -> Frontier:
@@ -81,6 +83,7 @@ def frontier(
         measured: Those of the first round.
         kind: The budget that changes.
         least: The smallest that can be had.
+        measure: Of effects.
         scale: What the effect of a plan as a whole is, as a multiple of the sum of effects.
         budgets: Those that stay, and what is replaced of ``kind``.
     """
@@ -94,7 +97,7 @@ def frontier(
             continue
         seen.add(words)
         plan = plan_of_choice(search.sites, selection.chosen, search.reasons)
-        point = _point(kind, costs.of(plan), costs.source, selection, scale)
+        point = _point(kind, costs.of(plan), costs.source, from_additive(measure, selection.effect), scale)
         points.append(point)
         said = (("target", point.plan.removesuffix(".toml")), ("estimated", point.estimated), ("carried_out", "no"))
         plans.append(plan_of(search.model, plan, {}, measured=said))
@@ -102,7 +105,7 @@ def frontier(
 
 
 def _point(
-    kind: Budget, costs: Mapping[Budget, int], whole: Mapping[Budget, int], selection: Selection, scale: float
+    kind: Budget, costs: Mapping[Budget, int], whole: Mapping[Budget, int], effect: float, scale: float
 ) -> FrontierPoint:
     share = costs[kind] / whole[kind]
     return FrontierPoint(
@@ -111,8 +114,8 @@ def _point(
         params=costs["params"],
         macs=costs["macs"],
         size=costs["size"],
-        predicted=float(f"{selection.effect:.6g}"),
-        estimated=float(f"{selection.effect * scale:.6g}"),
+        predicted=float(f"{effect:.6g}"),
+        estimated=float(f"{effect * scale:.6g}"),
     )
 
 

@@ -44,8 +44,8 @@ class Measured:
         macs: For the batch of the model, or one sample where it is free; None where sizes are not known.
         bytes: What the file has more than the source's, nodes and names included.
         held_out: Relative error of its own output behind its activation, on positions that the fit has not seen.
-        effect: On the network's output (``onnxsep.planner.effects``), less that of the layer left alone: nothing in
-            the first round, and around a plan that of all the others.
+        effect: On the network's output, as what adds up (``output_distance.Effect.additive``), less that of the layer
+            left alone: nothing in the first round, and around a plan that of all the others.
     """
 
     site: ConvSite
@@ -119,12 +119,12 @@ def measure(
     for number, one in enumerate(gathered, start=1):
         site = one.site
         effect = walk.at(site)
-        alone = 0.0 if around is None else effect(one.weight, _own_bias(one)).value
+        alone = 0.0 if around is None else effect(one.weight, _own_bias(one)).additive
         made = [Measured.as_it_is(site)]
         fits = sorted(_fits(one, rows[site.place]), key=lambda fit: fit.row.parameters)
         for fit in _worth_it(fits) if around is None else fits:
             row, more = fit.row, size.of([fit.row]) - size.source
-            value = effect(fit.weight, fit.bias).value - alone
+            value = effect(fit.weight, fit.bias).additive - alone
             made.append(Measured(site, row, row.parameters, row.macs, more, fit.held_out, value))
         found[site.place] = made
         if progress:

@@ -40,6 +40,14 @@ class Effect:
     samples: int
 
     @property
+    def additive(self) -> float:
+        """What adds up over layers whose errors have nothing to do with one another: KL, or the relative error squared.
+
+        KL is a square already: of small changes of the logits.
+        """
+        return self.value if self.kind == "kl" else self.value**2
+
+    @property
     def report(self) -> EffectReport:
         """The record of it."""
         return EffectReport(
@@ -48,6 +56,11 @@ class Effect:
 
     def __str__(self) -> str:
         return str(self.report)
+
+
+def from_additive(kind: Kind, value: float) -> float:
+    """An effect from what adds up; of a sum that is below 0, which only differences can be, a negative one."""
+    return value if kind == "kl" else math.copysign(math.sqrt(abs(value)), value)
 
 
 class Original:

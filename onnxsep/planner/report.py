@@ -26,8 +26,9 @@ class RoundReport(Record):
     number: int
     candidates: int
     predicted: float | None
-    """The sum of the effects of what was chosen; from the second round on, the effect of the plan before and what each
-    change adds to it, measured alone. None where the plan before gives NaN."""
+    """The sum of the effects of what was chosen (the root of that of their squares, of relative errors); from the
+    second round on, the effect of the plan before and what each change adds to it, measured alone. None where the plan
+    before gives NaN."""
     gap: float
     """How much smaller the least possible sum may be, as a share."""
     measured: EffectReport

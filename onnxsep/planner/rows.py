@@ -10,6 +10,7 @@ from onnxsep.graph.places import Place
 from onnxsep.options.patterns import as_patterns, check_patterns
 from onnxsep.planner.measuring import Measured
 from onnxsep.planner.options import PlanOptions
+from onnxsep.planner.output_distance import from_additive
 from onnxsep.planner.report import PlannedLayer
 from onnxsep.planner.search import Found
 
@@ -54,6 +55,7 @@ def layer_rows(
         count: How many candidates were measured, by the place of the layer.
     """
     chosen = {} if best is None else {one.site.place: one for one in best.selection.chosen}
+    kind = "kl" if best is None else best.carried.effect.kind
     for item in sites.found:
         if isinstance(item, Rejected):
             yield PlannedLayer(name=item.name, op_type=item.op_type, where=item.where, reason=item.reason)
@@ -74,5 +76,5 @@ def layer_rows(
             macs_after=one.macs,
             bytes_more=one.bytes if one.row else None,
             held_out_error=None if best is None else best.carried.held_out.get(item.place),
-            effect=one.effect if item.place in chosen else None,
+            effect=from_additive(kind, one.effect) if item.place in chosen else None,
         )

@@ -14,6 +14,7 @@ from onnxsep.planner.carrying_out import Carried, Costs, carry_out, plan_of_choi
 from onnxsep.planner.effects import EffectWalk
 from onnxsep.planner.grid import candidates
 from onnxsep.planner.measuring import Dense, Measured, Samples, measure
+from onnxsep.planner.output_distance import from_additive
 from onnxsep.planner.selection import COSTS, Selection, select
 from onnxsep.planner.targets import Budget
 
@@ -147,10 +148,11 @@ class Search:
         return None
 
     def carry_out(self, selection: Selection, number: int, predicted: float) -> Found:
-        """Fit a choice and measure it."""
+        """Fit a choice and measure it; ``predicted`` is the sum of what adds up."""
         plan = plan_of_choice(self.sites, selection.chosen, self.reasons)
         carried = carry_out(self.model, self.sites, plan, self.samples, self.walk(None), self.progress)
-        return Found(selection, carried, Costs(self.model, self.sites).of(carried.plan), number, predicted)
+        shown = from_additive(carried.effect.kind, predicted)
+        return Found(selection, carried, Costs(self.model, self.sites).of(carried.plan), number, shown)
 
     def _near(self, one: Measured, measured: Sequence[Measured]) -> list[ConvReplacement]:
         whole = one.site.conv.parameters
@@ -170,4 +172,4 @@ def _predicted(best: Found, around: Mapping[Place, Sequence[Measured]], chosen: 
     before = sum(
         now.effect for one in best.selection.chosen for now in around.get(one.site.place, ()) if now.is_like(one)
     )
-    return best.carried.effect.value + chosen.effect - before
+    return best.carried.effect.additive + chosen.effect - before

@@ -1,7 +1,8 @@
 """The choice of one form for each layer that loses least within budgets: an integer program.
 
-Minimise the sum of the effects of what is chosen, one candidate for each layer, the sums of their costs within the
-budgets. It is solved by HiGHS (scipy.optimize.milp), whose lower bound says how far from the best it may be.
+Minimise the sum of the effects of what is chosen (KL, relative errors squared), one candidate for each layer, with the
+sums of their costs within the budgets. It is solved by HiGHS (scipy.optimize.milp), whose lower bound says how far from
+the best it may be.
 """
 
 import math
