@@ -117,6 +117,29 @@ def test_no_other_choice_is_better(seed: int) -> None:
     assert 0 <= found.gap <= 1e-2
 
 
+@pytest.mark.parametrize("changes", [0, 1, 2, 5])
+def test_a_choice_near_to_another_one(changes: int) -> None:
+    rng = np.random.default_rng(changes)
+    rows = [list(candidates(site, [get_mode("spatial"), get_mode("pointwise")], (0.3, 0.5, 0.8))) for site in SITES[1:]]
+    layers = [
+        [
+            Measured.as_it_is(several[0].site),
+            *(Measured(row.site, row, row.parameters, row.macs, 0, 0.0, float(rng.normal())) for row in several),
+        ]
+        for several in rows
+    ]
+    before = [several[0] for several in layers]
+    fitting = [
+        sum(one.effect for one in choice)
+        for choice in itertools.product(*layers)
+        if sum(one.row is not None for one in choice) <= changes
+    ]
+    found = select(layers, {"params": 10_000}, before, changes)
+    assert found is not None
+    assert sum(one.row is not None for one in found.chosen) <= changes
+    assert found.effect == pytest.approx(min(fitting), abs=1e-3)
+
+
 def test_forms_that_break_the_output_are_never_chosen() -> None:
     rng = np.random.default_rng(0)
     (kept, *_) = layer(rng, 0, negative=False)

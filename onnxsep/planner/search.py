@@ -22,6 +22,7 @@ _NEAR = (0.6, 0.8, 1.0, 1.25, 1.6)
 """Of the parameters of a form that was chosen: the ranks that are tried around it."""
 _NEAR_WHOLE = 0.45  # of the parameters of a layer that was left alone
 _FAR = 1.7  # times the parameters: forms that were worth measuring there are tried again
+_STEPS = (1.0, 0.5, 0.25)  # of the layers, that a further round may change
 _TRIES = 8  # of a choice, until what it costs as a whole keeps within the budgets
 
 
@@ -121,23 +122,49 @@ class Search:
             if best.carried.effect.value == 0:
                 return
             around = self.around(best, measured)
-            selection = self.choose(around, budgets)
-            if selection is None:
+            steps = [self.carry_out(*step) for step in self._steps(best, around, budgets, number)]
+            if not steps:
                 return
-            found = self.carry_out(selection, number, _predicted(best, around, selection))
+            found = min(steps, key=lambda one: one.carried.effect.value)
             yield Round(found, around)
             if not found.carried.effect.value < best.carried.effect.value:
                 return
             best = found
 
-    def choose(self, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int]) -> Selection | None:
-        """The choice whose cost as a whole keeps within the budgets; None where there is none."""
+    def _steps(
+        self, best: Found, around: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int], number: int
+    ) -> Iterator[tuple[Selection, int, float]]:
+        """Choices that change all layers, or a part of them: what was measured holds while the others stay."""
+        seen = [best.selection.chosen]
+        for share in _STEPS:
+            changes = max(round(share * len(around)), 1)
+            chosen = self.choose(around, budgets, best.selection.chosen, changes)
+            if chosen is None or any(_alike(chosen.chosen, other) for other in seen):
+                continue
+            seen.append(chosen.chosen)
+            yield chosen, number, _predicted(best, around, chosen)
+
+    def choose(
+        self,
+        measured: Mapping[Place, Sequence[Measured]],
+        budgets: Mapping[Budget, int],
+        before: Sequence[Measured] = (),
+        changes: int | None = None,
+    ) -> Selection | None:
+        """The choice whose cost as a whole keeps within the budgets; None where there is none.
+
+        Args:
+            measured: The candidates of each layer.
+            budgets: By kind.
+            before: An earlier choice.
+            changes: How many layers may get another form than there; None: all.
+        """
         counted = Costs(self.model, self.sites)
         layers = list(measured.values())
         alone = {name: sum(COSTS[name](layer[0]) for layer in layers) for name in budgets}
         room: dict[Budget, float] = {name: most - counted.source[name] + alone[name] for name, most in budgets.items()}
         for _ in range(_TRIES):
-            selection = select(layers, room)
+            selection = select(layers, room, before, changes)
             if selection is None:
                 return None
             costs = counted.of(plan_of_choice(self.sites, selection.chosen, self.reasons))
@@ -165,6 +192,10 @@ class Search:
         found = list(candidates(one.site, modes, shares, self.round_ranks))
         known = any(row.mode is one.row.mode and row.rank == one.row.rank for row in found)
         return found if known else [one.row, *found]
+
+
+def _alike(one: Sequence[Measured], other: Sequence[Measured]) -> bool:
+    return all(any(now.is_like(then) for then in other) for now in one)
 
 
 def _predicted(best: Found, around: Mapping[Place, Sequence[Measured]], chosen: Selection) -> float:

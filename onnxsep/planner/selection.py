@@ -41,12 +41,19 @@ class Selection:
     gap: float
 
 
-def select(layers: Sequence[Sequence[Measured]], budgets: Mapping[Budget, float]) -> Selection | None:
+def select(
+    layers: Sequence[Sequence[Measured]],
+    budgets: Mapping[Budget, float],
+    before: Sequence[Measured] = (),
+    changes: int | None = None,
+) -> Selection | None:
     """Choose a candidate for each layer.
 
     Args:
         layers: The candidates of each.
         budgets: The largest sum of the costs of what is chosen, by the name of the cost.
+        before: An earlier choice.
+        changes: How many layers may get another form than there; None: all.
 
     Returns:
         The choice; None where nothing keeps within the budgets.
@@ -64,6 +71,9 @@ def select(layers: Sequence[Sequence[Measured]], budgets: Mapping[Budget, float]
         costs = np.array([COSTS[name](one) for one in flat], float)
         scale = max(float(np.abs(costs).max()), 1.0)  # HiGHS has tolerances of its own
         constraints.append(LinearConstraint(costs[None] / scale, -np.inf, most / scale))
+    if changes is not None:
+        same = np.array([any(one.is_like(other) for other in before) for one in flat], float)
+        constraints.append(LinearConstraint(same[None], len(usable) - changes, np.inf))
     effects = np.array([one.effect for one in flat])
     scale = float(np.abs(effects).max()) or 1.0
     found = milp(
