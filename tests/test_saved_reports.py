@@ -25,6 +25,7 @@ from onnxsep.reporting.upgrades import _STEPS
 
 # Reports of onnxsep 0.1.0 before schema 1, and what it printed of them where there is no terminal.
 SAVED = Path(__file__).parent / "saved_reports"
+OLD = [command for command in HOMES if command != "plan"]  # that came with schema 2
 
 
 def without_schema(content: Any) -> Any:
@@ -72,7 +73,7 @@ def without_new(now: Any, old: Any) -> Any:
     return now
 
 
-@pytest.mark.parametrize("command", HOMES)
+@pytest.mark.parametrize("command", OLD)
 def test_a_report_of_an_older_version_is_read_and_looks_as_it_did(command: str) -> None:
     old = json.loads((SAVED / f"{command}.json").read_text())
     assert "schema" not in old
@@ -97,7 +98,7 @@ def test_reports_within_a_report_are_upgraded_too() -> None:
     assert now["evaluation"]["command"] == "evaluate"
 
 
-@pytest.mark.parametrize("command", HOMES)
+@pytest.mark.parametrize("command", OLD)
 def test_every_schema_has_a_step_to_the_next(command: str) -> None:
     newest = record_of(command).model_fields["schema_version"].default
     assert newest >= 1
@@ -161,7 +162,7 @@ def test_quiet_prints_nothing(place: Path) -> None:
 
 
 def test_a_saved_report_of_any_age_may_be_replaced_by_a_report(place: Path) -> None:
-    for command in HOMES:
+    for command in OLD:
         old = SAVED / f"{command}.json"
         assert is_report(old) == (command != "check")  # no command wrote that one to a file
         new = place / "new.json"

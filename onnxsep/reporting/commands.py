@@ -23,7 +23,6 @@ class Home:
 
 
 HOMES = {
-    "plan": Home("onnxsep.planner.report:PlanReport", "onnxsep.planner.render"),
     "rewrite": Home("onnxsep.rewriting.report:RewriteReport", "onnxsep.rewriting.render"),
     "inspect": Home("onnxsep.rewriting.report:InspectReport", "onnxsep.rewriting.render"),
     "check": Home("onnxsep.checking.result:CheckResult", "onnxsep.checking.render"),
@@ -32,6 +31,7 @@ HOMES = {
     "finetune": Home("onnxsep.finetuning.report:FinetuneReport", "onnxsep.finetuning.render"),
     "evaluate": Home("onnxsep.evaluation.report:EvaluationReport", "onnxsep.evaluation.render"),
     "compress": Home("onnxsep.compression.report:CompressReport", "onnxsep.compression.render"),
+    "plan": Home("onnxsep.planner.report:PlanReport", "onnxsep.planner.render"),
 }
 
 
