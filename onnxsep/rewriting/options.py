@@ -14,7 +14,7 @@ from onnxsep.model.paths import DATA, PLAN_READ
 from onnxsep.options.lazy import lazy
 from onnxsep.options.patterns import as_patterns
 from onnxsep.options.proposals import MODES, TARGETS
-from onnxsep.options.specs import option, record, specs_of
+from onnxsep.options.specs import Options, option, record, specs_of
 from onnxsep.planner.which_layers import CONVS, WhichLayers
 from onnxsep.running.options import Opening, Shaped, Telling, Verifying
 
@@ -41,8 +41,8 @@ _RANKS = ("paper", "full", "energy=0.95", "0.5")  # what completion proposes
 
 
 @record
-class RewriteOptions(WhichLayers, Verifying, Preprocessed):
-    """What ``rewrite`` is asked for."""
+class Forms(Options):
+    """Which form layers get."""
 
     mode: str | Mode | BlockMode | None = option(
         default=None,
@@ -103,6 +103,12 @@ class RewriteOptions(WhichLayers, Verifying, Preprocessed):
         " None: 0.05 of either, and any where there are no data.",
     )
     force: bool = option(default=False, group=CONVS, help="Replace Convs even where it does not pay.")
+
+
+@record
+class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
+    """What ``rewrite`` is asked for."""
+
     data: Source | Dataset | None = option(
         default=None,
         group=DATA_GROUP,
