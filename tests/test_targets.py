@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from onnxsep.model.io import Model
 from onnxsep.modes.base import get_mode
 from onnxsep.planner.grid import candidates
 from onnxsep.planner.measuring import Measured
+from onnxsep.planner.quiet import quiet
 from onnxsep.planner.selection import COSTS, least, select
 from onnxsep.planner.targets import parse_targets
 
@@ -163,3 +165,11 @@ def test_candidates_are_the_largest_ranks_within_shares(mode: str) -> None:
 
 def _weights(layers: Any, conv: Conv) -> int:
     return parameters(layers) - (conv.out_channels if conv.bias else 0)
+
+
+def test_what_c_prints_is_lost_and_what_python_prints_is_not(capfd: pytest.CaptureFixture[str]) -> None:
+    print("before")
+    with quiet():
+        os.write(1, b"a line for developers\n")
+    print("behind")
+    assert capfd.readouterr().out == "before\nbehind\n"

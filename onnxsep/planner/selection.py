@@ -14,6 +14,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from onnxsep.planner.measuring import Measured
+from onnxsep.planner.quiet import quiet
 from onnxsep.planner.targets import Budget
 
 COSTS: Mapping[Budget, Callable[[Measured], int]] = {
@@ -76,13 +77,14 @@ def select(
         constraints.append(LinearConstraint(same[None], len(usable) - changes, np.inf))
     effects = np.array([one.effect for one in flat])
     scale = float(np.abs(effects).max()) or 1.0
-    found = milp(
-        effects / scale,
-        constraints=constraints,
-        integrality=np.ones(len(flat)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
-    )
+    with quiet():
+        found = milp(
+            effects / scale,
+            constraints=constraints,
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
+        )
     if found.x is None:
         return None
     chosen = tuple(flat[place] for place in np.flatnonzero(found.x > 0.5))
