@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from onnxsep.model.io import Model, load
     from onnxsep.model.saving import SavedFiles, save
     from onnxsep.modes import BlockMode, Mode, available_modes
+    from onnxsep.planner.api import PlanResult, plan
     from onnxsep.planner.plan_file import PlanFile
     from onnxsep.planner.reading import read_plan
     from onnxsep.profiling import ProfileReport, ProfileResult, profile
@@ -70,6 +71,7 @@ else:
             "onnxsep.model.io": ("Model", "load"),
             "onnxsep.modes": ("BlockMode", "Mode", "available_modes"),
             "onnxsep.rewriting.api": ("Result", "rewrite"),
+            "onnxsep.planner.api": ("PlanResult", "plan"),
             "onnxsep.planner.plan_file": ("PlanFile",),
             "onnxsep.planner.reading": ("read_plan",),
             "onnxsep.profiling": ("ProfileReport", "ProfileResult", "profile"),
@@ -95,6 +97,7 @@ __all__ = [
     "OnnxsepError",
     "Pipeline",
     "PlanFile",
+    "PlanResult",
     "ProfileReport",
     "ProfileResult",
     "Prune",
@@ -114,6 +117,7 @@ __all__ = [
     "finetune",
     "inspect",
     "load",
+    "plan",
     "profile",
     "prune",
     "quantize",

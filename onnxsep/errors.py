@@ -93,6 +93,13 @@ class VerificationError(OnnxsepError):
         self.report = report
 
 
+class TargetError(VerificationError):
+    """Nothing keeps within the targets; nothing was written.
+
+    ``report`` says the least that can be had (``onnxsep.planner.report.PlanReport``).
+    """
+
+
 def spelled(option: str, value: Any = _NOTHING, *, hint: str = "") -> str:
     """An option as the user has to write it.
 

@@ -22,7 +22,7 @@ from onnxsep.options.proposals import proposing, recipes
 
 DIGITS = Path(__file__).parents[1] / "models" / "digits" / "digits_cnn.onnx"
 ALL = [
-    *("inspect", "rewrite", "prune", "finetune", "quantize", "compress"),
+    *("inspect", "plan", "rewrite", "prune", "finetune", "quantize", "compress"),
     *("evaluate", "check", "profile", "report", "rerun", "modes", "recipes"),
 ]
 

@@ -18,6 +18,7 @@ from onnxsep.model.paths import Kind
 from onnxsep.options.hints import hints_of
 from onnxsep.options.lazy import lazy, loaded
 from onnxsep.options.specs import Options, specs_of
+from onnxsep.planner.options import PlanOptions
 from onnxsep.profiling.options import ProfileOptions
 from onnxsep.pruning.options import PruneOptions
 from onnxsep.quantization.options import QuantizeOptions
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("onnx", "onnxruntime", "numpy", "scipy", "torch", "PIL")
 RECORDS = (
     *(CheckOptions, CompressOptions, EvaluateOptions, FinetuneOptions, InspectOptions, PruneOptions, QuantizeOptions),
-    *(ProfileOptions, RewriteOptions),
+    *(PlanOptions, ProfileOptions, RewriteOptions),
 )
 MODULES = sorted(
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "models" / "digits" / "digits_cnn.onnx"
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     name: getattr(onnxsep, name)
-    for name in ("rewrite", "prune", "quantize", "finetune", "evaluate", "check", "inspect", "compress")
+    for name in ("plan", "rewrite", "prune", "quantize", "finetune", "evaluate", "check", "inspect", "compress")
 }
 
 load_commands()

@@ -96,7 +96,7 @@ def test_python_examples_run(folder: Path) -> None:
     assert (folder / "shrunk.onnx").is_file()
 
 
-@pytest.mark.parametrize("command", ["rewrite", "prune", "finetune", "quantize", "compress", "report"])
+@pytest.mark.parametrize("command", ["plan", "rewrite", "prune", "finetune", "quantize", "compress", "report"])
 def test_every_option_is_in_the_readme(command: str) -> None:
     done = run(ROOT, ["onnxsep", command, "--help"])
     listed = set(re.findall(r"--[a-z][-a-z]+", done.stdout))

@@ -25,7 +25,7 @@ from onnxsep.reporting.upgrades import _STEPS
 
 # Reports of onnxsep 0.1.0 before schema 1, and what it printed of them where there is no terminal.
 SAVED = Path(__file__).parent / "saved_reports"
-OLD = [command for command in HOMES if command != "profile"]  # that came with schema 2
+OLD = [command for command in HOMES if command not in ("plan", "profile")]  # that came with schema 2
 
 
 def without_schema(content: Any) -> Any:

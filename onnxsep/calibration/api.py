@@ -137,6 +137,24 @@ class Fitted:
         return verification_feeds(self.dataset, self.parts)
 
 
+def opened(fitting: Fitting, model: Model, runtime: RuntimeOptions) -> Fitting:
+    """The same with its data opened for a model, where there are some.
+
+    Raises:
+        DataError: the data do not fit the model.
+    """
+    if fitting.data is None or isinstance(fitting.data, Dataset):
+        return fitting
+    dataset = open_data(
+        fitting.data,
+        model,
+        preprocessing=fitting.preprocessing,
+        judge=ImageJudge(model, runtime),
+        skip_bad=fitting.skip_bad,
+    )
+    return replace(fitting, data=dataset)
+
+
 def fit_plan(
     model: Model,
     sites: Sites,
@@ -157,15 +175,8 @@ def fit_plan(
     options = CalibrationOptions(positions=fitting.positions, seed=fitting.seed, refine=fitting.refine)
     if fitting.data is None:
         return _from_statistics(model, sites, plan, init, fitting, options, progress)
-    dataset = fitting.data
-    if not isinstance(dataset, Dataset):
-        dataset = open_data(
-            dataset,
-            model,
-            preprocessing=fitting.preprocessing,
-            judge=ImageJudge(model, runtime),
-            skip_bad=fitting.skip_bad,
-        )
+    dataset = opened(fitting, model, runtime).data
+    assert isinstance(dataset, Dataset)
     parts = partition(dataset, fitting.samples, fitting.seed)
     indices = tuple(parts.fitted)
     memory = _needs(model, sites, plan, dataset, parts, fitting)

@@ -12,14 +12,17 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
+from onnxsep.calibration.dense import as_dense
 from onnxsep.calibration.fitting import PRIOR, Fit, Fitter
+from onnxsep.calibration.frontier import Frontier
 from onnxsep.calibration.outcomes import read_bias
 from onnxsep.calibration.sampled import Samples
 from onnxsep.calibration.samples import prior_of, sample, usable_tail
-from onnxsep.calibration.schedule import Tail, make_schedule
+from onnxsep.calibration.schedule import Step, Tail, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.sites import Sites, read_weight
+from onnxsep.graph.places import Place
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import parameters
 from onnxsep.layers.rank import Rank
@@ -71,25 +74,47 @@ def gather(
     batches: Iterable[Mapping[str, NDArray[Any]]],
     options: CalibrationOptions,
     runtime: RuntimeOptions,
+    replaced: Mapping[Place, tuple[Array, Array | None]] | None = None,
 ) -> Iterator[Gathered]:
     """Walk the original network, and give the samples of every chosen Conv as it comes by.
 
     The arguments are those of ``onnxsep.calibration.layerwise.calibrate``; the Convs are some of the main graph.
+    ``replaced`` are weights and biases of Convs of another network, which then says what Convs read.
 
     Raises:
         CalibrationError: the data cannot be used, or the runtime cannot run the model on them.
         FactorizationError: a weight cannot be read.
     """
     walk = Walk(model, batches, options, runtime)
+    other = None if replaced is None else _Replaced(walk, sites, replaced)
     for step in make_schedule(model, sites.scopes, list(chosen)):
         walk.advance(step)
         site = step.site
+        read = walk.frontier if other is None else other.advance(step)
         weight, old_bias = read_weight(model, sites, site), read_bias(model, sites, site)
-        tail = usable_tail(walk, step, (walk.frontier,))
-        samples = sample(walk, step, tail, weight, old_bias, seed=options.seed)
+        tail = usable_tail(walk, step, (walk.frontier, read))
+        samples = sample(walk, step, tail, weight, old_bias, other=None if other is None else read, seed=options.seed)
         if site.conv.bias and site.bias is None:  # a computed bias is not known here, and so not what is clipped
             tail = tail.unclipped
         yield Gathered(site, weight, old_bias, samples, tail, prior_of(options, weight, samples))
+
+
+class _Replaced:
+    """Another network beside the walk, some of whose Convs have other values."""
+
+    def __init__(self, walk: Walk, sites: Sites, replaced: Mapping[Place, tuple[Array, Array | None]]) -> None:
+        self._frontier, self._nodes = walk.frontier.fork(), list(walk.nodes)
+        for site in sites.found:
+            if isinstance(site, ConvSite) and site.place in replaced:
+                node, tensors = as_dense(walk.nodes[site.place[1]], site, *replaced[site.place], copied=walk.copied)
+                self._nodes[site.place[1]] = node
+                for tensor in tensors:
+                    self._frontier.add_initializer(tensor)
+
+    def advance(self, step: Step) -> Frontier:
+        """Move on to the Conv of this step."""
+        self._frontier.advance([self._nodes[index] for index in step.nodes], step.keep)
+        return self._frontier
 
 
 def fit_candidates(

@@ -145,17 +145,11 @@ class Frontier:
         made = {name for node in nodes for name in node.output if name}
         wanted = [name for name in dict.fromkeys(keep) if name in made]
         if wanted:
-            runner, inputs = self._runner(nodes, wanted)
+            run = self.piece(nodes, wanted)
             for number, batch in enumerate(self._live):
                 if told is not None:
                     told(number + 1, len(self._live))
-                try:
-                    outputs = runner({name: batch[name].get() for name in inputs})
-                except CannotRun as error:
-                    raise CalibrationError(
-                        f"the runtime cannot run the model on the calibration data: {error}"
-                    ) from error
-                for name, array in outputs.items():
+                for name, array in run(number, {}).items():
                     if not isinstance(array, np.ndarray):
                         raise CalibrationError(
                             f"the model passes {name!r}, which is no tensor, from one Conv to the next; "
@@ -165,6 +159,32 @@ class Frontier:
                 _forget(batch, keep)  # before the next one is run: else the tensors of both sides were held
         for batch in self._live:
             _forget(batch, keep)
+
+    def piece(
+        self, nodes: Sequence[onnx.NodeProto], wanted: Sequence[str]
+    ) -> Callable[[int, Mapping[str, NDArray[Any]]], dict[str, Any]]:
+        """A part of the network that can be run several times; nothing is forgotten, and nothing kept.
+
+        Args:
+            nodes: as for ``advance``.
+            wanted: tensors that they make.
+
+        Returns:
+            What gives these tensors for a batch, by its number; it is also given other values for live tensors.
+
+        Raises:
+            CalibrationError: the runtime cannot run the nodes; what is returned raises it too.
+        """
+        runner, inputs = self._runner(nodes, wanted)
+
+        def run(batch: int, others: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+            live = self._live[batch]
+            try:
+                return runner({name: others[name] if name in others else live[name].get() for name in inputs})
+            except CannotRun as error:
+                raise CalibrationError(f"the runtime cannot run the model on the calibration data: {error}") from error
+
+        return run
 
     def _runner(self, nodes: Sequence[onnx.NodeProto], wanted: Sequence[str]) -> tuple[Runner, list[str]]:
         read = dict.fromkeys(name for node in nodes for name in reads(node))

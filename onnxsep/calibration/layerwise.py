@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.threads import one_thread
 from onnxsep.calibration.calibrated import Calibrated
+from onnxsep.calibration.dense import as_dense
 from onnxsep.calibration.fitting import Told, fit, fit_bias
 from onnxsep.calibration.outcomes import (
     FELL_BACK,
@@ -45,8 +45,6 @@ from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import CalibrationError, FactorizationError
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.graph.places import Place
-from onnxsep.graph.transposing import turned
-from onnxsep.graph.view import build_tensor
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress, announce
 from onnxsep.running.runtime import RuntimeOptions
@@ -255,16 +253,9 @@ class _Calibrator:
     def _replace(self, site: ConvSite, dense: Array, bias: Array | None) -> None:
         """Let the rewritten network compute what the factors give, as one dense Conv."""
         index = site.place[1]
-        node = onnx.NodeProto()
-        node.CopyFrom(self._walk.nodes[index])
-        kind = STORED_TYPES["float32" if self._walk.copied else site.dtype]
-        weight = (turned(dense, site.conv.group) if site.transposed else dense).astype(kind)
-        node.input[1] = f"onnxsep.calibration.{index}.weight"
-        self._rewritten.add_initializer(build_tensor(node.input[1], weight))
-        if bias is not None:
-            del node.input[2:]
-            node.input.append(f"onnxsep.calibration.{index}.bias")
-            self._rewritten.add_initializer(build_tensor(node.input[2], bias.astype(kind)))
+        node, tensors = as_dense(self._walk.nodes[index], site, dense, bias, copied=self._walk.copied)
+        for tensor in tensors:
+            self._rewritten.add_initializer(tensor)
         self._replaced[index] = [node]
 
 

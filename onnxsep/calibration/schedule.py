@@ -4,7 +4,7 @@ A Conv's output y is rarely used as it is. With BatchNormalization, a residual A
 counts is act(a y + c + b s), s being the skip of the Add. ``Tail`` says what stands behind a Conv up to there.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -17,6 +17,7 @@ from onnxsep.engine.matches import ConvSite
 from onnxsep.errors import FactorizationError
 from onnxsep.graph.clipping import clip_bounds
 from onnxsep.graph.constants import read_constant
+from onnxsep.graph.dependencies import Dependencies
 from onnxsep.graph.index import Index
 from onnxsep.graph.matching import Const, Either, Match, Op, Pattern, Value
 from onnxsep.graph.places import Constant, Place
@@ -126,6 +127,7 @@ class _Scheduler:
         initializers = {tensor.name for tensor in model.proto.graph.initializer}
         self._inputs = {value.name for value in model.proto.graph.input} - initializers
         self._grower = Grower(model, self._index, self._channels)
+        self._dependencies = Dependencies(self._index, self._inputs)
         self._started: set[int] = set()
         self._order: list[tuple[ConvSite, Tail]] = []
 
@@ -152,8 +154,8 @@ class _Scheduler:
             self._started.add(place)
             waiting.append((place, True))
             needed = [self._nodes[place].input[0]]
-            needed += [skip for skip in tail.skips if place not in self._ancestors([skip])]
-            before = self._ancestors(needed)
+            needed += [skip for skip in tail.skips if place not in self._dependencies.before([skip])]
+            before = self._dependencies.before(needed)
             waiting += [(other, False) for other in sorted(before, reverse=True) if other in self._sites]
 
     @cached_property
@@ -170,24 +172,8 @@ class _Scheduler:
         if self._index.place(skip) is None and skip not in self._inputs:
             return False
         done = {site.place[1] for site, _ in self._order}
-        before = self._ancestors([skip])
+        before = self._dependencies.before([skip])
         return place not in before and all(other in done for other in before if other in self._sites)
-
-    def _ancestors(self, names: Iterable[str], known: Collection[int] = ()) -> set[int]:
-        """Nodes that the tensors depend on, but for those that are known."""
-        found: set[int] = set()
-        stack = self._makers(names)
-        while stack:
-            index = stack.pop()
-            if index in found or index in known:
-                continue
-            found.add(index)
-            stack += self._makers(reads(self._nodes[index]))
-        return found
-
-    def _makers(self, names: Iterable[str]) -> list[int]:
-        """The nodes that compute these tensors."""
-        return [place[1] for name in names if (place := self._index.place(name)) is not None]
 
     def _only_reader(self, name: str) -> Place | None:
         """The one node that uses a tensor; None where there are none or more, or it is an output."""
@@ -206,13 +192,13 @@ class _Scheduler:
         return found
 
     def _steps(self, pairs: Mapping[Place, ConvSite]) -> list[Step]:
-        constant = self._constants()
+        constant = self._dependencies.constant
         repeated = {name for index in constant for name in self._nodes[index].output}
         run: set[int] = set()
         pieces: list[set[int]] = []
         for site, tail in self._order:
             wanted = [self._nodes[site.place[1]].input[0], *tail.skips]
-            piece = self._ancestors(wanted, run | constant)
+            piece = self._dependencies.before(wanted, run | constant)
             run |= piece
             pieces.append(piece)
         steps: list[Step] = []
@@ -224,21 +210,10 @@ class _Scheduler:
                 own.add(self._nodes[before.place[1]].input[0])
             read = {name for index in piece for name in reads(self._nodes[index])}
             # Constants are not passed on but computed again in each piece that reads them.
-            nodes = sorted({*piece, *(self._ancestors(own | read, run) & constant)})
+            nodes = sorted({*piece, *(self._dependencies.before(own | read, run) & constant)})
             steps.append(Step(site, tail, tuple(nodes), frozenset(needed | own), before))
             needed |= (own | read) - repeated
         return steps[::-1]
-
-    def _constants(self) -> set[int]:
-        """Nodes that depend on no input of the graph."""
-        moving = set(self._inputs)
-        constant: set[int] = set()
-        for index, node in enumerate(self._nodes):
-            if moving.isdisjoint(reads(node)) and not node.op_type.startswith(("Random", "Bernoulli", "Multinomial")):
-                constant.add(index)
-            else:
-                moving.update(name for name in node.output if name)
-        return constant
 
     def _tail(self, place: int) -> Tail:
         """Follow the output of a Conv while it has one user."""

@@ -12,7 +12,7 @@ from onnxsep.options.tomlfile import nearest
 from onnxsep.reporting.printable import printable
 
 _HEADINGS = {
-    "Make a model smaller": ("inspect", "rewrite", "prune", "finetune", "quantize", "compress"),
+    "Make a model smaller": ("inspect", "plan", "rewrite", "prune", "finetune", "quantize", "compress"),
     "Measure and compare": ("evaluate", "check", "profile"),
     "Reports": ("report", "rerun"),
     "What there is": ("modes", "recipes"),

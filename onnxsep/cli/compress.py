@@ -48,7 +48,7 @@ def compress(given: Given[CompressCommand]) -> None:
     from onnxsep.compression.api import manifest_path
     from onnxsep.compression.manifest import MANIFEST
 
-    target, shown = given.arguments["target"], given.shown
+    target, shown = given.arguments["out"], given.shown
     place = Path(given.options.work or target.with_name(target.name + ".steps"))
     chosen = onnxsep.read_recipe(given.options.recipe)
     given.check_paths(

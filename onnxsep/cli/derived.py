@@ -54,8 +54,8 @@ def model_to(do: str, metavar: str = "IN.onnx") -> Argument:
     return Argument("model", f"The model to {do}.", metavar, reads=MODEL, readable=False)
 
 
-OUT = Argument("target", "Where the result goes.", "OUT.onnx")
-OPTIONAL_OUT = Argument("target", "Where the result goes.", "OUT.onnx", required=False)
+OUT = Argument("out", "Where the result goes.", "OUT.onnx")
+OPTIONAL_OUT = Argument("out", "Where the result goes.", "OUT.onnx", required=False)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def finetune(given: Given[FinetuneOptions]) -> None:
     Ctrl-C keeps the best weights so far, if an epoch has made them better; --resume goes on from there.
     `torchrun --nproc-per-node 2 -m onnxsep finetune ...` shares every batch between processes, or GPUs.
     """
-    target, shown, leads = given.arguments["target"], given.shown, parallel.rank() == 0
+    target, shown, leads = given.arguments["out"], given.shown, parallel.rank() == 0
     place = Path(given.options.checkpoint or target.with_name(target.name + ".checkpoint"))
     if leads:
         given.check_paths({RESULT: target}, options=replace(given.options, checkpoint=place))

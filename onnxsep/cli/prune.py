@@ -18,7 +18,7 @@ def prune(given: Given[PruneOptions]) -> None:
     afterwards.
     """
     shown = given.shown
-    target = target_of(given.arguments["target"], dry_run=given.options.dry_run)
+    target = target_of(given.arguments["out"], dry_run=given.options.dry_run)
     given.check_paths({RESULT: target})
     show = shower(shown)
     with failure_shown(show), progress_bar(shown.silent) as progress:

@@ -10,7 +10,7 @@ from onnxsep.quantization.options import QuantizeOptions
 @command(QuantizeOptions, model_to("quantise"), OUT, example="onnxsep quantize in.onnx int8.onnx --data images")
 def quantize(given: Given[QuantizeOptions]) -> None:
     """Quantise weights and activations to 8 bits with ONNX Runtime's static quantiser; only --max-drop needs labels."""
-    target, shown = given.arguments["target"], given.shown
+    target, shown = given.arguments["out"], given.shown
     given.check_paths({RESULT: target})
     show = shower(shown)
     with failure_shown(show), progress_bar(shown.silent) as progress:

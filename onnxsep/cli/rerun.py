@@ -74,7 +74,7 @@ def _arguments(
     found: dict[str, Any] = {}
     for one in command.arguments:
         value = asked.get(one.name)
-        if one.name == "target":
+        if one.name == "out":
             found[one.name] = target or _target(one, content, asked)
             continue
         _refuse_memory(one.name, value)

@@ -29,8 +29,10 @@ class RewriteCommand(RewriteOptions):
         """Refuse no mode and no plan, and ranks that cannot be rounded so, as the parser refuses other words."""
         from onnxsep.modes.ranks import check_rounding
 
-        if self.mode is None and self.plan is None:
-            raise typer.BadParameter("give --mode NAME (`onnxsep modes` lists them), or --plan FILE")
+        if self.mode is None and self.plan is None and not self.target:
+            raise typer.BadParameter(
+                "give --mode NAME (`onnxsep modes` lists them), --plan FILE, or --target params=0.4"
+            )
         try:
             check_rounding(self.round_ranks)
         except OptionError as error:
@@ -42,7 +44,7 @@ def rewrite(given: Given[RewriteCommand]) -> None:
     """Replace Convs by separable ones, initialised from the trained weights, and compare the outputs."""
     options, shown = given.options, given.shown
     options.check_usage()
-    target = target_of(given.arguments["target"], dry_run=options.dry_run)
+    target = target_of(given.arguments["out"], dry_run=options.dry_run)
     given.check_paths({RESULT: target})
     show = shower(shown)
     with failure_shown(show), progress_bar(shown.silent) as progress:

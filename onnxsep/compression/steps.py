@@ -40,8 +40,8 @@ class Rewrite(Step):
 
     def _set(self, options: Mapping[str, Any], where: str) -> None:
         super()._set(options, where)
-        if self.options.get("mode") is None and self.options.get("plan") is None:
-            raise OptionError(f"{where}: the option 'mode' is missing, or 'plan' in its place")
+        if all(not self.options.get(name) for name in ("mode", "plan", "target")):
+            raise OptionError(f"{where}: the option 'mode' is missing, or 'plan' or 'target' in its place")
 
     @classmethod
     def _placed(cls, options: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
@@ -54,7 +54,8 @@ class Rewrite(Step):
         return plan if plan is None or isinstance(plan, PlanFile) else read_plan(plan)
 
     def _weights_alone(self) -> bool:
-        return self.options.get("init") == "svd" and not self.options.get("tune")
+        measured = self.options.get("tune") or self.options.get("max_effect") is not None
+        return self.options.get("init") == "svd" and not measured
 
     def sees(self, data: Dataset, seed: int) -> Collection[int]:
         """What its factors are fitted to."""

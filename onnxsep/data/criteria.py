@@ -255,10 +255,20 @@ class Likeness:
         return f"result like the input to {score:.1%}"
 
 
-def probabilities(scores: Floats) -> Floats:
-    """Class scores [samples, classes] as probabilities: as they are, where they are, else by softmax."""
+def are_probabilities(scores: Floats) -> bool:
+    """Whether class scores [samples, classes] are probabilities already."""
+    return bool(scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-2))
+
+
+def probabilities(scores: Floats, *, given: bool | None = None) -> Floats:
+    """Class scores [samples, classes] as probabilities: as they are, where they are, else by softmax.
+
+    Args:
+        scores: The scores.
+        given: Whether they are probabilities; None: as they look.
+    """
     scores = np.nan_to_num(scores, nan=0.0, posinf=1e30, neginf=-1e30)
-    if scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-2):
+    if are_probabilities(scores) if given is None else given:
         return scores
     raised = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(raised / raised.sum(axis=1, keepdims=True))

@@ -104,7 +104,11 @@ def refusal(site: ConvSite, mode: Mode) -> str | None:
 
 
 def make_plan(
-    found: Iterable[Match | Rejected], mode: AnyMode, options: Options, read: Callable[[ConvSite], Array]
+    found: Iterable[Match | Rejected],
+    mode: AnyMode,
+    options: Options,
+    read: Callable[[ConvSite], Array],
+    assigned: Callable[[Match], Assignment] | None = None,
 ) -> Plan:
     """Choose a rank for every Conv that the mode accepts and for which it pays; or take every match of a block mode.
 
@@ -113,13 +117,14 @@ def make_plan(
         mode: the mode.
         options: the user's choices.
         read: gives the weight of a site; called only where the rank depends on it (``energy=``).
+        assigned: gives what is wanted of each Conv, where some get another mode, or another rank.
 
     Raises:
         OptionError: a pattern of ``only`` or ``skip`` matches no convolution.
     """
     found, wanted = list(found), Assignment(mode, options)
     check_patterns([item.name for item in found], options.only, options.skip, "convolution")
-    plan = plan_assigned(found, lambda _: wanted, read)
+    plan = plan_assigned(found, assigned or (lambda _: wanted), read)
     if not options.force:
         settle_shared(plan)
     return plan
@@ -169,19 +174,22 @@ def _decide(item: Match, mode: AnyMode, options: Options, read: Callable[[ConvSi
         assert isinstance(mode, BlockMode), "matches of several nodes are those of block modes"
         return _decide_block(item, mode, options)
     assert isinstance(mode, Mode)
-    reason = (
-        refusal(item, mode)
-        or left_out(item.name, options.only, options.skip)
-        or (_again(item.made_by) if _finished(item, options) else None)
-        or (_first(item) if _kept(item, options) else None)
-    )
-    if reason:
+    if reason := refusal(item, mode) or left_alone(item, options):
         return reject(item, reason)
     candidate = choose(item, mode, options, read)
     if isinstance(candidate, Rejected) or options.force:
         return candidate
     reason = does_not_pay(candidate)
     return reject(item, f"does not pay: {reason} ({spelled('force', True)})") if reason else candidate
+
+
+def left_alone(site: ConvSite, options: Options) -> str | None:
+    """Why a Conv is left alone, whatever the mode; None where it is not."""
+    return (
+        left_out(site.name, options.only, options.skip)
+        or (_again(site.made_by) if site.made_by and not options.recurse else None)
+        or (_first(site) if site.first and not options.include_first else None)
+    )
 
 
 def _decide_block(match: BlockMatch, mode: BlockMode, options: Options) -> Replacement | Rejected:
@@ -201,16 +209,8 @@ def _again(made_by: str) -> str:
     return f"made by onnxsep (mode {made_by}); {spelled('recurse', True)} splits it again"
 
 
-def _finished(site: ConvSite, options: Options) -> bool:
-    return bool(site.made_by) and not options.recurse
-
-
 def _first(site: ConvSite) -> str:
     return f"first {site.op_type}, reached straight from an input; {spelled('include_first', True)} replaces it"
-
-
-def _kept(site: ConvSite, options: Options) -> bool:
-    return site.first and not options.include_first
 
 
 def choose(

@@ -32,3 +32,6 @@ def proposing(words: Iterable[str]) -> Callable[[str], list[str]]:
         return []
 
     return propose
+
+
+TARGETS = ("params=0.4", "macs=0.5", "size=0.3")  # of a plan

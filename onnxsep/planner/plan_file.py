@@ -9,6 +9,10 @@
     weights = "..."
     layers = 4
 
+    [measured]                                           # where the plan was made by measurement: what, and on what
+    data = "images"
+    effect = 0.021
+
     [layers]
     "conv1" = { left = "first Conv" }                    # left alone, and why
     "conv2" = { mode = "spatial", rank = [12] }          # the rank itself
@@ -25,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from onnxsep._version import __version__
 from onnxsep.engine.matches import ConvSite, Rejected
@@ -42,6 +47,7 @@ from onnxsep.options.tomlfile import read_toml
 from onnxsep.planner.candidate import Candidate
 
 SCHEMA = 1
+Evidence = str | int | float
 _HEAD = """\
 # What becomes of each layer of a model. To carry it out: onnxsep rewrite IN.onnx OUT.onnx --plan THIS_FILE
 # Lines may be changed. rank = [12] is the rank itself; "0.5", "energy=0.9", "paper" and "full" choose one as --rank
@@ -102,6 +108,8 @@ class PlanFile:
     onnxsep: str = __version__
     path: Path | None = None
     """The file that it was read from."""
+    measured: tuple[tuple[str, Evidence], ...] = ()
+    """What it was made from, where it was made by measurement: for the reader, it changes nothing."""
 
     def __repr__(self) -> str:
         modes = Counter(
@@ -150,6 +158,11 @@ class PlanFile:
                 yield f"{key} = {quoted(text)}"
         if self.model.layers is not None:
             yield f"layers = {self.model.layers}"
+        if self.measured:
+            yield ""
+            yield "[measured]"
+            for key, value in self.measured:
+                yield f"{key} = {quoted(value) if isinstance(value, str) else value}"
         for where in dict.fromkeys(("", *(layer.where for layer in self.layers))):
             yield ""
             yield f"[inside.{quoted(where)}]" if where else "[layers]"
@@ -214,13 +227,21 @@ def _is_linear(item: ConvSite | Rejected) -> bool:
     return item.op_type.removeprefix("QLinear").removesuffix("Integer") in ("Gemm", "MatMul")
 
 
-def plan_of(model: Model, plan: Plan, said: Mapping[Place, str]) -> PlanFile:
+def plan_of(
+    model: Model,
+    plan: Plan,
+    said: Mapping[Place, str],
+    notes: Mapping[Place, str] = MappingProxyType({}),
+    measured: tuple[tuple[str, Evidence], ...] = (),
+) -> PlanFile:
     """The file of a plan that a run has made.
 
     Args:
         model: The model.
         plan: A row for each of its layers.
         said: How factors are found, where the user has said that, by the place of the layer.
+        notes: What is known of the form of a layer beside its costs, by its place.
+        measured: What the plan was made from.
 
     Raises:
         ModelLoadError: Weights of the model cannot be read.
@@ -235,18 +256,24 @@ def plan_of(model: Model, plan: Plan, said: Mapping[Place, str]) -> PlanFile:
     name = "" if model.path is None else printable(model.path.name)
     rows = [row for row in plan.rows if not isinstance(row, BlockReplacement)]
     keys = layer_keys([row if isinstance(row, Rejected) else row.site for row in rows])
-    layers = tuple(_layer(row, keys, said) for row in rows)
-    return PlanFile(layers, PlannedModel(name, hashes.graph, hashes.weights, len(layers)))
+    layers = tuple(_layer(row, keys, said, notes) for row in rows)
+    made_for = PlannedModel(name, hashes.graph, hashes.weights, len(layers))
+    return PlanFile(layers, made_for, measured=measured)
 
 
 def _layer(
-    row: ConvReplacement | Rejected, keys: Mapping[Place, tuple[str, str]], said: Mapping[Place, str]
+    row: ConvReplacement | Rejected,
+    keys: Mapping[Place, tuple[str, str]],
+    said: Mapping[Place, str],
+    notes: Mapping[Place, str],
 ) -> LayerPlan:
     if isinstance(row, Rejected):
         where, key = keys[row.place]
         return LayerPlan(key, where, left=row.reason)
     where, key = keys[row.site.place]
     note = Candidate.of(row).instead_of(Candidate.as_it_is(row.site))
+    if more := notes.get(row.site.place):
+        note += f"; {more}"
     return LayerPlan(key, where, row.mode, row.rank, init=said.get(row.site.place), note=note)
 
 
@@ -260,3 +287,4 @@ def is_plan(path: Path) -> bool:
 
 
 PLAN = Kind("plan_out", "plan of onnxsep", is_plan, option=True)
+PLAN_TARGET = Kind("the plan", "plan of onnxsep", is_plan)

@@ -10,9 +10,9 @@ from onnxsep.errors import OptionError, spelled
 from onnxsep.layers.rank import Rank, RankPolicy
 from onnxsep.model.files import printable
 from onnxsep.options.tomlfile import check_keys, read_toml
-from onnxsep.planner.plan_file import SCHEMA, LayerPlan, PlanFile, PlannedModel
+from onnxsep.planner.plan_file import SCHEMA, Evidence, LayerPlan, PlanFile, PlannedModel
 
-_KEYS = ("schema", "onnxsep", "model", "layers", "inside")
+_KEYS = ("schema", "onnxsep", "model", "measured", "layers", "inside")
 _MODEL_KEYS = ("name", "graph", "weights", "layers")
 _LAYER_KEYS = ("mode", "rank", "round_ranks", "init", "left")
 
@@ -41,7 +41,15 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFile:
             raise OptionError(f'{name}, inside: {where!r} must be a table of layers, [inside."NAME OF A GRAPH"]')
         layers += _layers(table, where, name)
     model = _model(_table(content, "model", name), f"{name}, model")
-    return PlanFile(tuple(layers), model, str(content.get("onnxsep", "")), Path(path))
+    measured = tuple(_measured(_table(content, "measured", name), f"{name}, measured"))
+    return PlanFile(tuple(layers), model, str(content.get("onnxsep", "")), Path(path), measured)
+
+
+def _measured(table: Mapping[str, Any], where: str) -> Iterator[tuple[str, Evidence]]:
+    for key, value in table.items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise OptionError(f"{where}: {key} must be a text or a number, not {value!r:.80}")
+        yield key, value
 
 
 def _table(content: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:

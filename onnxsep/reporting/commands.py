@@ -32,6 +32,7 @@ HOMES = {
     "evaluate": Home("onnxsep.evaluation.report:EvaluationReport", "onnxsep.evaluation.render"),
     "profile": Home("onnxsep.profiling.report:ProfileReport", "onnxsep.profiling.render"),
     "compress": Home("onnxsep.compression.report:CompressReport", "onnxsep.compression.render"),
+    "plan": Home("onnxsep.planner.report:PlanReport", "onnxsep.planner.render"),
 }
 
 

@@ -1,5 +1,6 @@
 """The records that reports of several commands share."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
@@ -153,6 +154,21 @@ class MeasuredOn(Record):
     """The data."""
     samples: int | None = None
     """How many; None where the inputs do not tell."""
+
+
+class EffectReport(Record):
+    """How far the network's output is from the original's, with one layer or several replaced."""
+
+    kind: Literal["kl", "relative"]
+    """Mean KL divergence of a classifier's distributions, in nats, or relative error of the worst output."""
+    value: float | None
+    """None where the output is NaN or infinite."""
+    samples: int
+    """On how many held-out samples."""
+
+    def __str__(self) -> str:
+        value = math.inf if self.value is None else self.value
+        return f"KL {value:.3g}" if self.kind == "kl" else f"relative error {value:.3g}"
 
 
 class MissedLimit(Record):

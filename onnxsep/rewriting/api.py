@@ -7,12 +7,13 @@ from functools import cached_property, partial
 
 import onnx
 
-from onnxsep.calibration import fit_plan, tune_result
+from onnxsep.calibration import fit_plan, opened, tune_result
 from onnxsep.checking.feeding import Feeding, layers_report
 from onnxsep.checking.options import SAMPLES
 from onnxsep.data import Preprocessing
 from onnxsep.engine.factors import Factorized, factorize_all
 from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.planned_costs import planned
 from onnxsep.engine.planning import SIZES_UNKNOWN, Plan
 from onnxsep.engine.sites import find_sites
 from onnxsep.engine.sparsity import dense_factor_notes
@@ -26,12 +27,13 @@ from onnxsep.model.paths import NOTHING, Reads, check_paths
 from onnxsep.model.saving import Savable
 from onnxsep.options.progress import announce
 from onnxsep.options.taking import takes
+from onnxsep.planner.limiting import Limited, is_low_rank, limit_effects
 from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.reporting.model_info import model_info
 from onnxsep.reporting.records import VerificationReport
 from onnxsep.rewriting.options import RewriteOptions
 from onnxsep.rewriting.report import RewriteReport
-from onnxsep.rewriting.rows import conv_reports, planned, totals
+from onnxsep.rewriting.rows import conv_reports, totals
 from onnxsep.rewriting.verification import decide, verify_result
 from onnxsep.running.feeds import Feeds, check_input_shapes
 from onnxsep.running.sizes import find_sizes
@@ -98,8 +100,12 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
     sizes = find_sizes(source, settings.input_shapes, settings.runtime, feeds=settings.given)
     if measured := sizes.of(source) if any(map(_of_unknown_size, sites.found)) else {}:
         sites = choice.sites(lambda linear: find(linear_layers=linear, measured=measured))
+    fitting = opened(fitting, source, settings.runtime) if choice.measures else fitting
     chosen = choice.rows(source, sites, fitting)
-    rows = chosen.plan
+    rows, limited = chosen.plan, Limited()
+    if chosen.max_effect is not None and any(map(is_low_rank, rows.convs)):
+        fitting = opened(fitting, source, settings.runtime)
+        limited = limit_effects(source, sites, rows, fitting, chosen.max_effect, settings.runtime, settings.progress)
     fitted = fit_plan(source, sites, rows, chosen.init, fitting, settings.runtime, settings.progress)
     factors = factorize_all(
         source,
@@ -142,8 +148,9 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         mode=choice.mode,
         rank=choice.rank,
         plan=choice.plan,
+        planning=None if chosen.planned is None else chosen.planned.report,
         options=options.as_json(model=model),
-        convs=conv_reports(rows, factors, errors),
+        convs=conv_reports(rows, factors, errors, limited.effects),
         totals=totals(sites, rows, light, sizes),
         removed_weights=tuple(edit.removed_weights),
         removed_inputs=tuple(edit.removed_inputs),
@@ -153,6 +160,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
             *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in rows.convs))),
             *_size_notes(rows, measured),
             *sizes.notes(source),
+            *limited.notes,
             *notes,
             *_input_notes(edit),
             *([why_not] if why_not else []),
@@ -170,7 +178,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         report,
         tuple(edit.new_initializers),
         reads,
-        lambda: plan_of(source, rows, chosen.said),
+        lambda: chosen.planned.plan if chosen.planned else plan_of(source, rows, chosen.said),
     )
 
 

@@ -1,22 +1,32 @@
 """What becomes of each layer: one mode and one rule for its rank for all, or as a plan says."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from onnxsep.calibration import Fitting
 from onnxsep.engine.blocks import find_blocks
-from onnxsep.engine.planning import Options, Plan, check_ranks, make_plan, plan_assigned
+from onnxsep.engine.matches import Match
+from onnxsep.engine.planning import (
+    Assignment,
+    Options,
+    Plan,
+    check_ranks,
+    make_plan,
+    plan_assigned,
+)
 from onnxsep.engine.sites import Sites, read_weight
-from onnxsep.errors import OptionError, spelled, worded
+from onnxsep.errors import OptionError, spelled
 from onnxsep.graph.places import Place
+from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
-from onnxsep.modes.base import Mode, find_mode
+from onnxsep.modes.base import Mode
 from onnxsep.modes.block import BlockMode
+from onnxsep.planner.api import PlanResult
 from onnxsep.planner.assigning import assign, check_plan, planned_sites
+from onnxsep.planner.limiting import LIMIT
 from onnxsep.planner.plan_file import PlanFile
-from onnxsep.planner.reading import read_plan
 
 
 @dataclass(frozen=True)
@@ -27,11 +37,15 @@ class Chosen:
         plan: A row for each layer.
         init: How factors are found, in words.
         said: The same where the user has said it, by the place of the layer.
+        max_effect: The largest effect on the output that replacing a layer without a kernel may have; None: any.
+        planned: The plan that was made for it by measurement.
     """
 
     plan: Plan
     init: str
     said: Mapping[Place, str] = field(default_factory=dict)
+    max_effect: float | None = None
+    planned: PlanResult | None = None
 
 
 class Choice(ABC):
@@ -42,12 +56,14 @@ class Choice(ABC):
         rank: The same for the rank.
         plan: The name of a plan, None without one.
         force: Keep what does not pay.
+        measures: Whether it opens the data to choose.
     """
 
     mode: str
     rank: str
     plan: str | None = None
     force: bool
+    measures: bool = False
 
     @abstractmethod
     def check(self, fitting: Fitting, *, images: bool = False) -> None:
@@ -73,23 +89,69 @@ class Choice(ABC):
 
 
 class OneMode(Choice):
-    """One mode for all layers that it can take and for which it pays."""
+    """One mode for all layers that it can take and for which it pays; or two, one of them for layers without a kernel.
 
-    def __init__(self, mode: Mode, options: Options) -> None:
-        self._mode, self._options = mode, options
+    Args:
+        mode: The mode.
+        options: What is asked of it.
+        pointwise: What is wanted of 1 x 1 Convs, Gemm and MatMul, where that is another mode.
+        max_effect: The largest effect on the output of a layer of low rank without a kernel; None: the usual one.
+    """
+
+    def __init__(
+        self, mode: Mode, options: Options, pointwise: Assignment | None = None, max_effect: float | None = None
+    ) -> None:
+        self._mode, self._options, self._pointwise, self._max_effect = mode, options, pointwise, max_effect
         self.mode, self.rank, self.force = mode.name, str(options.rank), options.force
+        if pointwise is not None:
+            other, own = str(pointwise.options.rank), self.rank
+            self.mode, self.rank = f"{mode.name} + {pointwise.mode.name}", own if own == other else f"{own} + {other}"
+
+    @property
+    def _modes(self) -> list[Mode]:
+        others = [self._pointwise.mode] if self._pointwise else []
+        return [self._mode, *(mode for mode in others if isinstance(mode, Mode))]
 
     def check(self, fitting: Fitting, *, images: bool = False) -> None:  # noqa: D102 - the base class says it
-        fitting.check(self._mode, images=images)
+        for mode in self._modes:
+            fitting.check(mode, images=images)
+        if self._max_effect is None:
+            return
+        name = spelled("max_effect")
+        if self.force:
+            raise OptionError(f"{spelled('force', True)} replaces layers whatever their effect; leave {name} out")
+        if not any(takes_pointwise(mode) is None for mode in self._modes):
+            raise OptionError(
+                f"{name} is for 1 x 1 Convs, Gemm and MatMul, and mode {self._mode.name} takes none; give"
+                f" {spelled('pointwise_mode', 'pointwise')} too, or leave it out"
+            )
+        if fitting.data is None:
+            raise OptionError(f"{name} is measured on samples; add {spelled('data')}")
 
     def sites(self, find: Callable[[bool], Sites]) -> Sites:  # noqa: D102
-        return find(self._mode.linear_layers)
+        return find(any(mode.linear_layers for mode in self._modes))
 
     def rows(self, model: Model, sites: Sites, fitting: Fitting) -> Chosen:  # noqa: D102
-        options = replace(self._options, init=fitting.init(self._mode))
-        plan = make_plan(sites.found, self._mode, options, lambda site: read_weight(model, sites, site))
+        main, other = self._fitted(Assignment(self._mode, self._options), fitting), None
+        if self._pointwise is not None:
+            other = self._fitted(self._pointwise, fitting)
+
+        def wanted(match: Match) -> Assignment:
+            return other if other is not None and max(match.conv.kernel_shape, default=1) == 1 else main
+
+        weight = partial(read_weight, model, sites)
+        plan = make_plan(sites.found, self._mode, self._options, weight, wanted)
         said = {row.site.place: fitting.wanted for row in plan.replacements} if fitting.wanted else {}
-        return Chosen(plan, options.init, said)
+        inits = dict.fromkeys(one.options.init for one in (main, other) if one is not None)
+        return Chosen(plan, ", ".join(inits), said, self._limit)
+
+    @property
+    def _limit(self) -> float | None:
+        return None if self.force else LIMIT if self._max_effect is None else self._max_effect
+
+    @staticmethod
+    def _fitted(wanted: Assignment, fitting: Fitting) -> Assignment:
+        return replace(wanted, options=replace(wanted.options, init=fitting.init(wanted.mode)))
 
 
 class OneBlockMode(Choice):
@@ -135,33 +197,8 @@ class ByPlan(Choice):
         return Chosen(plan, wanted.init, wanted.said)
 
 
-def choice_of(
-    mode: str | Mode | BlockMode | None, plan: str | os.PathLike[str] | PlanFile | None, options: Options
-) -> Choice:
-    """What the user wants.
-
-    Args:
-        mode: A mode for all layers.
-        plan: A plan instead of it, or its file.
-        options: The other options about which layers are replaced, and how far; with a plan there are none.
-
-    Raises:
-        OptionError: Neither is given, or a plan and what it says itself; the plan cannot be read.
-        ModeNotFoundError: There is no such mode.
-    """
-    if plan is None:
-        if mode is None:
-            listed = worded("`onnxsep modes` lists", "available_modes() gives")
-            raise OptionError(
-                f"{spelled('mode')} is missing: the form that Convs get ({listed} them); or give {spelled('plan')}"
-            )
-        found = find_mode(mode)
-        return OneBlockMode(found, options) if isinstance(found, BlockMode) else OneMode(found, options)
-    plain = Options()
-    given = [one.name for one in fields(options) if getattr(options, one.name) != getattr(plain, one.name)]
-    if mode is not None or given:
-        names = ", ".join(map(spelled, (*(["mode"] if mode is not None else []), *given)))
-        raise OptionError(
-            f"{spelled('plan')} says what becomes of each layer, so {names} cannot be given with it; change the plan"
-        )
-    return ByPlan(plan if isinstance(plan, PlanFile) else read_plan(plan))
+def takes_pointwise(mode: Mode) -> str | None:
+    """Why a mode takes no layers without a kernel; None where it does."""
+    if mode.linear_layers:
+        return None
+    return mode.accepts(Conv(16, 16, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1, False))

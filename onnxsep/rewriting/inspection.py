@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from onnxsep.algebra.linalg import Array
 from onnxsep.engine.blocks import matches
 from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.planned_costs import edited, plan_macs, source_macs
 from onnxsep.engine.planning import (
     Options,
     choose,
@@ -27,7 +28,7 @@ from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import model_info
 from onnxsep.rewriting.options import InspectOptions
 from onnxsep.rewriting.report import InspectedConv, InspectReport, InspectTotals, ModeCosts
-from onnxsep.rewriting.rows import activations, edited, plan_macs, source_macs, sums_of_macs
+from onnxsep.rewriting.rows import activations, sums_of_macs
 from onnxsep.running.feeds import check_input_shapes
 from onnxsep.running.sizes import find_sizes
 

@@ -13,9 +13,10 @@ from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.paths import DATA, PLAN_READ
 from onnxsep.options.lazy import lazy
 from onnxsep.options.patterns import as_patterns
-from onnxsep.options.proposals import MODES
+from onnxsep.options.proposals import MODES, TARGETS
 from onnxsep.options.sizes import bytes_of
-from onnxsep.options.specs import option, record
+from onnxsep.options.specs import Options, option, record, specs_of
+from onnxsep.planner.which_layers import CONVS, WhichLayers
 from onnxsep.running.options import Opening, Shaped, Telling, Verifying
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ else:
         },
     )
 
-_CONVS = "Which Convs"
 _FIT = "Fitting to data"
+_OF_DATA = {"data", "preprocessing", "skip_bad"}  # options of a plan for what a rewrite has opened already
 _RANKS = ("paper", "full", "energy=0.95", "0.5")  # what completion proposes
 
 
 @record
-class RewriteOptions(Verifying, Preprocessed):
-    """What ``rewrite`` is asked for."""
+class Forms(Options):
+    """Which form layers get."""
 
     mode: str | Mode | BlockMode | None = option(
         default=None,
@@ -60,6 +61,14 @@ class RewriteOptions(Verifying, Preprocessed):
         doc="instead of ``mode`` (and ``rank`` to ``round_ranks``): a plan, or its TOML file, that says what becomes of"
         " each layer. ``Result.plan`` is one.",
     )
+    target: str | Sequence[str] = option(
+        default=(),
+        typed=list[str],
+        proposed=TARGETS,
+        help="Instead of {rank}: a budget, for which a plan is made with {data}, as by `onnxsep plan`: params=0.4, ...",
+        doc="instead of ``rank``: budgets, for which a plan is made with ``data``, as by :func:`onnxsep.plan`; ``mode``"
+        " then restricts the forms.",
+    )
     rank: RankPolicy | str | float = option(
         default="paper",
         typed=str,
@@ -69,31 +78,38 @@ class RewriteOptions(Verifying, Preprocessed):
         "parameters; energy=0.95: a share of the squared singular values; full: exact where the form can be.",
         doc='"paper", "full", an integer, a share of the parameters such as 0.5, or "energy=0.95".',
     )
-    force: bool = option(default=False, group=_CONVS, help="Replace Convs even where it does not pay.")
-    include_first: bool = option(
-        default=False,
-        group=_CONVS,
-        help="Replace first Convs too (reached straight from an input).",
-        doc="replace first Convs too (those reached from a graph input without passing another Conv).",
+    pointwise_mode: str | Mode | None = option(
+        default=None,
+        typed=str,
+        proposed=MODES,
+        help="Another form for what has no kernel: 1 x 1 Convs, Gemm and MatMul, such as pointwise.",
+        doc='the name of a mode, or a Mode, for 1 x 1 Convs, Gemm and MatMul, such as "pointwise"; ``mode`` is for the'
+        " others then.",
     )
-    recurse: bool = option(default=False, group=_CONVS, help="Replace Convs that onnxsep made.")
-    only: str | Sequence[str] = option(
-        default=(),
-        group=_CONVS,
-        help="Only Convs whose name matches (glob).",
-        doc="glob patterns; a Conv whose name matches none is left alone.",
+    pointwise_rank: RankPolicy | str | float | None = option(
+        default=None,
+        typed=str,
+        proposed=_RANKS,
+        help="The rank for {pointwise_mode}; else that of {rank}, or paper where that is an integer.",
+        doc="the rank for ``pointwise_mode``; None: that of ``rank``, or paper where that is an integer.",
     )
-    skip: str | Sequence[str] = option(
-        default=(),
-        group=_CONVS,
-        help="Not the Convs whose name matches (glob).",
-        doc="glob patterns; a Conv whose name matches one is left alone.",
+    max_effect: float | None = option(
+        default=None,
+        fits=(lambda value: 0 <= value < float("inf"), "0 or more"),
+        group=CONVS,
+        help="Leave alone 1 x 1 Convs, Gemm and MatMul that change the output more than this, measured with {data}:"
+        " KL divergence of a classifier's, relative error of others; .05 by default.",
+        doc="leave alone 1 x 1 Convs, Gemm and MatMul of low rank that, replaced alone, change the network's output"
+        " more than this on held-out samples of ``data``: KL divergence of a classifier's, relative error of others;"
+        " None: 0.05 of either, and any where there are no data.",
     )
-    round_ranks: int = option(
-        default=0,
-        help="Make channels in between multiples of this, 8 or 16.",
-        doc="make channel counts multiples of this, 8 or 16, which suit ONNX Runtime; 0: as they are.",
-    )
+    force: bool = option(default=False, group=CONVS, help="Replace Convs even where it does not pay.")
+
+
+@record
+class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
+    """What ``rewrite`` is asked for."""
+
     data: Source | Dataset | None = option(
         default=None,
         group=DATA_GROUP,
@@ -172,10 +188,7 @@ class RewriteOptions(Verifying, Preprocessed):
             ModeNotFoundError: there is no such mode.
             MissingDependencyError: what tuning needs is not installed.
         """
-        from onnxsep.modes.ranks import check_rounding
-
         super().check()
-        check_rounding(self.round_ranks)
         if self.memory is not None:
             bytes_of("memory", self.memory)
         self.choice.check(self.fitting(None), images=self.preprocessing is not None)
@@ -208,9 +221,14 @@ class RewriteOptions(Verifying, Preprocessed):
     @cached_property
     def choice(self) -> Choice:
         """What is to become of the layers; a plan is read, once."""
-        from onnxsep.rewriting.choosing import choice_of
+        from onnxsep.planner.options import PlanOptions
+        from onnxsep.rewriting.wanted import Wanted, choice_of
 
-        return choice_of(self.mode, self.plan, self._planning())
+        rank = None if self.pointwise_rank is None else RankPolicy.parse(self.pointwise_rank)
+        shared = {name for name in specs_of(PlanOptions) if name in specs_of(type(self))} - _OF_DATA
+        target = {name: getattr(self, name) for name in shared} if self.target else {}
+        wanted = Wanted(self.mode, self.plan, self._planning(), self.pointwise_mode, rank, self.max_effect, target)
+        return choice_of(wanted)
 
     def _planning(self) -> planning.Options:
         """What is asked of the plan."""

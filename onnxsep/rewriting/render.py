@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.render import layers_of_result
 from onnxsep.errors import spelled
+from onnxsep.planner.render import planning_blocks
 from onnxsep.reporting.blocks import (
     activations_lines,
     compared,
@@ -29,6 +30,8 @@ def rewrite_document(report: RewriteReport) -> Document:
     """The table of all convolutions, totals, notes and the verification of one rewrite."""
     blocks: list[Block] = [header(report.source, _how(report)), _convs(report)]
     blocks += [Line(_totals(report)), *activations_lines(report.totals.activations_before, _after(report))]
+    if report.planning:
+        blocks += planning_blocks(report.planning)
     if report.calibration:
         blocks += _calibration(report.calibration)
     blocks += ending(report, layers_of_result(report.layers))
@@ -59,7 +62,8 @@ def _convs(report: RewriteReport) -> Table:
 
 
 def _conv(conv: ConvReport, fitted: bool, local: bool) -> Row:
-    why = "; ".join((conv.reason, *conv.notes)).strip("; ")
+    effect = f"alone it changes the output by {conv.effect}" if conv.effect and conv.mode else ""
+    why = "; ".join(filter(None, (conv.reason, *conv.notes, effect)))
     result = Cell(conv.mode, style="good", note=why) if conv.mode else Cell("left alone", note=why)
     cells = [
         Cell(site(conv.name, conv.where)),

@@ -6,8 +6,10 @@ from pydantic import Field
 
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.layer_report import LayersReport
+from onnxsep.planner.report import PlanReport
 from onnxsep.reporting.records import (
     ActivationMemory,
+    EffectReport,
     MissedLimit,
     ModelInfo,
     Record,
@@ -50,6 +52,8 @@ class ConvReport(Record):
     """The same for the factors that were taken, on the positions that they were fitted to."""
     held_out_error: float | None = None
     """The same on held-out positions."""
+    effect: EffectReport | None = None
+    """On the network's output, where it was measured, of the layer as it was replaced or would have been."""
 
 
 class Totals(Record):
@@ -81,6 +85,8 @@ class RewriteReport(WrittenFiles, Report):
     rank: str
     plan: str | None = None
     """The plan that was carried out; mode and rank are then those of each row."""
+    planning: PlanReport | None = None
+    """How that plan was found, where the run has made it."""
     plan_output: str | None = None
     """Where the plan of this run was written."""
     options: dict[str, Any]

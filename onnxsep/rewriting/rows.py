@@ -6,22 +6,24 @@ from dataclasses import asdict
 import onnx
 
 from onnxsep.engine.factors import Factorized
-from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.matches import Rejected
+from onnxsep.engine.planned_costs import plan_macs
 from onnxsep.engine.planning import Plan, site_macs
 from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import Sites
-from onnxsep.engine.surgery import Edit, replace_matches
-from onnxsep.graph.counting import node_macs
 from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.places import Place
-from onnxsep.graph.shapes import infer_shapes
+from onnxsep.planner.output_distance import Effect
 from onnxsep.reporting.records import ActivationMemory
 from onnxsep.rewriting.report import ConvReport, Totals
 from onnxsep.running.sizes import Sizes
 
 
 def conv_reports(
-    plan: Plan, factors: Mapping[Place, Factorized], output_errors: Mapping[Place, float]
+    plan: Plan,
+    factors: Mapping[Place, Factorized],
+    output_errors: Mapping[Place, float],
+    effects: Mapping[Place, Effect],
 ) -> tuple[ConvReport, ...]:
     """One record for every convolution, in graph order.
 
@@ -29,14 +31,20 @@ def conv_reports(
         plan: what was decided.
         factors: by the place of the replaced Conv.
         output_errors: of a local verification, by the place of the replaced Conv; empty without one.
+        effects: on the network's output, by the place of the Conv, where they were measured.
     """
-    return tuple(_conv_report(row, factors, output_errors) for row in plan.rows)
+    return tuple(_conv_report(row, factors, output_errors, effects) for row in plan.rows)
 
 
 def _conv_report(
-    row: Replacement | Rejected, factors: Mapping[Place, Factorized], output_errors: Mapping[Place, float]
+    row: Replacement | Rejected,
+    factors: Mapping[Place, Factorized],
+    output_errors: Mapping[Place, float],
+    effects: Mapping[Place, Effect],
 ) -> ConvReport:
     site = row.site
+    measured = None if site is None else effects.get(site.anchor.place)
+    effect = None if measured is None else measured.report
     if isinstance(row, Rejected):
         return ConvReport(
             name=row.name,
@@ -51,6 +59,7 @@ def _conv_report(
             parameters_after=site.conv.parameters if site else None,
             macs_before=site_macs(site) if site else None,
             macs_after=site_macs(site) if site else None,
+            effect=effect,
         )
     assert site is not None
     errors = factors[site.place].errors
@@ -74,22 +83,8 @@ def _conv_report(
         fitted_error=errors.fitted if errors else None,
         held_out_error=errors.held_out if errors else None,
         output_error=output_errors.get(site.place),
+        effect=effect,
     )
-
-
-def planned(sites: Sites, plan: Plan) -> tuple[onnx.ModelProto, Edit]:
-    """What the plan would give: a skeleton with inferred shapes, and the edit; no weight is read or computed."""
-    light, edit = edited(sites, plan)
-    return (infer_shapes(light) if sites.inferred and plan.replacements else light), edit
-
-
-def edited(sites: Sites, plan: Plan) -> tuple[onnx.ModelProto, Edit]:
-    """The same without the shapes of new tensors."""
-    if not plan.replacements:
-        return sites.light, Edit()
-    light = onnx.ModelProto()
-    light.CopyFrom(sites.light)
-    return light, replace_matches(light, plan.replacements, None)
 
 
 def totals(sites: Sites, plan: Plan, light: onnx.ModelProto, sizes: Sizes) -> Totals:
@@ -140,20 +135,3 @@ def sums_of_macs(
 def activations(sizes: Sizes, light: onnx.ModelProto) -> ActivationMemory:
     """Peak activation memory of a skeleton, as a record."""
     return ActivationMemory(**asdict(sizes.activation_memory(light)))
-
-
-def plan_macs(sites: Sites, plan: Plan) -> tuple[dict[Place, int | None], dict[Place, int | None]]:
-    """MACs of nodes before, and of what stands there after; nodes that are not replaced have the same in both."""
-    before = source_macs(sites)
-    gone = {place for row in plan.replacements for place in row.site.nodes}
-    kept = {place: count for place, count in before.items() if place not in gone}
-    return before, {**kept, **{row.site.anchor.place: row.macs for row in plan.replacements}}
-
-
-def source_macs(sites: Sites) -> dict[Place, int | None]:
-    """MACs of each node of the original that multiplies, by its place; None where its sizes are not known."""
-    before = node_macs(sites.light)
-    for site in sites.found:
-        if isinstance(site, ConvSite) and before.get(site.place) is None:
-            before[site.place] = site_macs(site)
-    return before

@@ -1,0 +1,240 @@
+"""Choosing a form for each layer within budgets: measure, choose, carry out, measure around that, choose again."""
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxsep.calibration.api import Fitting, opened
+from onnxsep.calibration.walk import CalibrationOptions
+from onnxsep.data import Dataset, Preprocessing
+from onnxsep.engine.sites import Sites, find_sites
+from onnxsep.errors import OptionError, TargetError, spelled
+from onnxsep.graph.places import Place
+from onnxsep.model.io import AnyModel, Model, load
+from onnxsep.model.paths import NOTHING, Reads, check_paths
+from onnxsep.modes.base import Mode
+from onnxsep.options.progress import announce
+from onnxsep.options.taking import takes
+from onnxsep.planner.carrying_out import Costs
+from onnxsep.planner.evidence import evidence
+from onnxsep.planner.forms import forms
+from onnxsep.planner.frontier import Frontier, frontier
+from onnxsep.planner.measuring import Measured
+from onnxsep.planner.options import PlanOptions
+from onnxsep.planner.output_distance import Effect, from_additive
+from onnxsep.planner.plan_file import PlanFile, plan_of
+from onnxsep.planner.planning_data import PlanningData
+from onnxsep.planner.report import PlanReport, RoundReport, TargetReport
+from onnxsep.planner.rows import layer_rows, layers_to_plan
+from onnxsep.planner.search import Found, Round, Search
+from onnxsep.planner.selection import least
+from onnxsep.planner.targets import Target
+from onnxsep.reporting.model_info import model_info
+from onnxsep.running.feeds import check_input_shapes
+
+
+@dataclass(frozen=True, repr=False)
+class PlanResult:
+    """A plan and the report of how it was found; ``onnxsep.rewrite(model, plan=result.plan, data=...)`` does it."""
+
+    plan: PlanFile
+    report: PlanReport
+    reads: Reads = NOTHING
+    frontier: Frontier | None = None
+    frontier_folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"<PlanResult: {self.report.summary()}>"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as a TOML file, and the trade-off curve where it was asked for.
+
+        Raises:
+            ModelSaveError: The file cannot be written.
+            OptionError: It would overwrite a file that the plan was made from, or one that is no plan.
+        """
+        self.plan.save(path, self.reads)
+        if self.frontier is not None and self.frontier_folder is not None:
+            self.frontier.save(self.frontier_folder, self.reads)
+
+
+@takes(PlanOptions)
+def plan(model: AnyModel, options: PlanOptions) -> PlanResult:
+    """Choose a form for each layer, by measurement, so that the model keeps within budgets and loses least.
+
+    Writes nothing: ``PlanResult.save`` does, and ``rewrite`` with the plan carries it out.
+
+    Args:
+        model: a file, a ModelProto, or what ``load`` or an earlier result gave.
+        options: each by its name.
+
+    Raises:
+        ModelLoadError: the model cannot be read.
+        OptionError: a target, mode, pattern or other option cannot be used.
+        ModeNotFoundError: no such mode.
+        UnsupportedModelError: the graph cannot be read.
+        FeedError: the input shapes do not fit the model.
+        DataError: the data do not fit the model.
+        CalibrationError: nothing can be fitted to the data, or measured on them.
+        TargetError: no choice keeps within the budgets; its ``report`` says the least that can be had.
+    """
+    started = time.perf_counter()
+    reads = Reads.of(model, options.reads())
+    check_paths(reads, options.writes())
+    source = load(model, follow_links=options.follow_links)
+    check_input_shapes(source, options.shapes)
+    announce(options.teller, "finding the layers")
+    modes = forms(options.modes)
+    sites = find_sites(source, options.shapes, linear_layers=any(mode.linear_layers for mode in modes))
+    fitting = Fitting(
+        data=options.data,
+        preprocessing=Preprocessing.of(options.preprocessing),
+        skip_bad=options.skip_bad,
+    )
+    dataset = opened(fitting, source, options.run_with).data
+    assert isinstance(dataset, Dataset)
+    calibration = CalibrationOptions(positions=options.positions, seed=options.seed)
+    data = PlanningData.of(dataset, options.samples, calibration, options.run_with)
+    return _Planner(source, sites, modes, data, options, reads, started).run()
+
+
+class _Planner:
+    """One run."""
+
+    def __init__(
+        self,
+        model: Model,
+        sites: Sites,
+        modes: Sequence[Mode],
+        data: PlanningData,
+        options: PlanOptions,
+        reads: Reads,
+        started: float,
+    ) -> None:
+        self._model, self._sites, self._data, self._options = model, sites, data, options
+        self._reads, self._started = reads, started
+        layers, self._reasons = layers_to_plan(sites, options)
+        self._search = Search(
+            model,
+            sites,
+            layers,
+            modes,
+            data.samples,
+            lambda around: data.walk(model, sites, around),
+            self._reasons,
+            options.round_ranks,
+            options.teller,
+        )
+        self._costs = Costs(model, sites)
+        unknown = self._costs.unknown_macs
+        if unknown and any(one.kind == "macs" for one in options.targets):
+            raise OptionError(
+                f"{spelled('target')} macs= needs the sizes of all inputs, and {unknown} nodes have none that are known"
+                f"; {spelled('input_shapes', hint='NAME:DIMS')} gives them"
+            )
+        self._budgets = {one.kind: one.amount(self._costs.source[one.kind]) for one in options.targets}
+
+    def run(self) -> PlanResult:
+        """Search, and say what was found."""
+        measured = self._search.alone()
+        rounds = list(self._search.rounds(measured, self._budgets, self._options.rounds))
+        if not rounds:
+            raise self._too_small(measured)
+        best = min((one.found for one in rounds), key=lambda one: one.carried.effect.value)
+        count = Counter[Place]()
+        for one in rounds:
+            count.update({place: len(several) - 1 for place, several in one.measured.items()})
+        report = self._report(measured, best, rounds, count)
+        if self._options.frontier is None:
+            return PlanResult(self._file(best, report), report, self._reads)
+        curve = self._frontier(measured, rounds[0].found, report)
+        report = report.model_copy(update={"frontier": curve.points})
+        return PlanResult(self._file(best, report), report, self._reads, curve, Path(self._options.frontier))
+
+    def _frontier(self, measured: Mapping[Place, Sequence[Measured]], first: Found, report: PlanReport) -> Frontier:
+        target, summed, whole = report.targets[0], first.predicted, first.carried.effect.value
+        scale = whole / summed if summed > 0 and math.isfinite(whole) else 1.0
+        return frontier(
+            self._search, measured, target.kind, target.least, first.carried.effect.kind, scale, self._budgets
+        )
+
+    def _too_small(self, measured: Mapping[Place, Sequence[Measured]]) -> TargetError:
+        report = self._report(measured, None, [], {})
+        words = [
+            f"{one.target} allows {one.allowed:,} of {one.before:,}, and the least that can be had is {one.least:,}"
+            f" ({spelled('target')} {_nearest(one)})"
+            for one in report.targets
+            if one.least > one.allowed
+        ]
+        together = f"no choice keeps within {' and '.join(one.target for one in report.targets)} together"
+        return TargetError(f"{'; '.join(words) or together}; nothing was written", report)
+
+    def _report(
+        self,
+        measured: Mapping[Place, Sequence[Measured]],
+        best: Found | None,
+        rounds: Sequence[Round],
+        count: Mapping[Place, int],
+    ) -> PlanReport:
+        divided, dataset = self._data.divided, self._data.dataset
+        used = sorted({*divided.fitted, *divided.measured})
+        return PlanReport(
+            source=model_info(self._model),
+            options=self._options.as_json(model=self._model),
+            targets=tuple(self._target(one, measured, best) for one in self._options.targets),
+            layers=tuple(layer_rows(self._sites, best, self._reasons, count)),
+            rounds=tuple(
+                RoundReport(
+                    number=one.found.round,
+                    candidates=one.candidates,
+                    predicted=one.found.predicted if math.isfinite(one.found.predicted) else None,
+                    gap=one.found.selection.gap / one.found.selection.effect if one.found.selection.effect > 0 else 0.0,
+                    measured=one.found.carried.effect.report,
+                    taken=one.found is best,
+                )
+                for one in rounds
+            ),
+            measured=None if best is None else best.carried.effect.report,
+            data=dataset.source,
+            fingerprint=dataset.fingerprint(used),
+            fitted_samples=len(divided.fitted),
+            measured_samples=len(divided.measured),
+            held_out=divided.unseen,
+            preprocessing=dataset.preprocessing,
+            notes=(*self._sites.notes, *dataset.notes),
+            seconds=time.perf_counter() - self._started,
+        )
+
+    def _target(self, target: Target, measured: Mapping[Place, Sequence[Measured]], best: Found | None) -> TargetReport:
+        before, kind = self._costs.source[target.kind], target.kind
+        layers = list(measured.values())
+        smallest = before + least(layers, kind) - sum(least([layer[:1]], kind) for layer in layers)
+        after = None if best is None else best.costs[kind]
+        return TargetReport(
+            kind=kind,
+            target=target.text,
+            allowed=self._budgets[kind],
+            before=before,
+            after=after,
+            least=min(smallest, before if after is None else after),
+        )
+
+    def _file(self, best: Found, report: PlanReport) -> PlanFile:
+        kind = best.carried.effect.kind
+        shown = {one.site.place: Effect(kind, from_additive(kind, one.effect), 0) for one in best.selection.chosen}
+        notes = {
+            one.site.place: f"{shown[one.site.place]} alone, held-out error {one.held_out:.3f}"
+            for one in best.selection.chosen
+            if one.row is not None
+        }
+        return plan_of(self._model, best.carried.plan, {}, notes, evidence(report))
+
+
+def _nearest(one: TargetReport) -> str:
+    """What to ask for, for the least that can be had."""
+    share = -(-1000 * one.least // one.before) / 1000
+    return f"{one.kind}={share:g}" if 0 < share < 1 else f"{one.kind}={one.least}"

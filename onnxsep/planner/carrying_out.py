@@ -1,0 +1,114 @@
+"""A choice carried out as a rewrite would: Conv by Conv, each fitted to what those before it deliver; then measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxsep.calibration.layerwise import calibrate
+from onnxsep.engine.factors import factorize_all
+from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.planned_costs import edited, plan_macs
+from onnxsep.engine.planning import Plan, reject
+from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.sites import Sites
+from onnxsep.engine.surgery import replace_matches
+from onnxsep.graph.counting import compare_macs
+from onnxsep.graph.parameters import count_parameters
+from onnxsep.graph.places import Place
+from onnxsep.model.io import Model
+from onnxsep.options.progress import Progress
+from onnxsep.planner.effects import EffectWalk
+from onnxsep.planner.file_size import FileSize
+from onnxsep.planner.measuring import Dense, Measured, Samples
+from onnxsep.planner.output_distance import Effect
+from onnxsep.planner.targets import Budget
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A choice that was carried out.
+
+    Attributes:
+        plan: A row for each layer.
+        dense: What stands for the replaced layers, as dense ones.
+        held_out: The errors of their outputs, by their places.
+        effect: On the network's output, of all together, with the pieces that are written.
+        model: The rewritten model.
+    """
+
+    plan: Plan
+    dense: Dense
+    held_out: Mapping[Place, float]
+    effect: Effect
+    model: Model
+
+
+def plan_of_choice(sites: Sites, chosen: Sequence[Measured], reasons: Mapping[Place, str]) -> Plan:
+    """The plan for a choice: a row for each layer, and why it is left alone."""
+    rows = {one.site.place: one.row for one in chosen if one.row is not None}
+    plan = Plan()
+    for item in sites.found:
+        if isinstance(item, Rejected):
+            plan.rows.append(item)
+        else:
+            row = rows.get(item.place)
+            plan.rows.append(row or reject(item, reasons.get(item.place, "not chosen")))
+    return plan
+
+
+def carry_out(
+    model: Model, sites: Sites, plan: Plan, samples: Samples, walk: EffectWalk, progress: Progress | None = None
+) -> Carried:
+    """Fit a plan, put it into the model, and measure its effect.
+
+    Args:
+        model: The source.
+        sites: Its layers.
+        plan: A row for each; those that cannot be fitted are left alone.
+        samples: What it is fitted to.
+        walk: What measures effects against the source.
+        progress: Told of every layer that is fitted.
+
+    Raises:
+        CalibrationError: The data cannot be used, or the runtime cannot run the model.
+        PassError: A mode broke a promise.
+    """
+    fitted = calibrate(model, sites, plan, samples.fitted(), samples.options, samples.runtime, progress)
+    factors = factorize_all(model, sites, plan, given=fitted.outcomes, workers=samples.runtime.threads, force=True)
+    factors |= {place: found for place, found in fitted.by_place.items() if place in factors}
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    replace_matches(proto, plan.replacements, factors)
+    result = Model(proto, path=model.path, base_dir=model.base_dir, follow_links=model.follow_links)
+    dense, held_out = {}, {}
+    for row in plan.convs:
+        made = factors[row.site.place]
+        bias = None if made.bias is None else made.bias.astype(np.float64)
+        dense[row.site.place] = row.mode.reconstruct(row.site.conv, made.factors), bias
+        if made.errors is not None:
+            held_out[row.site.place] = made.errors.held_out
+    return Carried(plan, dense, held_out, walk.of(result), result)
+
+
+class Costs:
+    """What plans for one model cost as a whole, counted as ``inspect`` counts, and as the file is written.
+
+    Attributes:
+        source: What the source costs.
+        unknown_macs: How many of its nodes have MACs that are not known.
+    """
+
+    def __init__(self, model: Model, sites: Sites) -> None:
+        self._sites, self._size = sites, FileSize(model, sites.light)
+        nothing = Plan([reject(item, "") for item in sites.found if isinstance(item, ConvSite)])
+        self.source = self.of(nothing)
+        _, _, self.unknown_macs = compare_macs(*plan_macs(sites, nothing))
+
+    def of(self, plan: Plan) -> dict[Budget, int]:
+        """The amount of each kind of budget."""
+        light, _ = edited(self._sites, plan)
+        _, macs, _ = compare_macs(*plan_macs(self._sites, plan))
+        rows: list[ConvReplacement] = plan.convs
+        return {"params": count_parameters(light), "macs": macs, "size": self._size.of(rows)}

@@ -1,0 +1,29 @@
+"""What a plan says of its own making, in its file."""
+
+from onnxsep.planner.plan_file import Evidence
+from onnxsep.planner.report import PlanReport
+
+
+def evidence(report: PlanReport) -> tuple[tuple[str, Evidence], ...]:
+    """Targets, data, and what was measured on them."""
+    found: list[tuple[str, Evidence]] = [
+        ("target", ", ".join(one.target for one in report.targets)),
+        *((one.kind, one.after) for one in report.targets if one.after is not None),
+        ("data", report.data),
+        ("fingerprint", report.fingerprint),
+        ("fitted_samples", report.fitted_samples),
+        ("measured_samples", report.measured_samples),
+        ("held_out", "yes" if report.held_out else "no"),
+    ]
+    if report.measured is not None:
+        found.append(("measure", report.measured.kind))
+        if report.measured.value is not None:
+            found.append(("effect", float(f"{report.measured.value:.6g}")))
+    for one in report.rounds:
+        if one.taken and one.predicted is not None:
+            found += [
+                ("round", one.number),
+                ("predicted", float(f"{one.predicted:.6g}")),
+                ("gap", float(f"{one.gap:.3g}")),
+            ]
+    return tuple(found)

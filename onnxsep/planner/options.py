@@ -1,0 +1,108 @@
+"""The options of ``plan``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxsep.data.options import DATA_GROUP, Preprocessed
+from onnxsep.errors import OptionError, spelled
+from onnxsep.model.paths import DATA
+from onnxsep.options.lazy import lazy
+from onnxsep.options.proposals import MODES, TARGETS
+from onnxsep.options.specs import option, record
+from onnxsep.planner.which_layers import WhichLayers
+from onnxsep.running.options import Running, Seeded, Shaped, Telling
+
+if TYPE_CHECKING:
+    from onnxsep.data import Dataset, Source
+    from onnxsep.modes import BlockMode, Mode
+    from onnxsep.planner.targets import Target
+else:
+    __getattr__, __dir__ = lazy(
+        __name__, {"onnxsep.data": ("Dataset", "Source"), "onnxsep.modes": ("BlockMode", "Mode")}
+    )
+
+
+@record
+class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
+    """What ``plan`` is asked for."""
+
+    target: str | Sequence[str] = option(
+        default=(),
+        typed=list[str],
+        proposed=TARGETS,
+        help="A budget: params=0.4, macs=0.5 (shares of the whole model's, or whole numbers), size=0.3, size=80kB (of"
+        " the file); several will do.",
+        doc='what the rewritten model may cost: "params=0.4", "macs=0.5", "size=0.3", "size=80kB"; a fraction with a'
+        " point is a share of the whole model's, an integer a number. Several are all kept.",
+    )
+    data: Source | Dataset = option(
+        group=DATA_GROUP,
+        reads=DATA,
+        typed=Path,
+        per_run=True,
+        help="Folder of images, .npy or .npz: what candidates are fitted to and measured on.",
+        doc="what candidates are fitted to and measured on: a folder of images, an .npy or .npz file, arrays, batches"
+        " or a dataset (:func:`onnxsep.data.open_data`).",
+    )
+    modes: Sequence[str | Mode | BlockMode] = option(
+        default=(),
+        flag="--mode",
+        short="-m",
+        typed=list[str],
+        proposed=MODES,
+        help="The forms that layers may get; by default those that do best at some budget.",
+        doc="the forms that layers may get; by default those that do best at some budget.",
+    )
+    samples: int = option(
+        default=500,
+        minimum=1,
+        group=DATA_GROUP,
+        help="Use at most so many samples of the data; a fifth of them measures.",
+        doc="use at most so many samples, drawn at random; a fifth of them, at most 100, measures the effects.",
+    )
+    positions: int = option(
+        default=64, minimum=1, group=DATA_GROUP, help="Output positions of a layer that are sampled in each of them."
+    )
+    seed: int = option(default=0, minimum=0, help="Seed of the choice of {samples}.", doc="of what is sampled.")
+    rounds: int = option(
+        default=2,
+        minimum=0,
+        help="Rounds in which candidates are measured again around the plan: effects do not add up.",
+        doc="rounds in which candidates near to the plan are fitted and measured again, with all other layers replaced"
+        " as it says: effects do not add up. Where one finds nothing better, the last.",
+    )
+    frontier: str | os.PathLike[str] | None = option(
+        default=None,
+        group="Output",
+        typed=Path,
+        writes="onnxsep.planner.frontier:FRONTIER",
+        per_run=True,
+        help="Write the trade-off curve along the first {target} into this folder: frontier.csv, and its plans.",
+        doc="find the trade-off curve along the first target too, from the same measurements; ``PlanResult.save``"
+        " writes it into this folder: frontier.csv, and its plans.",
+    )
+
+    def check(self) -> None:
+        """Refuse targets that cannot be read or planned for, and modes that are not there.
+
+        Raises:
+            OptionError: A target, a mode or another option cannot be used.
+            ModeNotFoundError: There is no such mode.
+        """
+        from onnxsep.planner.forms import forms
+
+        super().check()
+        if not self.targets:
+            raise OptionError(f"{spelled('target')} is missing: what the model may cost, such as params=0.4")
+        forms(self.modes)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The budgets."""
+        from onnxsep.planner.targets import parse_targets
+
+        return parse_targets([self.target] if isinstance(self.target, str) else self.target)

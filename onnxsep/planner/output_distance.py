@@ -1,0 +1,135 @@
+"""How far outputs are from those of the original network, as one number.
+
+A classifier's: the mean over samples of KL(p || q) in nats, p and q being the distributions over classes of the
+original and of the changed network. What is one is decided as everywhere (``running.scores.find_scores``): a single
+output [samples, classes]. Of all other networks: ||a - b|| / ||a||, a the original's, of the worst output and, where
+parts of an output have unlike ranges, of its worst part (``algebra.output_parts``).
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxsep.algebra.output_parts import PartTally
+from onnxsep.data.criteria import are_probabilities, probabilities
+from onnxsep.errors import CalibrationError
+from onnxsep.reporting.records import EffectReport
+from onnxsep.running.scores import as_scores, find_scores
+
+Kind = Literal["kl", "relative"]
+Outputs = Mapping[str, Any]
+_LEAST = 1e-30  # a probability
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How far a changed network's outputs are from the original's.
+
+    Attributes:
+        kind: "kl": mean Kullback-Leibler divergence, in nats; "relative": relative error.
+        value: Infinite where the changed network gives NaN or infinity.
+        samples: On how many.
+    """
+
+    kind: Kind
+    value: float
+    samples: int
+
+    @property
+    def additive(self) -> float:
+        """What adds up over layers whose errors have nothing to do with one another: KL, or the relative error squared.
+
+        KL is a square already: of small changes of the logits.
+        """
+        return self.value if self.kind == "kl" else self.value**2
+
+    @property
+    def report(self) -> EffectReport:
+        """The record of it."""
+        return EffectReport(
+            kind=self.kind, value=self.value if math.isfinite(self.value) else None, samples=self.samples
+        )
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+
+def from_additive(kind: Kind, value: float) -> float:
+    """An effect from what adds up; of a sum that is below 0, which only differences can be, a negative one."""
+    return value if kind == "kl" else math.copysign(math.sqrt(abs(value)), value)
+
+
+class Original:
+    """What the original network gives for some samples.
+
+    Args:
+        outputs: By name, for each feed.
+        samples: How many samples each feed holds.
+
+    Raises:
+        CalibrationError: None of the outputs holds numbers.
+    """
+
+    def __init__(self, outputs: Sequence[Outputs], samples: Sequence[int]) -> None:
+        self._outputs, self._samples = outputs, samples
+        self.samples = sum(samples)
+        self._names = [name for name in outputs[0] if all(_is_numbers(one[name]) for one in outputs)]
+        if not self._names:
+            raise CalibrationError("no output holds numbers, so that the effect of a change cannot be measured")
+        name = find_scores(outputs[0], samples[0], None)[0]
+        scores = [as_scores(one[name], count) for one, count in zip(outputs, samples, strict=True)] if name else []
+        self._scores: list[npt.NDArray[np.float64]] = [found for found in scores if found is not None]
+        usable = bool(scores) and len(self._scores) == len(scores)
+        self._classes = name if usable and all(np.isfinite(found).all() for found in self._scores) else None
+
+    @property
+    def kind(self) -> Kind:
+        """Which measure it is."""
+        return "relative" if self._classes is None else "kl"
+
+    def effect(self, outputs: Iterable[Outputs]) -> Effect:
+        """How far the outputs of a changed network are.
+
+        Args:
+            outputs: By name, for each feed; what is left out is what the original gives.
+        """
+        value = self._relative(outputs) if self._classes is None else self._divergence(outputs, self._classes)
+        return Effect(self.kind, value, self.samples)
+
+    def _divergence(self, outputs: Iterable[Outputs], name: str) -> float:
+        total = 0.0
+        for found, before, count in zip(outputs, self._scores, self._samples, strict=True):
+            after = as_scores(found[name], count) if name in found else before
+            if after is None or after.shape != before.shape or not np.isfinite(after).all():
+                return math.inf
+            # The original says whether these are probabilities or what softmax is still to be taken of.
+            p, q = (np.maximum(x, _LEAST) for x in _as_probabilities(before, after))
+            total += float((p * np.log(p / q)).sum())
+        return max(total / self.samples, 0.0)
+
+    def _relative(self, outputs: Iterable[Outputs]) -> float:
+        tallies = {name: PartTally() for name in self._names}
+        for found, before, count in zip(outputs, self._outputs, self._samples, strict=True):
+            for name, tally in tallies.items():
+                a, b = before[name], found.get(name, before[name])
+                if a.shape != b.shape or not np.isfinite(b[np.isfinite(a)]).all():
+                    return math.inf
+                tally.add(a, b, count)
+        return max(tally.relative for tally in tallies.values())
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+
+
+def _as_probabilities(
+    before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    if not are_probabilities(before):
+        return probabilities(before, given=False), probabilities(after, given=False)
+    after = np.maximum(after, 0.0)
+    return before, after / np.maximum(after.sum(axis=1, keepdims=True), _LEAST)

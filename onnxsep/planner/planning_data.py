@@ -1,0 +1,53 @@
+"""The data of a plan: what candidates are fitted to, and what their effects are measured on."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from onnxsep.calibration.walk import CalibrationOptions
+from onnxsep.data import Dataset, partition
+from onnxsep.engine.sites import Sites
+from onnxsep.model.io import Model
+from onnxsep.planner.effects import EffectWalk
+from onnxsep.planner.measured_samples import Divided, divide
+from onnxsep.planner.measuring import Dense, Samples
+from onnxsep.running.runtime import RuntimeOptions
+
+_BATCH = 50  # samples that are run at a time
+
+
+@dataclass(frozen=True)
+class PlanningData:
+    """A dataset whose samples are divided.
+
+    Attributes:
+        dataset: The data.
+        divided: Which of them are fitted to, and which measured on.
+        options: How the fits sample them.
+        runtime: How models are run.
+    """
+
+    dataset: Dataset
+    divided: Divided
+    options: CalibrationOptions
+    runtime: RuntimeOptions
+
+    @classmethod
+    def of(cls, dataset: Dataset, samples: int, options: CalibrationOptions, runtime: RuntimeOptions) -> "PlanningData":
+        """At most so many samples of a dataset, drawn at random."""
+        divided = divide(dataset, partition(dataset, samples, options.seed), options.seed)
+        return cls(dataset, divided, options, runtime)
+
+    @property
+    def samples(self) -> Samples:
+        """What candidates are fitted to."""
+        return Samples(lambda: self._feeds(self.divided.fitted), self.options, self.runtime)
+
+    def walk(self, model: Model, sites: Sites, around: Dense | None) -> EffectWalk:
+        """What measures effects, in the source or around a plan."""
+        return EffectWalk(model, sites, self._feeds(self.divided.measured), self.runtime, around=around)
+
+    def _feeds(self, indices: list[int]) -> Iterator[Mapping[str, NDArray[Any]]]:
+        return self.dataset.feeds(indices, _BATCH)

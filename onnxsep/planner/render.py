@@ -1,0 +1,126 @@
+"""The report of a plan as a document."""
+
+from onnxsep.planner.report import PlannedLayer, PlanReport, TargetReport
+from onnxsep.reporting.blocks import header, notes, number, site, summary, title
+from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
+
+_WHAT = {"params": "parameters", "macs": "MACs", "size": "bytes"}
+
+
+def plan_document(report: PlanReport) -> Document:
+    """The table of all layers, the budgets, the rounds and notes."""
+    blocks: list[Block] = [header(report.source, _asked(report)), _layers(report), *planning_blocks(report)]
+    if report.frontier:
+        blocks.append(_frontier(report))
+    blocks += notes(report.notes)
+    if report.output:
+        blocks.append(Line(f"wrote the plan {report.output} in {report.seconds:.1f} s"))
+    return Document(title(report.command, report.source), tuple(blocks))
+
+
+def planning_blocks(report: PlanReport) -> list[Block]:
+    """The budgets, the rounds, and what was measured on what."""
+    blocks: list[Block] = [Line(_target(one)) for one in report.targets]
+    if report.rounds:
+        blocks.append(_rounds(report))
+    where = "held-out samples" if report.held_out else "samples that the fits have seen too"
+    blocks.append(
+        Line(
+            f"candidates were fitted to {report.fitted_samples:,} samples of {report.data} and measured on"
+            f" {report.measured_samples:,} {where}"
+        )
+    )
+    if report.measured is not None:
+        blocks.append(Line(f"the whole plan, carried out, changes the output by {report.measured}"))
+    return blocks
+
+
+def _asked(report: PlanReport) -> str:
+    return ", ".join(one.target for one in report.targets)
+
+
+def _target(one: TargetReport) -> str:
+    kind = _WHAT[one.kind]
+    if one.after is None:
+        return (
+            f"{one.target}: at most {one.allowed:,} {kind} of {one.before:,}; the least that can be had: {one.least:,}"
+        )
+    share = f" ({one.after / one.before:.3f})" if one.before else ""
+    return f"{one.target}: {kind} {one.before:,} -> {one.after:,}{share}, at most {one.allowed:,}"
+
+
+def _layers(report: PlanReport) -> Table:
+    columns = [Column("layer"), Column("form"), Column("rank", "right", spare=1)]
+    columns += [Column("parameters", "right"), Column("MACs", "right", spare=2), Column("bytes", "right", spare=3)]
+    columns += [
+        Column("held-out error", "right", spare=4),
+        Column("effect", "right"),
+        Column("candidates", "right", spare=5),
+    ]
+    return Table(tuple(columns), tuple(map(_layer, report.layers)), notes="why")
+
+
+def _layer(layer: PlannedLayer) -> Row:
+    form = Cell(layer.mode, style="good") if layer.mode else Cell("left alone", note=layer.reason)
+    cells = (
+        Cell(site(layer.name, layer.where)),
+        form,
+        Cell("x".join(map(str, layer.rank or ()))),
+        _change(layer.parameters_before, layer.parameters_after),
+        _change(layer.macs_before, layer.macs_after),
+        number(layer.bytes_more if layer.mode else None, "+,d"),
+        number(layer.held_out_error, ".3f"),
+        number(layer.effect, ".3g"),
+        number(layer.candidates or None, "d"),
+    )
+    return Row(cells, style="" if layer.mode else "dim")
+
+
+def _change(before: int | None, after: int | None) -> Cell:
+    if before is None or after is None:
+        return Cell("?")
+    return Cell(f"{before:,}" if before == after else f"{before:,} -> {after:,}", after, narrow=f"{after:,}")
+
+
+def _rounds(report: PlanReport) -> Table:
+    columns = tuple(Column(name, "right") for name in ("round", "candidates", "predicted", "gap", "measured"))
+    rows = tuple(
+        Row(
+            (
+                Cell(str(one.number), one.number),
+                number(one.candidates, ",d"),
+                number(one.predicted, ".4g"),
+                number(one.gap, ".2%"),
+                Cell(str(one.measured), one.measured.value),
+            ),
+            style="good" if one.taken else "",
+            mark="*" if one.taken else "",
+        )
+        for one in report.rounds
+    )
+    return Table(columns, rows)
+
+
+def _frontier(report: PlanReport) -> Table:
+    columns = [Column(f"share of {_WHAT[report.targets[0].kind]}", "right"), Column("parameters", "right")]
+    columns += [Column("MACs", "right"), Column("bytes", "right"), Column("estimated effect", "right"), Column("plan")]
+    rows = [
+        Row(
+            (
+                number(one.share, ".3f"),
+                number(one.params, ",d"),
+                number(one.macs, ",d"),
+                number(one.size, ",d"),
+                number(one.estimated, ".3g"),
+                Cell(one.plan),
+            )
+        )
+        for one in report.frontier
+    ]
+    return Table(tuple(columns), tuple(rows))
+
+
+def plan_summary(report: PlanReport) -> str:
+    """The budgets, and the effect."""
+    effect = "no plan keeps within it" if report.measured is None else f"changes the output by {report.measured}"
+    return summary(report.source, _asked(report), *map(_target, report.targets), effect)

@@ -1,0 +1,206 @@
+"""The search for a plan: candidates measured alone, a choice, then rounds of candidates measured around the choice."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.sites import Sites
+from onnxsep.graph.places import Place
+from onnxsep.model.io import Model
+from onnxsep.modes.base import Mode
+from onnxsep.options.progress import Progress
+from onnxsep.planner.carrying_out import Carried, Costs, carry_out, plan_of_choice
+from onnxsep.planner.effects import EffectWalk
+from onnxsep.planner.grid import candidates
+from onnxsep.planner.measuring import Dense, Measured, Samples, measure
+from onnxsep.planner.output_distance import from_additive
+from onnxsep.planner.selection import COSTS, Selection, select
+from onnxsep.planner.targets import Budget
+
+_NEAR = (0.6, 0.8, 1.0, 1.25, 1.6)
+"""Of the parameters of a form that was chosen: the ranks that are tried around it."""
+_NEAR_WHOLE = 0.45  # of the parameters of a layer that was left alone
+_FAR = 1.7  # times the parameters: forms that were worth measuring there are tried again
+_STEPS = (1.0, 0.5, 0.25)  # of the layers, that a further round may change
+_TRIES = 8  # of a choice, until what it costs as a whole keeps within the budgets
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan.
+
+    Attributes:
+        selection: The choice.
+        carried: What became of it.
+        costs: What it costs as a whole, by the kind of budget.
+        round: In which round it was found, from 1.
+        predicted: The effect of the whole that the measurements promised.
+    """
+
+    selection: Selection
+    carried: Carried
+    costs: Mapping[Budget, int]
+    round: int
+    predicted: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """A plan, and what it was chosen from.
+
+    Attributes:
+        found: The plan.
+        measured: The candidates of each layer.
+    """
+
+    found: Found
+    measured: Mapping[Place, Sequence[Measured]]
+
+    @property
+    def candidates(self) -> int:
+        """How many were measured, but for the layers left alone."""
+        return sum(len(several) - 1 for several in self.measured.values())
+
+
+@dataclass(frozen=True)
+class Search:
+    """What does not change between rounds.
+
+    Attributes:
+        model: The source.
+        sites: Its layers.
+        layers: Those that a plan is for.
+        modes: The forms that they may get.
+        samples: What candidates are fitted to.
+        walk: Gives what measures effects, around a plan or in the source.
+        reasons: Why other layers are left alone, by their places.
+        round_ranks: As for ``onnxsep.rewrite``.
+        progress: Told how far it is.
+    """
+
+    model: Model
+    sites: Sites
+    layers: Sequence[ConvSite]
+    modes: Sequence[Mode]
+    samples: Samples
+    walk: Callable[[Dense | None], EffectWalk]
+    reasons: Mapping[Place, str] = field(default_factory=dict)
+    round_ranks: int = 0
+    progress: Progress | None = None
+
+    def alone(self) -> dict[Place, list[Measured]]:
+        """The first round: every candidate of the grid with all other layers as they are."""
+        rows = {site.place: list(candidates(site, self.modes, round_ranks=self.round_ranks)) for site in self.layers}
+        return measure(self.model, self.sites, rows, self.samples, self.walk(None), progress=self.progress)
+
+    def around(self, found: Found, measured: Mapping[Place, Sequence[Measured]]) -> dict[Place, list[Measured]]:
+        """A further round: what is near to a plan, with all other layers as the plan says.
+
+        Args:
+            found: The plan.
+            measured: The first round, which says what forms are of use at about that cost.
+        """
+        rows = {one.site.place: self._near(one, measured[one.site.place]) for one in found.selection.chosen}
+        dense = found.carried.dense
+        walk = self.walk(dense)
+        return measure(self.model, self.sites, rows, self.samples, walk, around=dense, progress=self.progress)
+
+    def rounds(
+        self, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int], more: int
+    ) -> Iterator[Round]:
+        """Plans within budgets, from the first round of measurements, and from up to so many more around the best.
+
+        Nothing comes where nothing keeps within the budgets; the last one need not be the best.
+        """
+        selection = self.choose(measured, budgets)
+        if selection is None:
+            return
+        best = self.carry_out(selection, 1, selection.effect)
+        yield Round(best, measured)
+        for number in range(2, more + 2):
+            if best.carried.effect.value == 0:
+                return
+            around = self.around(best, measured)
+            steps = [self.carry_out(*step) for step in self._steps(best, around, budgets, number)]
+            if not steps:
+                return
+            found = min(steps, key=lambda one: one.carried.effect.value)
+            yield Round(found, around)
+            if not found.carried.effect.value < best.carried.effect.value:
+                return
+            best = found
+
+    def _steps(
+        self, best: Found, around: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int], number: int
+    ) -> Iterator[tuple[Selection, int, float]]:
+        """Choices that change all layers, or a part of them: what was measured holds while the others stay."""
+        seen = [best.selection.chosen]
+        for share in _STEPS:
+            changes = max(round(share * len(around)), 1)
+            chosen = self.choose(around, budgets, best.selection.chosen, changes)
+            if chosen is None or any(_alike(chosen.chosen, other) for other in seen):
+                continue
+            seen.append(chosen.chosen)
+            yield chosen, number, _predicted(best, around, chosen)
+
+    def choose(
+        self,
+        measured: Mapping[Place, Sequence[Measured]],
+        budgets: Mapping[Budget, int],
+        before: Sequence[Measured] = (),
+        changes: int | None = None,
+    ) -> Selection | None:
+        """The choice whose cost as a whole keeps within the budgets; None where there is none.
+
+        Args:
+            measured: The candidates of each layer.
+            budgets: By kind.
+            before: An earlier choice.
+            changes: How many layers may get another form than there; None: all.
+        """
+        counted = Costs(self.model, self.sites)
+        layers = list(measured.values())
+        alone = {name: sum(COSTS[name](layer[0]) for layer in layers) for name in budgets}
+        room: dict[Budget, float] = {name: most - counted.source[name] + alone[name] for name, most in budgets.items()}
+        for _ in range(_TRIES):
+            selection = select(layers, room, before, changes)
+            if selection is None:
+                return None
+            costs = counted.of(plan_of_choice(self.sites, selection.chosen, self.reasons))
+            over = {name: costs[name] - most for name, most in budgets.items() if costs[name] > most}
+            if not over:
+                return selection
+            room = {name: most - over.get(name, 0) for name, most in room.items()}
+        return None
+
+    def carry_out(self, selection: Selection, number: int, predicted: float) -> Found:
+        """Fit a choice and measure it; ``predicted`` is the sum of what adds up."""
+        plan = plan_of_choice(self.sites, selection.chosen, self.reasons)
+        carried = carry_out(self.model, self.sites, plan, self.samples, self.walk(None), self.progress)
+        shown = from_additive(carried.effect.kind, predicted)
+        return Found(selection, carried, Costs(self.model, self.sites).of(carried.plan), number, shown)
+
+    def _near(self, one: Measured, measured: Sequence[Measured]) -> list[ConvReplacement]:
+        whole = one.site.conv.parameters
+        if one.row is None:
+            rows = [other.row for other in measured if other.row and other.parameters >= _NEAR_WHOLE * whole]
+            return rows or [other.row for other in measured[-1:] if other.row]
+        close = [other for other in measured if other.row and 1 / _FAR < other.parameters / one.parameters < _FAR]
+        modes = [mode for mode in self.modes if any(other.row and other.row.mode is mode for other in [one, *close])]
+        shares = sorted({min(one.parameters / whole * factor, 1.0) for factor in _NEAR})
+        found = list(candidates(one.site, modes, shares, self.round_ranks))
+        known = any(row.mode is one.row.mode and row.rank == one.row.rank for row in found)
+        return found if known else [one.row, *found]
+
+
+def _alike(one: Sequence[Measured], other: Sequence[Measured]) -> bool:
+    return all(any(now.is_like(then) for then in other) for now in one)
+
+
+def _predicted(best: Found, around: Mapping[Place, Sequence[Measured]], chosen: Selection) -> float:
+    """The effect of a plan, and what each change of it adds."""
+    before = sum(
+        now.effect for one in best.selection.chosen for now in around.get(one.site.place, ()) if now.is_like(one)
+    )
+    return best.carried.effect.additive + chosen.effect - before

@@ -1,0 +1,97 @@
+"""The choice of one form for each layer that loses least within budgets: an integer program.
+
+Minimise the sum of the effects of what is chosen (KL, relative errors squared), one candidate for each layer, with the
+sums of their costs within the budgets. It is solved by HiGHS (scipy.optimize.milp), whose lower bound says how far from
+the best it may be.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from onnxsep.planner.measuring import Measured
+from onnxsep.planner.quiet import quiet
+from onnxsep.planner.targets import Budget
+
+COSTS: Mapping[Budget, Callable[[Measured], int]] = {
+    "params": lambda one: one.parameters,
+    "macs": lambda one: one.macs or 0,
+    "size": lambda one: one.bytes,
+}
+"""What each budget counts of a candidate."""
+_SECONDS = 60.0
+_GAP = 1e-4
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen.
+
+    Attributes:
+        chosen: For each layer.
+        effect: The sum of the effects.
+        gap: How much smaller the least possible sum may be.
+    """
+
+    chosen: tuple[Measured, ...]
+    effect: float
+    gap: float
+
+
+def select(
+    layers: Sequence[Sequence[Measured]],
+    budgets: Mapping[Budget, float],
+    before: Sequence[Measured] = (),
+    changes: int | None = None,
+) -> Selection | None:
+    """Choose a candidate for each layer.
+
+    Args:
+        layers: The candidates of each.
+        budgets: The largest sum of the costs of what is chosen, by the name of the cost.
+        before: An earlier choice.
+        changes: How many layers may get another form than there; None: all.
+
+    Returns:
+        The choice; None where nothing keeps within the budgets.
+    """
+    if not layers:
+        return Selection((), 0.0, 0.0) if min(budgets.values(), default=0) >= 0 else None
+    usable = [[one for one in layer if math.isfinite(one.effect)] for layer in layers]
+    if not all(usable):
+        return None
+    flat = [one for layer in usable for one in layer]
+    owners = np.repeat(np.arange(len(usable)), [len(layer) for layer in usable])
+    once = csr_array((np.ones(len(flat)), (owners, np.arange(len(flat)))), shape=(len(usable), len(flat)))
+    constraints = [LinearConstraint(once, 1, 1)]
+    for name, most in budgets.items():
+        costs = np.array([COSTS[name](one) for one in flat], float)
+        scale = max(float(np.abs(costs).max()), 1.0)  # HiGHS has tolerances of its own
+        constraints.append(LinearConstraint(costs[None] / scale, -np.inf, most / scale))
+    if changes is not None:
+        same = np.array([any(one.is_like(other) for other in before) for one in flat], float)
+        constraints.append(LinearConstraint(same[None], len(usable) - changes, np.inf))
+    effects = np.array([one.effect for one in flat])
+    scale = float(np.abs(effects).max()) or 1.0
+    with quiet():
+        found = milp(
+            effects / scale,
+            constraints=constraints,
+            integrality=np.ones(len(flat)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
+        )
+    if found.x is None:
+        return None
+    chosen = tuple(flat[place] for place in np.flatnonzero(found.x > 0.5))
+    total, bound = float(sum(one.effect for one in chosen)), found.mip_dual_bound
+    return Selection(chosen, total, 0.0 if bound is None else max(total - float(bound) * scale, 0.0))
+
+
+def least(layers: Sequence[Sequence[Measured]], name: Budget) -> int:
+    """The smallest sum of one cost that a choice can have."""
+    return sum(min(map(COSTS[name], layer)) for layer in layers)
