@@ -15,7 +15,7 @@ from onnxsep.layers.layer import INPUT, ConvLayer, relative_macs
 from onnxsep.layers.rank import Rank, RankPolicy
 from onnxsep.modes.base import AnyMode, Mode
 from onnxsep.modes.block import BlockMode
-from onnxsep.modes.ranks import choose_rank
+from onnxsep.modes.ranks import choose_rank, no_rule
 from onnxsep.options.patterns import check_patterns, left_out
 
 SIZES_UNKNOWN = "sizes unknown"
@@ -49,11 +49,13 @@ class Assignment:
 
 
 def check_ranks(mode: AnyMode, rank: RankPolicy | Rank, round_ranks: int) -> None:
-    """Refuse a rank for a mode that has none.
+    """Refuse a rank for a mode that has none, and one that it does not have.
 
     Raises:
         OptionError: there is one.
     """
+    if isinstance(mode, Mode) and not mode.ranks_as_inputs and str(rank) == "in":
+        raise OptionError(no_rule(mode))
     if isinstance(mode, BlockMode) and (str(rank) != "paper" or round_ranks):
         raise OptionError(
             f"mode {mode.name} has no rank to choose; leave {spelled('round_ranks' if round_ranks else 'rank')} out"

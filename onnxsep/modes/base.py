@@ -65,6 +65,8 @@ class Mode(ABC):
     """How its factors can be found: "svd" (``factorize``), and what ``fit`` can do with calibration data."""
     linear_layers: ClassVar[bool] = False
     """Whether it takes Gemm and MatMul nodes too: a Conv without spatial dimensions, kernel_shape ()."""
+    ranks_as_inputs: ClassVar[bool] = False
+    """Whether it has the rank ``in``, which is ``RankAxis.inputs``."""
 
     @abstractmethod
     def accepts(self, conv: Conv) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from onnxsep.calibration import Fitting
 from onnxsep.engine.matches import ConvSite, Match, Rejected
-from onnxsep.engine.planning import Assignment, Options, naming, refusal
+from onnxsep.engine.planning import Assignment, Options, check_ranks, naming, refusal
 from onnxsep.engine.sites import Sites
 from onnxsep.errors import OnnxsepError, OptionError, spelled
 from onnxsep.graph.places import Place
@@ -115,6 +115,7 @@ def _assignment(layer: LayerPlan, mode: Mode, item: ConvSite | Rejected, fitting
     with naming(mode, item.name):
         if reason := refusal(item, mode):
             raise OptionError(f"mode {mode.name} cannot take it: {reason}")
+        check_ranks(mode, layer.rank, layer.round_ranks)
         if not isinstance(layer.rank, RankPolicy):
             check_rank(item.conv, mode, layer.rank)
     options = Options(

@@ -76,6 +76,7 @@ class OneMode(Choice):
     """One mode for all layers that it can take and for which it pays."""
 
     def __init__(self, mode: Mode, options: Options) -> None:
+        check_ranks(mode, options.rank, options.round_ranks)
         self._mode, self._options = mode, options
         self.mode, self.rank, self.force = mode.name, str(options.rank), options.force
 

@@ -36,7 +36,7 @@ else:
 
 _CONVS = "Which Convs"
 _FIT = "Fitting to data"
-_RANKS = ("paper", "full", "energy=0.95", "0.5")  # what completion proposes
+_RANKS = ("paper", "in", "full", "energy=0.95", "0.5")  # what completion proposes
 
 
 @record
@@ -65,8 +65,10 @@ class RewriteOptions(Verifying, Preprocessed):
         short="-r",
         proposed=_RANKS,
         help="paper; an integer (terms for the depthwise modes, else channels in between); 0.5: a share of the "
-        "parameters; energy=0.95: a share of the squared singular values; full: exact where the form can be.",
-        doc='"paper", "full", an integer, a share of the parameters such as 0.5, or "energy=0.95".',
+        "parameters; energy=0.95: a share of the squared singular values; full: exact where the form can be; in: "
+        "spatial with as many channels in between as come in.",
+        doc='"paper", "in" (spatial: as many channels in between as come in), "full", an integer, a share of the'
+        ' parameters such as 0.5, or "energy=0.95".',
     )
     force: bool = option(default=False, group=_CONVS, help="Replace Convs even where it does not pay.")
     include_first: bool = option(
