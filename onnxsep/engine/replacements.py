@@ -58,7 +58,8 @@ class ConvReplacement(_Planned[ConvSite, Mode]):
     def key(self) -> Hashable:
         """What the factors depend on: replacements with equal keys have the same factors and share them."""
         shapes = tuple(factor_shapes(self.layers))
-        return (self.site.weight, self.site.transposed, self.site.conv.group, self.mode.name, self.rank, shapes)
+        site, mode = self.site, self.mode
+        return (site.weight, site.transposed, site.conv.group, mode.name, *mode.given.items(), self.rank, shapes)
 
 
 class BlockReplacement(_Planned[BlockMatch, BlockMode]):
@@ -78,7 +79,8 @@ class BlockReplacement(_Planned[BlockMatch, BlockMode]):
     def key(self) -> Hashable:
         """What the tensors depend on: constants, attributes and geometry."""
         block = self.site.block
-        return (self.mode.name, tuple(self.site.constants.items()), block.conv, tuple(block.nodes.items()))
+        mode = (self.mode.name, *self.mode.given.items())
+        return (mode, tuple(self.site.constants.items()), block.conv, tuple(block.nodes.items()))
 
 
 Replacement = ConvReplacement | BlockReplacement

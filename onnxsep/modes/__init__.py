@@ -29,6 +29,7 @@ from onnxsep.layers.rank import Rank, RankAxis
 from onnxsep.modes.base import NOTHING_TO_SEPARATE, Factors, Mode, Task, available_modes, conv_modes, get_mode
 from onnxsep.modes.block import Block, BlockMode, Operator
 from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_axes, summed
+from onnxsep.modes.settings import Setting
 
 __all__ = [
     "INPUT",
@@ -59,6 +60,7 @@ __all__ = [
     "RankAxis",
     "Refusal",
     "RowGram",
+    "Setting",
     "Statistics",
     "Task",
     "Value",

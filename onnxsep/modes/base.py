@@ -20,6 +20,7 @@ from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
 from onnxsep.modes.block import BlockMode
+from onnxsep.modes.settings import Adjustable
 from onnxsep.options.proposals import MODES_GROUP
 from onnxsep.options.tomlfile import nearest
 
@@ -49,7 +50,7 @@ class Task:
     """Limit for iterative fits."""
 
 
-class Mode(ABC):
+class Mode(Adjustable, ABC):
     """How one Conv becomes several layers.
 
     The engine calls ``accepts``; then ``rank_axis`` until it returns None, choosing one rank each time; then ``layers``

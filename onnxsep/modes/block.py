@@ -13,6 +13,7 @@ from onnxsep.algebra.linalg import Array
 from onnxsep.graph.matching import Pattern, Refusal
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import Layer
+from onnxsep.modes.settings import Adjustable
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Block:
     opset: int
 
 
-class BlockMode(ABC):
+class BlockMode(Adjustable, ABC):
     """How a pattern of nodes becomes several layers.
 
     The engine calls ``accepts`` for every match of the pattern that holds a convolution with constant weights as its

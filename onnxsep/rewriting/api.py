@@ -87,7 +87,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
     """
     started = time.perf_counter()
     choice, dry_run, layers = options.choice, options.dry_run, options.layers
-    fitting, settings = options.fitting(Preprocessing.of(options.preprocessing)), options.settings()
+    fitting, settings = options.fitting(Preprocessing.of(options.preprocessing)), options.verifying()
     reads = Reads.of(model, options.reads())
     check_paths(reads, options.writes())
     source = load(model, follow_links=options.follow_links)

@@ -137,7 +137,10 @@ class ByPlan(Choice):
 
 
 def choice_of(
-    mode: str | Mode | BlockMode | None, plan: str | os.PathLike[str] | PlanFile | None, options: Options
+    mode: str | Mode | BlockMode | None,
+    plan: str | os.PathLike[str] | PlanFile | None,
+    options: Options,
+    settings: Mapping[str, object] | None = None,
 ) -> Choice:
     """What the user wants.
 
@@ -145,9 +148,10 @@ def choice_of(
         mode: A mode for all layers.
         plan: A plan instead of it, or its file.
         options: The other options about which layers are replaced, and how far; with a plan there are none.
+        settings: Those of the mode.
 
     Raises:
-        OptionError: Neither is given, or a plan and what it says itself; the plan cannot be read.
+        OptionError: The mode has no such setting. Neither is given, or a plan and what it says itself; the plan cannot be read.
         ModeNotFoundError: There is no such mode.
     """
     if plan is None:
@@ -156,10 +160,11 @@ def choice_of(
             raise OptionError(
                 f"{spelled('mode')} is missing: the form that Convs get ({listed} them); or give {spelled('plan')}"
             )
-        found = find_mode(mode)
+        found = find_mode(mode).with_settings(settings)
         return OneBlockMode(found, options) if isinstance(found, BlockMode) else OneMode(found, options)
     plain = Options()
     given = [one.name for one in fields(options) if getattr(options, one.name) != getattr(plain, one.name)]
+    given += ["settings"] if settings else []
     if mode is not None or given:
         names = ", ".join(map(spelled, (*(["mode"] if mode is not None else []), *given)))
         raise OptionError(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from onnxsep.data.options import DATA_GROUP, Preprocessed
 from onnxsep.layers.rank import RankPolicy
@@ -69,6 +69,16 @@ class RewriteOptions(Verifying, Preprocessed):
         "spatial with as many channels in between as come in.",
         doc='"paper", "in" (spatial: as many channels in between as come in), "full", an integer, a share of the'
         ' parameters such as 0.5, or "energy=0.95".',
+    )
+    settings: Mapping[str, Any] | None = option(
+        default=None,
+        flag="--set",
+        metavar="NAME=VALUE",
+        typed=list[str],
+        parse=lambda texts: _settings(texts),
+        entry=lambda name, value: f"{name}={str(value).lower() if isinstance(value, bool) else value}",
+        help="A setting of the mode, reduction=4; `onnxsep modes` lists them.",
+        doc='settings of the mode by name, such as ``{"reduction": 4}``; ``mode.settings`` lists them.',
     )
     force: bool = option(default=False, group=_CONVS, help="Replace Convs even where it does not pay.")
     include_first: bool = option(
@@ -198,7 +208,7 @@ class RewriteOptions(Verifying, Preprocessed):
         """What is to become of the layers; a plan is read, once."""
         from onnxsep.rewriting.choosing import choice_of
 
-        return choice_of(self.mode, self.plan, self._planning())
+        return choice_of(self.mode, self.plan, self._planning(), self.settings)
 
     def _planning(self) -> planning.Options:
         """What is asked of the plan."""
@@ -213,6 +223,12 @@ class RewriteOptions(Verifying, Preprocessed):
             skip=as_patterns(self.skip),
             round_ranks=self.round_ranks,
         )
+
+
+def _settings(texts: Iterable[str]) -> dict[str, str] | None:
+    from onnxsep.modes.settings import parse_settings
+
+    return parse_settings(texts) or None
 
 
 @record

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.render import layers_of_result
 from onnxsep.errors import spelled
+from onnxsep.modes.settings import as_text
 from onnxsep.reporting.blocks import (
     compared,
     ending,
@@ -37,7 +38,8 @@ def rewrite_document(report: RewriteReport) -> Document:
 
 def _how(report: RewriteReport) -> str:
     rank = f", rank {report.rank}" if report.rank else ""
-    return f"plan {report.plan}" if report.plan else f"mode {report.mode}{rank}"
+    settings = "".join(f", {name}={as_text(value)}" for name, value in (report.options.get("settings") or {}).items())
+    return f"plan {report.plan}" if report.plan else f"mode {report.mode}{rank}{settings}"
 
 
 def _convs(report: RewriteReport) -> Table:
