@@ -86,8 +86,8 @@ class Plan:
 
 
 def site_macs(site: Match) -> int | None:
-    """MACs of the Conv, or of a block's anchor, for the batch of the model (1 where it is free); None: not known."""
-    return None if site.input_size is None else (site.batch or 1) * site.conv.macs(site.input_size)
+    """MACs of a Conv or block for the batch of the model (1 where it is free); None: not known."""
+    return site.macs
 
 
 def reject(match: Match, reason: str) -> Rejected:
@@ -252,7 +252,7 @@ def mac_ratio(candidate: Replacement) -> Fraction:
     """MACs after / before: exact where sizes are known, else that of a large input of even size."""
     site = candidate.site
     after = candidate.macs
-    before = site_macs(site)
+    before = site.macs
     if after is not None and before:
         return Fraction(after, before)
     return relative_macs(candidate.layers) / relative_macs([ConvLayer("conv", INPUT, site.conv)])
@@ -266,7 +266,7 @@ def does_not_pay(candidate: Replacement) -> str | None:
     ratio = mac_ratio(candidate)
     if ratio <= 1:
         return None
-    macs_before, macs_after = site_macs(site), candidate.macs
+    macs_before, macs_after = site.macs, candidate.macs
     if macs_before and macs_after:
         return f"{macs_before:,} -> {macs_after:,} MACs"
     return f"{float(ratio):.2f} times the MACs at any large size"
@@ -276,7 +276,7 @@ def settle_shared(plan: Plan) -> None:
     """Leave alone Convs whose shared weight has to stay, or needs several sets of factors: parameters would rise."""
     users: dict[Constant, list[int]] = defaultdict(list)
     for number, row in enumerate(plan.rows):
-        if row.site is not None:
+        if row.site is not None and not (isinstance(row, BlockReplacement) and row.keeps(row.site.anchor.weight)):
             users[row.site.anchor.weight].append(number)
     for numbers in users.values():
         rows = [plan.rows[number] for number in numbers]

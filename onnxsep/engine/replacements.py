@@ -1,7 +1,8 @@
 """What takes the place of a match: the plan for one Conv, or for several nodes."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Generic, TypeVar
 
 from onnxsep.engine.matches import BlockMatch, ConvSite
@@ -67,20 +68,31 @@ class BlockReplacement(_Planned[BlockMatch, BlockMode]):
 
     @property
     def tensors(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """(layer, name in it, shape) of each tensor that is computed: all, for nothing of the source is kept."""
-        return [(layer.name, name, shape) for layer in self.layers for name, shape in layer.tensors]
+        """(layer, name in it, shape) of each tensor that is computed: all but those that stay the source's own."""
+        every = ((layer.name, name, shape) for layer in self.layers for name, shape in layer.tensors)
+        return [(layer, name, shape) for layer, name, shape in every if (layer, name) not in self.kept]
+
+    @cached_property
+    def kept(self) -> dict[tuple[str, str], Constant]:
+        """The tensors that stay the source's own, by layer and name in it."""
+        return {tensor: self.site.constants[role] for tensor, role in self.mode.kept(self.site.block).items()}
+
+    def keeps(self, constant: Constant) -> bool:
+        """Whether a constant stays."""
+        return constant in self.kept.values()
 
     @property
     def replaced(self) -> tuple[Constant, ...]:
         """The constants that it does without."""
-        return tuple(self.site.constants.values())
+        return tuple(constant for constant in self.site.constants.values() if not self.keeps(constant))
 
     @property
     def key(self) -> Hashable:
         """What the tensors depend on: constants, attributes and geometry."""
         block = self.site.block
+        nodes = tuple((role, replace(node, dims=None)) for role, node in block.nodes.items())
         mode = (self.mode.name, *self.mode.given.items())
-        return (mode, tuple(self.site.constants.items()), block.conv, tuple(block.nodes.items()))
+        return (mode, tuple(self.site.constants.items()), block.conv, nodes)
 
 
 Replacement = ConvReplacement | BlockReplacement

@@ -101,15 +101,17 @@ class _Surgeon:
         output = self._node(match.place).output[0]
         opset, counts = (
             opset_version(self._model, self._scopes, scope.index),
-            channels(replacement.layers, match.conv.in_channels),
+            channels(replacement.layers, match.in_channels),
         )
         forms = {
             layer.name: node_form(layer, Surroundings(match, opset, counts[layer.sources[0]]))
             for layer in replacement.layers
         }
         weights = self._weights(replacement, output, forms)
+        if not isinstance(replacement, ConvReplacement):
+            weights = weights | {tensor: constant.name for tensor, constant in replacement.kept.items()}
         said = self._said(replacement, scope, node)
-        tensors = {INPUT: node.input[0]}
+        tensors = {INPUT: node.input[0] if isinstance(replacement, ConvReplacement) else replacement.site.input}
         last = replacement.layers[-1]
         built: list[onnx.NodeProto] = []
         for layer in replacement.layers:

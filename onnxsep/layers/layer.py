@@ -46,6 +46,11 @@ class Layer(ABC):
         """MACs for each position of its output."""
         return 0
 
+    @property
+    def is_global(self) -> bool:
+        """Whether its output has one position, however many its input has."""
+        return False
+
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial sizes of its output for inputs of spatial sizes ``size``."""
         return tuple(size)
@@ -149,6 +154,6 @@ def relative_macs(layers: Sequence[Layer]) -> Fraction:
     density: dict[str, Fraction] = {INPUT: Fraction(1)}
     total = Fraction(0)
     for layer in layers:
-        density[layer.name] = density[layer.sources[0]] / layer.stride
+        density[layer.name] = Fraction(0) if layer.is_global else density[layer.sources[0]] / layer.stride
         total += density[layer.name] * layer.position_macs
     return total

@@ -21,8 +21,16 @@ from onnxsep.algebra.statistics import Statistics
 from onnxsep.errors import FactorizationError
 from onnxsep.graph.expressions import Const, Either, Op, Operand, Value
 from onnxsep.graph.index import Index
-from onnxsep.graph.matching import Pattern, Refusal
+from onnxsep.graph.matching import Match, Pattern, Refusal
 from onnxsep.graph.places import Place
+from onnxsep.layers.block_layers import (
+    ConcatLayer,
+    ElementwiseLayer,
+    FlattenLayer,
+    GateLayer,
+    GlobalPoolLayer,
+    NormLayer,
+)
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
@@ -39,18 +47,25 @@ __all__ = [
     "Block",
     "BlockMode",
     "ChannelPadLayer",
+    "ConcatLayer",
     "Const",
     "Conv",
     "ConvLayer",
     "Either",
+    "ElementwiseLayer",
     "FactorizationError",
     "Factors",
+    "FlattenLayer",
+    "GateLayer",
+    "GlobalPoolLayer",
     "Gram",
     "Index",
     "Layer",
+    "Match",
     "Mixed",
     "Mode",
     "Multilinear",
+    "NormLayer",
     "Op",
     "Operand",
     "Operator",

@@ -24,11 +24,13 @@ class Operator:
         op_type: its type.
         attributes: in alphabetical order, lists as tuples.
         outputs: how many of its outputs have a name.
+        dims: shape of its first output, as far as the model tells it: integers, names, None; None: not at all.
     """
 
     op_type: str
     attributes: tuple[tuple[str, Any], ...] = ()
     outputs: int = 1
+    dims: tuple[int | str | None, ...] | None = None
 
     def attribute(self, name: str, default: Any) -> Any:
         """The value of an attribute, or the default where the node has none."""
@@ -44,12 +46,14 @@ class Block:
         nodes: by role, in graph order.
         shapes: of the constants, by role.
         opset: the version of ONNX's operators that holds.
+        dims: shape of the tensor that comes from outside, as for ``Operator``.
     """
 
     conv: Conv
     nodes: Mapping[str, Operator]
     shapes: Mapping[str, tuple[int, ...]]
     opset: int
+    dims: tuple[int | str | None, ...] | None = None
 
 
 class BlockMode(Adjustable, ABC):
@@ -66,7 +70,7 @@ class BlockMode(Adjustable, ABC):
     pattern: ClassVar[Pattern]
     """What it looks for: one tensor comes from outside, one goes out."""
     anchor: ClassVar[str]
-    """The role in the pattern of the convolution that gives the match its name, and reads the tensor from outside."""
+    """The role in the pattern of the convolution that gives the match its name, and its type to new weights."""
     exact: ClassVar[bool]
     """Whether what it makes computes the same as what was there, whatever the weights."""
     linear_layers: ClassVar[bool] = False
@@ -74,6 +78,11 @@ class BlockMode(Adjustable, ABC):
     finished: ClassVar[bool] = True
     """Whether what it makes is left alone by Conv modes later on, as what they make themselves is, unless
     ``--recurse`` is given. Not so where a Conv only takes the place of a Conv."""
+
+    fits: ClassVar[str] = ""
+    """How its weights are fitted to calibration data, in a word for reports ("ridge"); "": they are not."""
+    untrained: ClassVar[str] = ""
+    """What is told where nothing was fitted: how the new weights start, and what they need."""
 
     def accepts(self, block: Block) -> str | None:
         """None if the mode can replace what was found; else the reason why not, in words for the user."""
@@ -98,3 +107,25 @@ class BlockMode(Adjustable, ABC):
         Raises:
             FactorizationError: with these values it cannot be done; the block is then left alone.
         """
+
+    def kept(self, block: Block) -> Mapping[tuple[str, str], str]:
+        """Tensors of ``layers`` that stay the source's own: (layer, name in it) -> role of the constant.
+
+        ``weights`` gives values for the others alone.
+        """
+        return {}
+
+    def observe(self, block: Block, inputs: Array) -> Array:
+        """What a fit has to know of the block's inputs [samples, ...]: rows [samples, features].
+
+        Only where ``fits``, as the next two.
+        """
+        raise NotImplementedError(f"mode {self.name} fits nothing")
+
+    def fit(self, block: Block, rows: Array, targets: Array) -> Sequence[Array]:
+        """As ``weights``, fitted to data: rows of ``observe`` and the outputs [samples, ...] of the old block."""
+        raise NotImplementedError(f"mode {self.name} fits nothing")
+
+    def predict(self, block: Block, tensors: Sequence[Array], rows: Array) -> Array:
+        """What the layers give with these tensors, for rows of ``observe``."""
+        raise NotImplementedError(f"mode {self.name} fits nothing")

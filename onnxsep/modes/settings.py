@@ -91,9 +91,7 @@ class Adjustable:
 
     def setting(self, name: str) -> Any:
         """The value of a setting."""
-        return (
-            self.given[name] if name in self.given else next(one for one in self.settings if one.name == name).default
-        )
+        return {**{one.name: one.default for one in self.settings}, **self.given}[name]
 
     def with_settings(self: _Own, given: Mapping[str, object] | None) -> _Own:
         """The mode with these settings, beside those that it was given before; the mode itself stays as it is.

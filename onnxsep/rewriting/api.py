@@ -1,7 +1,7 @@
 """The rewrite itself: load -> match -> plan -> factorize -> apply -> ensure -> verify."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from onnxsep.data import Preprocessing
 from onnxsep.engine.factors import Factorized, factorize_all
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import SIZES_UNKNOWN, Plan, in_main_graph
+from onnxsep.engine.replacements import BlockReplacement
 from onnxsep.engine.sites import Sites, find_sites
 from onnxsep.engine.sparsity import dense_factor_notes
 from onnxsep.engine.surgery import Edit, replace_matches
@@ -151,6 +152,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
             *sites.notes,
             *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in rows.convs))),
             *_size_notes(rows, measured),
+            *_untrained_notes(rows, fitted.calibrated.by_place),
             *notes,
             *_input_notes(edit),
             *([why_not] if why_not else []),
@@ -202,6 +204,13 @@ def _size_notes(plan: Plan, measured: Mapping[str, tuple[int, ...]]) -> list[str
         f"the input sizes of {unknown} replaced Convs are not in the model: their MACs were compared for large even "
         f"sizes ({spelled('input_shapes', hint='NAME:DIMS')} gives sizes)"
     ]
+
+
+def _untrained_notes(plan: Plan, fitted: Collection[Place]) -> list[str]:
+    """What is said of blocks that start from the weights alone and will not do as they are."""
+    rows = [row for row in plan.replacements if isinstance(row, BlockReplacement) and row.site.place not in fitted]
+    found = dict.fromkeys((row.mode.name, row.mode.untrained) for row in rows if row.mode.untrained)
+    return [f"warning: mode {name}: {words}" for name, words in found]
 
 
 def _input_notes(edit: Edit) -> list[str]:

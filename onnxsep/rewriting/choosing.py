@@ -112,7 +112,8 @@ class OneBlockMode(Choice):
     def rows(self, model: Model, sites: Sites, fitting: Fitting) -> Chosen:  # noqa: D102
         found = find_blocks(model, sites, self._mode)
         plan = make_plan(found, self._mode, self._options, lambda site: read_weight(model, sites, site))
-        return Chosen(plan, fitting.init(self._mode))
+        fits = self._mode.fits if fitting.data is not None else ""
+        return Chosen(plan, fits or fitting.init(self._mode))
 
 
 class ByPlan(Choice):
@@ -151,7 +152,8 @@ def choice_of(
         settings: Those of the mode.
 
     Raises:
-        OptionError: The mode has no such setting. Neither is given, or a plan and what it says itself; the plan cannot be read.
+        OptionError: Neither is given, or a plan and what it says itself; the plan cannot be read; the mode has no such
+            setting.
         ModeNotFoundError: There is no such mode.
     """
     if plan is None:
