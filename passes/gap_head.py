@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onnxsep.modes import (
+    ACTIVATIONS,
     INPUT,
     Array,
     Block,
@@ -48,12 +49,12 @@ from onnxsep.modes import (
     Pattern,
     Refusal,
     Value,
+    activation,
 )
 
 _FIRST, _MOST = "fc_1", 6
 _LAYERS = ("Gemm", "MatMul")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
-_ACTIVATIONS = ("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "HardSwish", "Mish", "Sigmoid", "Tanh", "Softplus")
 _IDLE = ("Dropout", "Identity")
 _SLOPE = 0.5  # of an activation, as the start without data takes it
 _TO_NHWC = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
@@ -95,20 +96,7 @@ def _maybe_idle(role: str, inner: Operand) -> Operand:
 
 def _activated(inner: Operand, number: int) -> Operand:
     idle = _maybe_idle(f"drop_{number}", inner)
-    # An activation of one operand, with numbers, or with a gate of its own (SiLU).
-    active = Either(
-        Op(f"activation_{number}", _ACTIVATIONS, idle),
-        Op(
-            f"activation_{number}",
-            "Clip",
-            idle,
-            Const(f"least_{number}", optional=True),
-            Const(f"most_{number}", optional=True),
-        ),
-        Op(f"activation_{number}", "PRelu", idle, Const(f"slope_{number}")),
-        Op(f"activation_{number}", "Mul", idle, Op(f"gate_{number}", ("Sigmoid", "HardSigmoid"), idle)),
-        idle,
-    )
+    active = Either(activation(f"activation_{number}", idle), idle)
     return _maybe_idle(f"drop_after_{number}", active)
 
 
@@ -125,7 +113,7 @@ def _goes_on(index: Index, match: Match) -> str | None:
     behind = [use.place for use in uses if use.place is not None]
     for place in behind:
         node = index.node(place)
-        if node.op_type not in (*_LAYERS, *_ACTIVATIONS, *_IDLE, "Clip", "PRelu", "Mul", "Add"):
+        if node.op_type not in (*_LAYERS, *ACTIVATIONS, *_IDLE, "Clip", "PRelu", "Mul", "Add"):
             continue
         further = [use.place for name in node.output for use in index.uses(name, match.scope)]
         for one in (place, *further):

@@ -141,6 +141,13 @@ class BlockMatch:
         return known if self.block.dims and len(known) == len(sizes) else self.anchor.input_size
 
     @property
+    def output_size(self) -> tuple[int, ...] | None:
+        """Spatial sizes of what it computes."""
+        dims = list(self.block.nodes.values())[-1].dims
+        known = tuple(size for size in (dims or ())[2:] if isinstance(size, int))
+        return known if dims is not None and len(known) == len(dims) - 2 else None
+
+    @property
     def batch(self) -> int | None:
         """The batch of what it reads."""
         return self.anchor.batch

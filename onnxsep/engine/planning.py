@@ -193,8 +193,11 @@ def _decide_block(match: BlockMatch, mode: BlockMode, options: Options) -> Repla
     )
     if reason:
         return reject(match, reason)
-    notes = (f"with {match.company}", *(() if match.input_size is not None else (SIZES_UNKNOWN,)))
-    return BlockReplacement(match, mode, (), mode.layers(match.block), mode.exact, notes)
+    company = (f"with {match.company}",) if match.company else ()
+    notes = (*company, *(() if match.input_size is not None else (SIZES_UNKNOWN,)))
+    candidate = BlockReplacement(match, mode, (), mode.layers(match.block), mode.exact, notes)
+    reason = does_not_pay(candidate) if mode.saves and not options.force else None
+    return reject(match, f"does not pay: {reason} ({spelled('force', True)})") if reason else candidate
 
 
 def _again(made_by: str) -> str:

@@ -45,6 +45,11 @@ class ConvReplacement(_Planned[ConvSite, Mode]):
     """The plan for one Conv that will be replaced."""
 
     @property
+    def in_channels(self) -> int:
+        """Channels of what the layers read."""
+        return self.site.in_channels
+
+    @property
     def tensors(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """(layer, name in it, shape) of each tensor that is computed: weights, for the bias is the source's own."""
         return [(layer.name, name, shape) for layer in self.layers for name, shape in layer.tensors if name == "weight"]
@@ -67,6 +72,24 @@ class BlockReplacement(_Planned[BlockMatch, BlockMode]):
     """The plan for several nodes that will be replaced together."""
 
     @property
+    def parameters(self) -> int:
+        """Parameters of what stands there then."""
+        return super().parameters + (self.site.parameters if self.mode.appends else 0)
+
+    @property
+    def macs(self) -> int | None:
+        """MACs of what stands there then; None where sizes are not known."""
+        if not self.mode.appends:
+            return super().macs
+        before, size = self.site.macs, self.site.output_size
+        return None if before is None or size is None else before + (self.site.batch or 1) * macs(self.layers, size)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of what the layers read."""
+        return self.site.conv.out_channels if self.mode.appends else self.site.in_channels
+
+    @property
     def tensors(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """(layer, name in it, shape) of each tensor that is computed: all but those that stay the source's own."""
         every = ((layer.name, name, shape) for layer in self.layers for name, shape in layer.tensors)
@@ -79,7 +102,7 @@ class BlockReplacement(_Planned[BlockMatch, BlockMode]):
 
     def keeps(self, constant: Constant) -> bool:
         """Whether a constant stays."""
-        return constant in self.kept.values()
+        return self.mode.appends or constant in self.kept.values()
 
     @property
     def replaced(self) -> tuple[Constant, ...]:

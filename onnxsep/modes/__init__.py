@@ -19,6 +19,7 @@ from onnxsep.algebra.linalg import (
 from onnxsep.algebra.polyadic import compose, exact_rank, improved, orthogonal_terms, squared_errors
 from onnxsep.algebra.statistics import Statistics
 from onnxsep.errors import FactorizationError
+from onnxsep.graph.activations import ACTIVATIONS, activation
 from onnxsep.graph.expressions import Const, Either, Op, Operand, Value
 from onnxsep.graph.index import Index
 from onnxsep.graph.matching import Match, Pattern, Refusal
@@ -40,6 +41,7 @@ from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_
 from onnxsep.modes.settings import Setting
 
 __all__ = [
+    "ACTIVATIONS",
     "INPUT",
     "NOTHING_TO_SEPARATE",
     "AddLayer",
@@ -79,6 +81,7 @@ __all__ = [
     "Statistics",
     "Task",
     "Value",
+    "activation",
     "available_modes",
     "axis_name",
     "balanced",

@@ -79,6 +79,10 @@ class BlockMode(Adjustable, ABC):
     """Whether what it makes is left alone by Conv modes later on, as what they make themselves is, unless
     ``--recurse`` is given. Not so where a Conv only takes the place of a Conv."""
 
+    appends: ClassVar[bool] = False
+    """Whether what was found stays, and the layers come behind it: ``INPUT`` is then what it computes."""
+    saves: ClassVar[bool] = False
+    """Whether it is there to save, so that what has no fewer parameters, or more MACs, needs ``--force``."""
     fits: ClassVar[str] = ""
     """How its weights are fitted to calibration data, in a word for reports ("ridge"); "": they are not."""
     untrained: ClassVar[str] = ""
