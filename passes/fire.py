@@ -101,7 +101,8 @@ class Fire(BlockMode):
         weight, centre = values["weight"], _centre(conv)
         assert centre is not None
         taps = np.moveaxis(weight[first:], 1, -1)  # [O - e, *kernel, I]
-        both = np.concatenate([weight[(slice(first), slice(None), *centre)], taps.reshape(-1, conv.in_channels)])
+        middle = (slice(first), slice(None), *centre)
+        both = np.concatenate([weight[middle], taps.reshape(-1, conv.in_channels)])
         u, s, vt = np.linalg.svd(both, full_matrices=False)
         used = min(between, len(s))
         squeeze = np.random.default_rng(0).normal(0, np.sqrt(1 / conv.in_channels), (between, conv.in_channels))

@@ -16,7 +16,7 @@ import onnxsep
 from onnxsep.errors import OptionError
 from onnxsep.modes import available_modes
 
-FORMS = ["Relu", "LeakyRelu", "Clip", "HardSwish", "SiLU", "PRelu", "Tanh"]
+FORMS = ["Relu", "LeakyRelu", "Clip", "HardSwish", "hard swish in parts", "SiLU", "PRelu", "Tanh"]
 
 
 def network(
@@ -35,6 +35,14 @@ def network(
     if activation == "SiLU":
         nodes.append(helper.make_node("Sigmoid", [read], ["s"], name="gate"))
         nodes.append(helper.make_node("Mul", [read, "s"], ["a"], name="act"))
+    elif activation == "hard swish in parts":
+        tensors += [tensor("three", 3.0), tensor("zero", 0.0), tensor("six", 6.0)]
+        nodes += [
+            helper.make_node("Add", [read, "three"], ["shifted"], name="shift"),
+            helper.make_node("Clip", ["shifted", "zero", "six"], ["ramp"], name="clip"),
+            helper.make_node("Mul", [read, "ramp"], ["product"], name="mul"),
+            helper.make_node("Div", ["product", "six"], ["a"], name="act"),
+        ]
     elif activation:
         more = {"Clip": ["least", "most"], "PRelu": ["slope"]}.get(activation, [])
         for name, number in zip(more, [0.1, 6.0], strict=False):
