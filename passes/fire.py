@@ -30,6 +30,7 @@ Settings
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,7 @@ class Fire(BlockMode):
         weight, centre = values["weight"], _centre(conv)
         assert centre is not None
         taps = np.moveaxis(weight[first:], 1, -1)  # [O - e, *kernel, I]
-        middle = (slice(first), slice(None), *centre)
+        middle: tuple[Any, ...] = (slice(first), slice(None), *centre)
         both = np.concatenate([weight[middle], taps.reshape(-1, conv.in_channels)])
         u, s, vt = np.linalg.svd(both, full_matrices=False)
         used = min(between, len(s))

@@ -147,16 +147,16 @@ class GapHead(BlockMode):
         flat = block.nodes["flatten"]
         if flat.op_type == "Flatten" and flat.attribute("axis", 1) != 1:
             return f"its Flatten begins at axis {flat.attribute('axis', 1)}, not at the channels"
-        if flat.dims is None or len(flat.dims) != 2 or flat.dims[1] != features or _rows(flat.dims) != _rows(dims):
-            shape = "not known" if flat.dims is None else f"[{', '.join(map(str, flat.dims))}]"
-            return f"the shape behind its {flat.op_type} is {shape}, not [{dims[0]}, {features}]"
         pooled = block.nodes["pool"].dims if "pool" in block.nodes else dims
         if pooled is None or math.prod(size if isinstance(size, int) else 0 for size in pooled[1:]) != features:
             return f"its first layer takes {features} features, which are not all those of one image"
+        # As many rows as images, or rows as long as the features of one image: each follows from the other.
+        rows, columns = flat.dims if flat.dims is not None and len(flat.dims) == 2 else (None, None)
+        if columns != features and (rows is None or rows != dims[0]):
+            shape = "not known" if flat.dims is None else f"[{', '.join(map(str, flat.dims))}]"
+            return f"the shape behind its {flat.op_type} is {shape}, not [{dims[0]}, {features}]"
         if "transpose" in block.nodes and block.nodes["transpose"].attribute("perm", None) != _TO_NHWC.get(len(dims)):
             return "its Transpose is not the one from NCHW to NHWC"
-        if features % _channels(block):
-            return f"its first layer takes {features} features, not some for each of {dims[1]} channels"
         return _not_linear(block)
 
     def why_not(self, refusal: Refusal | None) -> str:
@@ -223,11 +223,6 @@ def ridge(rows: Array, targets: Array) -> tuple[Array, Array]:
     assert best is not None
     weight = best[1]
     return weight, level - weight @ mean
-
-
-def _rows(dims: Sequence[int | str | None]) -> int | None:
-    """The batch, where it is fixed."""
-    return dims[0] if isinstance(dims[0], int) else None
 
 
 def _channels(block: Block) -> int:
