@@ -83,3 +83,16 @@ def test_what_is_none_has_a_reason() -> None:
     used.graph.output.append(value("c0", [2, 4, 5, 5]))
     (row,) = onnxsep.rewrite(used, mode="bias-to-norm").report.convs
     assert row.reason == "what Conv 'conv0' computes, 'c0', is an output of the graph"
+
+
+def test_statistics_of_another_type_than_the_weights() -> None:
+    """From operator set 15 on they may be float32 behind a Conv of float16; new ones would have the weight's type."""
+    source = network(4, 0)
+    for one in source.graph.initializer:
+        if not one.name.startswith(("mean", "var")):
+            one.CopyFrom(tensor(one.name, onnx.numpy_helper.to_array(one), np.float16))
+    for end in (*source.graph.input, *source.graph.output):
+        end.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.checker.check_model(source, full_check=True)
+    (row,) = onnxsep.rewrite(source, mode="bias-to-norm", verify="none").report.convs
+    assert row.reason == "its constants are floats of several types"

@@ -85,9 +85,11 @@ class _Finder:
         except FactorizationError as error:
             return reject(site, str(error))
         opset = opset_version(self._model.proto, self._sites.scopes, match.scope)
-        (outside,) = dict.fromkeys(match.values.values())
+        outside = list(dict.fromkeys(match.values.values()))
+        if len(outside) != 1:
+            return reject(site, f"{len(outside)} tensors come from outside, and a block has one")
         nodes = {role: self._operator(place) for role, place in match.nodes.items()}
-        block = Block(site.conv, nodes, shapes, opset, self._known.of(match.scope, outside))
+        block = Block(site.conv, nodes, shapes, opset, self._known.of(match.scope, outside[0]))
         distinct = {constant: shapes[role] for role, constant in match.constants.items()}
         weights = [shape for constant, shape in distinct.items() if self._is_weight(constant)]
         macs = [self._macs[place] for place in match.nodes.values() if place in self._macs]
@@ -103,10 +105,11 @@ class _Finder:
             match.constants,
             block,
             sum(map(math.prod, weights)),
-            outside,
+            outside[0],
             sum(known) if len(known) == len(macs) else None,
             company,
             again,
+            mixed=len({self._type(constant) for constant in distinct} & FLOAT_TYPES.keys()) > 1,
         )
 
     def _unfit(self, nodes: Mapping[str, Place]) -> str | None:
@@ -135,5 +138,10 @@ class _Finder:
 
     def _is_weight(self, constant: Constant) -> bool:
         """Whether it counts as parameters: shapes and axes do not."""
+        kind = self._type(constant)
+        return kind is None or kind in FLOAT_TYPES
+
+    def _type(self, constant: Constant) -> int | None:
+        """ONNX's number of its type; None where an expression computes it."""
         tensor = stored_tensor(self._sites.scopes, constant)
-        return tensor is None or tensor.data_type in FLOAT_TYPES
+        return None if tensor is None else tensor.data_type

@@ -76,6 +76,7 @@ class BlockMatch:
         macs: of all its nodes, for the batch of the model (1 where it is free); None where sizes are not known.
         company: its other nodes, in words.
         again: whether the mode itself has made its anchor, in an earlier run.
+        mixed: whether its constants are floats of several types.
     """
 
     anchor: ConvSite
@@ -87,6 +88,7 @@ class BlockMatch:
     macs: int | None
     company: str
     again: bool = False
+    mixed: bool = False
 
     @property
     def nodes(self) -> tuple[Place, ...]:

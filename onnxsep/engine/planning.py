@@ -190,6 +190,7 @@ def _decide_block(match: BlockMatch, mode: BlockMode, options: Options) -> Repla
         left_out(match.name, options.only, options.skip)
         or mode.accepts(match.block)
         or (_again(mode.name) if match.again and not options.recurse else None)
+        or ("its constants are floats of several types" if match.mixed and mode.kept(match.block) else None)
     )
     if reason:
         return reject(match, reason)
