@@ -19,7 +19,9 @@ When it pays
 
 When it refuses
     No activation behind the Conv, for there the paper has none; operator sets below 7, whose broadcasting differs;
-    fewer channels than r.
+    fewer channels than r; outputs of one position, as within such a gate itself.
+
+Convs that share their weight, and all that stands behind them, share their gate's weights too.
 
 Settings
     reduction: r.
@@ -78,6 +80,9 @@ class SqueezeExcitation(BlockMode):
         """Refuse what cannot have such a gate."""
         if block.opset < _LEAST_OPSET:
             return f"operator set {block.opset}: only from {_LEAST_OPSET} on does a product broadcast"
+        dims = block.nodes["activation"].dims
+        if dims is not None and all(size == 1 for size in dims[2:]):
+            return "its outputs have one position, so that there is no mean to take"
         if block.conv.out_channels < self.setting("reduction"):
             return f"its {block.conv.out_channels} channels are fewer than the reduction {self.setting('reduction')}"
         return None

@@ -135,6 +135,10 @@ def test_what_is_left_alone_has_a_reason() -> None:
 
     assert reason(network(activation="")) == "no activation behind it"
     assert reason(network(), settings={"reduction": 9}) == "its 8 channels are fewer than the reduction 9"
+    gated = onnxsep.rewrite(network(), mode="squeeze-excitation").model
+    again = onnxsep.rewrite(gated, mode="squeeze-excitation", recurse=True).report
+    reasons = {row.name: row.reason for row in again.convs if row.status == "left"}
+    assert reasons["conv_se_reduce"] == "its outputs have one position, so that there is no mean to take"
     used = network()
     used.graph.output.append(value("n", [2, 8, 4, 4]))
     assert reason(used) == "what BatchNormalization 'norm' computes, 'n', is an output of the graph"
