@@ -12,6 +12,9 @@ Why
     With r = out_channels = in_channels, parameters shrink by 2/k and MACs by 2/k + 2/(k(N-2)) for an unpadded Conv on
     an N x N input (equations 1 and 2 of paper 000).
 
+    The rank ``in`` is that of paper 004 (the N x 1 - 1 x N Convs of its R3 and V3): r = in_channels, which is less
+    than out_channels where a network widens.
+
 Form
     Each factor carries stride, pads (or auto_pad) and dilation of its own axis, the last one the bias. Axes on which
     the kernel is 1 wide are left with the first factor. A ConvTranspose becomes ConvTransposes in the same way: what it
@@ -53,6 +56,7 @@ class Spatial(Multilinear):
 
     name = "spatial"
     transposed = True
+    ranks_as_inputs = True
     summary = "k x 1, then 1 x k (3-D: one Conv for each axis); the rank is the number of channels in between"
 
     def accepts(self, conv: Conv) -> str | None:
@@ -75,7 +79,8 @@ class Spatial(Multilinear):
         left = before // group * conv.kernel_shape[axes[position]]
         right = conv.out_channels // group * int(np.prod([conv.kernel_shape[axis] for axis in axes[position + 1 :]]))
         full = min(left, right) * group
-        return RankAxis("channels", full=full, paper=min(conv.out_channels, full), step=group)
+        paper, inputs = min(conv.out_channels, full), min(conv.in_channels, full)
+        return RankAxis("channels", full=full, paper=paper, step=group, inputs=inputs)
 
     def layers(self, conv: Conv, rank: Rank) -> tuple[Layer, ...]:
         """A chain of Convs, one for each axis on which the kernel is longer than 1."""

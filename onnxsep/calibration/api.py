@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from onnxsep.calibration.blocks import fit_blocks, fitted_blocks
 from onnxsep.calibration.calibrated import Calibrated
 from onnxsep.calibration.layerwise import calibrate
 from onnxsep.calibration.memory import Needs, available, needs
@@ -194,7 +195,8 @@ def fit_plan(
         notes=dataset.notes,
     )
     fitted = Fitted(report=report, dataset=dataset, parts=parts, needs=memory)
-    blocks = sorted({row.mode.name for row in plan.replacements if isinstance(row, BlockReplacement)})
+    weights_alone = (row for row in plan.replacements if isinstance(row, BlockReplacement) and not row.mode.fits)
+    blocks = sorted({row.mode.name for row in weights_alone})
     if blocks:
         said = f"mode {', '.join(blocks)} computes its weights from those of the source: nothing is fitted to the data"
         fitted = replace(fitted, report=report.model_copy(update={"notes": (*report.notes, said)}))
@@ -204,6 +206,16 @@ def fit_plan(
         done = calibrate(model, sites, plan, fitted.batches(), options, runtime, progress)
         # A model of a fixed batch size may leave some samples over.
         fitted = replace(fitted, calibrated=done, report=report.model_copy(update={"samples": done.samples}))
+    if found := fitted_blocks(plan):
+        outcomes, samples = fit_blocks(
+            model, sites, found, fitted.batches(), runtime, seed=options.seed, progress=progress
+        )
+        for row in found:
+            outcome = outcomes[row.site.place]
+            fitted.calibrated.outcomes[row.key] = outcome
+            if not isinstance(outcome, str):
+                fitted.calibrated.by_place[row.site.place] = outcome
+        fitted = replace(fitted, report=report.model_copy(update={"samples": samples}))
     if fitting.statistics is not None and not fitting.dry_run:  # last: whoever interrupts has nothing written
         recorded = record(model, sites, fitted.batches(), options, runtime, dataset.source, progress)
         save_statistics(fitting.statistics, recorded)

@@ -73,7 +73,10 @@ def modes(as_json: Json = False, debug: Debug = False) -> None:
             typer.echo(json.dumps({name: mode.summary for name, mode in found.items()}, indent=1))
             return
         kinds = {True: " (block mode)", False: ""}
-        lines = [f"{name}: {one.summary}{kinds[isinstance(one, onnxsep.BlockMode)]}" for name, one in found.items()]
+        lines = []
+        for name, one in found.items():
+            lines.append(f"{name}: {one.summary}{kinds[isinstance(one, onnxsep.BlockMode)]}")
+            lines += [f"    --set {setting.line}" for setting in one.settings]
         printed(Document("onnxsep modes", tuple(map(Line, lines))))
     for name, reason in broken_modes().items():
         say(f"{name}: cannot be loaded: {reason}")

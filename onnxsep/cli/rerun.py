@@ -156,8 +156,8 @@ def _typed(kind: type[Options], name: str, value: Any) -> list[str]:
     positive, _, negative = flag_of(name, spec).partition("/")
     if typed(kind, name, spec) is bool:
         return [positive if value or not negative else negative]
-    if isinstance(value, dict):  # shapes by name
-        return [word for key, dims in value.items() for word in (positive, f"{key}:{','.join(map(str, dims))}")]
+    if isinstance(value, dict) and spec.entry is not None:
+        return [word for key, one in value.items() for word in (positive, spec.entry(key, one))]
     items = value if isinstance(value, list | tuple) else [value]
     return [word for item in items for word in (positive, str(item))]
 

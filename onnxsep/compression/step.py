@@ -198,4 +198,6 @@ class Step(ABC):
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, dict):
+        return ",".join(f"{key}={_word(one)}" for key, one in value.items())
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

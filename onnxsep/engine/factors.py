@@ -145,10 +145,19 @@ def _block_tensors(model: Model, sites: Sites, replacement: BlockReplacement) ->
         if not np.isfinite(values[role]).all():
             return f"its constant {constant.name!r} holds NaN or infinity"
     with np.errstate(over="ignore", invalid="ignore"):
-        doubles = replacement.mode.weights(match.block, values)
+        return block_tensors(replacement, replacement.mode.weights(match.block, values))
+
+
+def block_tensors(replacement: BlockReplacement, doubles: Sequence[Array]) -> Factorized | str:
+    """What a block mode has computed in the stored type, or why it cannot be stored.
+
+    Raises:
+        PassError: these are tensors of other shapes than its layers have.
+    """
     _check_shapes(replacement, [array.shape for array in doubles])
-    arrays = _stored(doubles, match.dtype)
-    return f"its new weights do not fit into {match.dtype}" if arrays is None else Factorized(arrays, None)
+    dtype = replacement.site.dtype
+    arrays = _stored(doubles, dtype)
+    return f"its new weights do not fit into {dtype}" if arrays is None else Factorized(arrays, None)
 
 
 def _check_shapes(replacement: Replacement, found: Sequence[tuple[int, ...]]) -> None:

@@ -62,6 +62,16 @@ class ConvSite:
         """Elements of the weight and the bias."""
         return self.conv.parameters
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of what it reads."""
+        return self.conv.in_channels
+
+    @property
+    def macs(self) -> int | None:
+        """For the batch of the model (1 where it is free); None where the input's size is not known."""
+        return None if self.input_size is None else (self.batch or 1) * self.conv.macs(self.input_size)
+
 
 @dataclass(frozen=True)
 class BlockMatch:
@@ -72,9 +82,12 @@ class BlockMatch:
         roles: where each of its nodes stands, in graph order, by the role that it plays.
         constants: its constant tensors, by role.
         block: what the mode sees of it.
-        parameters: elements of all its constants.
+        parameters: elements of all its constants that are weights.
+        input: name of the tensor that comes from outside.
+        macs: of all its nodes, for the batch of the model (1 where it is free); None where sizes are not known.
         company: its other nodes, in words.
         again: whether the mode itself has made its anchor, in an earlier run.
+        mixed: whether its constants are floats of several types.
     """
 
     anchor: ConvSite
@@ -82,8 +95,11 @@ class BlockMatch:
     constants: Mapping[str, Constant]
     block: Block
     parameters: int
+    input: str
+    macs: int | None
     company: str
     again: bool = False
+    mixed: bool = False
 
     @property
     def nodes(self) -> tuple[Place, ...]:
@@ -124,13 +140,29 @@ class BlockMatch:
         return self.anchor.where
 
     @property
+    def in_channels(self) -> int:
+        """Channels of what it reads: those of its anchor, where the model does not tell."""
+        dims = self.block.dims or ()
+        found = dims[1] if len(dims) > 1 else None
+        return found if isinstance(found, int) else self.anchor.conv.in_channels
+
+    @property
     def input_size(self) -> tuple[int, ...] | None:
-        """Spatial sizes of its anchor's input."""
-        return self.anchor.input_size
+        """Spatial sizes of what it reads."""
+        sizes = (self.block.dims or ())[2:]
+        known = tuple(size for size in sizes if isinstance(size, int))
+        return known if self.block.dims and len(known) == len(sizes) else self.anchor.input_size
+
+    @property
+    def output_size(self) -> tuple[int, ...] | None:
+        """Spatial sizes of what it computes."""
+        dims = list(self.block.nodes.values())[-1].dims
+        known = tuple(size for size in (dims or ())[2:] if isinstance(size, int))
+        return known if dims is not None and len(known) == len(dims) - 2 else None
 
     @property
     def batch(self) -> int | None:
-        """The batch of its anchor's input."""
+        """The batch of what it reads."""
         return self.anchor.batch
 
 

@@ -5,8 +5,16 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Any
 
-from onnxsep.engine.matches import Match
+from onnxsep.engine.matches import BlockMatch, Match
 from onnxsep.errors import PassError
+from onnxsep.layers.block_layers import (
+    ConcatLayer,
+    ElementwiseLayer,
+    FlattenLayer,
+    GateLayer,
+    GlobalPoolLayer,
+    NormLayer,
+)
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import AddLayer, ChannelPadLayer, ConvLayer, Layer
 
@@ -63,17 +71,48 @@ def _(layer: ChannelPadLayer, around: Surroundings) -> Form:
 
 
 @node_form.register
+def _(layer: NormLayer, around: Surroundings) -> Form:
+    attributes: dict[str, Any] = {"epsilon": layer.epsilon}
+    return Form("BatchNormalization", attributes if around.opset >= ADD_BROADCASTS else {**attributes, "is_test": 1})
+
+
+@node_form.register
+def _(layer: ElementwiseLayer, around: Surroundings) -> Form:
+    return Form(layer.op_type, dict(layer.attributes))
+
+
+@node_form.register
+def _(layer: GlobalPoolLayer, around: Surroundings) -> Form:
+    return Form("GlobalAveragePool")
+
+
+@node_form.register
+def _(layer: FlattenLayer, around: Surroundings) -> Form:
+    return Form("Flatten")
+
+
+@node_form.register
+def _(layer: GateLayer, around: Surroundings) -> Form:
+    return Form("Mul")
+
+
+@node_form.register
+def _(layer: ConcatLayer, around: Surroundings) -> Form:
+    return Form("Concat", {"axis": 1})
+
+
+@node_form.register
 def _(layer: ConvLayer, around: Surroundings) -> Form:
     """Convs for a Conv or ConvTranspose, a Gemm or MatMul for the same; a Gemm's weight keeps its orientation."""
     match, conv, opset = around.match.anchor, layer.conv, around.opset
-    if match.conv.dims:
+    if match.conv.dims or (conv.dims and isinstance(around.match, BlockMatch)):
         return Form(
             "ConvTranspose" if conv.transposed else "Conv", conv_attributes(conv, opset), transposed=conv.transposed
         )
     if conv.group > 1 or conv.dims:
         what = "a grouped product" if conv.group > 1 else "a convolution"
         raise PassError(f"{match.op_type} {match.name!r} cannot be replaced by {what} (layer {layer.name!r})")
-    if match.op_type == "MatMul" or not (conv.bias or opset >= GEMM_WITHOUT_BIAS):
+    if not conv.bias and (match.op_type == "MatMul" or opset < GEMM_WITHOUT_BIAS):
         return Form("MatMul", transposed=True)
     attributes = {} if match.transposed else {"transB": 1}
     if opset < ADD_BROADCASTS:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxsep.engine.matches import ConvSite, Match
+from onnxsep.engine.matches import BlockMatch, ConvSite, Match
 from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import Sites
 from onnxsep.graph.constants import find_constant, read_constant
@@ -85,6 +85,8 @@ def piece_size(site: Match) -> tuple[int, ...]:
     """Spatial sizes for a piece: those of the model up to ``MAX_SIZE``, but no smaller than the dilated kernel."""
     if site.anchor.one_size and site.input_size:
         return site.input_size
+    if isinstance(site, BlockMatch) and site.op_type != "Conv":  # what such a block reads has one size alone
+        return site.input_size or ()
     windows = [(k - 1) * d + 1 for k, d in zip(site.conv.kernel_shape, site.conv.dilations, strict=True)]
     known = site.input_size or tuple(window + 8 for window in windows)
     return tuple(min(size, max(MAX_SIZE, window)) for size, window in zip(known, windows, strict=True))
@@ -92,6 +94,8 @@ def piece_size(site: Match) -> tuple[int, ...]:
 
 def piece_shape(site: Match) -> tuple[int, ...]:
     """Shape of the input of a piece: one image, or some rows for a Gemm or MatMul."""
+    if isinstance(site, BlockMatch) and (site.block.dims or site.op_type == "Conv"):
+        return 1, site.in_channels, *piece_size(site)
     if not site.conv.dims:
         return ROWS, site.conv.in_channels
     return 1, site.conv.in_channels, *piece_size(site)

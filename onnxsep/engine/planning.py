@@ -15,7 +15,7 @@ from onnxsep.layers.layer import INPUT, ConvLayer, relative_macs
 from onnxsep.layers.rank import Rank, RankPolicy
 from onnxsep.modes.base import AnyMode, Mode
 from onnxsep.modes.block import BlockMode
-from onnxsep.modes.ranks import choose_rank
+from onnxsep.modes.ranks import choose_rank, no_rule
 from onnxsep.options.patterns import check_patterns, left_out
 
 SIZES_UNKNOWN = "sizes unknown"
@@ -49,11 +49,13 @@ class Assignment:
 
 
 def check_ranks(mode: AnyMode, rank: RankPolicy | Rank, round_ranks: int) -> None:
-    """Refuse a rank for a mode that has none.
+    """Refuse a rank for a mode that has none, and one that it does not have.
 
     Raises:
         OptionError: there is one.
     """
+    if isinstance(mode, Mode) and not mode.ranks_as_inputs and str(rank) == "in":
+        raise OptionError(no_rule(mode))
     if isinstance(mode, BlockMode) and (str(rank) != "paper" or round_ranks):
         raise OptionError(
             f"mode {mode.name} has no rank to choose; leave {spelled('round_ranks' if round_ranks else 'rank')} out"
@@ -84,8 +86,8 @@ class Plan:
 
 
 def site_macs(site: Match) -> int | None:
-    """MACs of the Conv, or of a block's anchor, for the batch of the model (1 where it is free); None: not known."""
-    return None if site.input_size is None else (site.batch or 1) * site.conv.macs(site.input_size)
+    """MACs of a Conv or block for the batch of the model (1 where it is free); None: not known."""
+    return site.macs
 
 
 def reject(match: Match, reason: str) -> Rejected:
@@ -198,11 +200,15 @@ def _decide_block(match: BlockMatch, mode: BlockMode, options: Options) -> Repla
         left_out(match.name, options.only, options.skip)
         or mode.accepts(match.block)
         or (_again(mode.name) if match.again and not options.recurse else None)
+        or ("its constants are floats of several types" if match.mixed and mode.kept(match.block) else None)
     )
     if reason:
         return reject(match, reason)
-    notes = (f"with {match.company}", *(() if match.input_size is not None else (SIZES_UNKNOWN,)))
-    return BlockReplacement(match, mode, (), mode.layers(match.block), mode.exact, notes)
+    company = (f"with {match.company}",) if match.company else ()
+    notes = (*company, *(() if match.input_size is not None else (SIZES_UNKNOWN,)))
+    candidate = BlockReplacement(match, mode, (), mode.layers(match.block), mode.exact, notes)
+    reason = does_not_pay(candidate) if mode.saves and not options.force else None
+    return reject(match, f"does not pay: {reason} ({spelled('force', True)})") if reason else candidate
 
 
 def _again(made_by: str) -> str:
@@ -252,7 +258,7 @@ def mac_ratio(candidate: Replacement) -> Fraction:
     """MACs after / before: exact where sizes are known, else that of a large input of even size."""
     site = candidate.site
     after = candidate.macs
-    before = site_macs(site)
+    before = site.macs
     if after is not None and before:
         return Fraction(after, before)
     return relative_macs(candidate.layers) / relative_macs([ConvLayer("conv", INPUT, site.conv)])
@@ -266,7 +272,7 @@ def does_not_pay(candidate: Replacement) -> str | None:
     ratio = mac_ratio(candidate)
     if ratio <= 1:
         return None
-    macs_before, macs_after = site_macs(site), candidate.macs
+    macs_before, macs_after = site.macs, candidate.macs
     if macs_before and macs_after:
         return f"{macs_before:,} -> {macs_after:,} MACs"
     return f"{float(ratio):.2f} times the MACs at any large size"
@@ -276,7 +282,7 @@ def settle_shared(plan: Plan) -> None:
     """Leave alone Convs whose shared weight has to stay, or needs several sets of factors: parameters would rise."""
     users: dict[Constant, list[int]] = defaultdict(list)
     for number, row in enumerate(plan.rows):
-        if row.site is not None:
+        if row.site is not None and not (isinstance(row, BlockReplacement) and row.keeps(row.site.anchor.weight)):
             users[row.site.anchor.weight].append(number)
     for numbers in users.values():
         rows = [plan.rows[number] for number in numbers]

@@ -7,15 +7,16 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from onnxsep.engine.factors import Factorized
+from onnxsep.engine.matches import BlockMatch
 from onnxsep.engine.node_forms import Form, Surroundings, node_form
-from onnxsep.engine.replacements import ConvReplacement, Replacement
+from onnxsep.engine.removal import remove_tensors
+from onnxsep.engine.replacements import BlockReplacement, ConvReplacement, Replacement
 from onnxsep.graph.index import Index
 from onnxsep.graph.marks import PREFIX, SOURCE, Marking, Marks
 from onnxsep.graph.new_names import Names
@@ -73,6 +74,9 @@ class _Surgeon:
         orphans: dict[int, set[str]] = defaultdict(set)
         for replacement in replacements:
             match = replacement.site
+            if isinstance(replacement, BlockReplacement) and replacement.mode.appends:
+                self._append(replacement)
+                continue
             for place in match.nodes:
                 self._new_nodes[place] = []
                 self._marking.drop(place[0], self._node(place).output)
@@ -91,26 +95,46 @@ class _Surgeon:
             if scope.index in changed:
                 self._write_nodes(scope, sorted(changed[scope.index]))
             if orphans[scope.index]:
-                self._remove_orphans(scope.body, orphans[scope.index])
+                weights, inputs = remove_tensors(scope.body, orphans[scope.index])
+                self._edit.removed_weights += weights
+                self._edit.removed_inputs += inputs
         self._marking.write()
         return self._edit
 
-    def _build(self, replacement: Replacement) -> list[onnx.NodeProto]:
+    def _append(self, replacement: BlockReplacement) -> None:
+        """Put new nodes behind those of a match, which stay; the last one makes a tensor of another name now."""
+        match, index = replacement.site, replacement.site.place[0]
+        scope, node = self._scopes[index], self._node(match.place)
+        last = onnx.NodeProto.FromString(node.SerializeToString())
+        before = self._marks.of(index, node)
+        last.output[0] = self._names.tensor(scope, f"{node.output[0]}_before")
+        new = self._build(replacement, last.output[0])
+        anchor = self._node(match.anchor.place)
+        if before:
+            self._marking.set(index, last.output[0], before)
+        self._marking.set(index, anchor.output[0], self._said(replacement, scope, anchor))
+        self._new_nodes[match.place] = [last, *new]
+        kept = (self._node(place).output[0] for place in match.nodes if place != match.place)
+        self._edit.made[match.place] = (*kept, last.output[0], *(made.output[0] for made in new))
+
+    def _build(self, replacement: Replacement, read: str = "") -> list[onnx.NodeProto]:
         match = replacement.site
         scope = self._scopes[match.place[0]]
         node = self._node(match.anchor.place)
         output = self._node(match.place).output[0]
         opset, counts = (
             opset_version(self._model, self._scopes, scope.index),
-            channels(replacement.layers, match.conv.in_channels),
+            channels(replacement.layers, replacement.in_channels),
         )
         forms = {
             layer.name: node_form(layer, Surroundings(match, opset, counts[layer.sources[0]]))
             for layer in replacement.layers
         }
         weights = self._weights(replacement, output, forms)
+        if not isinstance(replacement, ConvReplacement):
+            weights = weights | {tensor: constant.name for tensor, constant in replacement.kept.items()}
         said = self._said(replacement, scope, node)
-        tensors = {INPUT: node.input[0]}
+        tensors = {INPUT: read or (match.input if isinstance(match, BlockMatch) else node.input[0])}
         last = replacement.layers[-1]
         built: list[onnx.NodeProto] = []
         for layer in replacement.layers:
@@ -273,17 +297,6 @@ class _Surgeon:
         nodes.sort(key=lambda node: order[id(node)])
         del nodes[len(keys) - keys.count(math.inf) :]
 
-    def _remove_orphans(self, body: onnx.GraphProto | onnx.FunctionProto, gone: set[str]) -> None:
-        if isinstance(body, onnx.FunctionProto):
-            _remove(body.value_info, gone)
-            return
-        self._edit.removed_weights += _remove(body.initializer, gone)
-        self._edit.removed_inputs += _remove(body.input, gone)
-        _remove(body.value_info, gone)
-        for index in reversed(range(len(body.quantization_annotation))):
-            if body.quantization_annotation[index].tensor_name in gone:
-                del body.quantization_annotation[index]
-
 
 def _carry(source: onnx.NodeProto, new: onnx.NodeProto) -> None:
     """Give a new node the domain and the metadata of the one that it replaces; marks stand in the model."""
@@ -298,13 +311,3 @@ def _constant_node(tensor: onnx.TensorProto, name: str) -> onnx.NodeProto:
 
 def _as_input(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-
-
-def _remove(values: Any, names: set[str]) -> list[str]:
-    """Delete the members with these names from a repeated field; gives the names that were there."""
-    removed = []
-    for index in reversed(range(len(values)) if names else ()):
-        if values[index].name in names:
-            removed.append(values[index].name)
-            del values[index]
-    return removed[::-1]

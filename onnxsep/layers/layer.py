@@ -50,6 +50,11 @@ class Layer(ABC):
         """MACs for inputs of spatial sizes ``size``."""
         return 0
 
+    @property
+    def is_global(self) -> bool:
+        """Whether its output has one position, however many its input has."""
+        return False
+
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial sizes of its output for inputs of spatial sizes ``size``."""
         return tuple(size)
@@ -160,6 +165,6 @@ def relative_macs(layers: Sequence[Layer]) -> Fraction:
     total = Fraction(0)
     for layer in layers:
         read = density[layer.sources[0]]
-        density[layer.name] = read * layer.density
+        density[layer.name] = Fraction(0) if layer.is_global else read * layer.density
         total += read * layer.relative_macs
     return total

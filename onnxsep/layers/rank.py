@@ -11,13 +11,15 @@ class RankAxis:
     """One rank that a mode can choose: ``step``, 2 ``step``, ... up to ``full``, where the replacement is exact.
 
     ``unit`` is "channels" (the channels in between) or "terms" (parallel summands). For a grouped Conv ``step`` is
-    the number of groups, for every group has the same rank.
+    the number of groups, for every group has the same rank. ``inputs`` is what the rule "in" gives, None where a mode
+    has no such rule.
     """
 
     unit: Literal["channels", "terms"]
     full: int
     paper: int
     step: int = 1
+    inputs: int | None = None
 
     def clamp(self, rank: int) -> int:
         """The nearest usable rank that is not above ``rank``, or the smallest one."""
@@ -27,16 +29,19 @@ class RankAxis:
 Rank = tuple[int, ...]
 
 
+_WORDS: tuple[Literal["paper", "in", "full"], ...] = ("paper", "in", "full")
+
+
 @dataclass(frozen=True)
 class RankPolicy:
-    """How ranks are chosen: the five forms of ``--rank``."""
+    """How ranks are chosen: the six forms of ``--rank``."""
 
-    kind: Literal["paper", "integer", "fraction", "energy", "full"]
+    kind: Literal["paper", "in", "integer", "fraction", "energy", "full"]
     value: float = 0.0
 
     @classmethod
     def parse(cls, rank: "RankPolicy | str | float") -> "RankPolicy":
-        """Read ``paper``, ``full``, an integer, a fraction with a point, or ``energy=SHARE``.
+        """Read ``paper``, ``in``, ``full``, an integer, a fraction with a point, or ``energy=SHARE``.
 
         Raises:
             OptionError: the text is none of these, or the value is out of range.
@@ -46,8 +51,9 @@ class RankPolicy:
         if isinstance(rank, bool):
             raise OptionError(_rank_message(rank))
         text = str(rank).strip()
-        if text in ("paper", "full"):
-            return cls("paper" if text == "paper" else "full")
+        for word in _WORDS:
+            if text == word:
+                return cls(word)
         try:
             if text.startswith("energy="):
                 return cls._share("energy", float(text.removeprefix("energy=")), text)
@@ -76,6 +82,6 @@ class RankPolicy:
 
 def _rank_message(rank: object) -> str:
     return (
-        f"cannot read the rank {rank!r}; use 'paper', 'full', an integer such as 16, "
+        f"cannot read the rank {rank!r}; use 'paper', 'in' (spatial), 'full', an integer such as 16, "
         "a share of the parameters such as 0.5, or energy=0.95"
     )

@@ -19,18 +19,29 @@ from onnxsep.algebra.linalg import (
 from onnxsep.algebra.polyadic import compose, exact_rank, improved, orthogonal_terms, squared_errors
 from onnxsep.algebra.statistics import Statistics
 from onnxsep.errors import FactorizationError
+from onnxsep.graph.activations import ACTIVATIONS, activation
 from onnxsep.graph.expressions import Const, Either, Op, Operand, Value
 from onnxsep.graph.index import Index
-from onnxsep.graph.matching import Pattern, Refusal
+from onnxsep.graph.matching import Match, Pattern, Refusal
 from onnxsep.graph.places import Place
+from onnxsep.layers.block_layers import (
+    ConcatLayer,
+    ElementwiseLayer,
+    FlattenLayer,
+    GateLayer,
+    GlobalPoolLayer,
+    NormLayer,
+)
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
 from onnxsep.modes.base import NOTHING_TO_SEPARATE, Factors, Mode, Task, available_modes, conv_modes, get_mode
 from onnxsep.modes.block import Block, BlockMode, Operator
 from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_axes, summed
+from onnxsep.modes.settings import Setting
 
 __all__ = [
+    "ACTIVATIONS",
     "INPUT",
     "NOTHING_TO_SEPARATE",
     "AddLayer",
@@ -38,18 +49,25 @@ __all__ = [
     "Block",
     "BlockMode",
     "ChannelPadLayer",
+    "ConcatLayer",
     "Const",
     "Conv",
     "ConvLayer",
     "Either",
+    "ElementwiseLayer",
     "FactorizationError",
     "Factors",
+    "FlattenLayer",
+    "GateLayer",
+    "GlobalPoolLayer",
     "Gram",
     "Index",
     "Layer",
+    "Match",
     "Mixed",
     "Mode",
     "Multilinear",
+    "NormLayer",
     "Op",
     "Operand",
     "Operator",
@@ -59,9 +77,11 @@ __all__ = [
     "RankAxis",
     "Refusal",
     "RowGram",
+    "Setting",
     "Statistics",
     "Task",
     "Value",
+    "activation",
     "available_modes",
     "axis_name",
     "balanced",

@@ -20,6 +20,7 @@ from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
 from onnxsep.modes.block import BlockMode
+from onnxsep.modes.settings import Adjustable
 from onnxsep.options.proposals import MODES_GROUP
 from onnxsep.options.tomlfile import nearest
 
@@ -55,7 +56,7 @@ class Task:
     """To be told of each sweep that begins, and how many there may be."""
 
 
-class Mode(ABC):
+class Mode(Adjustable, ABC):
     """How one Conv becomes several layers.
 
     The engine calls ``accepts``; then ``rank_axis`` until it returns None, choosing one rank each time; then ``layers``
@@ -71,6 +72,8 @@ class Mode(ABC):
     """How its factors can be found: "svd" (``factorize``), and what ``fit`` can do with calibration data."""
     linear_layers: ClassVar[bool] = False
     """Whether it takes Gemm and MatMul nodes too: a Conv without spatial dimensions, kernel_shape ()."""
+    ranks_as_inputs: ClassVar[bool] = False
+    """Whether it has the rank ``in``, which is ``RankAxis.inputs``."""
 
     transposed: ClassVar[bool] = False
     """Whether it takes ConvTranspose nodes too: Convs that say ``transposed``, with weights like all others."""

@@ -32,6 +32,11 @@ def check_rounding(multiple: int) -> None:
         raise OptionError(f"{spelled('round_ranks', multiple)} is not 8 or 16 (0: no rounding)")
 
 
+def no_rule(mode: Mode) -> str:
+    """Why a mode cannot have the rank "in"."""
+    return f"mode {mode.name} has no rank 'in': it is one of spatial, which has as many channels between as come in"
+
+
 def choose_rank(
     conv: Conv, mode: Mode, policy: RankPolicy, multiple: int, read: Callable[[], Array]
 ) -> tuple[Rank, tuple[str, ...]]:
@@ -48,6 +53,8 @@ def choose_rank(
         FactorizationError: no rank satisfies the policy, or the weight cannot be used.
     """
     weight = _scaled(read()) if policy.kind == "energy" else None
+    if policy.kind == "in" and not mode.ranks_as_inputs:
+        raise FactorizationError(no_rule(mode))
     if mode.rank_axis(conv, ()) is None:
         return (), _without_ranks(conv, mode, policy)
     if policy.kind == "fraction":
@@ -113,6 +120,8 @@ def _wanted(policy: RankPolicy, mode: Mode, conv: Conv, axis: RankAxis, chosen: 
         return axis.full
     if policy.kind == "paper":
         return axis.paper
+    if policy.kind == "in":
+        return axis.paper if axis.inputs is None else axis.inputs
     if weight is None:
         return int(policy.value)
     energies = mode.spectrum(Task(conv, weight), chosen).sum(axis=0)

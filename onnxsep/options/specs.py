@@ -52,6 +52,7 @@ class Spec:
         switches: Flags that stand for a value, by flag.
         typed: The type of what is typed on the command line, where the hint does not say.
         parse: From that to the value.
+        entry: From an entry of a value that is a mapping to what is typed for it.
         expands: A record of texts that is asked for in its place, whose ``build()`` gives the value.
         reads: What messages call the file (or files, models) that it names, if it is read.
         writes: The kind of file that is written there, or ``module:name`` of it, where that module imports much.
@@ -71,6 +72,7 @@ class Spec:
     switches: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     typed: Any = None
     parse: Callable[[Any], Any] | None = None
+    entry: Callable[[str, Any], str] | None = None
     expands: "type[Texts] | None" = None
     reads: str | None = None
     writes: Kind | str | None = None

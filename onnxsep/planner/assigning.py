@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from onnxsep.calibration import Fitting
 from onnxsep.engine.matches import ConvSite, Match, Rejected
-from onnxsep.engine.planning import Assignment, Options, naming, refusal
+from onnxsep.engine.planning import Assignment, Options, check_ranks, naming, refusal
 from onnxsep.engine.sites import Sites
 from onnxsep.errors import OnnxsepError, OptionError, spelled
 from onnxsep.graph.places import Place
@@ -102,7 +102,7 @@ def assign(plan: PlanFile, model: Model, sites: Sites, fitting: Fitting) -> Assi
             continue
         own = _of_layer(fitting, layer)
         with _in_plan(plan, layer):
-            wanted[item.place] = _assignment(layer, get_mode(layer.mode), item, own)
+            wanted[item.place] = _assignment(layer, _mode(layer, layer.mode), item, own)
         if own.wanted:
             said[item.place] = own.wanted
     inits = dict.fromkeys(one.options.init for one in wanted.values() if isinstance(one, Assignment))
@@ -115,6 +115,7 @@ def _assignment(layer: LayerPlan, mode: Mode, item: ConvSite | Rejected, fitting
     with naming(mode, item.name):
         if reason := refusal(item, mode):
             raise OptionError(f"mode {mode.name} cannot take it: {reason}")
+        check_ranks(mode, layer.rank, layer.round_ranks)
         if not isinstance(layer.rank, RankPolicy):
             check_rank(item.conv, mode, layer.rank)
     options = Options(
@@ -133,11 +134,15 @@ def _of_layer(fitting: Fitting, layer: LayerPlan) -> Fitting:
     return replace(fitting, wanted=fitting.wanted or layer.init)
 
 
+def _mode(layer: LayerPlan, named: str | Mode) -> Mode:
+    return get_mode(named).with_settings(layer.settings)
+
+
 def _modes(plan: PlanFile) -> Iterator[tuple[LayerPlan, Mode]]:
     for layer in plan.layers:
         if layer.mode is not None:
             with _in_plan(plan, layer):
-                mode = get_mode(layer.mode)
+                mode = _mode(layer, layer.mode)
             yield layer, mode
 
 

@@ -30,6 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from onnxsep._version import __version__
 from onnxsep.engine.matches import ConvSite, Rejected
@@ -43,6 +44,7 @@ from onnxsep.model.files import printable, write_text
 from onnxsep.model.io import Model
 from onnxsep.model.paths import Kind, Reads, check_paths
 from onnxsep.modes.base import Mode
+from onnxsep.modes.settings import as_text
 from onnxsep.options.tomlfile import read_toml
 from onnxsep.planner.candidate import Candidate
 
@@ -68,6 +70,7 @@ class LayerPlan:
         rank: The ranks themselves, or a rule that chooses them.
         round_ranks: What is chosen is made a multiple of this; 0: no rounding.
         init: How its factors are found; None: as the run says.
+        settings: Those of the mode, by name.
         left: Why it is left alone.
         note: A comment.
     """
@@ -78,6 +81,7 @@ class LayerPlan:
     rank: Rank | RankPolicy = field(default_factory=lambda: RankPolicy("paper"))
     round_ranks: int = 0
     init: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     left: str = ""
     note: str = ""
 
@@ -189,6 +193,12 @@ def _fields(layer: LayerPlan) -> Iterator[str]:
         yield f"round_ranks = {layer.round_ranks}"
     if layer.init is not None:
         yield f"init = {quoted(layer.init)}"
+    if layer.settings:
+        yield f"settings = {{ {', '.join(f'{name} = {_scalar(value)}' for name, value in layer.settings.items())} }}"
+
+
+def _scalar(value: object) -> str:
+    return quoted(value) if isinstance(value, str) else as_text(value)
 
 
 def quoted(text: str) -> str:
@@ -274,7 +284,8 @@ def _layer(
     note = Candidate.of(row).instead_of(Candidate.as_it_is(row.site))
     if more := notes.get(row.site.place):
         note += f"; {more}"
-    return LayerPlan(key, where, row.mode, row.rank, init=said.get(row.site.place), note=note)
+    init, settings = said.get(row.site.place), row.mode.given
+    return LayerPlan(key, where, row.mode, row.rank, init=init, settings=settings, note=note)
 
 
 def is_plan(path: Path) -> bool:

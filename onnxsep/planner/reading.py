@@ -14,7 +14,7 @@ from onnxsep.planner.plan_file import SCHEMA, Evidence, LayerPlan, PlanFile, Pla
 
 _KEYS = ("schema", "onnxsep", "model", "measured", "layers", "inside")
 _MODEL_KEYS = ("name", "graph", "weights", "layers")
-_LAYER_KEYS = ("mode", "rank", "round_ranks", "init", "left")
+_LAYER_KEYS = ("mode", "rank", "round_ranks", "init", "settings", "left")
 
 
 def read_plan(path: str | os.PathLike[str]) -> PlanFile:
@@ -102,7 +102,10 @@ def _replaced(layer: LayerPlan, fields: Mapping[str, Any], words: str) -> LayerP
     rank = _rank(fields.get("rank", "paper"), words)
     if rounded and not isinstance(rank, RankPolicy):
         raise OptionError(f"{words}: round_ranks is for a rank that a rule chooses, and {list(rank)} is given")
-    return replace(layer, mode=fields["mode"], rank=rank, round_ranks=rounded, init=fields.get("init"))
+    if not isinstance(settings := fields.get("settings", {}), Mapping):
+        raise OptionError(f"{words}: settings must be a table, {{ NAME = VALUE }}, not {settings!r:.80}")
+    init = fields.get("init")
+    return replace(layer, mode=fields["mode"], rank=rank, round_ranks=rounded, init=init, settings=settings)
 
 
 def _rank(value: object, words: str) -> Rank | RankPolicy:

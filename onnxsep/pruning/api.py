@@ -61,7 +61,7 @@ def prune(model: AnyModel, options: PruneOptions) -> PruneResult:
         VerificationError: the result is further from the source than allowed; its ``report`` says what was measured.
     """
     started = time.perf_counter()
-    goal, settings, scope, dry_run = options.goal, options.settings(), options.compared, options.dry_run
+    goal, settings, scope, dry_run = options.goal, options.verifying(), options.compared, options.dry_run
     reads = Reads.of(model, options.reads())
     source = load(model, follow_links=options.follow_links)
     check_input_shapes(source, settings.input_shapes)

@@ -1,7 +1,7 @@
 """The rewrite itself: load -> match -> plan -> factorize -> apply -> ensure -> verify."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -15,6 +15,7 @@ from onnxsep.engine.factors import Factorized, factorize_all
 from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.planned_costs import planned
 from onnxsep.engine.planning import SIZES_UNKNOWN, Plan
+from onnxsep.engine.replacements import BlockReplacement
 from onnxsep.engine.sites import find_sites
 from onnxsep.engine.sparsity import dense_factor_notes
 from onnxsep.engine.surgery import Edit, replace_matches
@@ -88,7 +89,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
     """
     started = time.perf_counter()
     choice, dry_run, layers = options.choice, options.dry_run, options.layers
-    fitting, settings = options.fitting(Preprocessing.of(options.preprocessing)), options.settings()
+    fitting, settings = options.fitting(Preprocessing.of(options.preprocessing)), options.verifying()
     reads = Reads.of(model, options.reads())
     check_paths(reads, options.writes())
     source = load(model, follow_links=options.follow_links)
@@ -161,6 +162,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
             *_size_notes(rows, measured),
             *sizes.notes(source),
             *limited.notes,
+            *_untrained_notes(rows, fitted.calibrated.by_place),
             *notes,
             *_input_notes(edit),
             *([why_not] if why_not else []),
@@ -194,6 +196,13 @@ def _size_notes(plan: Plan, measured: Measured) -> list[str]:
         f"the input sizes of {unknown} replaced Convs are not in the model: their MACs were compared for large even "
         f"sizes ({spelled('input_shapes', hint='NAME:DIMS')} gives sizes)"
     ]
+
+
+def _untrained_notes(plan: Plan, fitted: Collection[Place]) -> list[str]:
+    """What is said of blocks that start from the weights alone and will not do as they are."""
+    rows = [row for row in plan.replacements if isinstance(row, BlockReplacement) and row.site.place not in fitted]
+    found = dict.fromkeys((row.mode.name, row.mode.untrained) for row in rows if row.mode.untrained)
+    return [f"warning: mode {name}: {words}" for name, words in found]
 
 
 def _input_notes(edit: Edit) -> list[str]:

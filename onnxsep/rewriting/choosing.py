@@ -101,6 +101,9 @@ class OneMode(Choice):
     def __init__(
         self, mode: Mode, options: Options, pointwise: Assignment | None = None, max_effect: float | None = None
     ) -> None:
+        check_ranks(mode, options.rank, options.round_ranks)
+        if pointwise is not None and isinstance(pointwise.mode, Mode):
+            check_ranks(pointwise.mode, pointwise.options.rank, pointwise.options.round_ranks)
         self._mode, self._options, self._pointwise, self._max_effect = mode, options, pointwise, max_effect
         self.mode, self.rank, self.force = mode.name, str(options.rank), options.force
         if pointwise is not None:
@@ -173,7 +176,8 @@ class OneBlockMode(Choice):
     def rows(self, model: Model, sites: Sites, fitting: Fitting) -> Chosen:  # noqa: D102
         found = find_blocks(model, sites, self._mode)
         plan = make_plan(found, self._mode, self._options, lambda site: read_weight(model, sites, site))
-        return Chosen(plan, fitting.init(self._mode))
+        fits = self._mode.fits if fitting.data is not None else ""
+        return Chosen(plan, fits or fitting.init(self._mode))
 
 
 class ByPlan(Choice):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from onnxsep.data.options import DATA_GROUP, Preprocessed
 from onnxsep.layers.rank import RankPolicy
@@ -38,7 +38,7 @@ else:
 
 _FIT = "Fitting to data"
 _OF_DATA = {"data", "preprocessing", "skip_bad"}  # options of a plan for what a rewrite has opened already
-_RANKS = ("paper", "full", "energy=0.95", "0.5")  # what completion proposes
+_RANKS = ("paper", "in", "full", "energy=0.95", "0.5")  # what completion proposes
 
 
 @record
@@ -75,8 +75,20 @@ class Forms(Options):
         short="-r",
         proposed=_RANKS,
         help="paper; an integer (terms for the depthwise modes, else channels in between); 0.5: a share of the "
-        "parameters; energy=0.95: a share of the squared singular values; full: exact where the form can be.",
-        doc='"paper", "full", an integer, a share of the parameters such as 0.5, or "energy=0.95".',
+        "parameters; energy=0.95: a share of the squared singular values; full: exact where the form can be; in: "
+        "spatial with as many channels in between as come in.",
+        doc='"paper", "in" (spatial: as many channels in between as come in), "full", an integer, a share of the'
+        ' parameters such as 0.5, or "energy=0.95".',
+    )
+    settings: Mapping[str, Any] | None = option(
+        default=None,
+        flag="--set",
+        metavar="NAME=VALUE",
+        typed=list[str],
+        parse=lambda texts: _settings(texts),
+        entry=lambda name, value: f"{name}={str(value).lower() if isinstance(value, bool) else value}",
+        help="A setting of the mode, reduction=4; `onnxsep modes` lists them.",
+        doc='settings of the mode by name, such as ``{"reduction": 4}``; ``mode.settings`` lists them.',
     )
     pointwise_mode: str | Mode | None = option(
         default=None,
@@ -227,8 +239,18 @@ class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
         rank = None if self.pointwise_rank is None else RankPolicy.parse(self.pointwise_rank)
         shared = {name for name in specs_of(PlanOptions) if name in specs_of(type(self))} - _OF_DATA
         target = {name: getattr(self, name) for name in shared} if self.target else {}
-        wanted = Wanted(self.mode, self.plan, self._planning(), self.pointwise_mode, rank, self.max_effect, target)
-        return choice_of(wanted)
+        return choice_of(
+            Wanted(
+                self.mode,
+                self.plan,
+                self._planning(),
+                self.settings,
+                pointwise_mode=self.pointwise_mode,
+                pointwise_rank=rank,
+                max_effect=self.max_effect,
+                target=target,
+            )
+        )
 
     def _planning(self) -> planning.Options:
         """What is asked of the plan."""
@@ -243,6 +265,12 @@ class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
             skip=as_patterns(self.skip),
             round_ranks=self.round_ranks,
         )
+
+
+def _settings(texts: Iterable[str]) -> dict[str, str] | None:
+    from onnxsep.modes.settings import parse_settings
+
+    return parse_settings(texts) or None
 
 
 @record

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.render import layers_of_result
 from onnxsep.errors import spelled
+from onnxsep.modes.settings import as_text
 from onnxsep.planner.render import planning_blocks
 from onnxsep.reporting.blocks import (
     activations_lines,
@@ -47,7 +48,8 @@ def _after(report: RewriteReport) -> list[tuple[str, ActivationMemory]]:
 
 def _how(report: RewriteReport) -> str:
     rank = f", rank {report.rank}" if report.rank else ""
-    return f"plan {report.plan}" if report.plan else f"mode {report.mode}{rank}"
+    settings = "".join(f", {name}={as_text(value)}" for name, value in (report.options.get("settings") or {}).items())
+    return f"plan {report.plan}" if report.plan else f"mode {report.mode}{rank}{settings}"
 
 
 def _convs(report: RewriteReport) -> Table:

@@ -24,6 +24,7 @@ class Wanted:
         mode: A mode for all layers.
         plan: A plan instead of it, or its file.
         options: The other options about which layers are replaced, and how far; with a plan there are none.
+        settings: Those of ``mode``.
         pointwise_mode: Another mode for layers without a kernel.
         pointwise_rank: Its rank, where that is another one.
         max_effect: As for ``OneMode``.
@@ -33,6 +34,7 @@ class Wanted:
     mode: str | AnyMode | None
     plan: str | os.PathLike[str] | PlanFile | None
     options: Options
+    settings: Mapping[str, object] | None = None
     pointwise_mode: str | AnyMode | None = None
     pointwise_rank: RankPolicy | None = None
     max_effect: float | None = None
@@ -43,7 +45,8 @@ def choice_of(wanted: Wanted) -> Choice:
     """What the user wants.
 
     Raises:
-        OptionError: Neither mode nor plan is given, or a plan and what it says itself; the plan cannot be read.
+        OptionError: Neither mode nor plan is given, or a plan and what it says itself; the plan cannot be read; the
+            mode has no such setting.
         ModeNotFoundError: There is no such mode.
     """
     if wanted.target:
@@ -54,6 +57,7 @@ def choice_of(wanted: Wanted) -> Choice:
     given = [name for name in ("mode", "pointwise_mode", "pointwise_rank") if getattr(wanted, name) is not None]
     given += [one.name for one in fields(options) if getattr(options, one.name) != getattr(plain, one.name)]
     given += ["max_effect"] if wanted.max_effect is not None else []
+    given += ["settings"] if wanted.settings else []
     if given:
         names = ", ".join(map(spelled, given))
         raise OptionError(
@@ -67,6 +71,7 @@ def _by_target(wanted: Wanted) -> Choice:
     given = [name for name in ("plan", "pointwise_rank", "max_effect") if getattr(wanted, name) is not None]
     given += ["rank"] if str(wanted.options.rank) != "paper" else []
     given += ["force"] if wanted.options.force else []
+    given += ["settings"] if wanted.settings else []
     if given:
         raise OptionError(
             f"{spelled('target')} chooses for each layer, so {', '.join(map(spelled, given))} must be left out"
@@ -81,7 +86,7 @@ def _by_modes(wanted: Wanted) -> Choice:
         raise OptionError(
             f"{spelled('mode')} is missing: the form that Convs get ({listed} them); or give {spelled('plan')}"
         )
-    mode, options = find_mode(wanted.mode), wanted.options
+    mode, options = find_mode(wanted.mode).with_settings(wanted.settings), wanted.options
     if isinstance(mode, BlockMode):
         for name in ("pointwise_mode", "pointwise_rank", "max_effect"):
             if getattr(wanted, name) is not None:

@@ -181,6 +181,7 @@ class Shaped(Options):
         metavar="NAME:DIMS",
         typed=list[str],
         parse=lambda texts: _shapes(texts),
+        entry=lambda name, dims: f"{name}:{','.join(map(str, dims))}",
         per_run=True,
         help="Shape of an input with free dimensions, x:1,3,224,224.",
         doc="shapes for inputs whose dimensions are free, by input name.",
@@ -240,7 +241,7 @@ class Verifying(Running, Fed, Seeded, Telling):
             why = spelled("dry_run", True) if self.dry_run else spelled("verify", "none")
             raise needs_verification(why)
 
-    def settings(self) -> Settings:
+    def verifying(self) -> Settings:
         """What is asked of the verification."""
         from onnxsep.running.verification import Settings
 
