@@ -63,13 +63,13 @@ def stored(result: onnxsep.Result) -> set[bytes]:
     [("8GB", 8 * 10**9), ("500 MB", 5 * 10**8), ("7.5GiB", 15 * 2**29), ("64k", 64_000), ("123", 123), (4096, 4096)],
 )
 def test_sizes_as_people_write_them(given: str | int, size: int) -> None:
-    assert bytes_of("memory", given) == size
+    assert bytes_of("memory_limit", given) == size
 
 
 @pytest.mark.parametrize("given", OTHER_SIZES)
 def test_what_is_no_size_is_refused_before_anything_is_read(given: str) -> None:
     with pytest.raises(OptionError, match="is no size: give bytes, or 500MB"):
-        onnxsep.rewrite("missing.onnx", mode="depthwise", memory=given)
+        onnxsep.rewrite("missing.onnx", mode="depthwise", memory_limit=given)
 
 
 def test_sizes_in_words() -> None:
@@ -118,7 +118,7 @@ def between() -> int:
 
 
 def test_a_conv_that_is_too_large_keeps_the_factors_of_its_weights() -> None:
-    result = fitted(MODEL, X, include_first=False, memory=between())
+    result = fitted(MODEL, X, include_first=False, memory_limit=between())
     plain = onnxsep.rewrite(MODEL, mode="depthwise", force=True, verify="none")
     wide, last = row(result, "conv_c"), row(result, "conv_z")
     assert "it cannot be fitted: it would need about" in " ".join(wide.notes)
@@ -132,14 +132,14 @@ def test_a_conv_that_is_too_large_keeps_the_factors_of_its_weights() -> None:
 
 def test_where_no_conv_can_be_fitted_nothing_is_written() -> None:
     with pytest.raises(CalibrationError, match=r"no Conv can be fitted: it would need about .* there may be 1 MB"):
-        fitted(MODEL, X, memory=10**6)
+        fitted(MODEL, X, memory_limit=10**6)
 
 
 @pytest.mark.parametrize("init", ["joint", "compensated", "response"])
 def test_the_result_does_not_depend_on_how_much_there_may_be(init: str) -> None:
     whole = fitted(MODEL, X, init=init, verify="none")
     limit = asked().expected + 10**7  # batches of one sample or a few
-    bounded = fitted(MODEL, X, init=init, verify="none", memory=limit)
+    bounded = fitted(MODEL, X, init=init, verify="none", memory_limit=limit)
     assert [one.held_out_error for one in replaced(bounded)] == pytest.approx(
         [one.held_out_error for one in replaced(whole)], rel=1e-3
     )
@@ -224,6 +224,6 @@ def test_no_size_on_the_command_line(
 
 def test_a_recipe_bounds_it_too(tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
-    recipe.write_text('[[steps]]\ncommand = "rewrite"\nmode = "depthwise"\nmemory = "3GB"\n')
+    recipe.write_text('[[steps]]\ncommand = "rewrite"\nmode = "depthwise"\nmemory-limit = "3GB"\n')
     (step,) = read_recipe(recipe).steps
-    assert step.options["memory"] == "3GB"
+    assert step.options["memory_limit"] == "3GB"

@@ -261,11 +261,11 @@ class Count:
         original = Frontier.advance
         self._kept: list[Frontier] = []
 
-        def advance(frontier: Frontier, nodes: Sequence[onnx.NodeProto], keep: Any) -> None:
+        def advance(frontier: Frontier, nodes: Sequence[onnx.NodeProto], keep: Any, *told: Any) -> None:
             if id(frontier) not in self.runs:
                 self._kept.append(frontier)  # so that no other one gets its id
             self.runs.setdefault(id(frontier), Counter()).update(node.output[0] for node in nodes)
-            original(frontier, nodes, keep)
+            original(frontier, nodes, keep, *told)
 
         monkeypatch.setattr(Frontier, "advance", advance)
 

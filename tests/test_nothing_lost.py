@@ -123,12 +123,12 @@ class Comparison:
         made = {name: node for node in result if self._is_made(node, before) for name in node.output}
         left = list(result)
         for node in source:
-            last = made.get(node.output[0]) if node.op_type == "Conv" else None
+            last = made.get(node.output[0]) if node.op_type in ("Conv", "ConvTranspose") else None
             if last is not None:
                 while True:
                     new = left.pop(0)
                     assert self._is_made(new, before)
-                    assert new.op_type in ("Conv", "Add")
+                    assert new.op_type in (node.op_type, "Add")
                     if new is last:
                         break
                 self.replaced += 1

@@ -55,7 +55,9 @@ EXPECTED = {
     "cifar10_resnet8_tf2onnx": Expected(1, 6, 4),
     "meshnet3d_t1_ts": Expected(1, 8, 8),
     "mnist_cntk": Expected(1, 1, 1),
-    "ppocr_v2_det_paddle": Expected(1, 5, 20),  # and 15 depthwise Convs
+    "ppocr_v2_det_paddle": Expected(
+        1, 5, 21
+    ),  # and 15 depthwise Convs; one of the 21 is a ConvTranspose, another has one output
     "silero_vad_spox": Expected(2, 8, 0),  # 1-D: two branches, each with a first Conv
     "squeezenet_fp16_caffe2": Expected(1, 8, 0),  # expand 3 x 3 has four times as many outputs as inputs
     "subpixel_sr_pt12": Expected(1, 3, 3),
@@ -207,7 +209,7 @@ def test_pieces_of_a_model_that_amplifies_rounding_are_exact(shared: Path, mode:
     path = models(shared) / f"{AMPLIFIER}.onnx"
     result = onnxsep.rewrite(path, mode=mode, rank="full", force=True, include_first=True, verify="local")
     errors = [row.output_error for row in result.report.convs if row.status == "replaced"]
-    assert len(errors) == {"depthwise": 6, "spatial": 21}[mode]
+    assert len(errors) == {"depthwise": 6, "spatial": 23}[mode]
     assert all(error is not None and error < 1e-5 for error in errors)
     assert result.report.verification.ran
 

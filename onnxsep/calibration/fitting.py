@@ -86,6 +86,7 @@ def fit(
     new_bias: bool,
     prior: float = PRIOR,
     told: Told | None = None,
+    alone: Factors | None = None,
 ) -> Fit:
     """Fit the factors of one Conv.
 
@@ -101,8 +102,9 @@ def fit(
         new_bias: whether the bias is fitted too.
         prior: strength of the pull towards the weight, relative to the data.
         told: how far it is, in words.
+        alone: what "svd" takes where more is known than the weight.
     """
-    return Fitter(mode, conv, rank, weight, samples, tail, old_bias, new_bias, prior).run(init, told)
+    return Fitter(mode, conv, rank, weight, samples, tail, old_bias, new_bias, prior).run(init, told, alone)
 
 
 def fit_bias(
@@ -203,10 +205,10 @@ class Fitter:
         ridge = prior_ridge(grams, self._prior)
         return [gram.with_ridge(float(added), own=True) for gram, added in zip(grams, ridge, strict=True)], ridge
 
-    def run(self, init: str, told: Told | None = None) -> Fit:
+    def run(self, init: str, told: Told | None = None, alone: Factors | None = None) -> Fit:
         """The best of what this initialisation finds."""
         task = Task(self._conv, self._weight)
-        plain = self._mode.factorize(task, self._rank)
+        plain = alone or self._mode.factorize(task, self._rank)
         if init == "svd":
             bias = self._old_bias if self._new_bias else None
             one = self._candidate(plain, bias)

@@ -37,7 +37,7 @@ from onnxsep.calibration.sampled import Samples
 from onnxsep.calibration.samples import prior_of, sample, usable_tail
 from onnxsep.calibration.schedule import Step, Tail, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk
-from onnxsep.engine.factors import Factorized
+from onnxsep.engine.factors import Factorized, from_weights
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Plan, in_main_graph, naming
 from onnxsep.engine.replacements import ConvReplacement
@@ -184,6 +184,7 @@ class _Calibrator:
                 new_bias=replacement.new_bias,
                 prior=prior,
                 told=tell,
+                alone=from_weights(self._model, self._sites, replacement, weight) if init == "svd" else None,
             )
             if result.fell_back and not replacement.exact:
                 self._done.notes[site.place] = FELL_BACK

@@ -58,8 +58,8 @@ class Needs:
         if place in self.too_large:
             need, limit = in_bytes(self.too_large[place]), in_bytes(self.limit)
             raise CalibrationError(
-                f"it would need about {need} of memory, and there may be {limit}; give more {spelled('memory')}, or "
-                f"fewer {spelled('samples')} or {spelled('positions')}"
+                f"it would need about {need} of memory, and there may be {limit}; give more"
+                f" {spelled('memory_limit')}, or fewer {spelled('samples')} or {spelled('positions')}"
             )
 
 

@@ -6,7 +6,7 @@ from onnxsep.cli.interrupts import saying
 from onnxsep.cli.options import progress_bar, shower
 from onnxsep.profiling.options import ProfileOptions
 
-_KIT = Argument("target", "The folder that goes to the device.", "KIT")
+_KIT = Argument("out", "The folder that goes to the device.", "KIT")
 
 
 @command(ProfileOptions, model_to("cut into pieces"), _KIT, example="onnxsep profile in.onnx kit")
@@ -17,9 +17,9 @@ def profile(given: Given[ProfileOptions]) -> None:
     """
     from onnxsep.profiling.kit import KIT
 
-    given.check_paths({KIT: given.arguments["target"]})
+    given.check_paths({KIT: given.arguments["out"]})
     with progress_bar(given.shown.silent) as progress:
         result = onnxsep.profile(given.arguments["model"], **given.keywords(progress=progress))
         with saying(lambda: "the kit is not complete; the same command makes it anew"):
-            report = result.save(given.arguments["target"])
+            report = result.save(given.arguments["out"])
     shower(given.shown)(report)

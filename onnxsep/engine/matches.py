@@ -151,7 +151,8 @@ class BlockMatch:
         """Spatial sizes of what it reads."""
         sizes = (self.block.dims or ())[2:]
         known = tuple(size for size in sizes if isinstance(size, int))
-        return known if self.block.dims and len(known) == len(sizes) else self.anchor.input_size
+        fits = len(sizes) == (self.anchor.conv.dims or len(sizes))  # a broken model may say another number of axes
+        return known if self.block.dims and len(known) == len(sizes) and fits else self.anchor.input_size
 
     @property
     def output_size(self) -> tuple[int, ...] | None:

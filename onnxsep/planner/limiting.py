@@ -128,6 +128,8 @@ def _outcomes(
 
 
 def _fitted(model: Model, sites: Sites, row: ConvReplacement, found: Gathered) -> Factorized | str:
+    if row.init == "svd":
+        return plain_outcome(model, sites, row)
     one = Candidate(row.mode, row.rank, row.init)
     with naming(row.mode, row.site.name), one_thread():
         try:

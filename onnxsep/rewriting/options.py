@@ -174,8 +174,9 @@ class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
         doc="steps of tuning the new weights together, by distillation from the original on the same data; it needs"
         " ``onnxsep[finetune]``.",
     )
-    memory: int | str | None = option(
+    memory_limit: int | str | None = option(
         default=None,
+        flag="--memory",
         typed=str,
         metavar="SIZE",
         group=_FIT,
@@ -201,8 +202,8 @@ class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
             MissingDependencyError: what tuning needs is not installed.
         """
         super().check()
-        if self.memory is not None:
-            bytes_of("memory", self.memory)
+        if self.memory_limit is not None:
+            bytes_of("memory_limit", self.memory_limit)
         self.choice.check(self.fitting(None), images=self.preprocessing is not None)
 
     def role(self, name: str) -> Literal["read", "written", "unused"]:
@@ -226,7 +227,7 @@ class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
             statistics=self.statistics,
             tune=self.tune,
             refine=self.refine,
-            memory=None if self.memory is None else bytes_of("memory", self.memory),
+            memory=None if self.memory_limit is None else bytes_of("memory_limit", self.memory_limit),
             dry_run=self.dry_run,
         )
 

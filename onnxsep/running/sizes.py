@@ -5,6 +5,7 @@ Resize by computed sizes, what custom operators give) is read off one run on ran
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,9 @@ from onnx import inliner
 
 from onnxsep.errors import FeedError, OnnxsepError
 from onnxsep.graph.activation_memory import ActivationMemory, activation_memory
+from onnxsep.graph.constants import read_constant
 from onnxsep.graph.counting import Operations, count_macs
+from onnxsep.graph.index import Index
 from onnxsep.graph.runtime_operators import standardise
 from onnxsep.graph.scopes import constant_value, scopes
 from onnxsep.graph.shapes import KnownShapes, Measured, infer_shapes, skeleton
@@ -28,6 +31,8 @@ from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.running.verification import FULL_BELOW
 
 _MOST_NODES = 20_000  # of calls that are expanded
+_NOT_EXPANDED = (onnx.checker.ValidationError, RuntimeError)  # functions call one another more deeply than onnx allows
+_MOST_TURNS = 1_000  # of a Loop that is run
 
 
 @dataclass(frozen=True)
@@ -101,14 +106,20 @@ def find_sizes(
     unknown = _unknown(light)
     if not unknown or not complete or size_bytes(model) >= FULL_BELOW or not _can_be_expanded(model.proto):
         return found
+    if not _ends_soon(model):
+        return found
     try:
+        expanded = _with_expanded(model)
         if feeds is None:
             feeds = make_feeds(model, input_shapes=shapes)
-        told = sizes_in_run(_with_expanded(model), unknown, feeds, runtime or RuntimeOptions())
+        told = sizes_in_run(expanded, unknown, feeds, runtime or RuntimeOptions())
         if not told.sizes:  # a nested graph may refuse further outputs
             main = {tensor: kind for tensor, kind in unknown.items() if tensor[0] == 0}
-            told = sizes_in_run(_with_expanded(model), main, feeds, runtime or RuntimeOptions())
-    except OnnxsepError:  # it takes too long, its weights cannot be read, ...: what needs them says so
+            told = sizes_in_run(expanded, main, feeds, runtime or RuntimeOptions())
+    except (
+        OnnxsepError,
+        *_NOT_EXPANDED,
+    ):  # it takes too long, its weights cannot be read, ...: what needs them says so
         return found
     return Sizes(shapes, told.sizes, told.idle)
 
@@ -160,13 +171,28 @@ def _expanded(light: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(light)
     if copy.functions and _can_be_expanded(copy):
-        copy = inliner.inline_local_functions(copy)
+        with suppress(*_NOT_EXPANDED):
+            copy = inliner.inline_local_functions(copy)
     standardise(copy)
     return copy
 
 
 def _can_be_expanded(proto: onnx.ModelProto) -> bool:
     return not proto.functions or expansion(proto).nodes <= _MOST_NODES
+
+
+def _ends_soon(model: Model) -> bool:
+    """Whether each Loop has a constant number of turns, and not many: what it gives in them is kept for its sizes."""
+    all_scopes = scopes(model.proto)
+    index = Index(model.proto, all_scopes)
+    for scope in all_scopes:
+        for node in scope.body.node:
+            if node.op_type != "Loop":
+                continue
+            turns = index.constant(node.input[0], scope.index) if node.input and node.input[0] else None
+            if turns is None or not 0 <= int(read_constant(model, all_scopes, turns).reshape(-1)[0]) <= _MOST_TURNS:
+                return False
+    return True
 
 
 def _with_expanded(model: Model) -> Model:
