@@ -299,7 +299,7 @@ def test_the_report_is_read_again_and_repeated(made: Path, tmp_path: Path) -> No
     assert (report.pieces, report.output) == (1, "kit")
     assert [layer.name for layer in report.layers if layer.forms] == ["one"]
     printed = command_line.run("rerun", "r.json", "--print", cwd=tmp_path)
-    assert printed.stdout.split() == ["onnxsep", "profile", "net.onnx", "kit", "--mode", "spatial", "--only", "one"]
+    assert printed.stdout.split() == ["onnxsep", "profile", "net.onnx", "kit", "--only", "one", "--mode", "spatial"]
     first = (tmp_path / "kit" / "manifest.json").read_bytes()
     assert command_line.run("rerun", "r.json", cwd=tmp_path).returncode == 0
     assert (tmp_path / "kit" / "manifest.json").read_bytes() == first

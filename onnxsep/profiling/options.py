@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from onnxsep.options.lazy import lazy
 from onnxsep.options.proposals import MODES
 from onnxsep.options.specs import option, record
+from onnxsep.planner.which_layers import WhichLayers
 from onnxsep.running.options import Opening, Seeded, Shaped, Telling
 
 if TYPE_CHECKING:
@@ -15,11 +16,9 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazy(__name__, {"onnxsep.modes": ("BlockMode", "Mode")})
 
-_CONVS = "Which Convs"
-
 
 @record
-class ProfileOptions(Opening, Shaped, Seeded, Telling):
+class ProfileOptions(WhichLayers, Opening, Shaped, Seeded, Telling):
     """What ``profile`` is asked for."""
 
     modes: Sequence[str | Mode | BlockMode] = option(
@@ -31,36 +30,15 @@ class ProfileOptions(Opening, Shaped, Seeded, Telling):
         help="The forms that layers may get; by default those that `plan` chooses from.",
         doc="the forms that layers may get; by default those that ``plan`` chooses from.",
     )
-    include_first: bool = option(default=False, group=_CONVS, help="First Convs too (reached straight from an input).")
-    recurse: bool = option(default=False, group=_CONVS, help="Convs that onnxsep made too.")
-    only: str | Sequence[str] = option(
-        default=(),
-        group=_CONVS,
-        help="Only Convs whose name matches (glob).",
-        doc="glob patterns; a Conv whose name matches none is left out.",
-    )
-    skip: str | Sequence[str] = option(
-        default=(),
-        group=_CONVS,
-        help="Not the Convs whose name matches (glob).",
-        doc="glob patterns; a Conv whose name matches one is left out.",
-    )
-    round_ranks: int = option(
-        default=0,
-        help="Make channels in between multiples of this, 8 or 16, as `plan` is to.",
-        doc="make channel counts multiples of this, 8 or 16, as ``plan`` is to; 0: as they are.",
-    )
 
     def check(self) -> None:
-        """Refuse modes that are not there, and a rounding that is none.
+        """Refuse modes that are not there.
 
         Raises:
             OptionError: An option cannot be used.
             ModeNotFoundError: There is no such mode.
         """
-        from onnxsep.modes.ranks import check_rounding
         from onnxsep.planner.forms import forms
 
         super().check()
-        check_rounding(self.round_ranks)
         forms(self.modes)
