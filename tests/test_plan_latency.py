@@ -15,6 +15,7 @@ from latency_models import residual, rows_of
 
 import onnxsep
 from onnxsep import PlanResult
+from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.engine.sites import find_sites
 from onnxsep.errors import OptionError, TargetError
@@ -62,10 +63,13 @@ class Device:
         layers = list({row.site.place: row.site for row in some}.values())
         rows = [row for site in layers for row in candidates(site, forms(modes or MODES))]
         work = work_of(model, sites, rows)
-        pieces, several = {}, {}
+        pieces: dict[str, Any] = {}
+        several: dict[str, Any] = {}
         for row in rows:
-            key, form = work.forms[row_key(row)]
-            pieces[key] = {"ms": 1.0, "share": SHARES.get(row.site.name, 0.05), "error": ERROR}
+            found, layer = work.forms[row_key(row)], row.site.name
+            assert not isinstance(found, str)
+            key, form = found
+            pieces[key] = {"ms": 1.0, "share": SHARES.get(layer, 0.05), "error": ERROR}
             ratio = self.ratio(row)
             several.setdefault(key, {})[form] = {"ms": ratio, "ratio": ratio, "error": ERROR}
         machine = {"runtime": "1.2", "provider": "P", "threads": 2, "processor": "a phone", "system": ""}
@@ -96,7 +100,8 @@ def expected(result: PlanResult) -> float:
     for entry in result.report.layers:
         if entry.mode:
             site = next(one for one in sites.found if one.name == entry.name)
-            row = next(one for one in candidates(site, forms([entry.mode])) if one.rank == entry.rank)  # type: ignore[arg-type]
+            assert isinstance(site, ConvSite)
+            row = next(one for one in candidates(site, forms([entry.mode])) if one.rank == entry.rank)
             total += SHARES.get(entry.name, 0.05) * (device.ratio(row) - 1)
     return total
 

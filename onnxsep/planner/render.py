@@ -47,7 +47,8 @@ def _target(one: TargetReport) -> str:
     before, allowed = shown_amount(one.kind, one.before), shown_amount(one.kind, one.allowed)
     if one.after is None:
         least = shown_amount(one.kind, one.least)
-        return f"{one.target}: at most {allowed} {kind} of {before}; the least that can be had: {least}"
+        words = allowed if one.kind == "latency" else f"{allowed} {kind}"
+        return f"{one.target}: at most {words} of {before}; the least that can be had: {least}"
     share = f" ({one.after / one.before:.3f})" if one.before else ""
     return f"{one.target}: {kind} {before} -> {shown_amount(one.kind, one.after)}{share}, at most {allowed}"
 

@@ -180,7 +180,7 @@ def whole_ratio(
         raise UnsupportedModelError(f"the runtime cannot run the model, so it cannot be timed: {error}") from error
     clock = clock_for(runtime.threads, on_cpu=runtime.provider == CPU)
     timed = measure_times([one.alone for one in runners], [feeds], None, progress, THOROUGH, clock)[1]
-    ratio, error = ratio_of(timed)
+    ratio, spread = ratio_of(timed)
     if kept is not None:
-        kept.keep(about, FormTime(ms=timed.figure * 1000, ratio=ratio, error=error))
-    return ratio, error
+        kept.keep(about, FormTime(ms=timed.figure * 1000, ratio=ratio, error=spread))
+    return ratio, spread
