@@ -41,6 +41,10 @@ SITES = [site for site in find_sites(Model(MODEL), linear_layers=True).found if 
         ("size=1.5MB", "size", 1_500_000),
         ("size=2MiB", "size", 2 * 1024**2),
         ("size=640", "size", 640),
+        ("latency=0.6", "latency", 600),
+        ("latency=5ms", "latency", 5_000_000),
+        ("latency=1.5MS", "latency", 1_500_000),
+        ("latency=20us", "latency", 20_000),
         ("params=0.29", "params", 290),  # 0.29 * 1000 is a little less in binary
     ],
 )
@@ -66,7 +70,9 @@ def test_what_a_target_says(text: str, kind: str, amount: int) -> None:
         (["params=80kB"], "is no amount"),
         (["size=80kg"], "or a number of bytes such as 80kB"),
         (["macs=0.5", "macs=0.4"], "macs is given twice: macs=0.5 and macs=0.4"),
-        (["latency=0.6"], "latencies of candidates are not measured yet"),
+        (["latency=5"], "or a time such as 5ms"),
+        (["latency=5kB"], "or a time such as 5ms"),
+        (["latency=1.5"], "a share is above 0 and at most 1"),
         (["ram=0.5"], "the memory of activations is not measured yet"),
         (["error=0.05"], "no budget of a plan yet"),
         (["drop=1"], "no budget of a plan yet"),

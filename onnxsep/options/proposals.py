@@ -34,4 +34,4 @@ def proposing(words: Iterable[str]) -> Callable[[str], list[str]]:
     return propose
 
 
-TARGETS = ("params=0.4", "macs=0.5", "size=0.3")  # of a plan
+TARGETS = ("params=0.4", "macs=0.5", "size=0.3", "latency=0.6")  # of a plan

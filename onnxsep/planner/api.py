@@ -14,6 +14,7 @@ from onnxsep.data import Dataset, Preprocessing
 from onnxsep.engine.sites import Sites, find_sites
 from onnxsep.errors import OptionError, TargetError, spelled
 from onnxsep.graph.places import Place
+from onnxsep.model.files import printable
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import NOTHING, Reads, check_paths
 from onnxsep.modes.base import Mode
@@ -28,11 +29,12 @@ from onnxsep.planner.options import PlanOptions
 from onnxsep.planner.output_distance import Effect, from_additive
 from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.planner.planning_data import PlanningData
-from onnxsep.planner.report import PlanReport, RoundReport, TargetReport
+from onnxsep.planner.report import PlannedLatency, PlanReport, RoundReport, TargetReport
 from onnxsep.planner.rows import layer_rows, layers_to_plan
 from onnxsep.planner.search import Found, Round, Search
 from onnxsep.planner.selection import least
-from onnxsep.planner.targets import Target
+from onnxsep.planner.targets import Target, as_target, shown_amount
+from onnxsep.planner.timings import Timings, scratch_for, timings_for, whole_ratio
 from onnxsep.reporting.model_info import model_info
 from onnxsep.running.feeds import check_input_shapes
 
@@ -99,7 +101,9 @@ def plan(model: AnyModel, options: PlanOptions) -> PlanResult:
     assert isinstance(dataset, Dataset)
     calibration = CalibrationOptions(positions=options.positions, seed=options.seed)
     data = PlanningData.of(dataset, options.samples, calibration, options.run_with)
-    return _Planner(source, sites, modes, data, options, reads, started).run()
+    with scratch_for(options) as scratch:
+        timings = timings_for(source, sites, options, scratch, options.teller)
+        return _Planner(source, sites, modes, data, options, reads, started, timings).run()
 
 
 class _Planner:
@@ -114,9 +118,10 @@ class _Planner:
         options: PlanOptions,
         reads: Reads,
         started: float,
+        timings: Timings | None,
     ) -> None:
         self._model, self._sites, self._data, self._options = model, sites, data, options
-        self._reads, self._started = reads, started
+        self._reads, self._started, self._timings = reads, started, timings
         layers, self._reasons = layers_to_plan(sites, options)
         self._search = Search(
             model,
@@ -128,19 +133,20 @@ class _Planner:
             self._reasons,
             options.round_ranks,
             options.teller,
+            timings,
         )
-        self._costs = Costs(model, sites)
-        unknown = self._costs.unknown_macs
+        unknown = Costs(model, sites).unknown_macs
         if unknown and any(one.kind == "macs" for one in options.targets):
             raise OptionError(
                 f"{spelled('target')} macs= needs the sizes of all inputs, and {unknown} nodes have none that are known"
                 f"; {spelled('input_shapes', hint='NAME:DIMS')} gives them"
             )
-        self._budgets = {one.kind: one.amount(self._costs.source[one.kind]) for one in options.targets}
 
     def run(self) -> PlanResult:
         """Search, and say what was found."""
         measured = self._search.alone()
+        self._source = self._search.costs.source  # now that times are known
+        self._budgets = {one.kind: one.amount(self._source[one.kind]) for one in self._options.targets}
         rounds = list(self._search.rounds(measured, self._budgets, self._options.rounds))
         if not rounds:
             raise self._too_small(measured)
@@ -165,8 +171,9 @@ class _Planner:
     def _too_small(self, measured: Mapping[Place, Sequence[Measured]]) -> TargetError:
         report = self._report(measured, None, [], {})
         words = [
-            f"{one.target} allows {one.allowed:,} of {one.before:,}, and the least that can be had is {one.least:,}"
-            f" ({spelled('target')} {_nearest(one)})"
+            f"{one.target} allows {shown_amount(one.kind, one.allowed)} of {shown_amount(one.kind, one.before)}, and"
+            f" the least that can be had is {shown_amount(one.kind, one.least)}"
+            f" ({spelled('target')} {as_target(one.kind, one.least, one.before)})"
             for one in report.targets
             if one.least > one.allowed
         ]
@@ -186,7 +193,7 @@ class _Planner:
             source=model_info(self._model),
             options=self._options.as_json(model=self._model),
             targets=tuple(self._target(one, measured, best) for one in self._options.targets),
-            layers=tuple(layer_rows(self._sites, best, self._reasons, count)),
+            layers=tuple(layer_rows(self._sites, best, self._reasons, count, self._timings)),
             rounds=tuple(
                 RoundReport(
                     number=one.found.round,
@@ -199,6 +206,7 @@ class _Planner:
                 for one in rounds
             ),
             measured=None if best is None else best.carried.effect.report,
+            latency=None if best is None else self._latency(best),
             data=dataset.source,
             fingerprint=dataset.fingerprint(used),
             fitted_samples=len(divided.fitted),
@@ -209,8 +217,28 @@ class _Planner:
             seconds=time.perf_counter() - self._started,
         )
 
+    def _latency(self, best: Found) -> PlannedLatency | None:
+        """The promise, and what the whole model then takes where times are those of this machine."""
+        if self._timings is None:
+            return None
+        options, known = self._options, self._timings.known
+        promised, error = known.promised(best.carried.plan.convs)
+        kept = options.cache if options.latency_from is None else options.latency_from
+        found = PlannedLatency(
+            whole_ms=known.whole_ms,
+            promised=promised,
+            promised_error=error,
+            machine=known.machine.words(),
+            kept=None if kept is None else printable(kept),
+        )
+        if options.latency_from is not None:
+            return found
+        made, runtime = best.carried.model, options.run_with
+        ratio = whole_ratio(self._model, made, runtime, options.shapes, options.cache, options.teller)
+        return found.model_copy(update={"measured": ratio[0], "measured_error": ratio[1]})
+
     def _target(self, target: Target, measured: Mapping[Place, Sequence[Measured]], best: Found | None) -> TargetReport:
-        before, kind = self._costs.source[target.kind], target.kind
+        before, kind = self._source[target.kind], target.kind
         layers = list(measured.values())
         smallest = before + least(layers, kind) - sum(least([layer[:1]], kind) for layer in layers)
         after = None if best is None else best.costs[kind]
@@ -232,9 +260,3 @@ class _Planner:
             if one.row is not None
         }
         return plan_of(self._model, best.carried.plan, {}, notes, evidence(report))
-
-
-def _nearest(one: TargetReport) -> str:
-    """What to ask for, for the least that can be had."""
-    share = -(-1000 * one.least // one.before) / 1000
-    return f"{one.kind}={share:g}" if 0 < share < 1 else f"{one.kind}={one.least}"

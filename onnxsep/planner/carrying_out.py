@@ -24,6 +24,7 @@ from onnxsep.planner.file_size import FileSize
 from onnxsep.planner.measuring import Dense, Measured, Samples
 from onnxsep.planner.output_distance import Effect
 from onnxsep.planner.targets import Budget
+from onnxsep.planner.timings import Timings
 
 
 @dataclass(frozen=True)
@@ -95,20 +96,26 @@ def carry_out(
 class Costs:
     """What plans for one model cost as a whole, counted as ``inspect`` counts, and as the file is written.
 
+    Args:
+        model: The source.
+        sites: Its layers.
+        timings: What forms take, where that is a budget.
+
     Attributes:
         source: What the source costs.
         unknown_macs: How many of its nodes have MACs that are not known.
     """
 
-    def __init__(self, model: Model, sites: Sites) -> None:
-        self._sites, self._size = sites, FileSize(model, sites.light)
+    def __init__(self, model: Model, sites: Sites, timings: Timings | None = None) -> None:
+        self._sites, self._size, self._timings = sites, FileSize(model, sites.light), timings
         nothing = Plan([reject(item, "") for item in sites.found if isinstance(item, ConvSite)])
         self.source = self.of(nothing)
         _, _, self.unknown_macs = compare_macs(*plan_macs(sites, nothing))
 
     def of(self, plan: Plan) -> dict[Budget, int]:
-        """The amount of each kind of budget."""
+        """The amount of each kind of budget; the latency where there are times."""
         light, _ = edited(self._sites, plan)
         _, macs, _ = compare_macs(*plan_macs(self._sites, plan))
         rows: list[ConvReplacement] = plan.convs
-        return {"params": count_parameters(light), "macs": macs, "size": self._size.of(rows)}
+        counted: dict[Budget, int] = {"params": count_parameters(light), "macs": macs, "size": self._size.of(rows)}
+        return counted if self._timings is None else {**counted, "latency": self._timings.of(rows)}

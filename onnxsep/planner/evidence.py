@@ -1,14 +1,17 @@
 """What a plan says of its own making, in its file."""
 
+from collections.abc import Iterator
+
 from onnxsep.planner.plan_file import Evidence
-from onnxsep.planner.report import PlanReport
+from onnxsep.planner.report import PlannedLatency, PlanReport
 
 
 def evidence(report: PlanReport) -> tuple[tuple[str, Evidence], ...]:
     """Targets, data, and what was measured on them."""
     found: list[tuple[str, Evidence]] = [
         ("target", ", ".join(one.target for one in report.targets)),
-        *((one.kind, one.after) for one in report.targets if one.after is not None),
+        *((one.kind, one.after) for one in report.targets if one.after is not None and one.kind != "latency"),
+        *_latency(report.latency),
         ("data", report.data),
         ("fingerprint", report.fingerprint),
         ("fitted_samples", report.fitted_samples),
@@ -27,3 +30,15 @@ def evidence(report: PlanReport) -> tuple[tuple[str, Evidence], ...]:
                 ("gap", float(f"{one.gap:.3g}")),
             ]
     return tuple(found)
+
+
+def _latency(latency: PlannedLatency | None) -> Iterator[tuple[str, Evidence]]:
+    """What was promised of the time, what was measured of the whole, and where."""
+    if latency is None:
+        return
+    yield "latency_before_ms", float(f"{latency.whole_ms:.6g}")
+    for name in ("promised", "promised_error", "measured", "measured_error"):
+        value = getattr(latency, name)
+        if value is not None:
+            yield f"latency_{name}", float(f"{value:.4g}")
+    yield "latency_on", latency.machine

@@ -16,7 +16,7 @@ import numpy as np
 from onnxsep.graph.places import Place
 from onnxsep.model.files import write_text
 from onnxsep.model.paths import Kind, Reads, check_paths
-from onnxsep.planner.carrying_out import Costs, plan_of_choice
+from onnxsep.planner.carrying_out import plan_of_choice
 from onnxsep.planner.measuring import Measured
 from onnxsep.planner.output_distance import Kind as Measure
 from onnxsep.planner.output_distance import from_additive
@@ -87,7 +87,7 @@ def frontier(
         scale: What the effect of a plan as a whole is, as a multiple of the sum of effects.
         budgets: Those that stay, and what is replaced of ``kind``.
     """
-    costs = Costs(search.model, search.sites)
+    costs = search.costs
     whole = costs.source[kind]
     points, plans, seen = [], [], set[tuple[str, ...]]()
     for amount in np.geomspace(max(least, 1), whole, _POINTS):

@@ -32,7 +32,7 @@ _TOGETHER = 5  # forms that take turns with their layer
 _SURE = 2  # standard errors
 _UNSURE = 0.1  # relative standard error of what ran too rarely for one
 _MS = 1000
-_CPU = "CPUExecutionProvider"
+CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class _Timer:
         self._model, self._work, self._runtime = model, work, runtime
         self._cache, self._then, self._progress = cache, then, progress
         self._machine = this_machine(runtime)
-        self._clock = clock_for(runtime.threads, on_cpu=runtime.provider == _CPU)
+        self._clock = clock_for(runtime.threads, on_cpu=runtime.provider == CPU)
         self.failures: dict[Form, str] = {}
 
     def times(self, input_shapes: Mapping[str, tuple[int, ...]]) -> Times:
@@ -246,7 +246,7 @@ class _Timer:
         timed = measure_times([whole, *calls.values()], [{}], None, self._told, SHARES, self._clock)
         found = {}
         for key, one in zip(calls, timed[1:], strict=True):
-            share, spread = _ratio(one)
+            share, spread = ratio_of(one)
             found[key] = PieceTime(ms=share * timed[0].figure * _MS, share=share, error=spread)
             self._keep({**about, "piece": key}, found[key])
         return found
@@ -277,7 +277,7 @@ class _Timer:
         timed = measure_times([as_it_is, *forms.values()], [{}], None, None, PIECES, self._clock)
         found = []
         for form, one in zip(forms, timed[1:], strict=True):
-            ratio, error = _ratio(one)
+            ratio, error = ratio_of(one)
             found.append((form, FormTime(ms=one.figure * _MS, ratio=ratio, error=error)))
             self._keep({"piece": key, "form": form[1]}, found[-1][1])
         return found
@@ -307,8 +307,8 @@ class _Timer:
         return {"machine": self._machine.model_dump(), "then": self._then.name, "schema": 1}
 
 
-def _ratio(timed: Timed) -> tuple[float, float]:
-    """A ratio to the first and its standard error."""
+def ratio_of(timed: Timed) -> tuple[float, float]:
+    """How long a model takes as a share of the first one's time, and the standard error."""
     found = timed.against_first
     assert found is not None
     return found.value, found.value * _UNSURE if found.standard_error is None else found.standard_error

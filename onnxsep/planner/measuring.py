@@ -47,6 +47,7 @@ class Measured:
         held_out: Relative error of its own output behind its activation, on positions that the fit has not seen.
         effect: On the network's output, as what adds up (``output_distance.Effect.additive``), less that of the layer
             left alone: nothing in the first round, and around a plan that of all the others.
+        latency: Nanoseconds that the model takes more; 0 where times do not matter.
     """
 
     site: ConvSite
@@ -56,6 +57,7 @@ class Measured:
     bytes: int
     held_out: float
     effect: float
+    latency: int = 0
 
     @classmethod
     def as_it_is(cls, site: ConvSite) -> "Measured":
@@ -95,6 +97,7 @@ def measure(
     walk: EffectWalk,
     *,
     around: Dense | None = None,
+    latency: Callable[[ConvReplacement], int] = lambda _: 0,
     progress: Progress | None = None,
 ) -> dict[Place, list[Measured]]:
     """Fit and measure the candidates of all layers that have some; the layer left alone is the first of each.
@@ -106,6 +109,7 @@ def measure(
         samples: What they are fitted to.
         walk: Measures effects; it is at its beginning, and around the same plan.
         around: The layers that a plan has replaced; None: the source.
+        latency: Nanoseconds that the model takes more with a form.
         progress: Told of every layer that is done.
 
     Raises:
@@ -123,10 +127,10 @@ def measure(
         alone = 0.0 if around is None else effect(one.weight, _own_bias(one)).additive
         made = [Measured.as_it_is(site)]
         fits = sorted(_fits(one, rows[site.place]), key=lambda fit: fit.row.parameters)
-        for fit in _worth_it(fits) if around is None else fits:
+        for fit in _worth_it(fits, latency) if around is None else fits:
             row, more = fit.row, size.of([fit.row]) - size.source
             value = effect(fit.weight, fit.bias).additive - alone
-            made.append(Measured(site, row, row.parameters, row.macs, more, fit.held_out, value))
+            made.append(Measured(site, row, row.parameters, row.macs, more, fit.held_out, value, latency(row)))
         found[site.place] = made
         if progress:
             progress(site.name, number, len(chosen))
@@ -176,13 +180,15 @@ def _fits(one: Gathered, rows: Sequence[ConvReplacement]) -> Iterator[_Fit]:
                 continue
 
 
-def _worth_it(fits: Sequence[_Fit]) -> Iterator[_Fit]:
+def _worth_it(fits: Sequence[_Fit], latency: Callable[[ConvReplacement], int]) -> Iterator[_Fit]:
     """Without those whose own error is far above that of one that costs no more."""
     for fit in fits:
         cheaper = (
             other.held_out
             for other in fits
-            if other.row.parameters <= fit.row.parameters and (other.row.macs or 0) <= (fit.row.macs or 0)
+            if other.row.parameters <= fit.row.parameters
+            and (other.row.macs or 0) <= (fit.row.macs or 0)
+            and latency(other.row) <= latency(fit.row)
         )
         if fit.held_out <= _WORSE * min(cheaper, default=fit.held_out):
             yield fit

@@ -26,6 +26,9 @@ else:
     )
 
 
+LATENCY = "Latency"
+
+
 @record
 class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
     """What ``plan`` is asked for."""
@@ -35,9 +38,10 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
         typed=list[str],
         proposed=TARGETS,
         help="A budget: params=0.4, macs=0.5 (shares of the whole model's, or whole numbers), size=0.3, size=80kB (of"
-        " the file); several will do.",
-        doc='what the rewritten model may cost: "params=0.4", "macs=0.5", "size=0.3", "size=80kB"; a fraction with a'
-        " point is a share of the whole model's, an integer a number. Several are all kept.",
+        " the file), latency=0.6, latency=5ms; several will do.",
+        doc='what the rewritten model may cost: "params=0.4", "macs=0.5", "size=0.3", "size=80kB", "latency=0.6",'
+        ' "latency=5ms"; a fraction with a point is a share of the whole model\'s, an integer a number. Several are all'
+        " kept.",
     )
     data: Source | Dataset = option(
         group=DATA_GROUP,
@@ -75,6 +79,28 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
         doc="rounds in which candidates near to the plan are fitted and measured again, with all other layers replaced"
         " as it says: effects do not add up. Where one finds nothing better, the last.",
     )
+    latency_from: str | os.PathLike[str] | None = option(
+        default=None,
+        group=LATENCY,
+        typed=Path,
+        metavar="latency.json",
+        reads="the latencies",
+        per_run=True,
+        help="Take latencies from this file, of a kit of `onnxsep profile`, instead of this machine's.",
+        doc="take latencies from this file, which the script of a kit of ``profile`` has written, instead of this"
+        " machine's.",
+    )
+    cache: str | os.PathLike[str] | None = option(
+        default=None,
+        group=LATENCY,
+        typed=Path,
+        metavar="FOLDER",
+        writes="onnxsep.planner.latency_cache:CACHE",
+        per_run=True,
+        help="Keep the latencies that are measured here, and take those that are there; by default PLAN.cache, beside"
+        " PLAN.toml.",
+        doc="a folder in which latencies that are measured are kept, and found again; None: they are lost.",
+    )
     frontier: str | os.PathLike[str] | None = option(
         default=None,
         group="Output",
@@ -99,6 +125,16 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
         if not self.targets:
             raise OptionError(f"{spelled('target')} is missing: what the model may cost, such as params=0.4")
         forms(self.modes)
+        given = [name for name in ("latency_from", "cache") if getattr(self, name) is not None]
+        if given and not self.times:
+            raise OptionError(f"{spelled(given[0])} is for {spelled('target')} latency=, such as latency=0.6")
+        if len(given) > 1:
+            raise OptionError(f"{spelled('latency_from')} measures nothing, so leave {spelled('cache')} out")
+
+    @property
+    def times(self) -> bool:
+        """Whether latency is a budget."""
+        return any(one.kind == "latency" for one in self.targets)
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -1,10 +1,11 @@
 """The report of a plan as a document."""
 
-from onnxsep.planner.report import PlannedLayer, PlanReport, TargetReport
+from onnxsep.planner.report import PlannedLatency, PlannedLayer, PlanReport, TargetReport
+from onnxsep.planner.targets import shown_amount
 from onnxsep.reporting.blocks import header, notes, number, site, summary, title
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
 
-_WHAT = {"params": "parameters", "macs": "MACs", "size": "bytes"}
+_WHAT = {"params": "parameters", "macs": "MACs", "size": "bytes", "latency": "time"}
 
 
 def plan_document(report: PlanReport) -> Document:
@@ -21,6 +22,8 @@ def plan_document(report: PlanReport) -> Document:
 def planning_blocks(report: PlanReport) -> list[Block]:
     """The budgets, the rounds, and what was measured on what."""
     blocks: list[Block] = [Line(_target(one)) for one in report.targets]
+    if report.latency is not None:
+        blocks.append(Line(_latency(report.latency)))
     if report.rounds:
         blocks.append(_rounds(report))
     where = "held-out samples" if report.held_out else "samples that the fits have seen too"
@@ -41,26 +44,41 @@ def _asked(report: PlanReport) -> str:
 
 def _target(one: TargetReport) -> str:
     kind = _WHAT[one.kind]
+    before, allowed = shown_amount(one.kind, one.before), shown_amount(one.kind, one.allowed)
     if one.after is None:
-        return (
-            f"{one.target}: at most {one.allowed:,} {kind} of {one.before:,}; the least that can be had: {one.least:,}"
-        )
+        least = shown_amount(one.kind, one.least)
+        words = allowed if one.kind == "latency" else f"{allowed} {kind}"
+        return f"{one.target}: at most {words} of {before}; the least that can be had: {least}"
     share = f" ({one.after / one.before:.3f})" if one.before else ""
-    return f"{one.target}: {kind} {one.before:,} -> {one.after:,}{share}, at most {one.allowed:,}"
+    return f"{one.target}: {kind} {before} -> {shown_amount(one.kind, one.after)}{share}, at most {allowed}"
+
+
+def _latency(latency: PlannedLatency) -> str:
+    words = f"the sum over layers promises {_share(latency.promised, latency.promised_error)} of the time of the model"
+    if latency.measured is not None:
+        words += f"; the whole one takes {_share(latency.measured, latency.measured_error)}"
+    return f"{words} ({latency.machine}{', ' if latency.kept else ''}{latency.kept or ''})"
+
+
+def _share(value: float, error: float | None) -> str:
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
 def _layers(report: PlanReport) -> Table:
     columns = [Column("layer"), Column("form"), Column("rank", "right", spare=1)]
     columns += [Column("parameters", "right"), Column("MACs", "right", spare=2), Column("bytes", "right", spare=3)]
+    columns += [Column("time", "right")] if report.latency else []
     columns += [
         Column("held-out error", "right", spare=4),
         Column("effect", "right"),
         Column("candidates", "right", spare=5),
     ]
-    return Table(tuple(columns), tuple(map(_layer, report.layers)), notes="why")
+    return Table(
+        tuple(columns), tuple(_layer(one, timed=report.latency is not None) for one in report.layers), notes="why"
+    )
 
 
-def _layer(layer: PlannedLayer) -> Row:
+def _layer(layer: PlannedLayer, *, timed: bool) -> Row:
     form = Cell(layer.mode, style="good") if layer.mode else Cell("left alone", note=layer.reason)
     cells = (
         Cell(site(layer.name, layer.where)),
@@ -69,6 +87,7 @@ def _layer(layer: PlannedLayer) -> Row:
         _change(layer.parameters_before, layer.parameters_after),
         _change(layer.macs_before, layer.macs_after),
         number(layer.bytes_more if layer.mode else None, "+,d"),
+        *([number(layer.time_ratio, ".2f")] if timed else []),
         number(layer.held_out_error, ".3f"),
         number(layer.effect, ".3g"),
         number(layer.candidates or None, "d"),

@@ -7,9 +7,13 @@ from onnxsep.reporting.records import EffectReport, ModelInfo, Record, Report
 
 
 class TargetReport(Record):
-    """A budget and what becomes of it. Counts are those of ``inspect``; bytes those of the file as it is written."""
+    """A budget and what becomes of it.
 
-    kind: Literal["params", "macs", "size"]
+    Counts are those of ``inspect``; bytes those of the file as it is written; times are nanoseconds, ``after`` that of
+    the model as it is and what is measured of each layer.
+    """
+
+    kind: Literal["params", "macs", "size", "latency"]
     target: str
     """As it was asked for."""
     allowed: int
@@ -18,6 +22,25 @@ class TargetReport(Record):
     """None where no plan keeps within the budgets."""
     least: int
     """The smallest that the candidates allow, of this alone."""
+
+
+class PlannedLatency(Record):
+    """The time of the whole model, for one sample where the batch is free."""
+
+    whole_ms: float
+    """Milliseconds of a run of the model as it is."""
+    promised: float
+    """The time of the rewritten model as a share of that: the sum of what was measured of its layers."""
+    promised_error: float
+    """Standard error."""
+    measured: float | None = None
+    """The same share, of the whole model, timed when the plan was made; None where times are those of a file."""
+    measured_error: float | None = None
+    """Standard error."""
+    machine: str
+    """Where times were measured."""
+    kept: str | None = None
+    """The file that times are from, or the folder in which they are kept."""
 
 
 class RoundReport(Record):
@@ -58,6 +81,8 @@ class PlannedLayer(Record):
     """What the file has more (negative: less) for it, nodes, names and metadata included."""
     held_out_error: float | None = None
     """Relative error of its own output behind its activation, in the plan, on positions that the fit has not seen."""
+    time_ratio: float | None = None
+    """Its time, with what the runtime fuses with it, as a share of its time as it is, where time is a budget."""
     effect: float | None = None
     """What it adds to the effect on the output, beside the layer left alone, in the round that chose it."""
 
@@ -91,6 +116,8 @@ class PlanReport(Report):
     rounds: tuple[RoundReport, ...] = ()
     measured: EffectReport | None = None
     """Of the plan as a whole, carried out; None where there is none."""
+    latency: PlannedLatency | None = None
+    """Where it is a budget and there is a plan."""
     frontier: tuple[FrontierPoint, ...] = ()
     """The trade-off curve, where it was asked for."""
     data: str

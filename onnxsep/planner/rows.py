@@ -13,6 +13,7 @@ from onnxsep.planner.options import PlanOptions
 from onnxsep.planner.output_distance import from_additive
 from onnxsep.planner.report import PlannedLayer
 from onnxsep.planner.search import Found
+from onnxsep.planner.timings import Timings
 
 
 def layers_to_plan(sites: Sites, options: PlanOptions) -> tuple[list[ConvSite], dict[Place, str]]:
@@ -44,7 +45,11 @@ def layers_to_plan(sites: Sites, options: PlanOptions) -> tuple[list[ConvSite], 
 
 
 def layer_rows(
-    sites: Sites, best: Found | None, reasons: Mapping[Place, str], count: Mapping[Place, int]
+    sites: Sites,
+    best: Found | None,
+    reasons: Mapping[Place, str],
+    count: Mapping[Place, int],
+    timings: Timings | None = None,
 ) -> Iterator[PlannedLayer]:
     """A record for each layer, in graph order.
 
@@ -53,6 +58,7 @@ def layer_rows(
         best: The plan; None where there is none.
         reasons: Why some have no candidates, by their places.
         count: How many candidates were measured, by the place of the layer.
+        timings: What forms take, where that is a budget.
     """
     chosen = {} if best is None else {one.site.place: one for one in best.selection.chosen}
     kind = "kl" if best is None else best.carried.effect.kind
@@ -76,5 +82,6 @@ def layer_rows(
             macs_after=one.macs,
             bytes_more=one.bytes if one.row else None,
             held_out_error=None if best is None else best.carried.held_out.get(item.place),
+            time_ratio=timings.ratio(one.row) if timings and one.row else None,
             effect=from_additive(kind, one.effect) if item.place in chosen else None,
         )

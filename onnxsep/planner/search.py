@@ -17,6 +17,7 @@ from onnxsep.planner.measuring import Dense, Measured, Samples, measure
 from onnxsep.planner.output_distance import from_additive
 from onnxsep.planner.selection import COSTS, Selection, select
 from onnxsep.planner.targets import Budget
+from onnxsep.planner.timings import Rows, Timings
 
 _NEAR = (0.6, 0.8, 1.0, 1.25, 1.6)
 """Of the parameters of a form that was chosen: the ranks that are tried around it."""
@@ -74,9 +75,10 @@ class Search:
         modes: The forms that they may get.
         samples: What candidates are fitted to.
         walk: Gives what measures effects, around a plan or in the source.
-        reasons: Why other layers are left alone, by their places.
+        reasons: Why other layers are left alone, by their places; what the first round finds out is added.
         round_ranks: As for ``onnxsep.rewrite``.
         progress: Told how far it is.
+        timings: What forms take, where that is a budget.
     """
 
     model: Model
@@ -85,14 +87,20 @@ class Search:
     modes: Sequence[Mode]
     samples: Samples
     walk: Callable[[Dense | None], EffectWalk]
-    reasons: Mapping[Place, str] = field(default_factory=dict)
+    reasons: dict[Place, str] = field(default_factory=dict)
     round_ranks: int = 0
     progress: Progress | None = None
+    timings: Timings | None = None
+
+    @property
+    def costs(self) -> Costs:
+        """What plans cost as a whole."""
+        return Costs(self.model, self.sites, self.timings)
 
     def alone(self) -> dict[Place, list[Measured]]:
         """The first round: every candidate of the grid with all other layers as they are."""
         rows = {site.place: list(candidates(site, self.modes, round_ranks=self.round_ranks)) for site in self.layers}
-        return measure(self.model, self.sites, rows, self.samples, self.walk(None), progress=self.progress)
+        return self._measure(rows, None)
 
     def around(self, found: Found, measured: Mapping[Place, Sequence[Measured]]) -> dict[Place, list[Measured]]:
         """A further round: what is near to a plan, with all other layers as the plan says.
@@ -102,9 +110,26 @@ class Search:
             measured: The first round, which says what forms are of use at about that cost.
         """
         rows = {one.site.place: self._near(one, measured[one.site.place]) for one in found.selection.chosen}
-        dense = found.carried.dense
-        walk = self.walk(dense)
-        return measure(self.model, self.sites, rows, self.samples, walk, around=dense, progress=self.progress)
+        return self._measure(rows, found.carried.dense)
+
+    def _measure(self, rows: Rows, around: Dense | None) -> dict[Place, list[Measured]]:
+        """Time forms, where that is a budget, then fit and measure those that are left."""
+        latency = None
+        if self.timings is not None:
+            latency = self.timings.change
+            rows, reasons = self.timings.usable(rows)
+            if around is None:
+                self.reasons.update(reasons)
+        return measure(
+            self.model,
+            self.sites,
+            rows,
+            self.samples,
+            self.walk(around),
+            around=around,
+            latency=latency or (lambda _: 0),
+            progress=self.progress,
+        )
 
     def rounds(
         self, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int], more: int
@@ -159,7 +184,7 @@ class Search:
             before: An earlier choice.
             changes: How many layers may get another form than there; None: all.
         """
-        counted = Costs(self.model, self.sites)
+        counted = self.costs
         layers = list(measured.values())
         alone = {name: sum(COSTS[name](layer[0]) for layer in layers) for name in budgets}
         room: dict[Budget, float] = {name: most - counted.source[name] + alone[name] for name, most in budgets.items()}
@@ -179,7 +204,7 @@ class Search:
         plan = plan_of_choice(self.sites, selection.chosen, self.reasons)
         carried = carry_out(self.model, self.sites, plan, self.samples, self.walk(None), self.progress)
         shown = from_additive(carried.effect.kind, predicted)
-        return Found(selection, carried, Costs(self.model, self.sites).of(carried.plan), number, shown)
+        return Found(selection, carried, self.costs.of(carried.plan), number, shown)
 
     def _near(self, one: Measured, measured: Sequence[Measured]) -> list[ConvReplacement]:
         whole = one.site.conv.parameters

@@ -21,6 +21,7 @@ COSTS: Mapping[Budget, Callable[[Measured], int]] = {
     "params": lambda one: one.parameters,
     "macs": lambda one: one.macs or 0,
     "size": lambda one: one.bytes,
+    "latency": lambda one: one.latency,
 }
 """What each budget counts of a candidate."""
 _SECONDS = 60.0
