@@ -29,7 +29,7 @@ class Line:
 
 def test_it_moves_within_a_conv() -> None:
     line = Line()
-    fitted(MODEL, X, progress=line, verify="none", memory="8GB")
+    fitted(MODEL, X, progress=line, verify="none", memory_limit="8GB")
     convs = [what.partition(":")[0] for what in line.done if " -> " in what]
     assert convs
     for number, name in enumerate(convs):
@@ -45,7 +45,7 @@ def test_it_moves_within_a_conv() -> None:
 
 def test_a_function_is_told_of_whole_convs_alone() -> None:
     told: list[str] = []
-    fitted(MODEL, X, progress=lambda what, done, total: told.append(what), verify="none", memory="8GB")
+    fitted(MODEL, X, progress=lambda what, done, total: told.append(what), verify="none", memory_limit="8GB")
     assert told
     assert not [what for what in told if "sweep" in what or "running" in what or "memory" in what]
 
