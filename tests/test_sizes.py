@@ -7,12 +7,15 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from versions import needs_new_runtime
 
 import onnxsep
 from onnxsep.graph.counting import Operations
 from onnxsep.graph.shapes import skeleton
 from onnxsep.model.io import Model, load
 from onnxsep.running.sizes import find_sizes, peak_activation_bytes
+
+pytestmark = needs_new_runtime  # with an old one sizes are not read off runs
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {

@@ -89,6 +89,9 @@ def select(
     if found.x is None:
         return None
     chosen = tuple(flat[place] for place in np.flatnonzero(found.x > 0.5))
+    over = {name: most - 1 for name, most in budgets.items() if sum(map(COSTS[name], chosen)) > most}
+    if over:  # within a tolerance of an older HiGHS
+        return select(layers, {**budgets, **over}, before, changes)
     total, bound = float(sum(one.effect for one in chosen)), found.mip_dual_bound
     return Selection(chosen, total, 0.0 if bound is None else max(total - float(bound) * scale, 0.0))
 
