@@ -101,7 +101,7 @@ class Runner:
         self._name = "the model" if model.path is None else repr(str(model.path))
         settings = _session_options(ort, options)
         providers = list(dict.fromkeys((options.provider, _CPU)))
-        with _source(ort, model) as (source, folder):
+        with _source(model) as (source, folder):
             if folder is not None:
                 settings.add_session_config_entry(_FOLDER_KEY, folder)
             # Without enable_fallback=0 some failures are printed and tried again on another provider.
@@ -171,6 +171,11 @@ def runtime_version() -> str:
     return str(_onnxruntime().__version__)
 
 
+def version_numbers() -> tuple[int, ...]:
+    """Its first two numbers, to compare."""
+    return tuple(int(number) for number in runtime_version().split(".")[:2])
+
+
 def _onnxruntime() -> Any:
     quiet_telemetry()
     try:
@@ -208,7 +213,7 @@ def _session_options(ort: Any, options: RuntimeOptions) -> Any:
 
 
 @contextmanager
-def _source(ort: Any, model: Model) -> Iterator[tuple[str | bytes, str | None]]:
+def _source(model: Model) -> Iterator[tuple[str | bytes, str | None]]:
     """What the session loads (a path or the model's bytes), and the folder of its external data."""
     external = [tensor for tensor in tensor_protos(model.proto) if is_external(tensor)]
     path = _own_file(model)
@@ -218,7 +223,7 @@ def _source(ort: Any, model: Model) -> Iterator[tuple[str | bytes, str | None]]:
     data = model.data_folder()
     data.check(external)
     folder = data.path.resolve()
-    if tuple(int(number) for number in ort.__version__.split(".")[:2]) < _FOLDER_KEY_SINCE:
+    if version_numbers() < _FOLDER_KEY_SINCE:
         if path is not None:
             yield path, None
             return

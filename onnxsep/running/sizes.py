@@ -27,7 +27,7 @@ from onnxsep.running.execution import describe
 from onnxsep.running.exposing import Tensor, sizes_in_run
 from onnxsep.running.feeds import Feeds, make_feeds
 from onnxsep.running.inputs import model_inputs
-from onnxsep.running.runtime import RuntimeOptions, runtime_version
+from onnxsep.running.runtime import RuntimeOptions, version_numbers
 from onnxsep.running.verification import FULL_BELOW
 
 _MOST_NODES = 20_000  # of calls that are expanded
@@ -110,7 +110,7 @@ def find_sizes(
         return found
     if not _ends_soon(model):
         return found
-    if _version() < _ABORTS_BEFORE:  # what is run then is run in the verification too
+    if version_numbers() < _ABORTS_BEFORE:  # what is run then is run in the verification too
         unknown = {tensor: kind for tensor, kind in unknown.items() if tensor[0] == 0}
         if feeds is None or not unknown:
             return found
@@ -122,11 +122,8 @@ def find_sizes(
         if not told.sizes:  # a nested graph may refuse further outputs
             main = {tensor: kind for tensor, kind in unknown.items() if tensor[0] == 0}
             told = sizes_in_run(expanded, main, feeds, runtime or RuntimeOptions())
-    except (
-        OnnxsepError,
-        *_NOT_EXPANDED,
-    ):  # it takes too long, its weights cannot be read, ...: what needs them says so
-        return found
+    except (OnnxsepError, *_NOT_EXPANDED):
+        return found  # it takes too long, its weights cannot be read, ...: what needs them says so
     return Sizes(shapes, told.sizes, told.idle)
 
 
@@ -185,10 +182,6 @@ def _expanded(light: onnx.ModelProto) -> onnx.ModelProto:
 
 def _can_be_expanded(proto: onnx.ModelProto) -> bool:
     return not proto.functions or expansion(proto).nodes <= _MOST_NODES
-
-
-def _version() -> tuple[int, ...]:
-    return tuple(int(part) for part in runtime_version().split(".")[:2])
 
 
 def _ends_soon(model: Model) -> bool:
