@@ -15,7 +15,8 @@ FUZZ   ?= 600
 PIP    := -m pip install --quiet --no-compile
 export PYTHONDONTWRITEBYTECODE :=
 # Tests of documents, scripts, options, files, recipes and algebra, which do not depend on versions of the libraries.
-NOT_ENGINE := test_readme.py test_models.py test_cifar_model.py test_architecture.py test_packaging.py test_compression.py \
+NOT_ENGINE := test_readme.py test_docs.py test_repository.py test_models.py test_cifar_model.py test_architecture.py \
+	test_packaging.py test_compression.py \
 	test_joint_ranks.py test_paths.py test_work_folders.py test_old_data_files.py test_option_values.py \
 	test_options_before_work.py test_labels.py test_labels_of_tables.py test_labels_of_spreadsheets.py test_signals.py \
 	test_early_signals.py test_plugins.py test_als.py test_als_rows.py test_fitting.py test_quick_fits.py \
@@ -25,11 +26,12 @@ NOT_ENGINE := test_readme.py test_models.py test_cifar_model.py test_architectur
 	test_rerun.py test_rerun_other_models.py test_plan_files.py test_plan_refusals.py test_sobolewski_baselines.py \
 	checking/test_check.py
 
-.PHONY: demo test deep lint types bench golden lowest fuzz sdist clean
+.PHONY: demo test deep lint types bench golden lowest fuzz docs docs-check sdist clean
 
 demo: $(STAMP)
 	mkdir -p $(OUT)
-	$(BIN)/onnxsep rewrite models/digits/digits_cnn.onnx $(OUT)/digits_spatial.onnx --mode spatial
+	$(BIN)/onnxsep rewrite models/digits/digits_cnn.onnx $(OUT)/digits_spatial.onnx --mode spatial \
+		--report $(OUT)/digits_spatial.html
 
 # Types are checked, by one process for half a minute, while the tests run; what is found is printed after them.
 # Worksteal: each process begins with a half of the files in order, so that most fixtures of modules are made once.
@@ -52,7 +54,7 @@ types: $(STAMP)
 	rm -rf $(VENV)/typed build
 	$(BIN)/python $(PIP) --no-deps --no-build-isolation --target $(VENV)/typed .
 	MYPYPATH=$(VENV)/typed:tests:models:models/digits:models/cifar:benchmarks $(BIN)/mypy --explicit-package-bases \
-		$(VENV)/typed/onnxsep tests models benchmarks
+		$(VENV)/typed/onnxsep tests models benchmarks docs
 	rm -rf build
 
 bench: $(STAMP)
@@ -83,6 +85,15 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt | $(LOWEST)/bin/pyth
 lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/pytest -n auto --dist worksteal $(addprefix --ignore=tests/,$(NOT_ENGINE))
 
+# The site, into site/; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# Every example of the documents, on data of the repository.
+docs-check: $(ALL)
+	$(BIN)/pytest -n auto docs/check_examples.py
+
 # New random examples for FUZZ seconds; what is found becomes a test.
 fuzz: $(ALL)
 	$(BIN)/python tests/fuzzing/run.py --seconds $(FUZZ)
@@ -93,4 +104,4 @@ sdist: $(STAMP)
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('$(DIST)')"
 
 clean:
-	rm -rf .venv .venv-lowest demo-out build dist *.egg-info
+	rm -rf .venv .venv-lowest demo-out build dist site *.egg-info
