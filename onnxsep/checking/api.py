@@ -208,8 +208,8 @@ def _update(model: io.Model, path: Path) -> PartResult:
     return PartResult(name="reference", status="updated", reason="rewritten" if existed else "created")
 
 
-def _is_reference(path: Path) -> bool:
-    """Whether a text is one of these, of any version of onnxsep."""
+def is_reference(path: Path) -> bool:
+    """Whether a file is the text of a structure, of any version of onnxsep."""
     try:
         with path.open("rb") as file:
             start = file.read(len(codecs.BOM_UTF8) + len(HEADER))
@@ -218,7 +218,7 @@ def _is_reference(path: Path) -> bool:
     return start.removeprefix(codecs.BOM_UTF8).startswith(HEADER.rstrip("0123456789").encode())
 
 
-_TEXT = Kind("the reference", "reference of onnxsep", _is_reference)
+_TEXT = Kind("the reference", "reference of onnxsep", is_reference)
 _MODEL = Kind("the reference", "ONNX model", is_model)
 
 

@@ -10,7 +10,8 @@ import onnxsep
 from onnxsep.checking.options import CheckOptions
 from onnxsep.cli.app import OUTPUT, GroupedCommand, app, say
 from onnxsep.cli.derived import Argument, Given, command, model_to
-from onnxsep.cli.options import Debug, Json, printed, printing, progress_bar, shower
+from onnxsep.cli.options import Debug, Json, printed, printing, progress_bar, shower, written
+from onnxsep.model.files import write_text
 from onnxsep.options.lazy import loaded
 from onnxsep.options.specs import option, record
 from onnxsep.reporting.document import Document, Line
@@ -34,7 +35,7 @@ class CheckCommand(CheckOptions):
     )
 
 
-_REFERENCE = Argument("reference", "Another .onnx, or a structure as text (.txt).")
+_REFERENCE = Argument("reference", "Another .onnx, or a structure as text (.txt).", reads="the reference")
 
 
 @command(
@@ -42,15 +43,18 @@ _REFERENCE = Argument("reference", "Another .onnx, or a structure as text (.txt)
     model_to("check", "MODEL.onnx"),
     _REFERENCE,
     example="onnxsep check out.onnx reference.txt",
-    shown=("quiet", "debug"),
+    shown=("report", "quiet", "debug"),
 )
 def check(given: Given[CheckCommand]) -> None:
     """Compare a model with a reference: structure, weights, outputs. Exit status 3 where they differ."""
+    given.check_paths({})
     asked = given.keywords()
     style = asked.pop("style")
     with progress_bar(given.shown.quiet or style != "text") as progress:
         asked["progress"] = progress
         result = onnxsep.check(given.arguments["model"], given.arguments["reference"], **asked)
+    if given.shown.report is not None:
+        write_text(given.shown.report, written(result, given.shown.report))
     with printing():
         if given.shown.quiet:
             pass
