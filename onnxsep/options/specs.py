@@ -5,6 +5,7 @@ function (``options.taking``), the options of the command line (``cli.derived``)
 (``compression.options``), what a report keeps (:meth:`Options.as_json`), and which files are read and written.
 """
 
+import copy
 import dataclasses
 import inspect
 import os
@@ -100,6 +101,19 @@ def record(cls: type[_Class]) -> type[_Class]:
         for flag, value in spec.switches.items():
             spell(name, flag, value)
     return made
+
+
+def grouped(group: str) -> Callable[[type[_Class]], type[_Class]]:
+    """Show all options of a record, those of its bases too, under one heading; the bases stay as they are."""
+
+    def decorate(cls: type[_Class]) -> type[_Class]:
+        known: dict[str, Any] = getattr(cls, "__dataclass_fields__")  # noqa: B009 - `record` has set it
+        for name, spec in specs_of(cls).items():
+            known[name] = copy.copy(known[name])
+            known[name].metadata = {_SPEC: dataclasses.replace(spec, group=group)}
+        return cls
+
+    return decorate
 
 
 def specs_of(kind: type) -> dict[str, Spec]:

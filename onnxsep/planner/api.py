@@ -14,7 +14,6 @@ from onnxsep.data import Dataset, Preprocessing
 from onnxsep.engine.sites import Sites, find_sites
 from onnxsep.errors import OptionError, TargetError, spelled
 from onnxsep.graph.places import Place
-from onnxsep.model.files import printable
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import NOTHING, Reads, check_paths
 from onnxsep.modes.base import Mode
@@ -29,12 +28,21 @@ from onnxsep.planner.options import PlanOptions
 from onnxsep.planner.output_distance import Effect, from_additive
 from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.planner.planning_data import PlanningData
-from onnxsep.planner.report import PlannedLatency, PlanReport, RoundReport, TargetReport
+from onnxsep.planner.quantized import Quantized
+from onnxsep.planner.report import PlannedQuantization, PlanReport, RoundReport, TargetReport
 from onnxsep.planner.rows import layer_rows, layers_to_plan
-from onnxsep.planner.search import Found, Round, Search
+from onnxsep.planner.search import Found, Search
 from onnxsep.planner.selection import least
+from onnxsep.planner.shipping import (
+    Best,
+    alone_notes,
+    best_plan,
+    latency_report,
+    missed_notes,
+    quantization_report,
+)
 from onnxsep.planner.targets import Target, as_target, shown_amount
-from onnxsep.planner.timings import Timings, scratch_for, timings_for, whole_ratio
+from onnxsep.planner.timings import Timings, scratch_for, timings_for
 from onnxsep.reporting.model_info import model_info
 from onnxsep.running.feeds import check_input_shapes
 
@@ -91,7 +99,8 @@ def plan(model: AnyModel, options: PlanOptions) -> PlanResult:
     check_input_shapes(source, options.shapes)
     announce(options.teller, "finding the layers")
     modes = forms(options.modes)
-    sites = find_sites(source, options.shapes, linear_layers=any(mode.linear_layers for mode in modes))
+    linear = any(mode.linear_layers for mode in modes)
+    sites = find_sites(source, options.shapes, linear_layers=linear, transposed=True)
     fitting = Fitting(
         data=options.data,
         preprocessing=Preprocessing.of(options.preprocessing),
@@ -101,9 +110,12 @@ def plan(model: AnyModel, options: PlanOptions) -> PlanResult:
     assert isinstance(dataset, Dataset)
     calibration = CalibrationOptions(positions=options.positions, seed=options.seed)
     data = PlanningData.of(dataset, options.samples, calibration, options.run_with)
+    quantized = None
+    if options.quantized is not None:
+        quantized = Quantized(source, sites, options.quantized, dataset, options.run_with, options.teller)
     with scratch_for(options) as scratch:
-        timings = timings_for(source, sites, options, scratch, options.teller)
-        return _Planner(source, sites, modes, data, options, reads, started, timings).run()
+        timings = timings_for(source, sites, options, scratch, options.teller, quantized)
+        return _Planner(source, sites, modes, data, options, reads, started, timings, quantized).run()
 
 
 class _Planner:
@@ -119,7 +131,9 @@ class _Planner:
         reads: Reads,
         started: float,
         timings: Timings | None,
+        quantized: Quantized | None,
     ) -> None:
+        self._quantized = quantized
         self._model, self._sites, self._data, self._options = model, sites, data, options
         self._reads, self._started, self._timings = reads, started, timings
         layers, self._reasons = layers_to_plan(sites, options)
@@ -134,6 +148,7 @@ class _Planner:
             options.round_ranks,
             options.teller,
             timings,
+            None if quantized is None else quantized.size,
         )
         unknown = Costs(model, sites).unknown_macs
         if unknown and any(one.kind == "macs" for one in options.targets):
@@ -145,16 +160,16 @@ class _Planner:
     def run(self) -> PlanResult:
         """Search, and say what was found."""
         measured = self._search.alone()
-        self._source = self._search.costs.source  # now that times are known
-        self._budgets = {one.kind: one.amount(self._source[one.kind]) for one in self._options.targets}
-        rounds = list(self._search.rounds(measured, self._budgets, self._options.rounds))
-        if not rounds:
+        self._costs = self._search.costs  # now that times are known
+        self._budgets = {one.kind: one.amount(self._costs.original[one.kind]) for one in self._options.targets}
+        found = best_plan(self._search, measured, self._budgets, self._options.rounds, self._quantized)
+        rounds, best = found.rounds, found.found
+        if best is None:
             raise self._too_small(measured)
-        best = min((one.found for one in rounds), key=lambda one: one.carried.effect.value)
         count = Counter[Place]()
         for one in rounds:
             count.update({place: len(several) - 1 for place, several in one.measured.items()})
-        report = self._report(measured, best, rounds, count)
+        report = self._report(measured, found, count)
         if self._options.frontier is None:
             return PlanResult(self._file(best, report), report, self._reads)
         curve = self._frontier(measured, rounds[0].found, report)
@@ -169,7 +184,7 @@ class _Planner:
         )
 
     def _too_small(self, measured: Mapping[Place, Sequence[Measured]]) -> TargetError:
-        report = self._report(measured, None, [], {})
+        report = self._report(measured, Best(()), {})
         words = [
             f"{one.target} allows {shown_amount(one.kind, one.allowed)} of {shown_amount(one.kind, one.before)}, and"
             f" the least that can be had is {shown_amount(one.kind, one.least)}"
@@ -183,16 +198,15 @@ class _Planner:
     def _report(
         self,
         measured: Mapping[Place, Sequence[Measured]],
-        best: Found | None,
-        rounds: Sequence[Round],
+        found: Best,
         count: Mapping[Place, int],
     ) -> PlanReport:
-        divided, dataset = self._data.divided, self._data.dataset
+        divided, dataset, best = self._data.divided, self._data.dataset, found.found
         used = sorted({*divided.fitted, *divided.measured})
-        return PlanReport(
+        report = PlanReport(
             source=model_info(self._model),
             options=self._options.as_json(model=self._model),
-            targets=tuple(self._target(one, measured, best) for one in self._options.targets),
+            targets=tuple(self._target(one, measured, found) for one in self._options.targets),
             layers=tuple(layer_rows(self._sites, best, self._reasons, count, self._timings)),
             rounds=tuple(
                 RoundReport(
@@ -203,10 +217,11 @@ class _Planner:
                     measured=one.found.carried.effect.report,
                     taken=one.found is best,
                 )
-                for one in rounds
+                for one in found.rounds
             ),
             measured=None if best is None else best.carried.effect.report,
-            latency=None if best is None else self._latency(best),
+            latency=latency_report(self._model, found, self._timings, self._options),
+            quantized=self._shipped(found),
             data=dataset.source,
             fingerprint=dataset.fingerprint(used),
             fitted_samples=len(divided.fitted),
@@ -216,32 +231,22 @@ class _Planner:
             notes=(*self._sites.notes, *dataset.notes),
             seconds=time.perf_counter() - self._started,
         )
+        notes = (*report.notes, *missed_notes(report), *alone_notes(report))
+        return report.model_copy(update={"notes": notes})
 
-    def _latency(self, best: Found) -> PlannedLatency | None:
-        """The promise, and what the whole model then takes where times are those of this machine."""
-        if self._timings is None:
+    def _shipped(self, found: Best) -> PlannedQuantization | None:
+        if self._quantized is None or found.shipped is None:
             return None
-        options, known = self._options, self._timings.known
-        promised, error = known.promised(best.carried.plan.convs)
-        kept = options.cache if options.latency_from is None else options.latency_from
-        found = PlannedLatency(
-            whole_ms=known.whole_ms,
-            promised=promised,
-            promised_error=error,
-            machine=known.machine.words(),
-            kept=None if kept is None else printable(kept),
-        )
-        if options.latency_from is not None:
-            return found
-        made, runtime = best.carried.model, options.run_with
-        ratio = whole_ratio(self._model, made, runtime, options.shapes, options.cache, options.teller)
-        return found.model_copy(update={"measured": ratio[0], "measured_error": ratio[1]})
+        walk = self._data.walk(self._model, self._sites, None)
+        return quantization_report(found, self._quantized, walk, self._timings)
 
-    def _target(self, target: Target, measured: Mapping[Place, Sequence[Measured]], best: Found | None) -> TargetReport:
-        before, kind = self._source[target.kind], target.kind
+    def _target(self, target: Target, measured: Mapping[Place, Sequence[Measured]], found: Best) -> TargetReport:
+        before, kind = self._costs.original[target.kind], target.kind
         layers = list(measured.values())
-        smallest = before + least(layers, kind) - sum(least([layer[:1]], kind) for layer in layers)
-        after = None if best is None else best.costs[kind]
+        smallest = self._costs.source[kind] + least(layers, kind) - sum(least([layer[:1]], kind) for layer in layers)
+        after = None if found.found is None else found.found.costs[kind]
+        if kind == "size" and found.shipped is not None:
+            after = found.shipped.size
         return TargetReport(
             kind=kind,
             target=target.text,

@@ -20,7 +20,7 @@ from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress
 from onnxsep.planner.effects import EffectWalk
-from onnxsep.planner.file_size import FileSize
+from onnxsep.planner.file_size import FileSize, FileSizes
 from onnxsep.planner.measuring import Dense, Measured, Samples
 from onnxsep.planner.output_distance import Effect
 from onnxsep.planner.targets import Budget
@@ -100,16 +100,24 @@ class Costs:
         model: The source.
         sites: Its layers.
         timings: What forms take, where that is a budget.
+        size: Bytes of what is shipped; None: of the rewritten model itself.
 
     Attributes:
-        source: What the source costs.
+        source: What the source costs, quantised where that is what is shipped.
+        original: What the source costs as it is: shares are of this.
         unknown_macs: How many of its nodes have MACs that are not known.
     """
 
-    def __init__(self, model: Model, sites: Sites, timings: Timings | None = None) -> None:
-        self._sites, self._size, self._timings = sites, FileSize(model, sites.light), timings
+    def __init__(
+        self, model: Model, sites: Sites, timings: Timings | None = None, size: FileSizes | None = None
+    ) -> None:
+        self._sites, self._timings = sites, timings
+        self._size = size or FileSize(model, sites.light)
         nothing = Plan([reject(item, "") for item in sites.found if isinstance(item, ConvSite)])
         self.source = self.of(nothing)
+        self.original: dict[Budget, int] = {**self.source, "size": self._size.original}
+        if timings is not None:
+            self.original["latency"] = timings.original
         _, _, self.unknown_macs = compare_macs(*plan_macs(sites, nothing))
 
     def of(self, plan: Plan) -> dict[Budget, int]:

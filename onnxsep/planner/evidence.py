@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from onnxsep.planner.plan_file import Evidence
-from onnxsep.planner.report import PlannedLatency, PlanReport
+from onnxsep.planner.report import PlannedLatency, PlannedQuantization, PlanReport
 
 
 def evidence(report: PlanReport) -> tuple[tuple[str, Evidence], ...]:
@@ -12,6 +12,7 @@ def evidence(report: PlanReport) -> tuple[tuple[str, Evidence], ...]:
         ("target", ", ".join(one.target for one in report.targets)),
         *((one.kind, one.after) for one in report.targets if one.after is not None and one.kind != "latency"),
         *_latency(report.latency),
+        *_quantized(report.quantized),
         ("data", report.data),
         ("fingerprint", report.fingerprint),
         ("fitted_samples", report.fitted_samples),
@@ -30,6 +31,15 @@ def evidence(report: PlanReport) -> tuple[tuple[str, Evidence], ...]:
                 ("gap", float(f"{one.gap:.3g}")),
             ]
     return tuple(found)
+
+
+def _quantized(made: PlannedQuantization | None) -> Iterator[tuple[str, Evidence]]:
+    """For which quantised model it was made, and how large that is."""
+    if made is not None:
+        yield "then", "int8, " + ", ".join(f"{name}={made.options[name]}" for name in sorted(made.options))
+        yield "quantized_bytes", made.bytes_after
+        if made.effect_after.value is not None:
+            yield "quantized_effect", float(f"{made.effect_after.value:.6g}")
 
 
 def _latency(latency: PlannedLatency | None) -> Iterator[tuple[str, Evidence]]:

@@ -1,10 +1,11 @@
 """How large the file of a rewritten model will be, from its skeleton: nodes, names, metadata and weights as written."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import onnx
 
-from onnxsep.engine.replacements import Replacement
+from onnxsep.engine.replacements import ConvReplacement, Replacement
 from onnxsep.engine.surgery import replace_matches
 from onnxsep.model.external import is_external
 from onnxsep.model.io import Model
@@ -12,8 +13,28 @@ from onnxsep.model.tensors import storage_bytes, tensor_protos
 from onnxsep.reporting.model_info import size_bytes
 
 
+class FileSizes(Protocol):
+    """Bytes of what is shipped of one model with some of its layers replaced: of the model itself, or quantised."""
+
+    original: int
+    """Of the source's file."""
+
+    @property
+    def source(self) -> int:
+        """Of what is shipped with no layer replaced."""
+
+    def of(self, rows: Sequence[ConvReplacement]) -> int:
+        """Of what is shipped with these forms."""
+
+    def change(self, row: ConvReplacement) -> int:
+        """What one form adds."""
+
+    def prepare(self, rows: Iterable[ConvReplacement]) -> None:
+        """Told of forms that will be asked for."""
+
+
 class FileSize:
-    """Sizes of one model with some of its layers replaced.
+    """FileSizes of one model with some of its layers replaced.
 
     Args:
         model: The source.
@@ -23,7 +44,7 @@ class FileSize:
     def __init__(self, model: Model, light: onnx.ModelProto) -> None:
         self._light = light
         self._original = _written(light)
-        self.source = size_bytes(model)
+        self.source = self.original = size_bytes(model)
 
     def of(self, rows: Sequence[Replacement]) -> int:
         """Bytes of the .onnx and of its data files."""
@@ -33,6 +54,13 @@ class FileSize:
         changed.CopyFrom(self._light)
         replace_matches(changed, rows, None)
         return self.source + _written(changed) - self._original
+
+    def change(self, row: Replacement) -> int:
+        """Bytes that one form adds."""
+        return self.of([row]) - self.source
+
+    def prepare(self, rows: Iterable[Replacement]) -> None:
+        """Nothing: sizes are found at once."""
 
 
 def _written(light: onnx.ModelProto) -> int:

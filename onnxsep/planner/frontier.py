@@ -97,7 +97,7 @@ def frontier(
             continue
         seen.add(words)
         plan = plan_of_choice(search.sites, selection.chosen, search.reasons)
-        point = _point(kind, costs.of(plan), costs.source, from_additive(measure, selection.effect), scale)
+        point = _point(kind, costs.of(plan), costs.original, from_additive(measure, selection.effect), scale)
         points.append(point)
         said = (("target", point.plan.removesuffix(".toml")), ("estimated", point.estimated), ("carried_out", "no"))
         plans.append(plan_of(search.model, plan, {}, measured=said))

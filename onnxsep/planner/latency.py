@@ -83,18 +83,23 @@ class Latencies:
         whole_ms: Milliseconds of a run of the model as it is.
         machine: Where that was measured.
         rows: What each form costs, or why that is not known.
+        share: The time of the model as a share of that of the one that the user gave, of which it was made by
+            quantising; 1: it is that one.
+        share_error: Standard error.
     """
 
     whole_ms: float
     machine: Machine
     rows: Mapping[Any, FormLatency | str]
+    share: float = 1.0
+    share_error: float = 0.0
 
     def of(self, row: ConvReplacement) -> FormLatency | str:
         """What one form costs, or why that is not known."""
         return self.rows.get(row_key(row), "it was not measured")
 
     def promised(self, chosen: Iterable[ConvReplacement]) -> tuple[float, float]:
-        """The time of the model with these forms, as a share of its own, and the standard error.
+        """The time of the model with these forms, as a share of that of the user's, and the standard error.
 
         Layers of a kind share their error, as they share what was measured.
         """
@@ -102,7 +107,9 @@ class Latencies:
         errors: dict[tuple[float, float], float] = {}
         for one in costs:
             errors[one.ms, one.ratio] = errors.get((one.ms, one.ratio), 0.0) + one.change_error
-        return 1 + sum(one.change for one in costs), math.sqrt(sum(error**2 for error in errors.values()))
+        own = 1 + sum(one.change for one in costs)
+        spread = math.sqrt(sum(error**2 for error in errors.values()))
+        return self.share * own, math.hypot(self.share * spread, self.share_error * own)
 
 
 def latencies(
@@ -125,7 +132,7 @@ def latencies(
         runtime: Threads and provider.
         input_shapes: Of the whole model's inputs, where dimensions are free.
         cache: A folder where what was measured is kept, item by item, and found again.
-        then: What is done to models before they are timed, such as ``onnxsep.quantization.timed.int8``.
+        then: What is done to models before they are timed, such as ``onnxsep.planner.int8.int8``.
         progress: Told of every piece.
 
     Raises:

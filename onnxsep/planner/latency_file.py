@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,8 @@ class LatencyFile(Record):
     onnxsep: str
     """The version that made the kit."""
     model: ProfiledModel
+    then: str = ""
+    """What was done to models before they were timed; as ``latency.Then.name``."""
     times: Times
     on_cpu: dict[str, int] = Field(default_factory=dict)
     """Nodes of the whole model that the provider leaves to the CPU, by operator."""
@@ -83,6 +86,8 @@ def read_latencies(path: str | os.PathLike[str]) -> LatencyFile:
 def _impossible(times: Times) -> str:
     """What no time can be, in words; "" where all can."""
     figures: list[tuple[str, float]] = [("whole_ms", times.whole_ms)]
+    if times.original_ms is not None:
+        figures.append(("original_ms", times.original_ms))
     figures += [(f"pieces.{key[:8]}", value) for key, one in times.pieces.items() for value in (one.ms, one.share)]
     for several in times.forms.values():
         figures += [(f"forms.{key[:8]}", value) for key, one in several.items() for value in (one.ms, one.ratio)]
@@ -90,7 +95,7 @@ def _impossible(times: Times) -> str:
 
 
 def latencies_from(
-    path: str | os.PathLike[str], model: Model, sites: Sites, rows: Sequence[ConvReplacement]
+    path: str | os.PathLike[str], model: Model, sites: Sites, rows: Sequence[ConvReplacement], then: str = ""
 ) -> Latencies:
     """What forms of layers cost on the device that a file of latencies comes from.
 
@@ -99,20 +104,32 @@ def latencies_from(
         model: The model.
         sites: Its layers.
         rows: Forms that layers may get; those that the kit did not hold are said to be unknown.
+        then: What is to be done to models before they run.
 
     Raises:
-        OptionError: It cannot be read, or is that of another model: what differs.
+        OptionError: It cannot be read, is that of another model, or of models that something else was done to: what
+            differs.
     """
     found, name = read_latencies(path), printable(path)
     if found.model.graph != content_hashes(model).graph:
         raise OptionError(f"{name} has the latencies of another model, {_difference(found.model, model, sites)}")
+    if found.then != then:
+        raise OptionError(
+            f"{name} has the latencies of {_done(found.then)}, and the plan is for {_done(then)}; make a kit with the"
+            f" same {spelled('then')} and options of the quantiser"
+        )
     done = latencies_of(work_of(model, sites, rows), found.times)
     if rows and all(isinstance(one, str) for one in done.rows.values()):
         raise OptionError(
             f"{name} has none of the forms that are asked for: the kit was made with other modes, or by another version"
             f" (onnxsep {found.onnxsep}); make a new one with onnxsep profile"
         )
-    return done
+    before = found.times.original_ms
+    return done if before is None else replace(done, share=done.whole_ms / before)
+
+
+def _done(then: str) -> str:
+    return f"models in {then}" if then else "models as they are"
 
 
 def _difference(made_for: ProfiledModel, model: Model, sites: Sites) -> str:

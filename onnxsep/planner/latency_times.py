@@ -49,6 +49,9 @@ class Times(Record):
     machine: Machine
     whole_ms: float
     """Milliseconds of a run of the whole model."""
+    original_ms: float | None = None
+    """The same of the model that it was made of by quantising, timed side by side; None where it is as the user gave
+    it."""
     pieces: dict[str, PieceTime] = Field(default_factory=dict)
     """By key."""
     forms: dict[str, dict[str, FormTime]] = Field(default_factory=dict)

@@ -26,7 +26,7 @@ from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress, announce
 from onnxsep.planner.effects import EffectWalk
-from onnxsep.planner.file_size import FileSize
+from onnxsep.planner.file_size import FileSizes
 from onnxsep.running.runtime import RuntimeOptions
 
 Dense = Mapping[Place, tuple[Array, Array | None]]
@@ -43,7 +43,7 @@ class Measured:
         row: What takes its place; None where it is left alone.
         parameters: Weights and biases.
         macs: For the batch of the model, or one sample where it is free; None where sizes are not known.
-        bytes: What the file has more than the source's, nodes and names included.
+        bytes: What the file that is shipped has more than the source's, nodes and names included.
         held_out: Relative error of its own output behind its activation, on positions that the fit has not seen.
         effect: On the network's output, as what adds up (``output_distance.Effect.additive``), less that of the layer
             left alone: nothing in the first round, and around a plan that of all the others.
@@ -95,6 +95,7 @@ def measure(
     rows: Mapping[Place, Sequence[ConvReplacement]],
     samples: Samples,
     walk: EffectWalk,
+    size: FileSizes,
     *,
     around: Dense | None = None,
     latency: Callable[[ConvReplacement], int] = lambda _: 0,
@@ -108,6 +109,7 @@ def measure(
         rows: Candidates by the place of the layer, of the main graph.
         samples: What they are fitted to.
         walk: Measures effects; it is at its beginning, and around the same plan.
+        size: Counts bytes.
         around: The layers that a plan has replaced; None: the source.
         latency: Nanoseconds that the model takes more with a form.
         progress: Told of every layer that is done.
@@ -117,7 +119,7 @@ def measure(
         FactorizationError: A weight cannot be read.
         PassError: A mode broke a promise.
     """
-    size, found = FileSize(model, sites.light), dict[Place, list[Measured]]()
+    found = dict[Place, list[Measured]]()
     chosen = [site for site in sites.found if isinstance(site, ConvSite) and rows.get(site.place)]
     gathered = gather(model, sites, chosen, samples.fitted(), samples.options, samples.runtime, replaced=around)
     announce(progress, "measuring candidates", 0, len(chosen))
@@ -128,7 +130,7 @@ def measure(
         made = [Measured.as_it_is(site)]
         fits = sorted(_fits(one, rows[site.place]), key=lambda fit: fit.row.parameters)
         for fit in _worth_it(fits, latency) if around is None else fits:
-            row, more = fit.row, size.of([fit.row]) - size.source
+            row, more = fit.row, size.change(fit.row)
             value = effect(fit.weight, fit.bias).additive - alone
             made.append(Measured(site, row, row.parameters, row.macs, more, fit.held_out, value, latency(row)))
         found[site.place] = made

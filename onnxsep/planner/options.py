@@ -11,26 +11,20 @@ from onnxsep.data.options import DATA_GROUP, Preprocessed
 from onnxsep.errors import OptionError, spelled
 from onnxsep.model.paths import DATA
 from onnxsep.options.lazy import lazy
-from onnxsep.options.proposals import MODES, TARGETS
+from onnxsep.options.proposals import TARGETS
 from onnxsep.options.specs import option, record
+from onnxsep.planner.budget_options import Forms, Quantizing, Timed
 from onnxsep.planner.which_layers import WhichLayers
 from onnxsep.running.options import Running, Seeded, Shaped, Telling
 
 if TYPE_CHECKING:
     from onnxsep.data import Dataset, Source
-    from onnxsep.modes import BlockMode, Mode
-    from onnxsep.planner.targets import Target
 else:
-    __getattr__, __dir__ = lazy(
-        __name__, {"onnxsep.data": ("Dataset", "Source"), "onnxsep.modes": ("BlockMode", "Mode")}
-    )
-
-
-LATENCY = "Latency"
+    __getattr__, __dir__ = lazy(__name__, {"onnxsep.data": ("Dataset", "Source")})
 
 
 @record
-class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
+class PlanOptions(Quantizing, Timed, Forms, WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
     """What ``plan`` is asked for."""
 
     target: str | Sequence[str] = option(
@@ -52,15 +46,6 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
         doc="what candidates are fitted to and measured on: a folder of images, an .npy or .npz file, arrays, batches"
         " or a dataset (:func:`onnxsep.data.open_data`).",
     )
-    modes: Sequence[str | Mode | BlockMode] = option(
-        default=(),
-        flag="--mode",
-        short="-m",
-        typed=list[str],
-        proposed=MODES,
-        help="The forms that layers may get; by default those that do best at some budget.",
-        doc="the forms that layers may get; by default those that do best at some budget.",
-    )
     samples: int = option(
         default=500,
         minimum=1,
@@ -78,28 +63,6 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
         help="Rounds in which candidates are measured again around the plan: effects do not add up.",
         doc="rounds in which candidates near to the plan are fitted and measured again, with all other layers replaced"
         " as it says: effects do not add up. Where one finds nothing better, the last.",
-    )
-    latency_from: str | os.PathLike[str] | None = option(
-        default=None,
-        group=LATENCY,
-        typed=Path,
-        metavar="latency.json",
-        reads="the latencies",
-        per_run=True,
-        help="Take latencies from this file, of a kit of `onnxsep profile`, instead of this machine's.",
-        doc="take latencies from this file, which the script of a kit of ``profile`` has written, instead of this"
-        " machine's.",
-    )
-    cache: str | os.PathLike[str] | None = option(
-        default=None,
-        group=LATENCY,
-        typed=Path,
-        metavar="FOLDER",
-        writes="onnxsep.planner.latency_cache:CACHE",
-        per_run=True,
-        help="Keep the latencies that are measured here, and take those that are there; by default PLAN.cache, beside"
-        " PLAN.toml.",
-        doc="a folder in which latencies that are measured are kept, and found again; None: they are lost.",
     )
     frontier: str | os.PathLike[str] | None = option(
         default=None,
@@ -119,26 +82,6 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
             OptionError: A target, a mode or another option cannot be used.
             ModeNotFoundError: There is no such mode.
         """
-        from onnxsep.planner.forms import forms
-
         super().check()
         if not self.targets:
             raise OptionError(f"{spelled('target')} is missing: what the model may cost, such as params=0.4")
-        forms(self.modes)
-        given = [name for name in ("latency_from", "cache") if getattr(self, name) is not None]
-        if given and not self.times:
-            raise OptionError(f"{spelled(given[0])} is for {spelled('target')} latency=, such as latency=0.6")
-        if len(given) > 1:
-            raise OptionError(f"{spelled('latency_from')} measures nothing, so leave {spelled('cache')} out")
-
-    @property
-    def times(self) -> bool:
-        """Whether latency is a budget."""
-        return any(one.kind == "latency" for one in self.targets)
-
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """The budgets."""
-        from onnxsep.planner.targets import parse_targets
-
-        return parse_targets([self.target] if isinstance(self.target, str) else self.target)

@@ -85,7 +85,7 @@ class Piece:
         proto = onnx.ModelProto()
         proto.CopyFrom(self.model.proto)
         try:
-            replace_matches(proto, [replacement], {self.site.place: _factors(replacement)})
+            replace_matches(proto, [replacement], {self.site.place: random_factors(replacement)})
         except PassError as error:
             return str(error)
         return Model(proto)
@@ -270,7 +270,7 @@ class _Cut:
         return proto
 
 
-def _factors(replacement: ConvReplacement) -> Factorized:
+def random_factors(replacement: ConvReplacement) -> Factorized:
     """Random weights for a form of a layer."""
     random, dtype = np.random.default_rng(1), replacement.site.dtype
     shapes = [shape for *_, shape in replacement.tensors]

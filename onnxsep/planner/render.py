@@ -1,6 +1,6 @@
 """The report of a plan as a document."""
 
-from onnxsep.planner.report import PlannedLatency, PlannedLayer, PlanReport, TargetReport
+from onnxsep.planner.report import PlannedLatency, PlannedLayer, PlannedQuantization, PlanReport, TargetReport
 from onnxsep.planner.targets import shown_amount
 from onnxsep.reporting.blocks import header, notes, number, site, summary, title
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
@@ -16,6 +16,7 @@ def plan_document(report: PlanReport) -> Document:
     blocks += notes(report.notes)
     if report.output:
         blocks.append(Line(f"wrote the plan {report.output} in {report.seconds:.1f} s"))
+    blocks += [Line(f"then: {line}") for line in report.follow]
     return Document(title(report.command, report.source), tuple(blocks))
 
 
@@ -24,6 +25,8 @@ def planning_blocks(report: PlanReport) -> list[Block]:
     blocks: list[Block] = [Line(_target(one)) for one in report.targets]
     if report.latency is not None:
         blocks.append(Line(_latency(report.latency)))
+    if report.quantized is not None:
+        blocks.append(Line(_quantized(report.quantized)))
     if report.rounds:
         blocks.append(_rounds(report))
     where = "held-out samples" if report.held_out else "samples that the fits have seen too"
@@ -58,6 +61,14 @@ def _latency(latency: PlannedLatency) -> str:
     if latency.measured is not None:
         words += f"; the whole one takes {_share(latency.measured, latency.measured_error)}"
     return f"{words} ({latency.machine}{', ' if latency.kept else ''}{latency.kept or ''})"
+
+
+def _quantized(made: PlannedQuantization) -> str:
+    words = f"quantised to int8: {made.bytes_after:,} bytes, the output changes by {made.effect_after}"
+    alone = f"{made.bytes_alone:,} bytes, {made.effect_alone}"
+    if made.latency_alone is not None:
+        alone += f", {_share(made.latency_alone, None)} of the time"
+    return f"{words} (without the plan: {alone})"
 
 
 def _share(value: float, error: float | None) -> str:

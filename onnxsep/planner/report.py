@@ -10,7 +10,8 @@ class TargetReport(Record):
     """A budget and what becomes of it.
 
     Counts are those of ``inspect``; bytes those of the file as it is written; times are nanoseconds, ``after`` that of
-    the model as it is and what is measured of each layer.
+    the model as it is and what is measured of each layer. Where the result is quantised, bytes and times after it are
+    those of what that gives, and ``before`` is the model as it was given.
     """
 
     kind: Literal["params", "macs", "size", "latency"]
@@ -41,6 +42,23 @@ class PlannedLatency(Record):
     """Where times were measured."""
     kept: str | None = None
     """The file that times are from, or the folder in which they are kept."""
+
+
+class PlannedQuantization(Record):
+    """What ``onnxsep.quantize`` makes of the model, and of the rewritten one."""
+
+    options: dict[str, Any]
+    """Of ``quantize``; those that are not there have its own defaults."""
+    bytes_alone: int
+    """Of the model quantised, with no layer replaced."""
+    bytes_after: int
+    """Of the rewritten model quantised."""
+    effect_alone: EffectReport
+    """What quantising alone changes at the output."""
+    effect_after: EffectReport
+    """What both change."""
+    latency_alone: float | None = None
+    """The time that the model takes quantised, as a share of its time as it is, where time is a budget."""
 
 
 class RoundReport(Record):
@@ -118,6 +136,8 @@ class PlanReport(Report):
     """Of the plan as a whole, carried out; None where there is none."""
     latency: PlannedLatency | None = None
     """Where it is a budget and there is a plan."""
+    quantized: PlannedQuantization | None = None
+    """Where the plan is for a quantised model and there is one."""
     frontier: tuple[FrontierPoint, ...] = ()
     """The trade-off curve, where it was asked for."""
     data: str
@@ -129,6 +149,10 @@ class PlanReport(Report):
     """Whether those that were measured on are not among those of the fits."""
     preprocessing: PreprocessingReport | None = None
     notes: tuple[str, ...] = ()
+    plan: str = ""
+    """The text of the plan, where it is a step of a pipeline."""
+    follow: tuple[str, ...] = ()
+    """Commands that carry the plan out."""
     output: str | None = None
     """Where the plan was written."""
     seconds: float

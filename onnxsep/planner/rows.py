@@ -30,7 +30,7 @@ def layers_to_plan(sites: Sites, options: PlanOptions) -> tuple[list[ConvSite], 
     layers: list[ConvSite] = []
     reasons: dict[Place, str] = {}
     for item in found:
-        reason = left_alone(item, asked)
+        reason = left_alone(item, asked) or options.stays_in_float(item.name)
         if not reason and (item.pinned or weights.count(item.weight) > 1):
             reason = "its weight is shared, and plans are made for layers with weights of their own"
         if not reason and not in_main_graph(item):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.replacements import ConvReplacement
@@ -12,6 +13,7 @@ from onnxsep.modes.base import Mode
 from onnxsep.options.progress import Progress
 from onnxsep.planner.carrying_out import Carried, Costs, carry_out, plan_of_choice
 from onnxsep.planner.effects import EffectWalk
+from onnxsep.planner.file_size import FileSize, FileSizes
 from onnxsep.planner.grid import candidates
 from onnxsep.planner.measuring import Dense, Measured, Samples, measure
 from onnxsep.planner.output_distance import from_additive
@@ -79,6 +81,7 @@ class Search:
         round_ranks: As for ``onnxsep.rewrite``.
         progress: Told how far it is.
         timings: What forms take, where that is a budget.
+        quantized_size: Bytes of quantised files, where these are what is shipped.
     """
 
     model: Model
@@ -91,11 +94,17 @@ class Search:
     round_ranks: int = 0
     progress: Progress | None = None
     timings: Timings | None = None
+    quantized_size: FileSizes | None = None
+
+    @cached_property
+    def size(self) -> FileSizes:
+        """Bytes of what is shipped."""
+        return self.quantized_size or FileSize(self.model, self.sites.light)
 
     @property
     def costs(self) -> Costs:
         """What plans cost as a whole."""
-        return Costs(self.model, self.sites, self.timings)
+        return Costs(self.model, self.sites, self.timings, self.size)
 
     def alone(self) -> dict[Place, list[Measured]]:
         """The first round: every candidate of the grid with all other layers as they are."""
@@ -120,12 +129,14 @@ class Search:
             rows, reasons = self.timings.usable(rows)
             if around is None:
                 self.reasons.update(reasons)
+        self.size.prepare(row for several in rows.values() for row in several)
         return measure(
             self.model,
             self.sites,
             rows,
             self.samples,
             self.walk(around),
+            self.size,
             around=around,
             latency=latency or (lambda _: 0),
             progress=self.progress,

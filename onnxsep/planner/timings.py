@@ -14,12 +14,13 @@ from onnxsep.errors import OptionError, UnsupportedModelError
 from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress, announce
-from onnxsep.planner.latency import CPU, FormLatency, Latencies, latencies, ratio_of, this_machine
+from onnxsep.planner.latency import AS_IT_IS, CPU, FormLatency, Latencies, latencies, ratio_of, this_machine
 from onnxsep.planner.latency_cache import LatencyCache
 from onnxsep.planner.latency_file import latencies_from
 from onnxsep.planner.latency_times import FormTime
 from onnxsep.planner.options import PlanOptions
 from onnxsep.planner.pieces import key_of
+from onnxsep.planner.quantized import Quantized
 from onnxsep.running.feeds import make_feeds
 from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 from onnxsep.running.timing import THOROUGH, clock_for, measure_times
@@ -83,8 +84,13 @@ class Timings:
 
     @property
     def whole(self) -> int:
-        """Nanoseconds of the model as it is."""
+        """Nanoseconds of the model with no layer replaced: quantised, where that is what is shipped."""
         return round(self.known.whole_ms * _NS)
+
+    @property
+    def original(self) -> int:
+        """Nanoseconds of the model as the user gave it."""
+        return round(self.known.whole_ms / self.known.share * _NS)
 
     def change(self, row: ConvReplacement) -> int:
         """Nanoseconds that the model takes more (negative: less) with one form of a layer."""
@@ -102,7 +108,12 @@ class Timings:
 
 
 def timings_for(
-    model: Model, sites: Sites, options: PlanOptions, scratch: str | None, progress: Progress | None
+    model: Model,
+    sites: Sites,
+    options: PlanOptions,
+    scratch: str | None,
+    progress: Progress | None,
+    quantized: Quantized | None = None,
 ) -> Timings | None:
     """What a plan with these options knows of times; None where no budget asks for them.
 
@@ -112,24 +123,25 @@ def timings_for(
         options: Those of the plan.
         scratch: Where measurements are kept if no cache is named.
         progress: Told of what is measured.
+        quantized: What quantises models before they are timed.
     """
     kinds = {one.kind for one in options.targets}
     kept = scratch if options.cache is None else options.cache
     if not options.times:
         return None
 
+    then = AS_IT_IS if quantized is None else quantized.then
+
     def find(rows: Sequence[ConvReplacement]) -> Latencies:
         if options.latency_from is not None:
-            return latencies_from(options.latency_from, model, sites, rows)
-        return latencies(
-            model,
-            sites,
-            rows,
-            options.run_with,
-            input_shapes=options.shapes,
-            cache=None if kept is None else Path(kept),
-            progress=progress,
-        )
+            return latencies_from(options.latency_from, model, sites, rows, then.name)
+        cache = None if kept is None else Path(kept)
+        shapes, runtime = options.shapes, options.run_with
+        found = latencies(model, sites, rows, runtime, input_shapes=shapes, cache=cache, then=then, progress=progress)
+        if quantized is None:
+            return found
+        share, error = whole_ratio(model, quantized.source.model, runtime, shapes, cache, progress)
+        return replace(found, share=share, share_error=error)
 
     return Timings(find, keep_slower=bool(kinds & {"params", "size"}))
 

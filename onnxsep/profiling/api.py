@@ -21,6 +21,8 @@ from onnxsep.options.progress import Progress, announce
 from onnxsep.options.taking import takes
 from onnxsep.planner.forms import forms
 from onnxsep.planner.grid import candidates
+from onnxsep.planner.int8 import int8, quick
+from onnxsep.planner.latency import AS_IT_IS
 from onnxsep.planner.latency_file import ProfiledModel
 from onnxsep.planner.latency_work import Work, row_key, work_of
 from onnxsep.profiling.kit import Kit
@@ -76,12 +78,14 @@ def profile(model: AnyModel, options: ProfileOptions) -> ProfileResult:
         ModeNotFoundError: no such mode.
         UnsupportedModelError: the graph cannot be read.
         FeedError: inputs cannot be made for the model, or the input shapes do not fit it.
+        QuantizationError: the model is to be quantised, and cannot be.
     """
     started = time.perf_counter()
     source = load(model, follow_links=options.follow_links)
     announce(options.teller, "finding the layers")
     modes = forms(options.modes)
-    sites = find_sites(source, options.shapes, linear_layers=any(mode.linear_layers for mode in modes))
+    linear = any(mode.linear_layers for mode in modes)
+    sites = find_sites(source, options.shapes, linear_layers=linear, transposed=True)
     feeds = make_feeds(source, input_shapes=options.shapes, seed=options.seed)
     reasons: dict[Place, str] = {}
     rows = [
@@ -99,7 +103,9 @@ def profile(model: AnyModel, options: ProfileOptions) -> ProfileResult:
         graph=content_hashes(source).graph,
         layers=timed,
     )
-    kit = Kit(source, about, feeds.arrays, work)
+    then = AS_IT_IS if options.quantized is None else int8(**options.quantized)
+    whole = source if options.quantized is None else quick(source, feeds.arrays, options.quantized)
+    kit = Kit(source, about, feeds.arrays, work, then, whole)
     report = ProfileReport(
         source=model_info(source),
         options=options.as_json(model=model),
@@ -124,6 +130,7 @@ def _layers(sites: Sites, options: ProfileOptions, reasons: dict[Place, str]) ->
             reason = "first Conv, reached straight from an input"
         elif not reason and item.made_by and not options.recurse:
             reason = f"made by onnxsep (mode {item.made_by})"
+        reason = reason or options.stays_in_float(item.name)
         if reason:
             reasons[item.place] = reason
         elif isinstance(item, ConvSite):

@@ -2,7 +2,7 @@
 
 KIT/measure.py      needs onnxruntime and numpy
 KIT/manifest.json   what there is to time; it also says that the folder is ours
-KIT/model.onnx, inputs.npz
+KIT/model.onnx, inputs.npz; and original.onnx, where the others are quantised
 KIT/pieces/0.onnx, 0-spatial-7.onnx, ...
 """
 
@@ -24,12 +24,14 @@ from onnxsep.model.io import Model
 from onnxsep.model.paths import Kind, Reads, check_paths, read_record
 from onnxsep.model.saving import save
 from onnxsep.options.progress import Progress
+from onnxsep.planner.latency import Then
 from onnxsep.planner.latency_file import ProfiledModel
 from onnxsep.planner.latency_work import Work
+from onnxsep.running.runtime import CannotRun
 
 MANIFEST, SCRIPT = "manifest.json", "measure.py"
 _KIND, _SCHEMA = "onnxsep kit", 1
-_WHOLE, _INPUTS, _PIECES = "model.onnx", "inputs.npz", "pieces"
+_WHOLE, _ORIGINAL, _INPUTS, _PIECES = "model.onnx", "original.onnx", "inputs.npz", "pieces"
 _SHARED = "from onnxsep.running.timing import"  # the line of the script in whose place that module's text stands
 _FUTURE = "from __future__ import annotations\n"
 _QUIET = '\nimport os\n\nos.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")\n'
@@ -55,12 +57,16 @@ class Kit:
         about: What identifies it.
         feeds: Inputs of it.
         work: Its pieces and their forms.
+        then: What is done to these before they are written.
+        whole: The model with the same done to it.
     """
 
     model: Model
     about: ProfiledModel
     feeds: Mapping[str, Any]
     work: Work
+    then: Then
+    whole: Model
 
     @property
     def names(self) -> dict[str, str]:
@@ -88,7 +94,9 @@ class Kit:
             _clear(folder)
             write_text(folder / MANIFEST, _text({"kind": _KIND, "schema": _SCHEMA, "complete": False}))
             (folder / _PIECES).mkdir(exist_ok=True)
-            save(self.model, folder / _WHOLE)
+            save(self.whole, folder / _WHOLE)
+            if self.then.name:
+                save(self.model, folder / _ORIGINAL)
             with (folder / _INPUTS).open("wb") as file:  # by number: names of inputs may be anything
                 np.savez(file, *(np.asarray(value) for value in self.feeds.values()))
             pieces = self._written(folder, progress)
@@ -102,11 +110,12 @@ class Kit:
         found: dict[str, Any] = {}
         for done, (key, name) in enumerate(self.names.items(), start=1):
             piece, forms = self.work.pieces[key], dict[str, Any]()
-            (folder / name).write_bytes(piece.model.proto.SerializeToString())
+            feeds = piece.feeds()
+            (folder / name).write_bytes(self._made(piece.model, feeds))
             for form, model in self.work.of(key).items():
                 words = self.work.words[form]
                 file = f"{name.removesuffix('.onnx')}-{re.sub('[^a-z0-9]+', '-', words.lower())}.onnx"
-                (folder / file).write_bytes(model.proto.SerializeToString())
+                (folder / file).write_bytes(self._made(model, feeds))
                 forms[form[1]] = {"file": file, "what": words}
             kind = np.dtype(STORED_TYPES[piece.site.dtype]).name
             inputs = {one: [kind, list(shape)] for one, shape in piece.shapes.items()}
@@ -114,6 +123,13 @@ class Kit:
             if progress is not None:
                 progress("writing pieces", done, len(self.names))
         return found
+
+    def _made(self, model: Model, feeds: Mapping[str, Any]) -> bytes:
+        """The file of a piece; empty where it cannot be made what it is to be: the script says that it does not run."""
+        try:
+            return self.then.make(model, feeds).proto.SerializeToString()
+        except CannotRun:
+            return b""
 
     def _manifest(self, folder: Path, pieces: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -123,6 +139,7 @@ class Kit:
             "complete": True,
             "model": self.about.model_dump(),
             "whole": _WHOLE,
+            **({"then": self.then.name, "original": _ORIGINAL} if self.then.name else {}),
             "inputs": list(self.feeds),
             "pieces": pieces,
             "files": sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()),
@@ -147,9 +164,7 @@ def _clear(folder: Path) -> None:
 
 
 def _own(folder: Path, listed: list[Any]) -> Iterator[Path]:
-    known = re.compile(
-        rf"{_PIECES}/[a-z0-9-]+\.onnx|{SCRIPT}|{re.escape(_WHOLE)}|{_INPUTS}|model\.onnx\.[0-9a-f]+\.data"
-    )
+    known = re.compile(rf"{_PIECES}/[a-z0-9-]+\.onnx|{SCRIPT}|{_INPUTS}|(model|original)\.onnx(\.[0-9a-f]+\.data)?")
     for name in listed:
         path = folder / str(name)
         if known.fullmatch(str(name)) and path.is_file() and not path.is_symlink():

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from onnxsep.running.timing import PIECES, SHARES, clock_for, measure_times, processor
+from onnxsep.running.timing import PIECES, SHARES, THOROUGH, clock_for, measure_times, processor
 
 TOGETHER = 5  # forms that take turns with their piece
 CPU = "CPUExecutionProvider"
@@ -110,6 +110,7 @@ class Kit:
             "schema": 1,
             "onnxsep": self.manifest["onnxsep"],
             "model": self.manifest["model"],
+            **({"then": self.manifest["then"]} if "then" in self.manifest else {}),
             "times": {"machine": self.device.machine, "whole_ms": 0.0, "pieces": {}, "forms": {}},
             "on_cpu": {},
             "finished": False,
@@ -123,7 +124,10 @@ class Kit:
             ours = False
         if not ours:
             raise Wrong(f"{self.out} is there and holds something else; name another file with --out")
-        same = old.get("model") == fresh["model"] and old.get("times", {}).get("machine") == self.device.machine
+        same = (
+            all(old.get(name) == fresh.get(name) for name in ("model", "then"))
+            and old.get("times", {}).get("machine") == self.device.machine
+        )
         if not same:
             raise Wrong(f"{self.out} has times of another kit, provider or device; name another file with --out")
         return dict(old)
@@ -166,10 +170,22 @@ class Kit:
         calls = {key: call for key, call in tried.items() if call is not None}
         timed = measure_times([whole, *calls.values()], [{}], None, None, SHARES, self.device.clock)
         self.done["times"]["whole_ms"] = timed[0].figure * 1000
+        if "original" in self.manifest:
+            self.done["times"]["original_ms"] = timed[0].figure * 1000 * self.slower(whole, inputs)
         for key, one in zip(calls, timed[1:]):  # noqa: B905 - Python 3.9
             share, error = ratio_of(one)
             self.done["times"]["pieces"][key] = {"ms": one.figure * 1000, "share": share, "error": error}
         self.write()
+
+    def slower(self, whole: Callable[[Any], Any], inputs: Mapping[str, Any]) -> float:
+        """How many times as long the model takes from which the whole one was made by quantising."""
+        original = self.call(self.manifest["original"], inputs)
+        if original is None:
+            raise Wrong(
+                "the model itself does not run here before it is quantised, so there is nothing to compare with"
+            )
+        timed = measure_times([whole, original], [{}], None, None, THOROUGH, self.device.clock)
+        return ratio_of(timed[1])[0]
 
     def forms(self, piece: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
         """Time some forms of a piece beside it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnxsep.data.options import DATA_GROUP, Preprocessed
+from onnxsep.errors import OptionError, spelled
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.paths import DATA, PLAN_READ
 from onnxsep.options.lazy import lazy
@@ -16,6 +17,7 @@ from onnxsep.options.patterns import as_patterns
 from onnxsep.options.proposals import MODES, TARGETS
 from onnxsep.options.sizes import bytes_of
 from onnxsep.options.specs import Options, option, record, specs_of
+from onnxsep.planner.budget_options import Quantizing, Timed
 from onnxsep.planner.which_layers import CONVS, WhichLayers
 from onnxsep.running.options import Opening, Shaped, Telling, Verifying
 
@@ -119,7 +121,7 @@ class Forms(Options):
 
 
 @record
-class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
+class RewriteOptions(Quantizing, Timed, WhichLayers, Forms, Verifying, Preprocessed):
     """What ``rewrite`` is asked for."""
 
     data: Source | Dataset | None = option(
@@ -202,6 +204,10 @@ class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
             MissingDependencyError: what tuning needs is not installed.
         """
         super().check()
+        if self.then is not None and not self.target:
+            raise OptionError(
+                f"{spelled('then', self.then)} is for {spelled('target')}: what the quantised model may cost"
+            )
         if self.memory_limit is not None:
             bytes_of("memory_limit", self.memory_limit)
         self.choice.check(self.fitting(None), images=self.preprocessing is not None)
