@@ -5,6 +5,7 @@ from dataclasses import replace
 import onnxsep
 from onnxsep.cli.derived import Argument, Given, command, model_to
 from onnxsep.cli.options import failure_shown, progress_bar, shower
+from onnxsep.cli.words import following
 from onnxsep.model.files import printable
 from onnxsep.options.lazy import loaded
 from onnxsep.planner.options import PlanOptions
@@ -31,4 +32,5 @@ def plan(given: Given[PlanOptions]) -> None:
     with failure_shown(show), progress_bar(shown.silent) as progress:
         result = onnxsep.plan(given.arguments["model"], **given.keywords(progress=progress, cache=options.cache))
     result.save(target)
-    show(result.report.model_copy(update={"output": printable(target)}))
+    follow = following(options, given.arguments["model"], None, target)
+    show(result.report.model_copy(update={"output": printable(target), "follow": follow}))

@@ -1,6 +1,5 @@
 """onnxsep rerun: a run again, from the report that it has left."""
 
-import inspect
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -11,11 +10,12 @@ import typer
 
 from onnxsep._version import __version__
 from onnxsep.cli.app import GroupedCommand, app, say
-from onnxsep.cli.derived import COMMANDS, Argument, Command, flag_of, typed
+from onnxsep.cli.derived import COMMANDS, Argument, Command
 from onnxsep.cli.options import Debug, Json, Quiet, Shown, printing
+from onnxsep.cli.words import plain, words_of
 from onnxsep.errors import OnnxsepError, OptionError
 from onnxsep.model.paths import read_record
-from onnxsep.options.specs import IN_MEMORY, Options, default_of, in_memory, specs_of
+from onnxsep.options.specs import IN_MEMORY, Options, in_memory, specs_of
 
 if TYPE_CHECKING:
     from onnxsep.model.io import Model
@@ -117,16 +117,9 @@ def _options(command: Command[Any], asked: Mapping[str, Any]) -> Options:
     specs, given = specs_of(command.kind), {}
     for name, value in _given(command.kind, asked):
         expands = specs[name].expands
-        given[name] = _plain(value) if expands is None else expands.revived(value)
+        given[name] = plain(value) if expands is None else expands.revived(value)
     found: Options = command.kind(**given)
     return found
-
-
-def _plain(value: Any) -> Any:
-    """JSON's lists as tuples."""
-    if isinstance(value, list):
-        return tuple(map(_plain, value))
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _words(command: Command[Any], asked: Mapping[str, Any], places: Mapping[str, Any]) -> list[str]:
@@ -135,31 +128,8 @@ def _words(command: Command[Any], asked: Mapping[str, Any], places: Mapping[str,
     for place in places.values():
         words += map(str, place if isinstance(place, list) else [] if place is None else [place])
     for name, value in _given(command.kind, asked):
-        words += _typed(command.kind, name, value)
+        words += words_of(command.kind, name, value)
     return words
-
-
-def _typed(kind: type[Options], name: str, value: Any) -> list[str]:
-    """What to type for an option of a record, nothing for its default.
-
-    Raises:
-        OptionError: the command line cannot say it.
-    """
-    spec, default = specs_of(kind)[name], default_of(kind, name)
-    if spec.expands is not None:
-        texts = spec.expands.texts(value)
-        if texts is None:
-            raise OptionError(f"the command line cannot say the {name} of that run; rerun without --print can")
-        return [word for inner, text in texts.items() for word in _typed(spec.expands, inner, text)]
-    if value is None or (default is not inspect.Parameter.empty and _plain(value) == default):
-        return []
-    positive, _, negative = flag_of(name, spec).partition("/")
-    if typed(kind, name, spec) is bool:
-        return [positive if value or not negative else negative]
-    if isinstance(value, dict) and spec.entry is not None:
-        return [word for key, one in value.items() for word in (positive, spec.entry(key, one))]
-    items = value if isinstance(value, list | tuple) else [value]
-    return [word for item in items for word in (positive, str(item))]
 
 
 def _warn(content: Mapping[str, Any], places: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import typer
 import onnxsep
 from onnxsep.cli.derived import OPTIONAL_OUT, Given, command, model_to
 from onnxsep.cli.options import failure_shown, progress_bar, saved, shower, target_of
+from onnxsep.cli.words import following
 from onnxsep.errors import OptionError
 from onnxsep.model.files import printable
 from onnxsep.model.paths import RESULT
@@ -56,4 +57,6 @@ def rewrite(given: Given[RewriteCommand]) -> None:
     if written is not None and options.plan_out is not None:
         written.save(options.plan_out)
         done = done.model_copy(update={"plan_output": printable(options.plan_out)})
+    if follow := following(options, given.arguments["model"], target):
+        done = done.model_copy(update={"follow": follow})
     show(done)

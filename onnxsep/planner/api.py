@@ -35,10 +35,9 @@ from onnxsep.planner.search import Found, Search
 from onnxsep.planner.selection import least
 from onnxsep.planner.shipping import (
     Best,
-    alone_notes,
     best_plan,
+    budget_notes,
     latency_report,
-    missed_notes,
     quantization_report,
 )
 from onnxsep.planner.targets import Target, as_target, shown_amount
@@ -231,8 +230,7 @@ class _Planner:
             notes=(*self._sites.notes, *dataset.notes),
             seconds=time.perf_counter() - self._started,
         )
-        notes = (*report.notes, *missed_notes(report), *alone_notes(report))
-        return report.model_copy(update={"notes": notes})
+        return report.model_copy(update={"notes": (*report.notes, *budget_notes(report))})
 
     def _shipped(self, found: Best) -> PlannedQuantization | None:
         if self._quantized is None or found.shipped is None:

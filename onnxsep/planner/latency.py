@@ -83,8 +83,7 @@ class Latencies:
         whole_ms: Milliseconds of a run of the model as it is.
         machine: Where that was measured.
         rows: What each form costs, or why that is not known.
-        share: The time of the model as a share of that of the one that the user gave, of which it was made by
-            quantising; 1: it is that one.
+        share: The time of the model as a share of that of the user's, of which it was made by quantising; else 1.
         share_error: Standard error.
     """
 

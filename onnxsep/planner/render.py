@@ -1,5 +1,7 @@
 """The report of a plan as a document."""
 
+from collections.abc import Sequence
+
 from onnxsep.planner.report import PlannedLatency, PlannedLayer, PlannedQuantization, PlanReport, TargetReport
 from onnxsep.planner.targets import shown_amount
 from onnxsep.reporting.blocks import header, notes, number, site, summary, title
@@ -16,8 +18,13 @@ def plan_document(report: PlanReport) -> Document:
     blocks += notes(report.notes)
     if report.output:
         blocks.append(Line(f"wrote the plan {report.output} in {report.seconds:.1f} s"))
-    blocks += [Line(f"then: {line}") for line in report.follow]
+    blocks += follow_lines(report.follow)
     return Document(title(report.command, report.source), tuple(blocks))
+
+
+def follow_lines(commands: Sequence[str]) -> list[Block]:
+    """What is to be typed after the command."""
+    return [Line(f"then: {line}") for line in commands]
 
 
 def planning_blocks(report: PlanReport) -> list[Block]:

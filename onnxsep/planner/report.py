@@ -152,7 +152,7 @@ class PlanReport(Report):
     plan: str = ""
     """The text of the plan, where it is a step of a pipeline."""
     follow: tuple[str, ...] = ()
-    """Commands that carry the plan out."""
+    """Commands that carry it out, where the result is to be quantised."""
     output: str | None = None
     """Where the plan was written."""
     seconds: float

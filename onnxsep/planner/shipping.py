@@ -105,7 +105,12 @@ def quantization_report(
     )
 
 
-def missed_notes(report: PlanReport) -> Iterator[str]:
+def budget_notes(report: PlanReport) -> tuple[str, ...]:
+    """What is said of a plan whose budgets the whole exceeds, and of one that quantising alone is as good as."""
+    return *_missed_notes(report), *_alone_notes(report)
+
+
+def _missed_notes(report: PlanReport) -> Iterator[str]:
     """What is said where the whole takes longer than its budget, though the sum over layers keeps within it."""
     latency = report.latency
     target = next((one for one in report.targets if one.kind == "latency"), None)
@@ -123,7 +128,7 @@ def missed_notes(report: PlanReport) -> Iterator[str]:
     )
 
 
-def alone_notes(report: PlanReport) -> Iterator[str]:
+def _alone_notes(report: PlanReport) -> Iterator[str]:
     """What is said where quantising alone keeps within the budgets, or is the better choice."""
     made = report.quantized
     if made is None:

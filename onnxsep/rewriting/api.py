@@ -30,6 +30,7 @@ from onnxsep.options.progress import announce
 from onnxsep.options.taking import takes
 from onnxsep.planner.limiting import Limited, is_low_rank, limit_effects
 from onnxsep.planner.plan_file import PlanFile, plan_of
+from onnxsep.planner.shipping import budget_notes
 from onnxsep.reporting.model_info import model_info
 from onnxsep.reporting.records import VerificationReport
 from onnxsep.rewriting.options import RewriteOptions
@@ -162,6 +163,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
             *_size_notes(rows, measured),
             *sizes.notes(source),
             *limited.notes,
+            *(() if chosen.planned is None else budget_notes(chosen.planned.report)),
             *_untrained_notes(rows, fitted.calibrated.by_place),
             *notes,
             *_input_notes(edit),

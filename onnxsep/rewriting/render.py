@@ -6,7 +6,7 @@ from onnxsep.calibration.report import CalibrationReport
 from onnxsep.checking.render import layers_of_result
 from onnxsep.errors import spelled
 from onnxsep.modes.settings import as_text
-from onnxsep.planner.render import planning_blocks
+from onnxsep.planner.render import follow_lines, planning_blocks
 from onnxsep.reporting.blocks import (
     activations_lines,
     compared,
@@ -38,6 +38,7 @@ def rewrite_document(report: RewriteReport) -> Document:
     blocks += ending(report, layers_of_result(report.layers))
     if report.plan_output:
         blocks.append(Line(f"wrote the plan {report.plan_output}"))
+    blocks += follow_lines(report.follow)
     return Document(title(report.command, report.source), tuple(blocks))
 
 

@@ -89,6 +89,8 @@ class RewriteReport(WrittenFiles, Report):
     """How that plan was found, where the run has made it."""
     plan_output: str | None = None
     """Where the plan of this run was written."""
+    follow: tuple[str, ...] = ()
+    """The command that goes on from here, where the plan is for a quantised model."""
     options: dict[str, Any]
     """What was asked for: the model, and every option."""
     convs: tuple[ConvReport, ...]
