@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from onnxsep.compression.recipe import Recipe, read_recipe, shipped_recipes
     from onnxsep.compression.report import CompressReport
     from onnxsep.compression.step import Step
-    from onnxsep.compression.steps import FineTune, Prune, Quantize, Rewrite
+    from onnxsep.compression.steps import FineTune, Plan, Prune, Quantize, Rewrite
 else:
     __getattr__, __dir__ = lazy(
         __name__,
@@ -18,7 +18,7 @@ else:
             "onnxsep.compression.recipe": ("Recipe", "read_recipe", "shipped_recipes"),
             "onnxsep.compression.report": ("CompressReport",),
             "onnxsep.compression.step": ("Step",),
-            "onnxsep.compression.steps": ("FineTune", "Prune", "Quantize", "Rewrite"),
+            "onnxsep.compression.steps": ("FineTune", "Plan", "Prune", "Quantize", "Rewrite"),
         },
     )
 
@@ -27,6 +27,7 @@ __all__ = [
     "CompressResult",
     "FineTune",
     "Pipeline",
+    "Plan",
     "Prune",
     "Quantize",
     "Recipe",

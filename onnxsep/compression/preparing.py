@@ -75,6 +75,7 @@ def check_steps(recipe: Recipe, given: Given, seed: int) -> None:
             )
         if step.gives_integers:
             integers = f"step {number} ({step.name})"
+        _check_plan(recipe, number - 1, where)
         if step.needs_data() and given.data is None:
             raise DataError(f"{where} needs data: give {spelled('data')}, a folder of images, .npz or .npy")
         try:
@@ -86,6 +87,17 @@ def check_steps(recipe: Recipe, given: Given, seed: int) -> None:
         raise OptionError(
             f"{recipe.name}: {spelled('device', given.device)} is for steps that train, and there is none"
         )
+
+
+def _check_plan(recipe: Recipe, index: int, where: str) -> None:
+    """Refuse a step that carries out a plan where none is made before it, and a plan that no step carries out."""
+    before = recipe.steps[index - 1] if index else None
+    behind = recipe.steps[index + 1] if index + 1 < len(recipe.steps) else None
+    step = recipe.steps[index]
+    if step.takes_plan() and (before is None or not before.plans):
+        raise OptionError(f"{where} carries out what the step before it plans; put a step 'plan' there")
+    if step.plans and (behind is None or not behind.takes_plan()):
+        raise OptionError(f"{where}: no step carries it out; put 'rewrite' with plan = \"planned\" behind it")
 
 
 def make_manifest(recipe: Recipe, original: Model, given: Given, measuring: Measuring, seed: int) -> Manifest:

@@ -54,7 +54,7 @@ class Recipe:
 
     def plans(self) -> tuple[object, ...]:
         """The plans that its steps carry out."""
-        return tuple(step.options.get("plan") for step in self.steps)
+        return tuple(step.options.get("plan") for step in self.steps if not step.takes_plan())
 
 
 def shipped_recipes() -> dict[str, Recipe]:

@@ -99,6 +99,7 @@ class Run:
             seed=self._seed,
             checkpoint=None if folder is None else folder.checkpoint(number, step.name),
             progress=progress,
+            planned=getattr(done.reports[-1].report, "plan", "") if step.takes_plan() and done.reports else "",
         )
         report: Any = result.report
         if "data" in report.options and self._named_data is not None and report.options["data"] is not None:

@@ -30,12 +30,14 @@ class Step(ABC):
         options: The options that were given, by the function's names; the others have the function's defaults.
         takes_integers: Whether it can work on a model with integer weights.
         gives_integers: Whether its result has such weights.
+        plans: Whether it leaves the model as it is, and plans what the next step does with it.
     """
 
     name: ClassVar[str]
     changed_defaults: ClassVar[Mapping[str, Any]] = {}
     takes_integers: ClassVar[bool] = False
     gives_integers: ClassVar[bool] = False
+    plans: ClassVar[bool] = False
     options: Mapping[str, Any]
     __signature__: ClassVar[inspect.Signature]  # what help() and editors show
 
@@ -138,6 +140,7 @@ class Step(ABC):
         seed: int,
         checkpoint: Path | None,
         progress: Progress | None,
+        planned: str = "",
     ) -> Savable:
         """Do it.
 
@@ -148,8 +151,10 @@ class Step(ABC):
             seed: For a step that names none.
             checkpoint: Where a step that can go on later may keep its state.
             progress: Told of the progress within the step.
+            planned: The text of the plan that the step before it has made, if it has.
         """
-        options = {**self.resolved(seed), **self._shared(given), **self._extra(given, original, checkpoint)}
+        extra = {**self._extra(given, original, checkpoint), **self._carried_out(planned)}
+        options = {**self.resolved(seed), **self._shared(given), **extra}
         return self.function()(model, **{**options, "progress": progress})
 
     def _shared(self, given: Given) -> dict[str, Any]:
@@ -163,6 +168,14 @@ class Step(ABC):
 
     def _extra(self, given: Given, original: Model, checkpoint: Path | None) -> dict[str, Any]:
         """Arguments that depend on the run."""
+        return {}
+
+    def takes_plan(self) -> bool:
+        """Whether it carries out what the step before it plans."""
+        return False
+
+    def _carried_out(self, planned: str) -> dict[str, Any]:
+        """Arguments that depend on the plan of the step before."""
         return {}
 
     def other_models(self) -> dict[str, Any]:

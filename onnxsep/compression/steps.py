@@ -4,9 +4,10 @@ A step of another kind is one more class here, and its name is then known to rec
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from onnxsep.compression.given import Given
 from onnxsep.compression.options import Function
@@ -15,8 +16,12 @@ from onnxsep.data import Dataset, partition
 from onnxsep.errors import OptionError
 from onnxsep.finetuning import finetune
 from onnxsep.model.io import Model, load
+from onnxsep.model.paths import NOTHING, Reads
+from onnxsep.model.saving import Savable
+from onnxsep.planner.api import plan
 from onnxsep.planner.plan_file import PlanFile
-from onnxsep.planner.reading import read_plan
+from onnxsep.planner.reading import plan_from_text, read_plan
+from onnxsep.planner.report import PlanReport
 from onnxsep.pruning import prune
 from onnxsep.quantization import quantize
 from onnxsep.quantization.choosing import judging
@@ -24,6 +29,45 @@ from onnxsep.quantization.measuring import split
 from onnxsep.rewriting.api import rewrite
 
 ORIGINAL, NONE = "original", "none"  # words for a teacher; a file of this name is "./original"
+PLANNED = "planned"  # a word for a plan, that of the step before
+_FILES = ("plan", "latency_from", "cache")  # options of rewrite and plan that name a file or folder
+
+
+@dataclass(frozen=True, repr=False)
+class Planned(Savable):
+    """What a step gives that plans: the model as it was; the report holds the plan."""
+
+    model: Model
+    report: PlanReport
+    new_initializers: tuple[str, ...] = ()
+    reads: Reads = NOTHING
+
+
+class Plan(Step):
+    """Choose a form for each layer, by measurement, for budgets: :func:`onnxsep.plan`.
+
+    The model stays as it is; the next step, ``rewrite`` with ``plan = "planned"``, carries the plan out.
+    """
+
+    name = "plan"
+    plans = True
+
+    @classmethod
+    def function(cls) -> Function:  # noqa: D102 - the base class says it
+        return cast(Function, plan)  # its result is no model, and `run` makes one of it
+
+    @classmethod
+    def _placed(cls, options: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+        return _in_folder(options, folder)
+
+    def sees(self, data: Dataset, seed: int) -> Collection[int]:
+        """What candidates are fitted to, and measured on."""
+        resolved = self.resolved(seed)
+        return partition(data, resolved["samples"], resolved["seed"]).fitted
+
+    def run(self, model: Model, given: Given, **others: Any) -> Savable:  # noqa: D102
+        found: Any = super().run(model, given, **others)
+        return Planned(model, found.report.model_copy(update={"plan": found.plan.text()}))
 
 
 class Rewrite(Step):
@@ -45,13 +89,23 @@ class Rewrite(Step):
 
     @classmethod
     def _placed(cls, options: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-        plan = options.get("plan")
-        return {**options, "plan": str((folder / plan).absolute())} if isinstance(plan, str) else options
+        return _in_folder(options, folder)
 
     def plan(self) -> PlanFile | None:
-        """The plan, where it has one."""
-        plan = self.options.get("plan")
+        """The plan, where it has one of its own."""
+        plan = None if self.takes_plan() else self.options.get("plan")
         return plan if plan is None or isinstance(plan, PlanFile) else read_plan(plan)
+
+    def takes_plan(self) -> bool:
+        """Where it says so."""
+        plan = self.options.get("plan")
+        return isinstance(plan, str) and plan == PLANNED
+
+    def _planned(self) -> dict[str, Any]:
+        return {"plan": PlanFile(())} if self.takes_plan() else {}
+
+    def _carried_out(self, planned: str) -> dict[str, Any]:
+        return {"plan": plan_from_text(planned, "the plan")} if self.takes_plan() else {}
 
     def _weights_alone(self) -> bool:
         measured = self.options.get("tune") or self.options.get("max_effect") is not None
@@ -154,5 +208,15 @@ class Quantize(Step):
         return self.options.get("max_drop") is not None
 
 
-STEPS: dict[str, type[Step]] = {kind.name: kind for kind in (Rewrite, Prune, FineTune, Quantize)}
+def _in_folder(options: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Options whose files are relative to a folder."""
+    named = {name.replace("-", "_"): name for name in options}
+    files = {named[name]: options[named[name]] for name in _FILES if name in named}
+    placed = {name: str((folder / path).absolute()) for name, path in files.items() if isinstance(path, str)}
+    if files.get("plan") == PLANNED:
+        placed["plan"] = PLANNED
+    return {**options, **placed}
+
+
+STEPS: dict[str, type[Step]] = {kind.name: kind for kind in (Plan, Rewrite, Prune, FineTune, Quantize)}
 """The kinds of steps by the name that recipes have for them."""

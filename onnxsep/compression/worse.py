@@ -24,6 +24,8 @@ def worse(steps: Sequence[Step], rows: Sequence[EvaluatedModel]) -> Iterator[str
     """
     last_trained = max((number for number, step in enumerate(steps, start=1) if step.trains()), default=0)
     for number, step in enumerate(steps, start=1):
+        if step.plans:
+            continue
         before, after, where = rows[number - 1], rows[number], f"step {number} ({step.name})"
         if text := _slower(before, after):
             yield f"{where} makes the model slower: {text} times its time before; {_faster(step)}"

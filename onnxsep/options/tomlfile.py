@@ -32,6 +32,18 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise OptionError(f"{str(path)!r} is not a TOML file: {error}") from error
 
 
+def parse_toml(text: str, name: str) -> dict[str, Any]:
+    """The content of a text in TOML; ``name`` is what messages call it.
+
+    Raises:
+        OptionError: it is not TOML.
+    """
+    try:
+        return dict(tomllib.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"{name} is not TOML: {error}") from error
+
+
 def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
     """Refuse a key that is not known.
 

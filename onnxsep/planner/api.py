@@ -251,7 +251,7 @@ class _Planner:
             allowed=self._budgets[kind],
             before=before,
             after=after,
-            least=min(smallest, before if after is None else after),
+            least=min(smallest, self._costs.source[kind] if after is None else after),
         )
 
     def _file(self, best: Found, report: PlanReport) -> PlanFile:

@@ -9,7 +9,7 @@ from typing import Any
 from onnxsep.errors import OptionError, spelled
 from onnxsep.layers.rank import Rank, RankPolicy
 from onnxsep.model.files import printable
-from onnxsep.options.tomlfile import check_keys, read_toml
+from onnxsep.options.tomlfile import check_keys, parse_toml, read_toml
 from onnxsep.planner.plan_file import SCHEMA, Evidence, LayerPlan, PlanFile, PlannedModel
 
 _KEYS = ("schema", "onnxsep", "model", "measured", "layers", "inside")
@@ -23,8 +23,23 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFile:
     Raises:
         OptionError: It cannot be read, is no plan, is one of another schema, or says something that is not known.
     """
-    name = printable(path)
-    content = read_toml(Path(path))
+    return _plan(read_toml(Path(path)), printable(path), Path(path))
+
+
+def plan_from_text(text: str, name: str) -> PlanFile:
+    """A plan from the text of a file.
+
+    Args:
+        text: As ``PlanFile.text`` gives it.
+        name: What messages call it.
+
+    Raises:
+        OptionError: It is no plan, or says something that is not known.
+    """
+    return _plan(parse_toml(text, name), name, None)
+
+
+def _plan(content: Mapping[str, Any], name: str, path: Path | None) -> PlanFile:
     if "schema" not in content:
         raise OptionError(
             f"{name} is no plan: it has no line `schema = {SCHEMA}`; {spelled('dry_run', True)} {spelled('plan_out')}"
@@ -42,7 +57,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFile:
         layers += _layers(table, where, name)
     model = _model(_table(content, "model", name), f"{name}, model")
     measured = tuple(_measured(_table(content, "measured", name), f"{name}, measured"))
-    return PlanFile(tuple(layers), model, str(content.get("onnxsep", "")), Path(path), measured)
+    return PlanFile(tuple(layers), model, str(content.get("onnxsep", "")), path, measured)
 
 
 def _measured(table: Mapping[str, Any], where: str) -> Iterator[tuple[str, Evidence]]:
