@@ -10,9 +10,9 @@ import pytest
 from latency_models import residual, rows_of
 
 from onnxsep.planner import latency
+from onnxsep.planner.int8 import int8
 from onnxsep.planner.latency import AS_IT_IS, FormLatency, Then, latencies
 from onnxsep.planner.latency_work import work_of
-from onnxsep.planner.int8 import int8
 from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 
 ONE = RuntimeOptions(threads=1)

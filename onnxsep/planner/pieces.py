@@ -186,6 +186,8 @@ class _Cut:
         """Put the layer in; what changes of its site with that."""
         site, conv = self._site, self._site.conv
         shape = conv.weight_shape[::-1] if site.transposed else conv.weight_shape
+        if conv.transposed:
+            shape = (conv.in_channels, conv.out_channels // conv.group, *conv.kernel_shape)
         node = self._copy(self._node, f"{_LAYER}_node", [source, "weight", *(["bias"] if conv.bias else [])], _LAYER)
         self._nodes.append(node)
         self._stored.append(self._weight("weight", shape, math.prod(conv.weight_shape[1:])))
@@ -270,9 +272,9 @@ class _Cut:
         return proto
 
 
-def random_factors(replacement: ConvReplacement) -> Factorized:
+def random_factors(replacement: ConvReplacement, seed: int = 1) -> Factorized:
     """Random weights for a form of a layer."""
-    random, dtype = np.random.default_rng(1), replacement.site.dtype
+    random, dtype = np.random.default_rng(seed), replacement.site.dtype
     shapes = [shape for *_, shape in replacement.tensors]
     arrays = [_weights(random, shape, math.prod(shape[1:]), dtype) for shape in shapes]
     bias = _weights(random, (replacement.site.conv.out_channels,), 1, dtype) if replacement.new_bias else None

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from onnxsep.data import Dataset
 from onnxsep.engine.replacements import ConvReplacement
@@ -125,8 +127,9 @@ class Quantized:
 class QuantizedSize:
     """How large quantised files of one model are with some of its layers replaced.
 
-    Of a form alone it is what its piece takes more than that of its layer, and a share of the names and texts that the
-    real nodes have beyond those of pieces; of a plan as a whole, a quantised file with random weights.
+    Of a form alone it is what its piece takes more than that of its layer, and what the real nodes have beyond those of
+    pieces: some bytes, and a share of the names and texts that the float file has more. Of a plan as a whole it is a
+    quantised file with random weights.
 
     Args:
         quantized: What quantises.
@@ -143,7 +146,7 @@ class QuantizedSize:
         self._floats = FileSize(model, sites.light)
         self._whole: dict[frozenset[Any], int] = {}
         self._changes: dict[Any, tuple[int, int]] = {}
-        self._named: float | None = None
+        self._beyond = np.zeros(2)
         self.original = self._floats.original
 
     @property
@@ -163,7 +166,7 @@ class QuantizedSize:
         if row_key(row) not in self._changes:
             self.prepare([row])
         change, named = self._changes[row_key(row)]
-        return change + round((self._named or 0) * named)
+        return change + round(float(np.dot(self._beyond, (1, named))))
 
     def prepare(self, rows: Iterable[ConvReplacement]) -> None:
         """Quantise the pieces of forms, each kind once."""
@@ -176,8 +179,8 @@ class QuantizedSize:
             self._add(work, several)
             if self._progress is not None:
                 self._progress("quantising forms of layers", done, len(kinds))
-        if self._named is None:
-            self._named = self._share_of_names(new)
+        if not self._beyond.any():
+            self._beyond = self._beyond_pieces(new)
 
     def _add(self, work: Work, rows: Sequence[ConvReplacement]) -> None:
         """The bytes of forms of one mode and of layers of one kind.
@@ -222,23 +225,28 @@ class QuantizedSize:
             return None
         return self._quantized.piece_size(form[1], work.models[form], work.pieces[form[0]].feeds())
 
-    def _share_of_names(self, rows: Sequence[ConvReplacement]) -> float:
-        """Of the names and texts, how much is in the quantised file: as found with a form of every layer."""
+    def _beyond_pieces(self, rows: Sequence[ConvReplacement]) -> NDArray[np.float64]:
+        """What each form takes beyond its piece, and of each byte of names: found with two forms of every layer."""
         several: dict[Any, list[ConvReplacement]] = {}
         for row in rows:
             several.setdefault(row.site.place, []).append(row)
-        some = [own[len(own) // 2] for own in several.values()]
-        found = [self._changes[row_key(row)] for row in some]
-        names = sum(named for _, named in found)
-        beyond = self.of(some) - self.source - sum(change for change, _ in found)
-        return beyond / names if names > 0 else 0.0
+        known, beyond = [], []
+        for which in (0, -1):
+            some = [own[which] for own in several.values()]
+            found = [self._changes[row_key(row)] for row in some]
+            known.append([len(some), sum(named for _, named in found)])
+            beyond.append(self.of(some) - self.source - sum(change for change, _ in found))
+        solved: NDArray[np.float64] = np.linalg.lstsq(np.array(known, float), np.array(beyond, float), rcond=1e-3)[0]
+        return solved
 
     def _with(self, rows: Sequence[ConvReplacement]) -> Model:
         if not rows:
             return self._model
         proto = onnx.ModelProto()
         proto.CopyFrom(self._model.proto)
-        replace_matches(proto, rows, {row.site.place: random_factors(row) for row in rows})
+        # Of unlike values: tensors that are alike are written once.
+        factors = {row.site.place: random_factors(row, seed) for seed, row in enumerate(rows, start=1)}
+        replace_matches(proto, rows, factors)
         source = self._model
         return Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
 
