@@ -262,7 +262,7 @@ def test_paths_say_whether_they_are_read_or_written() -> None:
     recorded = RewriteOptions(mode="spatial", statistics="s.npz", data="d.npz")
     assert [read.words for read in recorded.reads()] == ["the data"]
     assert [path for path in recorded.writes().values() if path is not None] == ["s.npz"]
-    assert list(dataclasses.replace(recorded, dry_run=True).writes().values()) == []
+    assert not any(dataclasses.replace(recorded, dry_run=True).writes().values())
 
 
 def test_check_reads_nothing() -> None:
