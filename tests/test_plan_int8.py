@@ -106,7 +106,7 @@ def test_int8_alone_is_said_to_do_where_it_does() -> None:
     assert any("int8 alone keeps within the budgets" in note for note in report.notes)
     made = report.quantized
     assert made is not None
-    quick = {"equalize": False, "bias_correction": False, "verify": "none"}
+    quick: dict[str, Any] = {"equalize": False, "bias_correction": False, "verify": "none"}
     alone = onnxsep.quantize(MODEL, data=X, activations="uint8", runtime=ONE_THREAD, **quick)
     assert made.bytes_alone == made.bytes_after == report.targets[0].after == size_bytes(alone.model)
     assert report.targets[0].before == FLOAT
@@ -125,7 +125,7 @@ def test_an_impossible_size_says_what_can_be_had_of_quantised_files() -> None:
 
 def test_times_are_shares_of_the_float_model(tmp_path: Path) -> None:
     onnx.save(MODEL, tmp_path / "net.onnx")
-    options = {"only": "three", "cache": tmp_path / "c", **INT8, **QUICK}
+    options: dict[str, Any] = {"only": "three", "cache": tmp_path / "c", **INT8, **QUICK}
     found = onnxsep.plan(tmp_path / "net.onnx", target=["latency=1000s", "size=0.28"], **options)
     report = found.report
     assert report.latency is not None

@@ -10,7 +10,9 @@ from latency_models import residual
 
 import onnxsep
 from onnxsep.compression import Pipeline, Plan, Prune, Rewrite, compress, read_recipe
+from onnxsep.compression.manifest import Manifest
 from onnxsep.errors import OptionError
+from onnxsep.rewriting.report import RewriteReport
 
 MODEL, X = residual(16, 8), images(40, (3, 8, 8))
 PLAN = Plan(target="params=0.9", modes=["spatial"], rounds=0, positions=8)
@@ -43,8 +45,6 @@ def test_the_plan_of_a_finished_step_is_found_again(done: Any, tmp_path: Path) -
     (work / "02-rewrite.json").unlink()
     manifest = work / "manifest.json"
     content = manifest.read_text(encoding="utf-8")
-    from onnxsep.compression.manifest import Manifest
-
     found = Manifest.model_validate_json(content)
     manifest.write_text(found.model_copy(update={"steps": found.steps[:1]}).model_dump_json(), encoding="utf-8")
     again = compress(MODEL, Pipeline([PLAN, CARRY]), work=work, keep_steps=True, **RUN)
@@ -85,4 +85,6 @@ def test_a_file_of_that_name_is_a_plan(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     onnxsep.rewrite(MODEL, mode="spatial", rank=4, only="one", dry_run=True).plan.save("planned")
     result = compress("m.onnx", Pipeline([Rewrite(plan="./planned")]), runs=0, runtime=ONE_THREAD)
-    assert [conv.name for conv in result.report.steps[0].report.convs if conv.mode] == ["one"]
+    report = result.report.steps[0].report
+    assert isinstance(report, RewriteReport)
+    assert [conv.name for conv in report.convs if conv.mode] == ["one"]
