@@ -30,6 +30,7 @@ def _own_words() -> dict[str, str]:
         "checkpoint": f"a run keeps its state by itself ({spelled('work')} names the folder)",
         "resume": f"a run that was interrupted goes on by itself, and {spelled('fresh')} starts again",
         "statistics": "a run has the data itself",
+        "frontier": f"a run writes one model; {worded('`onnxsep plan`', 'plan()')} writes the curve",
         "progress": "the whole run has one",
         "report": f"the whole run has one: {spelled('report')}",
         "no_verify": 'write verify = "none"',
