@@ -1,19 +1,20 @@
 """onnxsep compress and onnxsep recipes."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import onnxsep
-from onnxsep.cli.app import GroupedCommand, app, say
+from onnxsep.cli.app import OUTPUT, GroupedCommand, app, say
 from onnxsep.cli.derived import OUT, Given, command, model_to
 from onnxsep.cli.interrupts import saying
-from onnxsep.cli.options import Debug, Json, failure_shown, printed, printing, progress_bar, saved, shower
-from onnxsep.compression.given import CompressOptions
-from onnxsep.model.paths import OTHER_RESULT, PLAN_READ, RECIPE, TEACHER, read_of
+from onnxsep.cli.options import Debug, Json, Shown, failure_shown, printed, printing, progress_bar, saved, shower
+from onnxsep.compression.search_options import SearchOptions
+from onnxsep.errors import on_the_command_line
+from onnxsep.model.paths import OTHER_RESULT, PLAN_READ, RECIPE, TEACHER, Kind, read_of
 from onnxsep.options.proposals import proposing
 from onnxsep.options.specs import option, record
 from onnxsep.reporting.document import Document, Line
@@ -23,13 +24,19 @@ if TYPE_CHECKING:
 
 
 @record
-class CompressCommand(CompressOptions):
+class CompressCommand(SearchOptions):
     """What ``compress`` is asked for, with the recipe."""
 
-    recipe: str = option(
+    recipe: str | None = option(
+        default=None,
         short="-r",
         proposed="onnxsep.options.proposals:recipes",
         help="A name that `onnxsep recipes` lists, a TOML file, or the manifest of a run that is to be repeated.",
+    )
+    dry_run: bool = option(
+        default=False,
+        group=OUTPUT,
+        help="With {target}: say which ways would be tried and about how long each takes, and do nothing.",
     )
 
 
@@ -40,41 +47,81 @@ class CompressCommand(CompressOptions):
     example="onnxsep compress in.onnx out.onnx --recipe fitted-int8 --data images",
 )
 def compress(given: Given[CompressCommand]) -> None:
-    """Do the steps of a recipe (rewrite, prune, finetune, quantize) and measure the model after each of them.
+    """Do the steps of a recipe, or find steps for --target, and measure the model after each of them.
 
     An interrupted run goes on after its last finished step when the same command is given again. OUT.onnx.manifest.json
-    says what OUT.onnx was made from; as --recipe, it repeats the run.
+    says what OUT.onnx was made from; as --recipe, it repeats the run. With --target the recipe that was found is
+    OUT.recipe.toml.
     """
     from onnxsep.compression.api import manifest_path
     from onnxsep.compression.manifest import MANIFEST
 
-    target, shown = given.arguments["out"], given.shown
-    place = Path(given.options.work or target.with_name(target.name + ".steps"))
-    chosen = onnxsep.read_recipe(given.options.recipe)
-    given.check_paths(
-        {OTHER_RESULT: target, MANIFEST: manifest_path(target)},
-        read_of(RECIPE, chosen.path),
-        read_of(TEACHER, chosen.teachers()),
-        read_of(PLAN_READ, chosen.plans()),
-        options=replace(given.options, work=place),
-    )
-
-    def told(step: "StepReport") -> None:
-        if not shown.quiet:
-            done = "was done before" if step.resumed else f"{step.seconds:.1f} s"
-            say(f"step {step.number} {step.command}: {done}")
-
+    options, target, shown = given.options, given.arguments["out"], given.shown
+    if (options.recipe is None) == (not options.target):
+        raise typer.BadParameter("give --recipe NAME (`onnxsep recipes` lists them), or --target size=0.1")
+    place = Path(options.work or target.with_name(target.name + ".steps"))
+    chosen = None if options.recipe is None else onnxsep.read_recipe(options.recipe)
+    targets = {OTHER_RESULT: target, MANIFEST: manifest_path(target)}
+    if chosen is None:
+        given.check_paths({**targets, **_beside(target)}, options=replace(options, work=f"{place}-1"))
+    else:
+        files = (read_of(RECIPE, chosen.path), read_of(TEACHER, chosen.teachers()), read_of(PLAN_READ, chosen.plans()))
+        given.check_paths(targets, *files, options=replace(options, work=place))
+    if options.dry_run:
+        _print_ways(given)
+        return
     again = f"the same command goes on with what is in {place}"
+    if chosen is None:
+        again += "-1 and so on"
+
+    def kept() -> bool:
+        return place.is_dir() if chosen is not None else any(place.parent.glob(f"{place.name}-[0-9]*"))
+
     show = shower(shown)
     with (
         failure_shown(show),
         progress_bar(shown.silent) as progress,
-        saying(lambda: again if place.is_dir() else "nothing was written"),
+        saying(lambda: again if kept() else "nothing was written"),
     ):
-        asked = given.keywords(work=place, progress=progress, told=told)
-        del asked["recipe"]
+        asked = given.keywords(work=place, progress=progress, told=lambda step: _told(step, shown))
+        for name in ("recipe", "dry_run"):
+            del asked[name]
         result = onnxsep.compress(given.arguments["model"], chosen, **asked)
     show(saved(result, target))
+
+
+def _told(step: "StepReport", shown: Shown) -> None:
+    if not shown.quiet:
+        done = "was done before" if step.resumed else f"{step.seconds:.1f} s"
+        say(f"step {step.number} {step.command}: {done}")
+
+
+def _beside(target: Path) -> dict[Kind, Path | None]:
+    """What a search writes beside the model."""
+    from onnxsep.compression.recipe import RECIPE_OUT
+    from onnxsep.compression.searching import plan_path, recipe_path
+    from onnxsep.planner.plan_file import PLAN
+
+    return {RECIPE_OUT: recipe_path(target), PLAN: plan_path(target)}
+
+
+def _print_ways(given: Given[CompressCommand]) -> None:
+    """What a search would do."""
+    from onnxsep.compression.searching import Search
+
+    if given.options.recipe is not None:
+        raise typer.BadParameter("--dry-run goes with --target; `onnxsep recipes NAME` shows a recipe")
+    asked = {one.name: getattr(given.options, one.name) for one in fields(SearchOptions)}
+    with on_the_command_line():
+        search = Search(given.arguments["model"], SearchOptions(**asked))
+    with printing():
+        if given.shown.json:
+            listed = [{"way": one.way.name, "seconds": one.seconds, "steps": one.steps} for one in search.planned]
+            typer.echo(json.dumps(listed, indent=1))
+        elif not given.shown.quiet:
+            lines = [Line(one.line) for one in search.planned]
+            missing = [Line(search.missing)] if search.missing else []
+            printed(Document("onnxsep compress", (*lines, *missing)))
 
 
 @app.command(cls=GroupedCommand, epilog="onnxsep recipes fitted-int8 > mine.toml")

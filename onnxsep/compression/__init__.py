@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from onnxsep.options.lazy import lazy
 
 if TYPE_CHECKING:
-    from onnxsep.compression.api import CompressResult, Pipeline, compress
+    from onnxsep.compression.api import CompressResult, Pipeline
+    from onnxsep.compression.compress import compress
     from onnxsep.compression.recipe import Recipe, read_recipe, shipped_recipes
     from onnxsep.compression.report import CompressReport
     from onnxsep.compression.step import Step
@@ -14,7 +15,8 @@ else:
     __getattr__, __dir__ = lazy(
         __name__,
         {
-            "onnxsep.compression.api": ("CompressResult", "Pipeline", "compress"),
+            "onnxsep.compression.api": ("CompressResult", "Pipeline"),
+            "onnxsep.compression.compress": ("compress",),
             "onnxsep.compression.recipe": ("Recipe", "read_recipe", "shipped_recipes"),
             "onnxsep.compression.report": ("CompressReport",),
             "onnxsep.compression.step": ("Step",),

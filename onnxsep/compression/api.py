@@ -17,7 +17,7 @@ from onnxsep.compression.preparing import (
     make_manifest,
     settle_images,
 )
-from onnxsep.compression.recipe import Recipe, read_recipe
+from onnxsep.compression.recipe import Recipe
 from onnxsep.compression.report import CompressReport
 from onnxsep.compression.running import Run
 from onnxsep.compression.step import Step
@@ -128,10 +128,10 @@ class Pipeline:
             VerificationError: The result of a step does not compute what it should.
             OnnxsepError: As the functions of the steps raise it, with the step in the message.
         """
-        return _run(self.recipe, model, options)
+        return run_recipe(self.recipe, model, options)
 
 
-def _run(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressResult:
+def run_recipe(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressResult:
     """Check everything, do the steps, measure."""
     started = time.perf_counter()
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -247,23 +247,3 @@ def _given(recipe: Recipe, options: CompressOptions) -> tuple[Given, Preprocessi
         runtime=runtime or RuntimeOptions(),
     )
     return given, images
-
-
-@takes(CompressOptions)
-def compress(
-    model: AnyModel, recipe: str | os.PathLike[str] | Recipe | Pipeline, options: CompressOptions
-) -> CompressResult:
-    """Do the steps of a recipe, and measure the original and each result, side by side.
-
-    Args:
-        model: A file, a ModelProto (which is not changed), or what ``load`` or an earlier result gave.
-        recipe: The name of one that comes with onnxsep, the path of a TOML file or of a run's manifest, or a pipeline.
-        options: each by its name.
-
-    Raises:
-        OptionError: There is no such recipe, or it cannot be read.
-        OnnxsepError: As a pipeline raises it.
-    """
-    if isinstance(recipe, Pipeline):
-        recipe = recipe.recipe
-    return _run(recipe if isinstance(recipe, Recipe) else read_recipe(recipe), model, options)

@@ -12,6 +12,7 @@
 Everything else in a step is an option of that command. (``prune`` has one that is called "step", so the key is not.)
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,9 +24,11 @@ from onnxsep.compression.step import Step
 from onnxsep.compression.steps import STEPS
 from onnxsep.errors import OptionError
 from onnxsep.model.files import printable
+from onnxsep.model.paths import Kind
 from onnxsep.options.proposals import RECIPES, recipes
 from onnxsep.options.specs import as_json
 from onnxsep.options.tomlfile import check_keys, nearest, read_toml
+from onnxsep.planner.plan_file import PlanFile, quoted
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,33 @@ def _from_manifest(manifest: Manifest, name: str) -> Recipe:
         )
     tables = [{"command": done.command, **_not_default(done)} for done in manifest.steps]
     return Recipe(name, parse_steps(tables, name, None), manifest.description, manifest.recipe_text, manifest)
+
+
+def recipe_text(recipe: Recipe, plan: str) -> str:
+    """The text of a recipe's file.
+
+    Args:
+        recipe: Its steps have options of plain values, but for a plan.
+        plan: The file, seen from the recipe's folder, that stands for the plan which a step carries out.
+    """
+    lines = [f"description = {quoted(recipe.description)}"]
+    for step in recipe.steps:
+        lines += ["", "[[steps]]", f"command = {quoted(step.name)}"]
+        for name, value in step.options.items():
+            # What JSON has for texts, numbers, truth and lists of them is TOML too.
+            shown = quoted(plan) if isinstance(value, PlanFile) else json.dumps(as_json(value))
+            lines.append(f"{name.replace('_', '-')} = {shown}")
+    return "\n".join(lines) + "\n"
+
+
+def _is_recipe(path: Path) -> bool:
+    try:
+        return "steps" in read_toml(path)
+    except OptionError:
+        return False
+
+
+RECIPE_OUT = Kind("the recipe", "recipe of onnxsep", _is_recipe)
 
 
 def _not_default(done: DoneStep) -> dict[str, Any]:

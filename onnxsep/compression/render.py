@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from onnxsep.compression.goals import in_words
 from onnxsep.compression.report import CompressReport, StepReport
 from onnxsep.errors import spelled
 from onnxsep.evaluation import EvaluationReport, cells
@@ -15,12 +16,23 @@ _SPARE = {"not 0": 5, "MACs": 4, "parameters": 3, "points": 2, "agreement": 1}  
 
 def compress_document(report: CompressReport) -> Document:
     """The steps, one table of what each left of the model, how to read it, notes, and the file that was written."""
-    blocks: list[Block] = [header(report.source, f"recipe {report.recipe}"), *map(_step, report.steps)]
+    blocks: list[Block] = [header(report.source, f"recipe {report.recipe}"), *_ways(report), *map(_step, report.steps)]
     if report.resumed_after:
         blocks.append(Line(resumed_words(report)))
     blocks += [_table(report.evaluation), *_series(report.evaluation), *map(Line, _legend(report))]
     blocks += [*warned(report.warnings), *notes(_notes(report)), *written(report)]
     return Document(title(report.command, report.source), tuple(blocks))
+
+
+def _ways(report: CompressReport) -> tuple[Table, ...]:
+    """What a search has tried."""
+    if not report.ways:
+        return ()
+    rows = []
+    for way in report.ways:
+        came = "reached" if way.reached else (in_words(way.missed) or way.why)
+        rows.append(Row((Cell(way.name), Cell(f"{way.seconds:.0f}"), Cell(came))))
+    return (Table((Column("way"), Column("seconds", "right"), Column("what came of it")), tuple(rows)),)
 
 
 def _step(step: StepReport) -> Line:

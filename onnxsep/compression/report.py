@@ -7,7 +7,7 @@ from pydantic import Field, SerializeAsAny, field_validator
 from onnxsep.data import PreprocessingReport
 from onnxsep.evaluation import EvaluationReport
 from onnxsep.reporting.commands import HOMES, record_of
-from onnxsep.reporting.records import ModelInfo, Record, Report, WrittenFiles
+from onnxsep.reporting.records import MissedLimit, ModelInfo, Record, Report, WrittenFiles
 
 
 class StepReport(Record):
@@ -34,6 +34,21 @@ class StepReport(Record):
         return record_of(command).model_validate(value) if command in HOMES else value
 
 
+class WayReport(Record):
+    """A way that a search has tried."""
+
+    name: str
+    steps: tuple[str, ...]
+    """Each with its options, in a line."""
+    reached: bool
+    """Whether its result reaches all goals."""
+    missed: tuple[MissedLimit, ...] = ()
+    """Goals that it misses."""
+    why: str = ""
+    """Why it gave no result."""
+    seconds: float
+
+
 class CompressReport(WrittenFiles, Report):
     """One run of a pipeline."""
 
@@ -55,6 +70,8 @@ class CompressReport(WrittenFiles, Report):
     """What got worse in a step, and what is better."""
     evaluation: EvaluationReport
     """The original and the result of each step, side by side in one run."""
+    ways: tuple[WayReport, ...] = ()
+    """What was tried, where the steps were searched for; the last is the one of this run where it reaches all goals."""
     notes: tuple[str, ...] = ()
     seconds: float
 

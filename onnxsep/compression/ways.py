@@ -1,0 +1,129 @@
+"""The ways in which a search makes a model smaller, from the quickest to prepare upwards."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from onnxsep.compression.goals import Goals
+from onnxsep.compression.step import Step
+from onnxsep.compression.steps import FineTune, Plan, Quantize, Rewrite
+from onnxsep.planner.plan_file import PlanFile
+from onnxsep.planner.targets import Target
+
+_ROOM = 0.99  # of a budget: what training changes in an int8 file is some bytes
+_EPOCHS = (8, 24)  # of so many samples; of fewer more, by the root
+_SAMPLES = 50_000
+_MOST_DROP = 99.0
+_MORE = 8  # times as many epochs at most
+
+
+@dataclass(frozen=True)
+class Way:
+    """Steps that may reach the goals.
+
+    Attributes:
+        name: What it is called in reports.
+        steps: What is done.
+        mends_accuracy: Whether it is of use only where the way before it misses nothing but accuracy.
+    """
+
+    name: str
+    steps: tuple[Step, ...]
+    mends_accuracy: bool = False
+
+    @property
+    def plans(self) -> bool:
+        """Whether it makes a plan."""
+        return any(step.plans for step in self.steps)
+
+    @property
+    def carries_out(self) -> bool:
+        """Whether it carries out a plan that another way has made, or makes one."""
+        return any("plan" in step.options for step in self.steps if isinstance(step, Rewrite))
+
+    @property
+    def trains(self) -> bool:
+        """Whether it needs torch."""
+        return any(step.trains() for step in self.steps)
+
+    def with_plan(self, plan: PlanFile) -> "Way":
+        """The same with a plan that is known."""
+        steps = [step for step in self.steps if not step.plans]
+        known = [
+            Rewrite(**{**step.options, "plan": plan}) if isinstance(step, Rewrite) and step.takes_plan() else step
+            for step in steps
+        ]
+        return replace(self, steps=tuple(known))
+
+
+def ways(goals: Goals, samples: int, *, labels: bool) -> Iterator[Way]:
+    """The ways, in the order in which they are tried.
+
+    Args:
+        goals: What is to be reached.
+        samples: How many there are to fit to, calibrate and train with.
+        labels: Whether these have labels, so that layers which hurt can be kept in float.
+    """
+    int8 = Quantize(activations="uint8")
+    yield Way("int8", (int8,))
+    if labels and goals.max_drop:
+        careful = Quantize(activations="uint8", max_drop=min(goals.max_drop, _MOST_DROP))
+        yield Way("int8, what hurts in float", (careful,), mends_accuracy=True)
+    plan = Plan(target=tuple(map(_with_room, goals.targets)), then="int8", activations="uint8")
+    yield Way("plan, int8", (plan, Rewrite(plan="planned", refine=2), int8))
+    for epochs in _EPOCHS:
+        longer = round(epochs * min(_MORE, max(1.0, math.sqrt(_SAMPLES / max(samples, 1)))))
+        train = FineTune(epochs=longer, optimizer="adam", rate=0.003, schedule="one-cycle", batch_norm="insert")
+        steps = (plan, Rewrite(plan="planned", refine=2), train, int8)
+        yield Way(f"plan, {longer} epochs of training, int8", steps)
+
+
+def _with_room(target: Target) -> str:
+    """A budget for the plan, as text; of bytes a little less than is allowed."""
+    if target.kind != "size":
+        return target.text
+    value = target.value * _ROOM
+    return f"size={value:.6f}" if target.share else f"size={int(value)}"
+
+
+def about_seconds(way: Way, run_seconds: float, samples: int, layers: int) -> float:
+    """About how long the steps of a way take.
+
+    Args:
+        way: Its steps.
+        run_seconds: What the original takes for a sample.
+        samples: How many there are.
+        layers: Convs, Gemm and MatMul that a plan chooses forms for.
+    """
+    return sum(_about(step, run_seconds, samples, layers) for step in way.steps)
+
+
+def _about(step: Step, run_seconds: float, samples: int, layers: int) -> float:
+    options = step.resolved()
+    used: int = min(samples, options.get("samples") or samples)
+    if isinstance(step, Plan):
+        rounds: float = 1 + options["rounds"] / 3
+        return rounds * layers * (_CANDIDATES * (_FIT + used / 5 * run_seconds / 2) + used * run_seconds)
+    if isinstance(step, Rewrite):
+        return 3 * layers * (_FIT + 2 * used * run_seconds)
+    if isinstance(step, FineTune):
+        return float(options["epochs"] * used * _TRAINING * run_seconds)
+    return 5 + 20 * used * run_seconds
+
+
+_CANDIDATES = 35  # forms of a layer that a plan tries
+_FIT = 0.15  # seconds of one fit
+_TRAINING = 8  # times a run in ONNX Runtime: teacher, forward and backward in torch
+
+
+def rounded(seconds: float) -> str:
+    """A rough duration in words."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"about {_roughly(seconds / size)} {unit}"
+    return f"about {_roughly(max(seconds, 1))} s"
+
+
+def _roughly(value: float) -> str:
+    steps: Sequence[int] = (1, 2, 3, 5, 8, 10, 15, 20, 30, 45, 60)
+    return f"{min(steps, key=lambda one: abs(one - value)):d}" if value <= 60 else f"{value:.0f}"
