@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,9 @@ def network() -> onnx.ModelProto:
         helper.make_node("Gemm", ["h", "w4"], ["y"], "dense"),
     ]
     shapes = {"w1": (16, 3, 3, 3), "w2": (40, 16, 3, 3), "w4": (40, 4)}
-    ends = [
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s)]
-        for n, s in {"x": ["N", 3, 8, 8], "y": ["N", 4]}.items()
-    ]
-    graph = helper.make_graph(nodes, "g", *ends, [tensor(name, *shape) for name, shape in shapes.items()])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])
+    graph = helper.make_graph(nodes, "g", [x], [y], [tensor(name, *shape) for name, shape in shapes.items()])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -55,8 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def compress(folder: Path, *arguments: str, out: str = "out.onnx", data: str = "train.npz", test: str = "test.npz"):
-    given = ("--data", data, "--test", test, "--threads", "1", "--runs", "0")
+def compress(folder: Path, *arguments: str, out: str = "out.onnx") -> subprocess.CompletedProcess[str]:
+    given = ("--data", "train.npz", "--test", "test.npz", "--threads", "1", "--runs", "0")
     return run("compress", "in.onnx", out, *arguments, *given, cwd=folder)
 
 

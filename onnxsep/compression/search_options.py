@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnxsep.compression.given import CompressOptions
-from onnxsep.compression.goals import Goals
 from onnxsep.errors import OptionError, spelled
 from onnxsep.options.proposals import TARGETS
 from onnxsep.options.specs import option, record
 from onnxsep.planner.targets import parse_targets
+
+if TYPE_CHECKING:
+    from onnxsep.compression.goals import Goals
 
 _GOALS = "Goals, instead of a recipe"
 
@@ -40,6 +43,8 @@ class SearchOptions(CompressOptions):
     @property
     def goals(self) -> Goals | None:
         """What a search is to reach; None where none is asked for."""
+        from onnxsep.compression.goals import Goals
+
         texts = [self.target] if isinstance(self.target, str | Path) else list(self.target)
         targets = parse_targets(map(str, texts))
         return Goals(targets, self.max_drop) if targets else None
