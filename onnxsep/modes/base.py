@@ -26,6 +26,8 @@ from onnxsep.options.tomlfile import nearest
 
 NOTHING_TO_SEPARATE = "a 1 x 1 kernel has nothing to separate"
 """Why modes that separate the kernel refuse a 1 x 1 Conv."""
+IS_POINTWISE = "a 1 x 1 kernel: that is the mode pointwise"
+"""Why modes that lower the rank between channels refuse a 1 x 1 Conv."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from onnxsep.algebra.weight_metric import WeightMetric
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import AddLayer, ConvLayer, Layer, parameters
 from onnxsep.layers.rank import Rank
-from onnxsep.modes.base import Factors, Mode, Task
+from onnxsep.modes.base import IS_POINTWISE, Factors, Mode, Task
 
 _LARGE = 1_000  # inputs from which on products with the Gram matrix are made in single precision
 
@@ -29,6 +29,10 @@ class Multilinear(Mode):
     """A mode whose weight, of each group, is an einsum of its factors."""
 
     inits: ClassVar[tuple[str, ...]] = ("svd", "joint")
+
+    def accepts(self, conv: Conv) -> str | None:
+        """Refuse 1 x 1 Convs, unless a mode says otherwise."""
+        return IS_POINTWISE if max(conv.kernel_shape, default=1) == 1 else None
 
     @abstractmethod
     def equation(self, conv: Conv) -> str:
