@@ -144,6 +144,14 @@ def test_a_gate_that_is_an_output(name: str) -> None:
     assert not step.tail.gates
 
 
+WEIGHTS: dict[str, Any] = {
+    **{f"w{number}": (4, 4, 3, 3) for number in (1, 2, 3)},
+    **{f"b{number}": (4,) for number in (1, 2, 3)},
+    "d1": (2, 4, 1, 1),
+    "u1": (4, 2, 1, 1),
+}
+
+
 def chain() -> onnx.ModelProto:
     """Two gated Convs, and a third one whose output is the network's."""
     return network(
@@ -156,10 +164,7 @@ def chain() -> onnx.ModelProto:
         p2 = GlobalAveragePool(c) q2 = HardSigmoid(p2) g2 = Mul(c, q2)
         y = Conv<pads = [1, 1, 1, 1]>(g2, w3, b3)
         }""",
-        **{f"w{k}": (4, 4, 3, 3) for k in (1, 2, 3)},
-        **{f"b{k}": (4,) for k in (1, 2, 3)},
-        d1=(2, 4, 1, 1),
-        u1=(4, 2, 1, 1),
+        **WEIGHTS,
     )
 
 
