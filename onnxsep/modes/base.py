@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.statistics import Statistics
+from onnxsep.algebra.weight_metric import Inputs
 from onnxsep.errors import FactorizationError, ModeNotFoundError
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import ConvLayer, Layer
@@ -50,8 +51,8 @@ class Task:
     """Factors of this rank to improve, where there are some."""
     sweeps: int = 12
     """Limit for iterative fits."""
-    rectified: bool = False
-    """Whether what the Conv reads is never negative, as behind a Relu."""
+    inputs: Inputs | None = None
+    """What is known, without data, of what the Conv reads; None where that is nothing."""
     gains: Array | None = None
     """What a BatchNormalization behind the Conv multiplies each output channel by, [out_channels]; None without one."""
     told: Callable[[int, int], None] | None = None
