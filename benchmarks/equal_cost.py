@@ -1,6 +1,6 @@
 """Accuracy of linear-bottleneck beside cp and depthwise at equal parameters and at equal latency, without training.
 
-    python benchmarks/equal_cost.py [--networks resnet20 resnet56] [--terms 1 2] [--images 1000] [--samples 500]
+    python benchmarks/equal_cost.py [--networks resnet20 resnet56] [--terms 1 2] [--images 1000] [--samples 300]
     python benchmarks/equal_cost.py --no-latency        # equal parameters alone, on a machine that is not quiet
 
 All 3 x 3 Convs but the first are replaced and fitted together with their activations ("joint") on training images.
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet56"], choices=cifar.NETWORKS)
     parser.add_argument("--terms", nargs="+", default=["1", "2"])
     parser.add_argument("--images", type=int, default=1_000)
-    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--no-latency", action="store_true")
     options = parser.parse_args()
     data = cifar.load()
