@@ -66,12 +66,6 @@ class Channel(Multilinear):
     inits = ("svd", "response", "joint")
     transposed = True
 
-    def accepts(self, conv: Conv) -> str | None:
-        """Refuse 1 x 1 Convs."""
-        if max(conv.kernel_shape, default=1) == 1:
-            return "a 1 x 1 kernel: that is the mode pointwise"
-        return None
-
     def rank_axis(self, conv: Conv, chosen: Rank) -> RankAxis | None:
         """One rank: channels in between."""
         if chosen:

@@ -63,12 +63,6 @@ class CP(Multilinear):
     transposed = True
     summary = "1 x 1, depthwise k x 1 and 1 x k, 1 x 1 (CP); the rank is the number of channels in between"
 
-    def accepts(self, conv: Conv) -> str | None:
-        """Refuse 1 x 1 Convs."""
-        if max(conv.kernel_shape, default=1) == 1:
-            return "a 1 x 1 kernel: that is the mode pointwise"
-        return None
-
     def rank_axis(self, conv: Conv, chosen: Rank) -> RankAxis | None:
         """One rank: the number of terms of each group."""
         if chosen:

@@ -65,12 +65,6 @@ class LinearBottleneck(Multilinear):
     transposed = True
     summary = "1 x 1, depthwise k x k, 1 x 1; the rank is the number of channels in between"
 
-    def accepts(self, conv: Conv) -> str | None:
-        """Refuse 1 x 1 Convs."""
-        if max(conv.kernel_shape, default=1) == 1:
-            return "a 1 x 1 kernel: that is the mode pointwise"
-        return None
-
     def rank_axis(self, conv: Conv, chosen: Rank) -> RankAxis | None:
         """One rank: the number of channels in between."""
         if chosen:

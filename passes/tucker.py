@@ -61,12 +61,6 @@ class Tucker(Multilinear):
     transposed = True
     summary = "1 x 1, k x k between fewer channels, 1 x 1 (Tucker-2); the ranks are the channels before and after k x k"
 
-    def accepts(self, conv: Conv) -> str | None:
-        """Refuse 1 x 1 Convs."""
-        if max(conv.kernel_shape, default=1) == 1:
-            return "a 1 x 1 kernel: that is the mode pointwise"
-        return None
-
     def rank_axis(self, conv: Conv, chosen: Rank) -> RankAxis | None:
         """Two ranks: channels before the k x k Conv, and after it."""
         if len(chosen) == 2:

@@ -125,8 +125,8 @@ def test_region_says_what_its_end_is(lines: str, end: str, skips: tuple[str, ...
     [
         "a = Softmax(t) y = Relu(a)",
         "y = Sigmoid(t)",
-        # The gate of squeeze and excitation depends on all positions; two readers never meet; one skips ahead.
-        "p = GlobalAveragePool(t) q = Sigmoid(p) a = Mul(t, q) y = Softmax(a)",
+        # What is pooled also goes elsewhere; two readers never meet; one skips ahead.
+        "p = GlobalAveragePool(t) q = Sigmoid(p) a = Mul(t, q) b = Add(a, p) y = Softmax(b)",
         "a = Sigmoid(t) b = MaxPool<kernel_shape = [1, 1]>(t) c = Add(a, b) y = Softmax(c)",
         # Not one number for each channel.
         "a = Mul(t, map) b = Sigmoid(a) y = Softmax(b)",

@@ -301,8 +301,9 @@ def _from_statistics(
         positions=recorded.positions,
         seed=recorded.seed,
         notes=(
-            f"each Conv was fitted as if it were the only one replaced; {spelled('data')} also makes up for earlier"
-            " losses",
+            f"each Conv was fitted as if it were the only one replaced, to its own output: activations, sums and gates"
+            f" behind it do not count, for the file holds means and covariances of what Convs read;"
+            f" {spelled('data')} takes them into account, and makes up for earlier losses",
         ),
     )
     return Fitted(calibrate_from(model, sites, plan, recorded, options, progress), report)

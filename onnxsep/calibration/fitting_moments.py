@@ -25,6 +25,7 @@ def fit_moments(
     new_bias: bool,
     prior: float = PRIOR,
     given: Factors | None = None,
+    alone: Factors | None = None,
 ) -> Fit:
     """Fit the factors of one Conv as if it were the only one replaced, to what the original network delivers to it.
 
@@ -49,7 +50,7 @@ def fit_moments(
             errors.append(float(np.sqrt(max(lost, 0.0) / whole)) if whole > 0 else float(lost > 0))
         return errors[0], errors[1], bias
 
-    plain = given or mode.factorize(Task(conv, weight), rank)
+    plain = given or alone or mode.factorize(Task(conv, weight), rank)
     fitted, before, bias = measured(plain, init)
     if given:
         return Fit(plain, bias, fitted, before, before, fell_back=False)

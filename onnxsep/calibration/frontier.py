@@ -104,6 +104,14 @@ class Frontier:
         other._new, other._live = dict(self._new), [dict(batch) for batch in self._live]
         return other
 
+    def having(self, values: Mapping[str, Sequence[NDArray[Any]]]) -> "Frontier":
+        """A fork with further tensors, each a value for every batch."""
+        other = self.fork()
+        for name, arrays in values.items():
+            for batch, array in zip(other._live, arrays, strict=True):
+                batch[name] = self._store.put(array)
+        return other
+
     @property
     def batches(self) -> int:
         """Number of batches."""

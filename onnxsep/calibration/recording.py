@@ -17,7 +17,7 @@ from onnxsep.calibration.sampling import Floats, Stack
 from onnxsep.calibration.schedule import make_schedule
 from onnxsep.calibration.statistics_file import Recorded, model_fingerprint
 from onnxsep.calibration.walk import CalibrationOptions, Walk, split
-from onnxsep.engine.factors import Factorized
+from onnxsep.engine.factors import Factorized, from_weights
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Plan, in_main_graph, naming
 from onnxsep.engine.sites import Sites, read_weight
@@ -132,6 +132,7 @@ def calibrate_from(
                 new_bias=row.new_bias,
                 prior=options.prior,
                 given=given,
+                alone=from_weights(model, sites, row, weight) if row.init == "svd" else None,
             )
             outcome = outcome_of(row, weight, result, row.init)
             if isinstance(outcome, str):

@@ -4,6 +4,7 @@ From one tensor on, nodes are followed that treat every element by itself: activ
 make (x Sigmoid(x), x Clip(x + 3) / 6, x Erf(x)), sums with and products by other tensors, constants for each channel.
 A node may have several readers as long as all that they make comes together in one tensor again. A Concat only moves
 the channels, so what follows it counts for this Conv's share of them. They are run as they are, on rows of values.
+A product by a gate that is made of the same tensor (``onnxsep.calibration.gates``) counts as one by another tensor.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxsep.calibration.gates import own_gate
 from onnxsep.errors import FactorizationError
 from onnxsep.graph.constants import read_constant
 from onnxsep.graph.index import Index
@@ -46,6 +48,7 @@ class Region:
         offset: where the Conv's channels begin in each of these.
         opset: of the nodes.
         shorter: the part before the last of the skips comes in; None where there is none.
+        gates: those of the skips that depend on the Conv itself, and are taken from the original network.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -56,6 +59,7 @@ class Region:
     offset: tuple[int, ...] = ()
     opset: int = 17
     shorter: "Region | None" = None
+    gates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Grower:
         found = empty
         while state is not None:
             found = state.region
-            state = self._joined(state, conv) or self._grown(state, conv, last_axis)
+            state = self._joined(state, conv) or self._gated(state, conv) or self._grown(state, conv, last_axis)
         return None if {node.op_type for node in found.nodes} <= _NOTHING else found
 
     def _joined(self, state: _State, conv: Conv) -> _State | None:
@@ -116,6 +120,18 @@ class Grower:
             return None
         before = sum(known[: list(node.input).index(state.end)])
         return replace(state, end=node.output[0], before=state.before + before, channels=sum(known))
+
+    def _gated(self, state: _State, conv: Conv) -> _State | None:
+        """Behind the product with a gate of its own."""
+        found = own_gate(self._model, self._index, state.end, conv.dims) if conv.dims else None
+        if found is None or len(state.region.nodes) >= _LARGEST:
+            return None
+        made = self._node(found[0], {state.end: state.inner}, state.region, state, conv, last_axis=False)
+        if made is None:
+            return None
+        node, region = made
+        end = node.output[0]
+        return replace(state, region=replace(region, end=end, gates=(*region.gates, found[1])), end=end, inner=end)
 
     def _grown(self, state: _State, conv: Conv, last_axis: bool) -> _State | None:
         """With the next nodes up to where everything comes together in one tensor."""
@@ -201,7 +217,7 @@ class Grower:
 
 def usable(region: Region | None, can: Callable[[str], bool]) -> Region | None:
     """The longest part of a region all of whose skips are usable."""
-    while region is not None and not all(map(can, region.skips)):
+    while region is not None and not all(name in region.gates or can(name) for name in region.skips):
         region = region.shorter
     return region
 

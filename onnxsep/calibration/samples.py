@@ -55,6 +55,7 @@ def sample(
     site, conv, skip = step.site, step.site.conv, tail.skip
     name = walk.nodes[site.place[1]].input[0]
     frontiers = (walk.frontier, walk.frontier if other is None else other)
+    gated = [walk.gated(frontier) for frontier in frontiers] if tail.gates else frontiers
     dense = weight.reshape(conv.group, conv.out_channels // conv.group, -1).astype(np.float32)
     offset = np.float32(0) if old_bias is None else old_bias.astype(np.float32)
     inputs, targets, originals, skips = Stack(), Stack(), Stack(), (Stack(), Stack())
@@ -80,7 +81,7 @@ def sample(
                 kept.add(gather_outputs(conv, value, rows.positions), expected)
         if tail.more is not None:
             shape = output_shape(conv, len(rows.positions), rows.size)
-            for columns, frontier in zip(further, frontiers, strict=True):
+            for columns, frontier in zip(further, gated, strict=True):
                 found = skip_values(tail.more, frontier, rows.batch, conv, shape)
                 for column, one in zip(columns, found, strict=True):
                     assert one is not None, "usable_tail has seen to that"
@@ -104,7 +105,8 @@ def usable_tail(walk: Walk, step: Step, frontiers: Sequence[Frontier]) -> Tail:
             read = frontier.value(batch, name)
             return output_shape(conv, len(read), input_sizes(conv, read.shape))
 
-        tail = replace(tail, more=fitting_region(tail.more, frontiers, conv, shape_of))
+        networks = [walk.gated(frontier) for frontier in frontiers] if tail.gates else frontiers
+        tail = replace(tail, more=fitting_region(tail.more, networks, conv, shape_of))
     if tail.skip is None or tail.before_skip is None:
         return tail
     for frontier in frontiers:

@@ -68,7 +68,13 @@ class Tail:
     @property
     def skips(self) -> tuple[str, ...]:
         """Names of all tensors that come from elsewhere."""
-        return (*([self.skip] if self.skip else []), *(self.more.skips if self.more else ()))
+        further = [name for name in self.more.skips if name not in self.gates] if self.more else []
+        return (*([self.skip] if self.skip else []), *further)
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Names of tensors that the Conv's own output makes in the original network."""
+        return self.more.gates if self.more else ()
 
     @property
     def clips(self) -> bool:
@@ -92,6 +98,7 @@ class Tail:
 class Step:
     """Run ``nodes`` (indices, in order), then calibrate ``site``; ``keep`` are the tensors needed then or later.
 
+    ``aside`` are the nodes that make the gates of its tail in the original network, to be run there and forgotten.
     ``before`` is the Conv whose tail ends in what this one, and nothing else, reads; its input is kept too.
     """
 
@@ -100,6 +107,7 @@ class Step:
     nodes: tuple[int, ...]
     keep: frozenset[str]
     before: ConvSite | None = None
+    aside: tuple[int, ...] = ()
 
 
 def make_schedule(
@@ -195,15 +203,15 @@ class _Scheduler:
         constant = self._dependencies.constant
         repeated = {name for index in constant for name in self._nodes[index].output}
         run: set[int] = set()
-        pieces: list[set[int]] = []
+        pieces: list[tuple[set[int], set[int]]] = []
         for site, tail in self._order:
             wanted = [self._nodes[site.place[1]].input[0], *tail.skips]
             piece = self._dependencies.before(wanted, run | constant)
             run |= piece
-            pieces.append(piece)
+            pieces.append((piece, self._dependencies.before(tail.gates, run | constant)))
         steps: list[Step] = []
         needed: set[str] = set()
-        for (site, tail), piece in zip(reversed(self._order), reversed(pieces), strict=True):
+        for (site, tail), (piece, aside) in zip(reversed(self._order), reversed(pieces), strict=True):
             own = {self._nodes[site.place[1]].input[0], *tail.skips}
             before = pairs.get(site.place)
             if before is not None:
@@ -211,7 +219,11 @@ class _Scheduler:
             read = {name for index in piece for name in reads(self._nodes[index])}
             # Constants are not passed on but computed again in each piece that reads them.
             nodes = sorted({*piece, *(self._dependencies.before(own | read, run) & constant)})
-            steps.append(Step(site, tail, tuple(nodes), frozenset(needed | own), before))
+            if aside:
+                beside = {name for index in aside for name in reads(self._nodes[index])}
+                own |= beside - {name for index in aside for name in self._nodes[index].output} - repeated
+                aside |= self._dependencies.before(beside, run) & constant
+            steps.append(Step(site, tail, tuple(nodes), frozenset(needed | own), before, tuple(sorted(aside))))
             needed |= (own | read) - repeated
         return steps[::-1]
 

@@ -3,7 +3,8 @@
 The file is an .npz. It holds, for every Conv of the main graph, mean and covariance of what it reads in the original
 network, on positions for fitting and on held-out ones; where there are fewer positions than inputs, the centred rows
 take the covariance's place. They do not depend on mode or rank. What they cannot tell is what a rewritten network
-delivers in its place, so a fit to them takes each Conv as if it were the only one replaced.
+delivers in its place, so a fit to them takes each Conv as if it were the only one replaced; nor what stands behind a
+Conv: which outputs an activation clips, or a gate closes, is known of single positions only.
 """
 
 import hashlib

@@ -96,6 +96,8 @@ class Walk:
             )
         self.nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in network.proto.graph.node]
         self._held_out = _held_out(self.samples, options.seed)
+        self._step: Step | None = None
+        self._gates: dict[str, list[NDArray[Any]]] | None = None
 
     def _counted(self, batches: Iterable[Mapping[str, NDArray[Any]]]) -> Iterator[Mapping[str, NDArray[Any]]]:
         for batch in batches:
@@ -105,6 +107,18 @@ class Walk:
     def advance(self, step: Step, told: Callable[[int, int], None] | None = None) -> None:
         """Move on to the Conv of this step; ``told`` is that of ``Frontier.advance``."""
         self.frontier.advance([self.nodes[index] for index in step.nodes], step.keep, told)
+        self._step, self._gates = step, None
+
+    def gated(self, frontier: Frontier) -> Frontier:
+        """A network at this step, with the gates that the original one has behind the Conv."""
+        if self._step is None or not self._step.aside:
+            return frontier
+        if self._gates is None:
+            names = self._step.tail.gates
+            run = self.frontier.piece([self.nodes[index] for index in self._step.aside], names)
+            found = [run(batch, {}) for batch in range(self.frontier.batches)]
+            self._gates = {name: [values[name] for values in found] for name in names}
+        return frontier.having(self._gates)
 
     def rows(self, site: ConvSite) -> Iterator[Rows]:
         """What the Conv reads, batch by batch; the same positions every time.

@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from onnxsep.algebra.linalg import Array, relative_error
-from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Plan, drop, naming, settle_shared
 from onnxsep.engine.replacements import BlockReplacement, ConvReplacement, Replacement
 from onnxsep.engine.sites import Sites, read_weight
+from onnxsep.engine.starts import start_task
 from onnxsep.errors import FactorizationError, PassError
 from onnxsep.graph.constants import read_constant
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.graph.places import Place
 from onnxsep.layers.layer import ConvLayer
 from onnxsep.model.io import Model
-from onnxsep.modes.base import Factors, Task
+from onnxsep.modes.base import Factors
 from onnxsep.options.progress import Progress, announce
 from onnxsep.running.workers import in_threads
 
@@ -176,25 +176,8 @@ def _stored(doubles: Sequence[Array], dtype: str) -> list[NDArray[np.generic]] |
 
 def from_weights(model: Model, sites: Sites, replacement: ConvReplacement, weight: Array) -> Factors:
     """The factors of a Conv of whose data nothing is known but what stands before and behind it."""
-    site = replacement.site
-    task = Task(site.conv, weight, rectified=site.rectified, gains=_gains(model, sites, site))
+    task = start_task(model, sites, replacement.site, weight)
     return replacement.mode.from_weights(task, replacement.rank)
-
-
-def _gains(model: Model, sites: Sites, site: ConvSite) -> Array | None:
-    """What the BatchNormalization behind a Conv multiplies its outputs by; None where it cannot be used."""
-    if not site.rectified or site.normalization is None:
-        return None
-    scale, variance, epsilon = site.normalization
-    try:
-        sizes, squares = (read_constant(model, sites.scopes, one).astype(np.float64) for one in (scale, variance))
-    except FactorizationError:
-        return None
-    if sizes.shape != (site.conv.out_channels,) or squares.shape != sizes.shape:
-        return None
-    with np.errstate(all="ignore"):
-        gains = sizes / np.sqrt(squares + epsilon)
-    return gains if np.isfinite(gains).all() else None
 
 
 def checked_factors(

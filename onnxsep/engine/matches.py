@@ -24,6 +24,13 @@ class Normalization(NamedTuple):
     epsilon: float
 
 
+class InputMoments(NamedTuple):
+    """Mean and deviation of what a BatchNormalization gives: its shift and scale."""
+
+    mean: Constant
+    deviation: Constant
+
+
 @dataclass(frozen=True)
 class ConvSite:
     """A Conv, ConvTranspose, Gemm or MatMul with constant weights that a mode may replace, and where it stands."""
@@ -45,6 +52,8 @@ class ConvSite:
     transposed: bool = False  # the stored weight is [in, out]: MatMul, ConvTranspose, and Gemm without transB
     one_size: bool = False  # its geometry holds for inputs of ``input_size`` alone
     rectified: bool = False  # what it reads is never negative, as behind a Relu
+    smooth: bool = False  # what it reads is made of the image by first Convs alone
+    input_moments: InputMoments | None = None  # the BatchNormalization that makes what it reads
     normalization: Normalization | None = None  # the BatchNormalization that alone reads its output
 
     @property

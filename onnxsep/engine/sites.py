@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from onnxsep.engine.matches import ConvSite, OpType, Rejected
-from onnxsep.engine.surroundings import alike, normalization_behind
+from onnxsep.engine.surroundings import alike, behind_first, normalization_before, normalization_behind
 from onnxsep.errors import FactorizationError
 from onnxsep.graph.constants import read_constant, stored_tensor
 from onnxsep.graph.first_convs import first_convs
@@ -153,6 +153,8 @@ class _Finder:
             transposed=transposed,
             one_size=_says_its_output(node),
             rectified=is_nonnegative(self._view.index, scope.index, node.input[0]),
+            smooth=behind_first(self._view.index, scope.index, node.input[0], self._first),
+            input_moments=normalization_before(self._view.index, scope.index, node.input[0]),
             normalization=normalization_behind(self._view, scope.index, node.output[0]),
         )
 

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.statistics import Statistics
+from onnxsep.algebra.weight_metric import Inputs
 from onnxsep.errors import FactorizationError, ModeNotFoundError
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import ConvLayer, Layer
@@ -26,6 +27,8 @@ from onnxsep.options.tomlfile import nearest
 
 NOTHING_TO_SEPARATE = "a 1 x 1 kernel has nothing to separate"
 """Why modes that separate the kernel refuse a 1 x 1 Conv."""
+IS_POINTWISE = "a 1 x 1 kernel: that is the mode pointwise"
+"""Why modes that lower the rank between channels refuse a 1 x 1 Conv."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Task:
     """Factors of this rank to improve, where there are some."""
     sweeps: int = 12
     """Limit for iterative fits."""
-    rectified: bool = False
-    """Whether what the Conv reads is never negative, as behind a Relu."""
+    inputs: Inputs | None = None
+    """What is known, without data, of what the Conv reads; None where that is nothing."""
     gains: Array | None = None
     """What a BatchNormalization behind the Conv multiplies each output channel by, [out_channels]; None without one."""
     told: Callable[[int, int], None] | None = None

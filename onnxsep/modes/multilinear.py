@@ -4,6 +4,7 @@ Such a mode states its product as an einsum, and how its Conv weights become the
 weight error, the joint fit to data (``onnxsep.algebra.als``) and the balance of the factors follow from that.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from onnxsep.algebra.weight_metric import WeightMetric
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import AddLayer, ConvLayer, Layer, parameters
 from onnxsep.layers.rank import Rank
-from onnxsep.modes.base import Factors, Mode, Task
+from onnxsep.modes.base import IS_POINTWISE, Factors, Mode, Task
 
 _LARGE = 1_000  # inputs from which on products with the Gram matrix are made in single precision
 
@@ -29,6 +30,10 @@ class Multilinear(Mode):
     """A mode whose weight, of each group, is an einsum of its factors."""
 
     inits: ClassVar[tuple[str, ...]] = ("svd", "joint")
+
+    def accepts(self, conv: Conv) -> str | None:
+        """Refuse 1 x 1 Convs, unless a mode says otherwise."""
+        return IS_POINTWISE if max(conv.kernel_shape, default=1) == 1 else None
 
     @abstractmethod
     def equation(self, conv: Conv) -> str:
@@ -53,28 +58,39 @@ class Multilinear(Mode):
         return np.stack(products).reshape(conv.weight_shape)
 
     def from_weights(self, task: Task, rank: Rank) -> Factors:
-        """Behind a Relu, ``factorize`` in the metric of ``onnxsep.algebra.weight_metric``, which is then undone.
+        """``factorize`` in the metric of ``onnxsep.algebra.weight_metric``, where the inputs are known; then undone.
 
-        Only where one factor alone reads the input channels: in another, the metric cannot be undone.
+        Only where one factor alone reads the input channels: in another, the metric cannot be undone. The same is true
+        of the taps of each axis, which are left out where several factors read them.
         """
-        conv, equation = task.conv, self.equation(task.conv)
+        conv, equation, known = task.conv, self.equation(task.conv), task.inputs
         operands, result = equation.split("->")
         letters = operands.split(",")
-        outputs, inputs = ([place for place, used in enumerate(letters) if result[axis] in used] for axis in (0, 1))
-        if not task.rectified or len(inputs) + len(outputs) > 2 or self.is_exact(conv, rank):
+        used = [[place for place, term in enumerate(letters) if letter in term] for letter in result]
+        if known is None or len(used[0]) + len(used[1]) > 2 or self.is_exact(conv, rank):
             return self.factorize(task, rank)
         weight, exponent = scaled_to_one(task.weight)
-        metric = WeightMetric.behind_relu(weight, task.gains)
-        weight = metric.stretched_inputs(metric.scaled_outputs(weight, 0), 1)
-        arrays = self.split(conv, self.factorize(replace(task, weight=weight), rank))
-        first, last = inputs[0], outputs[0]
-        arrays[first] = metric.stretched_inputs(arrays[first], 1 + letters[first].index(result[1]), back=True)
+        metric = WeightMetric.of(weight, known, conv.group, task.gains)
+        tensor = metric.scaled_outputs(weight, 0).reshape(conv.group, -1, *self.inputs(conv))
+        parts = _parts(self.inputs(conv), (conv.in_channels // conv.group, *conv.kernel_shape))
+        alone = [axis for axis, places in enumerate(used) if axis and len(places) == 1]
+        for axis in alone:
+            tensor = metric.stretched(tensor, axis + 1, parts[axis - 1])
+        scaled = replace(task, weight=tensor.reshape(weight.shape))
+        arrays = self.split(conv, self.factorize(scaled, rank))
+        for axis in alone:
+            (place,) = used[axis]
+            within = 1 + letters[place].index(result[axis])
+            arrays[place] = metric.stretched(arrays[place], within, parts[axis - 1], back=True)
+        (last,) = used[0]
         axis = letters[last].index(result[0])
-        for group, scales in enumerate(np.split(metric.scales, conv.group)):
-            scaled = replace(metric, scales=scales).scaled_outputs(arrays[last][group], axis, back=True)
-            arrays[last][group] = np.ldexp(scaled, exponent)
+        pieces = [
+            replace(metric, scales=scales).scaled_outputs(arrays[last][group], axis, back=True)
+            for group, scales in enumerate(np.split(metric.scales, conv.group))
+        ]
+        arrays[last] = np.ldexp(np.stack(pieces), exponent)
         groups = [balanced(equation, [array[group] for array in arrays]) for group in range(conv.group)]
-        return self.join(conv, [np.stack(parts) for parts in zip(*groups, strict=True)])
+        return self.join(conv, [np.stack(found) for found in zip(*groups, strict=True)])
 
     def fit(self, task: Task, rank: Rank, init: str) -> Factors:
         """All factors together, from ``task.start`` or the weights' own, by alternating least squares."""
@@ -101,6 +117,17 @@ def _problem(gram: Gram, cross: Array) -> Problem:
         matrix: NDArray[Any] = gram.single if gram.size >= _LARGE else gram.matrix
         return Problem(matrix.reshape(shape), cross, gram.kept)
     return Problem(gram.dense().reshape(shape), cross)
+
+
+def _parts(inputs: Sequence[int], axes: Sequence[int]) -> list[list[int]]:
+    """Which axes of a kernel each letter of a result counts together: their sizes multiply to its own."""
+    found, left = list[list[int]](), list(enumerate(axes))
+    for size in inputs:
+        mine: list[int] = []
+        while math.prod(axes[place] for place in mine) < size:
+            mine.append(left.pop(0)[0])
+        found.append(mine)
+    return found
 
 
 def half_rank(conv: Conv, layers: Callable[[int], Sequence[Layer]], full: int, step: int) -> int:
