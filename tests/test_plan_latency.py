@@ -25,7 +25,7 @@ from onnxsep.options.tomlfile import read_toml
 from onnxsep.planner import latency, timings
 from onnxsep.planner.forms import forms
 from onnxsep.planner.grid import candidates
-from onnxsep.planner.latency_cache import MARKER
+from onnxsep.planner.cache import MARKER
 from onnxsep.planner.latency_work import row_key, work_of
 from onnxsep.planner.plan_file import is_plan
 

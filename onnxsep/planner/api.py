@@ -33,6 +33,8 @@ from onnxsep.planner.report import PlannedLatency, PlanReport, RoundReport, Targ
 from onnxsep.planner.rows import layer_rows, layers_to_plan
 from onnxsep.planner.search import Found, Round, Search
 from onnxsep.planner.selection import least
+from onnxsep.planner.survey import Survey
+from onnxsep.planner.surveying import crew_for, survey_for
 from onnxsep.planner.targets import Target, as_target, shown_amount
 from onnxsep.planner.timings import Timings, scratch_for, timings_for, whole_ratio
 from onnxsep.reporting.model_info import model_info
@@ -101,9 +103,10 @@ def plan(model: AnyModel, options: PlanOptions) -> PlanResult:
     assert isinstance(dataset, Dataset)
     calibration = CalibrationOptions(positions=options.positions, seed=options.seed)
     data = PlanningData.of(dataset, options.samples, calibration, options.run_with)
-    with scratch_for(options) as scratch:
+    with scratch_for(options) as scratch, crew_for(options) as crew:
+        survey = survey_for(source, sites, modes, data, options, crew)
         timings = timings_for(source, sites, options, scratch, options.teller)
-        return _Planner(source, sites, modes, data, options, reads, started, timings).run()
+        return _Planner(source, sites, modes, data, options, reads, started, timings, survey).run()
 
 
 class _Planner:
@@ -119,9 +122,10 @@ class _Planner:
         reads: Reads,
         started: float,
         timings: Timings | None,
+        survey: Survey,
     ) -> None:
         self._model, self._sites, self._data, self._options = model, sites, data, options
-        self._reads, self._started, self._timings = reads, started, timings
+        self._reads, self._started, self._timings, self._survey = reads, started, timings, survey
         layers, self._reasons = layers_to_plan(sites, options)
         self._search = Search(
             model,
@@ -134,6 +138,7 @@ class _Planner:
             options.round_ranks,
             options.teller,
             timings,
+            survey,
         )
         unknown = Costs(model, sites).unknown_macs
         if unknown and any(one.kind == "macs" for one in options.targets):
@@ -213,7 +218,7 @@ class _Planner:
             measured_samples=len(divided.measured),
             held_out=divided.unseen,
             preprocessing=dataset.preprocessing,
-            notes=(*self._sites.notes, *dataset.notes),
+            notes=(*self._sites.notes, *dataset.notes, *self._survey.said),
             seconds=time.perf_counter() - self._started,
         )
 

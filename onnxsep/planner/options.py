@@ -14,6 +14,7 @@ from onnxsep.options.lazy import lazy
 from onnxsep.options.proposals import MODES, TARGETS
 from onnxsep.options.specs import option, record
 from onnxsep.planner.which_layers import WhichLayers
+from onnxsep.planner.working import Working
 from onnxsep.running.options import Running, Seeded, Shaped, Telling
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ LATENCY = "Latency"
 
 
 @record
-class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
+class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling, Working):
     """What ``plan`` is asked for."""
 
     target: str | Sequence[str] = option(
@@ -90,17 +91,6 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
         doc="take latencies from this file, which the script of a kit of ``profile`` has written, instead of this"
         " machine's.",
     )
-    cache: str | os.PathLike[str] | None = option(
-        default=None,
-        group=LATENCY,
-        typed=Path,
-        metavar="FOLDER",
-        writes="onnxsep.planner.latency_cache:CACHE",
-        per_run=True,
-        help="Keep the latencies that are measured here, and take those that are there; by default PLAN.cache, beside"
-        " PLAN.toml.",
-        doc="a folder in which latencies that are measured are kept, and found again; None: they are lost.",
-    )
     frontier: str | os.PathLike[str] | None = option(
         default=None,
         group="Output",
@@ -125,11 +115,11 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
         if not self.targets:
             raise OptionError(f"{spelled('target')} is missing: what the model may cost, such as params=0.4")
         forms(self.modes)
-        given = [name for name in ("latency_from", "cache") if getattr(self, name) is not None]
+        given = [name for name in ("latency_from", "latency_resource") if getattr(self, name) is not None]
         if given and not self.times:
             raise OptionError(f"{spelled(given[0])} is for {spelled('target')} latency=, such as latency=0.6")
         if len(given) > 1:
-            raise OptionError(f"{spelled('latency_from')} measures nothing, so leave {spelled('cache')} out")
+            raise OptionError(f"{spelled('latency_from')} measures no time, so leave {spelled(given[1])} out")
 
     @property
     def times(self) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.replacements import ConvReplacement
@@ -10,12 +11,14 @@ from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode
 from onnxsep.options.progress import Progress
-from onnxsep.planner.carrying_out import Carried, Costs, carry_out, plan_of_choice
+from onnxsep.planner.carrying_out import Carried, Costs, plan_of_choice
 from onnxsep.planner.effects import EffectWalk
 from onnxsep.planner.grid import candidates
-from onnxsep.planner.measuring import Dense, Measured, Samples, measure
+from onnxsep.planner.job import Job
+from onnxsep.planner.measuring import Dense, Measured, Samples
 from onnxsep.planner.output_distance import from_additive
 from onnxsep.planner.selection import COSTS, Selection, select
+from onnxsep.planner.survey import Survey
 from onnxsep.planner.targets import Budget
 from onnxsep.planner.timings import Rows, Timings
 
@@ -79,6 +82,7 @@ class Search:
         round_ranks: As for ``onnxsep.rewrite``.
         progress: Told how far it is.
         timings: What forms take, where that is a budget.
+        survey: Measures; None: this process does, and nothing is kept.
     """
 
     model: Model
@@ -91,6 +95,12 @@ class Search:
     round_ranks: int = 0
     progress: Progress | None = None
     timings: Timings | None = None
+    survey: Survey | None = None
+
+    @cached_property
+    def measurer(self) -> Survey:
+        """What measures candidates, and carries out plans."""
+        return self.survey or Survey(Job(self.model, self.sites, tuple(self.modes), self.samples, self.walk))
 
     @property
     def costs(self) -> Costs:
@@ -120,16 +130,7 @@ class Search:
             rows, reasons = self.timings.usable(rows)
             if around is None:
                 self.reasons.update(reasons)
-        return measure(
-            self.model,
-            self.sites,
-            rows,
-            self.samples,
-            self.walk(around),
-            around=around,
-            latency=latency or (lambda _: 0),
-            progress=self.progress,
-        )
+        return self.measurer.measured(rows, around, latency or (lambda _: 0), self.progress)
 
     def rounds(
         self, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int], more: int
@@ -147,7 +148,7 @@ class Search:
             if best.carried.effect.value == 0:
                 return
             around = self.around(best, measured)
-            steps = [self.carry_out(*step) for step in self._steps(best, around, budgets, number)]
+            steps = self.carry_out_all(list(self._steps(best, around, budgets, number)))
             if not steps:
                 return
             found = min(steps, key=lambda one: one.carried.effect.value)
@@ -201,10 +202,18 @@ class Search:
 
     def carry_out(self, selection: Selection, number: int, predicted: float) -> Found:
         """Fit a choice and measure it; ``predicted`` is the sum of what adds up."""
-        plan = plan_of_choice(self.sites, selection.chosen, self.reasons)
-        carried = carry_out(self.model, self.sites, plan, self.samples, self.walk(None), self.progress)
-        shown = from_additive(carried.effect.kind, predicted)
-        return Found(selection, carried, self.costs.of(carried.plan), number, shown)
+        return self.carry_out_all([(selection, number, predicted)])[0]
+
+    def carry_out_all(self, choices: Sequence[tuple[Selection, int, float]]) -> list[Found]:
+        """The same of several choices."""
+        plans = [plan_of_choice(self.sites, selection.chosen, self.reasons) for selection, *_ in choices]
+        found = []
+        for (selection, number, predicted), one in zip(
+            choices, self.measurer.carried(plans, self.progress), strict=True
+        ):
+            shown = from_additive(one.effect.kind, predicted)
+            found.append(Found(selection, one, self.costs.of(one.plan), number, shown))
+        return found
 
     def _near(self, one: Measured, measured: Sequence[Measured]) -> list[ConvReplacement]:
         whole = one.site.conv.parameters

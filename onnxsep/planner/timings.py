@@ -14,8 +14,8 @@ from onnxsep.errors import OptionError, UnsupportedModelError
 from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress, announce
+from onnxsep.planner.cache import Cache
 from onnxsep.planner.latency import CPU, FormLatency, Latencies, latencies, ratio_of, this_machine
-from onnxsep.planner.latency_cache import LatencyCache
 from onnxsep.planner.latency_file import latencies_from
 from onnxsep.planner.latency_times import FormTime
 from onnxsep.planner.options import PlanOptions
@@ -163,7 +163,7 @@ def whole_ratio(
         FeedError: Inputs cannot be made for them.
         UnsupportedModelError: The runtime cannot run one.
     """
-    kept = None if cache is None else LatencyCache(Path(cache))
+    kept = None if cache is None else Cache(Path(cache))
     shapes = {name: list(shape) for name, shape in input_shapes.items()}
     about = {"shapes": shapes, "model": key_of(source), "made": key_of(made), "schema": 1}
     about["machine"] = this_machine(runtime).model_dump()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnxsep.data.options import DATA_GROUP, Preprocessed
+from onnxsep.errors import OptionError, spelled
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.paths import DATA, PLAN_READ
 from onnxsep.options.lazy import lazy
@@ -17,6 +18,7 @@ from onnxsep.options.proposals import MODES, TARGETS
 from onnxsep.options.sizes import bytes_of
 from onnxsep.options.specs import Options, option, record, specs_of
 from onnxsep.planner.which_layers import CONVS, WhichLayers
+from onnxsep.planner.working import Working
 from onnxsep.running.options import Opening, Shaped, Telling, Verifying
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ class Forms(Options):
 
 
 @record
-class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
+class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed, Working):
     """What ``rewrite`` is asked for."""
 
     data: Source | Dataset | None = option(
@@ -204,6 +206,8 @@ class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
         super().check()
         if self.memory_limit is not None:
             bytes_of("memory_limit", self.memory_limit)
+        if not self.target and (given := self.working_given()):
+            raise OptionError(f"{spelled(given[0])} is for {spelled('target')}, such as params=0.4, and there is none")
         self.choice.check(self.fitting(None), images=self.preprocessing is not None)
 
     def role(self, name: str) -> Literal["read", "written", "unused"]:
