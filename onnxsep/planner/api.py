@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from onnxsep.modes.base import Mode
 from onnxsep.options.progress import announce
 from onnxsep.options.taking import takes
 from onnxsep.planner.carrying_out import Costs
+from onnxsep.planner.elsewhere import elsewhere_for
 from onnxsep.planner.evidence import evidence
 from onnxsep.planner.forms import forms
 from onnxsep.planner.frontier import Frontier, frontier
+from onnxsep.planner.latency import latencies
 from onnxsep.planner.measuring import Measured
 from onnxsep.planner.options import PlanOptions
 from onnxsep.planner.output_distance import Effect, from_additive
@@ -105,8 +107,11 @@ def plan(model: AnyModel, options: PlanOptions) -> PlanResult:
     data = PlanningData.of(dataset, options.samples, calibration, options.run_with)
     with scratch_for(options) as scratch, crew_for(options) as crew:
         survey = survey_for(source, sites, modes, data, options, crew)
-        timings = timings_for(source, sites, options, scratch, options.teller)
-        return _Planner(source, sites, modes, data, options, reads, started, timings, survey).run()
+        elsewhere = elsewhere_for(options, crew)
+        measure = latencies if elsewhere is None else elsewhere.latencies
+        timings = timings_for(source, sites, options, scratch, options.teller, measure)
+        ratio = whole_ratio if elsewhere is None else elsewhere.ratio
+        return _Planner(source, sites, modes, data, options, reads, started, timings, survey, ratio).run()
 
 
 class _Planner:
@@ -123,9 +128,11 @@ class _Planner:
         started: float,
         timings: Timings | None,
         survey: Survey,
+        ratio: Callable[..., tuple[float, float]],
     ) -> None:
         self._model, self._sites, self._data, self._options = model, sites, data, options
         self._reads, self._started, self._timings, self._survey = reads, started, timings, survey
+        self._ratio = ratio
         layers, self._reasons = layers_to_plan(sites, options)
         self._search = Search(
             model,
@@ -239,7 +246,7 @@ class _Planner:
         if options.latency_from is not None:
             return found
         made, runtime = best.carried.model, options.run_with
-        ratio = whole_ratio(self._model, made, runtime, options.shapes, options.cache, options.teller)
+        ratio = self._ratio(self._model, made, runtime, options.shapes, options.cache, options.teller)
         return found.model_copy(update={"measured": ratio[0], "measured_error": ratio[1]})
 
     def _target(self, target: Target, measured: Mapping[Place, Sequence[Measured]], best: Found | None) -> TargetReport:

@@ -46,8 +46,9 @@ class _Array(Record):
         return cls(dtype=array.dtype.name, shape=array.shape, values=base64.b64encode(array.tobytes()).decode())
 
     def array(self) -> NDArray[Any]:
-        found: NDArray[Any] = np.frombuffer(base64.b64decode(self.values), STORED_TYPES[self.dtype])
-        return found.reshape(self.shape).copy()
+        found = np.frombuffer(base64.b64decode(self.values), STORED_TYPES[self.dtype])
+        array: NDArray[Any] = found.reshape(self.shape).copy()
+        return array
 
 
 class _Layer(Record):

@@ -6,12 +6,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
-
 from onnxsep.engine.sites import Sites
-from onnxsep.model.external import is_external
 from onnxsep.model.io import Model
-from onnxsep.model.tensors import tensor_protos
+from onnxsep.model.whole import inlined
 from onnxsep.modes.base import Mode
 from onnxsep.planner.job import Job, Sent
 from onnxsep.planner.kept import Kept, about
@@ -49,22 +46,6 @@ def crew_for(options: PlanOptions) -> Iterator[Crew]:
 def threads_of_each(options: PlanOptions) -> int:
     """How many threads each process has: those that are asked for, or one for each processor, are shared."""
     return max((options.run_with.threads or os.cpu_count() or 1) // options.workers, 1)
-
-
-def inlined(model: Model) -> Model:
-    """A copy whose weights are all in it: other machines do not have the files.
-
-    Raises:
-        ModelLoadError: Weights cannot be read.
-    """
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    for tensor in tensor_protos(proto):
-        if is_external(tensor):
-            tensor.raw_data = bytes(model.data_folder().read(tensor))
-            del tensor.external_data[:]
-            tensor.ClearField("data_location")
-    return Model(proto)
 
 
 def survey_for(

@@ -102,7 +102,12 @@ class Timings:
 
 
 def timings_for(
-    model: Model, sites: Sites, options: PlanOptions, scratch: str | None, progress: Progress | None
+    model: Model,
+    sites: Sites,
+    options: PlanOptions,
+    scratch: str | None,
+    progress: Progress | None,
+    measure: Callable[..., Latencies] = latencies,
 ) -> Timings | None:
     """What a plan with these options knows of times; None where no budget asks for them.
 
@@ -112,6 +117,7 @@ def timings_for(
         options: Those of the plan.
         scratch: Where measurements are kept if no cache is named.
         progress: Told of what is measured.
+        measure: Does it: ``latencies``, or what has it done elsewhere.
     """
     kinds = {one.kind for one in options.targets}
     kept = scratch if options.cache is None else options.cache
@@ -121,7 +127,7 @@ def timings_for(
     def find(rows: Sequence[ConvReplacement]) -> Latencies:
         if options.latency_from is not None:
             return latencies_from(options.latency_from, model, sites, rows)
-        return latencies(
+        return measure(
             model,
             sites,
             rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from onnxsep.errors import OptionError, spelled
@@ -66,6 +67,8 @@ class Working(Options):
             raise OptionError(
                 f"{spelled('scheduler')} has workers of its own, so leave {spelled('workers')} out, or the other"
             )
+        if self.scheduler is not None and not re.fullmatch(r"(\w+://)?[^\s/]+:\d+", self.scheduler):
+            raise OptionError(f"{spelled('scheduler')} {self.scheduler!r} is no address such as tcp://host:8786")
         if self.latency_resource is not None and self.scheduler is None:
             raise OptionError(f"{spelled('latency_resource')} is for {spelled('scheduler')}, which is missing")
 

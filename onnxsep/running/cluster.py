@@ -51,7 +51,8 @@ class Cluster:
         self._address, self._distributed = address, distributed
         self._shared: list[tuple[object, Any]] = []
         try:
-            self._client: Any = distributed.Client(address, timeout=TIME_LIMIT, set_as_default=False)
+            client: Any = distributed.Client  # its types are not complete
+            self._client = client(address, timeout=TIME_LIMIT, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:  # TimeoutError is an OSError
             raise OptionError(
                 f"{spelled('scheduler')} {address} did not answer within {TIME_LIMIT:g} s"
@@ -79,9 +80,8 @@ class Cluster:
                 ) from error
         for address, found in self._client.run(_version, on_error="return").items():
             if found != __version__:
-                what = (
-                    f"has onnxsep {found}" if isinstance(found, str) else f"cannot use onnxsep ({_first_line(found)})"
-                )
+                has = isinstance(found, str)
+                what = f"has onnxsep {found}" if has else f"cannot use onnxsep ({_first_line(found)})"
                 raise OptionError(
                     f"the worker {address} {what}; all must have onnxsep {__version__}, which is this one's"
                 )
