@@ -225,7 +225,8 @@ class _Planner:
             measured_samples=len(divided.measured),
             held_out=divided.unseen,
             preprocessing=dataset.preprocessing,
-            notes=(*self._sites.notes, *dataset.notes, *self._survey.said),
+            notes=(*self._sites.notes, *dataset.notes),
+            measuring=self._survey.said,
             seconds=time.perf_counter() - self._started,
         )
 

@@ -129,6 +129,8 @@ class PlanReport(Report):
     """Whether those that were measured on are not among those of the fits."""
     preprocessing: PreprocessingReport | None = None
     notes: tuple[str, ...] = ()
+    measuring: tuple[str, ...] = ()
+    """What was taken from the cache, and what could not be measured."""
     output: str | None = None
     """Where the plan was written."""
     seconds: float

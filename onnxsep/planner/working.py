@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 from onnxsep.errors import OptionError, spelled
 from onnxsep.options.specs import Options, option, record
@@ -40,8 +41,8 @@ class Working(Options):
         metavar="NAME",
         per_run=True,
         help="With {scheduler}: measure latencies on workers that have this resource; else this machine's.",
-        doc="with ``scheduler``: latencies are measured on a worker that has this resource (``dask worker --resources"
-        ' "NAME=1"``), one at a time; None: on this machine.',
+        doc="with ``scheduler``: latencies are measured on a worker of Dask that has this resource, one at a time;"
+        " None: on this machine.",
     )
     cache: str | os.PathLike[str] | None = option(
         default=None,
@@ -71,6 +72,10 @@ class Working(Options):
             raise OptionError(f"{spelled('scheduler')} {self.scheduler!r} is no address such as tcp://host:8786")
         if self.latency_resource is not None and self.scheduler is None:
             raise OptionError(f"{spelled('latency_resource')} is for {spelled('scheduler')}, which is missing")
+
+    def role(self, name: str) -> Literal["read", "written", "unused"]:
+        """A cache that is not named is not written."""
+        return "unused" if name == "cache" and self.cache is None else super().role(name)
 
     def working_given(self) -> list[str]:
         """Those of these options that were given."""

@@ -21,6 +21,7 @@ from onnxsep.errors import (
 )
 from onnxsep.running.child import sendable
 from onnxsep.running.crew import Gone, Task, Told, ignore
+from onnxsep.running.workers import OutOfTime, within
 
 TIME_LIMIT = 10.0  # seconds for the scheduler to answer
 _PATIENCE = 60.0  # seconds without any worker
@@ -51,9 +52,8 @@ class Cluster:
         self._address, self._distributed = address, distributed
         self._shared: list[tuple[object, Any]] = []
         try:
-            client: Any = distributed.Client  # its types are not complete
-            self._client = client(address, timeout=TIME_LIMIT, set_as_default=False)
-        except (OSError, ValueError, TypeError) as error:  # TimeoutError is an OSError
+            self._client = within(self._connected, TIME_LIMIT + 1)  # Dask may wait for what takes it and says nothing
+        except (OSError, ValueError, TypeError, OutOfTime) as error:  # TimeoutError is an OSError
             raise OptionError(
                 f"{spelled('scheduler')} {address} did not answer within {TIME_LIMIT:g} s"
                 f" ({_first_line(error)}); start one with `dask scheduler`, and workers with `dask worker {address}`"
@@ -64,6 +64,10 @@ class Cluster:
             self.close()
             raise
         self.count = max(sum(one["nthreads"] for one in self._workers().values()), 1)
+
+    def _connected(self) -> Any:
+        client: Any = self._distributed.Client  # its types are not complete
+        return client(self._address, timeout=TIME_LIMIT, set_as_default=False)
 
     def _workers(self) -> Mapping[str, Mapping[str, Any]]:
         found: Mapping[str, Mapping[str, Any]] = self._client.scheduler_info(n_workers=-1)["workers"]
@@ -202,4 +206,6 @@ def _version() -> str:
 
 
 def _first_line(error: object) -> str:
+    if isinstance(error, OutOfTime):
+        return "it takes connections and says nothing"
     return str(error).strip().split("\n", 1)[0] or type(error).__name__

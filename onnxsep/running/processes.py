@@ -47,8 +47,9 @@ class _Worker:
         threading.Thread(target=self._listen, args=(self.process.stdout, answers), daemon=True).start()
 
     def _listen(self, stream: IO[bytes], answers: "SimpleQueue[tuple[_Worker, Any]]") -> None:
-        while (content := read_message(stream)) is not None:
-            answers.put((self, pickle.loads(content)))
+        with stream:
+            while (content := read_message(stream)) is not None:
+                answers.put((self, pickle.loads(content)))
         answers.put((self, None))
 
     def send(self, item: int, content: object) -> None:
@@ -72,6 +73,7 @@ class _Worker:
 
     def last_words(self) -> str:
         """How it ended."""
+        self.end(now=False)
         status = self.process.wait()
         lines = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         how = f"signal {-status}" if status < 0 else f"status {status}"
@@ -101,6 +103,7 @@ class Processes:
         places = self._store(shared)
         waiting = list(range(len(items)))
         left = len(items)
+        failed: dict[int, Exception] = {}
         dashes = worded("yes") == "yes"
         for worker in self._workers:
             worker.last = -1
@@ -120,12 +123,16 @@ class Processes:
                     worker.ready = True
                 elif kind == "told" and worker.item is not None:
                     told(worker.item, value)
-                elif kind == "failed":
-                    raise value
+                elif kind == "failed" and worker.item is not None:
+                    failed[worker.item], worker.item = value, None
+                    waiting = []
                 elif worker.item is not None:
                     number, worker.item = worker.item, None
                     left -= 1
                     yield number, value
+                # The first of them is raised, as one process would: those before it are finished.
+                if failed and all(one.item is None or one.item > min(failed) for one in self._workers):
+                    raise failed[min(failed)]
         finally:
             for worker in self._workers:
                 if worker.item is not None:  # nobody waits for it any longer
