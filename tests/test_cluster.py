@@ -75,7 +75,8 @@ def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
 def waited_for(dask: Dask, workers: int) -> None:
     import distributed
 
-    with distributed.Client(dask.address, timeout=60, set_as_default=False) as client:
+    opened: Any = distributed.Client  # its types are not complete
+    with opened(dask.address, timeout=60, set_as_default=False) as client:
         client.wait_for_workers(workers, timeout=60)
 
 
