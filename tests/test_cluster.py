@@ -99,7 +99,9 @@ def test_latencies_are_measured_where_the_resource_is(
     again = plan(model, cache=tmp_path / "c", **options)  # nothing is timed again
     assert again.plan.text() == far.plan.text()
     assert sorted(path.name for path in (tmp_path / "c").glob("*.json")) == times
-    with pytest.raises(OptionError, match=r"no worker of .* has it; start one with `dask worker .* loud=1`"):
+    with pytest.raises(
+        OptionError, match=r"no worker of .* has it; start one with `dask worker .*` and the resource loud=1"
+    ):
         plan(model, scheduler=dask.address, latency_resource="loud", **options)
 
 

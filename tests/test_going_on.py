@@ -1,14 +1,20 @@
 """A plan that was interrupted goes on: what was measured is kept, for this model on these data alone."""
 
+import linecache
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from calibration_models import MODEL, ONE_THREAD, X
+from calibration_models import MODEL, ONE_THREAD, X, load_script
 from command_line import run
 from worker_tasks import Counting
 
@@ -60,6 +66,21 @@ def test_another_budget_uses_what_was_measured(tmp_path: Path) -> None:
     other = plan(modes=[Counting(tmp_path / "second")], cache=tmp_path / "c", rounds=0, target="params=0.8")
     assert other.plan.text() == plan(modes=[Counting(tmp_path / "third")], rounds=0, target="params=0.8").plan.text()
     assert fits(tmp_path / "second") < fits(tmp_path / "third") / 2  # only what carries the plan out
+
+
+def test_a_mode_that_its_author_has_changed_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from onnxsep.passes.spatial import Spatial\n\n\nclass Mine(Spatial):\n    name = 'mine'\n"
+    notes = []
+    for more in ("", "", "    summary = 'another'\n"):
+        linecache.clearcache()
+        (tmp_path / "mine.py").write_text(text + more)
+        module = load_script(tmp_path / "mine.py")
+        monkeypatch.setitem(sys.modules, "mine", module)  # as an import does
+        mode = module.Mine()
+        notes.append(plan(modes=[mode], cache=tmp_path / "c", rounds=0, only="conv_c").report.measuring)
+    assert notes[0] == ()
+    assert "are used" in notes[1][0]
+    assert "was measured with other options" in notes[2][0]
 
 
 def changed() -> onnx.ModelProto:
@@ -136,3 +157,43 @@ def test_the_command_line_keeps_it_beside_the_result(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "--cache is for --target" in done.stderr
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_in_a_terminal_ends_all_workers_and_keeps_what_they_measured(tmp_path: Path) -> None:
+    onnx.save(MODEL, tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", X)
+    words = ["--data", "x.npy", "--target", "params=0.6", "--mode", "spatial", "--workers", "2", "--threads", "2"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "onnxsep", "plan", "m.onnx", "p.toml", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(onnxsep.__path__[0]).parent), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        until = time.monotonic() + 120
+        while not (items := kept_in(tmp_path)) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        assert items
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.decode() == "onnxsep: interrupted; the same command goes on with what is in p.cache\n"
+    assert kept_in(tmp_path) >= items
+    assert not is_there(process.pid)
+
+
+def is_there(group: int) -> bool:
+    """Whether a process of a group is left after some seconds."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def kept_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("p.cache/measured-*/*.json") if path.name != "about.json"}

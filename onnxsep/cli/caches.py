@@ -20,5 +20,6 @@ def going_on(cache: str | os.PathLike[str] | None) -> Iterator[None]:
     if cache is None:
         yield
         return
-    with saying(lambda: f"the same command goes on with what is in {printable(cache)}"):
+    again = f"the same command goes on with what is in {printable(cache)}"
+    with saying(lambda: again if Path(cache).is_dir() else "nothing was written"):
         yield

@@ -29,7 +29,7 @@ def plan(given: Given[PlanOptions]) -> None:
         options = replace(options, cache=cache_beside(target))
     given.check_paths({loaded("onnxsep.planner.plan_file:PLAN_TARGET"): target}, options=options)
     show = shower(shown)
-    with failure_shown(show), going_on(options.cache), progress_bar(shown.silent) as progress:
+    with failure_shown(show), progress_bar(shown.silent) as progress, going_on(options.cache):
         result = onnxsep.plan(given.arguments["model"], **given.keywords(progress=progress, cache=options.cache))
     result.save(target)
     show(result.report.model_copy(update={"output": printable(target)}))

@@ -51,7 +51,7 @@ def rewrite(given: Given[RewriteCommand]) -> None:
         options = replace(options, cache=cache_beside(target))
     given.check_paths({RESULT: target}, options=options)
     show = shower(shown)
-    with failure_shown(show), going_on(options.cache), progress_bar(shown.silent) as progress:
+    with failure_shown(show), progress_bar(shown.silent) as progress, going_on(options.cache):
         asked = given.keywords(progress=progress, cache=options.cache)
         del asked["plan_out"]
         result = onnxsep.rewrite(given.arguments["model"], **asked)

@@ -1,5 +1,7 @@
 """Who measures for a plan, and what is kept of it, from its options."""
 
+import hashlib
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,19 @@ from onnxsep.running.processes import Processes
 from onnxsep.running.runtime import RuntimeOptions
 
 _MEMORY = 2 * 2**30  # bytes of activations, of all processes of this machine together
+
+
+def _is_ours(mode: Mode) -> bool:
+    """Whether the version of onnxsep says how a mode works."""
+    return type(mode).__module__.startswith("onnxsep.")
+
+
+def _source(mode: Mode) -> str:
+    """SHA-256 of the text of a mode's class, in hexadecimal: its author may change it while figures are kept."""
+    try:
+        return hashlib.sha256(inspect.getsource(type(mode)).encode()).hexdigest()
+    except (OSError, TypeError):  # typed into an interpreter
+        return ""
 
 
 @contextmanager
@@ -79,6 +94,7 @@ def survey_for(
                 "shapes": {name: list(shape) for name, shape in sorted(options.shapes.items())},
                 "provider": runtime.provider,
                 "optimize": runtime.optimize,
+                "modes": {mode.name: _source(mode) for mode in modes if not _is_ours(mode)},
             },
         )
         kept = Kept(Path(options.cache), what, names)

@@ -99,7 +99,7 @@ class Cluster:
         if not any(one.get("resources", {}).get(name, 0) >= 1 for one in self._workers().values()):
             raise OptionError(
                 f"{spelled('latency_resource')} {name}: no worker of {self._address} has it; start one with"
-                f" `dask worker {self._address} --resources {name}=1`"
+                f" `dask worker {self._address}` and the resource {name}=1"
             )
 
     def each(
