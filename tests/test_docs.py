@@ -64,7 +64,13 @@ def test_commands_and_options_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     known = options()
     everywhere = set().union(*known.values()) | {"--help", "--version", "--install-completion", "--nproc-per-node"}
-    foreign = {"--rm", "--all-files", "--out", "--image-size"}  # of docker, pre-commit, scripts of ours
+    foreign = {
+        "--rm",
+        "--all-files",
+        "--out",
+        "--image-size",
+        "--resources",
+    }  # of docker, pre-commit, scripts of ours, dask
     for flag in set(re.findall(r"(?<![\w-])--[a-z][-a-z0-9]*", text)):
         assert flag in everywhere | foreign, flag
     for command, *words in command_lines(text):

@@ -17,8 +17,8 @@ from onnxsep.graph.scopes import scopes
 from onnxsep.graph.shapes import KnownShapes, infer_shapes, skeleton
 from onnxsep.modes import Mode, available_modes
 from onnxsep.planner import latency
+from onnxsep.planner.cache import MARKER
 from onnxsep.planner.latency import FormLatency, Latencies, latencies, latencies_of
-from onnxsep.planner.latency_cache import MARKER
 from onnxsep.planner.latency_times import FormTime, Machine, PieceTime, Times
 from onnxsep.planner.latency_work import row_key, work_of
 from onnxsep.planner.layouts import blocked_tensors

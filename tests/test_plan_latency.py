@@ -23,9 +23,9 @@ from onnxsep.model.content import content_hashes
 from onnxsep.model.io import Model
 from onnxsep.options.tomlfile import read_toml
 from onnxsep.planner import latency, timings
+from onnxsep.planner.cache import MARKER
 from onnxsep.planner.forms import forms
 from onnxsep.planner.grid import candidates
-from onnxsep.planner.latency_cache import MARKER
 from onnxsep.planner.latency_work import row_key, work_of
 from onnxsep.planner.plan_file import is_plan
 
@@ -184,9 +184,7 @@ def test_rewrite_for_a_time() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"target": "params=0.5", "cache": "c"}, "cache is for target latency="),
         ({"target": "params=0.5", "latency_from": "l.json"}, "latency_from is for target latency="),
-        ({"target": "latency=0.5", "latency_from": "l.json", "cache": "c"}, "leave cache out"),
         ({"target": "latency=0.5", "latency_from": "l.json"}, "latency_from l.json is not there"),
         ({"target": ["latency=0.5", "latency=5ms"]}, "latency is given twice"),
         ({"target": "latency=0.5", "only": "three", "modes": ["pointwise"]}, "so there is nothing that could change"),

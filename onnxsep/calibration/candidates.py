@@ -5,8 +5,9 @@
 is fitted as if it were the only one replaced.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -85,18 +86,40 @@ def gather(
         CalibrationError: the data cannot be used, or the runtime cannot run the model on them.
         FactorizationError: a weight cannot be read.
     """
+    for _, gathered in along(model, sites, chosen, batches, options, runtime, replaced):
+        yield gathered()
+
+
+def along(
+    model: Model,
+    sites: Sites,
+    chosen: Sequence[ConvSite],
+    batches: Iterable[Mapping[str, NDArray[Any]]],
+    options: CalibrationOptions,
+    runtime: RuntimeOptions,
+    replaced: Mapping[Place, tuple[Array, Array | None]] | None = None,
+) -> Iterator[tuple[ConvSite, Callable[[], Gathered]]]:
+    """The walk of ``gather``, and at each Conv what gathers its samples, as long as the walk is there.
+
+    What a Conv reads does not depend on which others are gathered: the walk runs the same pieces in any case.
+    """
     walk = Walk(model, batches, options, runtime)
     other = None if replaced is None else _Replaced(walk, sites, replaced)
     for step in make_schedule(model, sites.scopes, list(chosen)):
         walk.advance(step)
-        site = step.site
         read = walk.frontier if other is None else other.advance(step)
-        weight, old_bias = read_weight(model, sites, site), read_bias(model, sites, site)
-        tail = usable_tail(walk, step, (walk.frontier, read))
-        samples = sample(walk, step, tail, weight, old_bias, other=None if other is None else read, seed=options.seed)
-        if site.conv.bias and site.bias is None:  # a computed bias is not known here, and so not what is clipped
-            tail = tail.unclipped
-        yield Gathered(site, weight, old_bias, samples, tail, prior_of(options, weight, samples))
+        yield step.site, partial(_gathered, model, sites, walk, step, read)
+
+
+def _gathered(model: Model, sites: Sites, walk: Walk, step: Step, read: Frontier) -> Gathered:
+    site, options = step.site, walk.options
+    weight, old_bias = read_weight(model, sites, site), read_bias(model, sites, site)
+    tail = usable_tail(walk, step, (walk.frontier, read))
+    other = None if read is walk.frontier else read
+    samples = sample(walk, step, tail, weight, old_bias, other=other, seed=options.seed)
+    if site.conv.bias and site.bias is None:  # a computed bias is not known here, and so not what is clipped
+        tail = tail.unclipped
+    return Gathered(site, weight, old_bias, samples, tail, prior_of(options, weight, samples))
 
 
 class _Replaced:

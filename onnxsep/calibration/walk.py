@@ -82,7 +82,7 @@ class Walk:
         options: CalibrationOptions,
         runtime: RuntimeOptions,
     ) -> None:
-        self._options = options
+        self.options = options
         self.copied = bool(held_types(model))  # the runtime has no Conv for float64 and bfloat16
         network = float32_copy(model) if self.copied else model
         self._images: list[int] = []
@@ -127,7 +127,7 @@ class Walk:
             CalibrationError: it reads NaN or infinity, or nothing at all.
         """
         name = self.nodes[site.place[1]].input[0]
-        rng = np.random.default_rng([self._options.seed, *site.place])
+        rng = np.random.default_rng([self.options.seed, *site.place])
         first = 0
         for batch, images in enumerate(self._images):
             values = self.frontier.value(batch, name)
@@ -139,7 +139,7 @@ class Walk:
                     f"{spelled('skip')}"
                 )
             size = input_sizes(site.conv, values.shape)
-            positions = choose_positions(site.conv, size, len(values), self._options.positions, rng)
+            positions = choose_positions(site.conv, size, len(values), self.options.positions, rng)
             mask = self._held_out[first : first + images]
             # Where a batch has become more entries, or fewer, each belongs to the image at its place in the batch.
             owner = np.arange(len(values)) * images // len(values)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import onnxsep
+from onnxsep.cli.caches import cache_beside, going_on
 from onnxsep.cli.derived import Argument, Given, command, model_to
 from onnxsep.cli.options import failure_shown, progress_bar, shower
 from onnxsep.cli.words import following
@@ -25,11 +26,11 @@ def plan(given: Given[PlanOptions]) -> None:
     `onnxsep rewrite IN.onnx OUT.onnx --plan PLAN.toml --data DATA` carries it out.
     """
     target, shown, options = given.arguments["out"], given.shown, given.options
-    if options.times and options.latency_from is None and options.cache is None:
-        options = replace(options, cache=target.with_suffix(".cache"))
+    if options.cache is None:
+        options = replace(options, cache=cache_beside(target))
     given.check_paths({loaded("onnxsep.planner.plan_file:PLAN_TARGET"): target}, options=options)
     show = shower(shown)
-    with failure_shown(show), progress_bar(shown.silent) as progress:
+    with failure_shown(show), progress_bar(shown.silent) as progress, going_on(options.cache):
         result = onnxsep.plan(given.arguments["model"], **given.keywords(progress=progress, cache=options.cache))
     result.save(target)
     follow = following(options, given.arguments["model"], None, target)

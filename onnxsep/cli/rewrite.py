@@ -1,10 +1,12 @@
 """onnxsep rewrite."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import typer
 
 import onnxsep
+from onnxsep.cli.caches import cache_beside, going_on
 from onnxsep.cli.derived import OPTIONAL_OUT, Given, command, model_to
 from onnxsep.cli.options import failure_shown, progress_bar, saved, shower, target_of
 from onnxsep.cli.words import following
@@ -46,10 +48,12 @@ def rewrite(given: Given[RewriteCommand]) -> None:
     options, shown = given.options, given.shown
     options.check_usage()
     target = target_of(given.arguments["out"], dry_run=options.dry_run)
-    given.check_paths({RESULT: target})
+    if options.target and options.cache is None and target is not None:
+        options = replace(options, cache=cache_beside(target))
+    given.check_paths({RESULT: target}, options=options)
     show = shower(shown)
-    with failure_shown(show), progress_bar(shown.silent) as progress:
-        asked = given.keywords(progress=progress)
+    with failure_shown(show), progress_bar(shown.silent) as progress, going_on(options.cache):
+        asked = given.keywords(progress=progress, cache=options.cache)
         del asked["plan_out"]
         result = onnxsep.rewrite(given.arguments["model"], **asked)
     written = None if options.plan_out is None else result.plan  # it reads the source, whose place the result may take

@@ -89,6 +89,9 @@ class Adjustable:
     given: Mapping[str, bool | int | float | str] = _NOTHING
     """What the user has chosen, by name."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "given": dict(self.given)}  # the view of it cannot be sent to another process
+
     def setting(self, name: str) -> Any:
         """The value of a setting."""
         return {**{one.name: one.default for one in self.settings}, **self.given}[name]

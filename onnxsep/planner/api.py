@@ -20,6 +20,7 @@ from onnxsep.modes.base import Mode
 from onnxsep.options.progress import announce
 from onnxsep.options.taking import takes
 from onnxsep.planner.carrying_out import Costs
+from onnxsep.planner.elsewhere import elsewhere_for
 from onnxsep.planner.evidence import evidence
 from onnxsep.planner.forms import forms
 from onnxsep.planner.frontier import Frontier, frontier
@@ -40,8 +41,10 @@ from onnxsep.planner.shipping import (
     latency_report,
     quantization_report,
 )
+from onnxsep.planner.survey import Survey
+from onnxsep.planner.surveying import crew_for, survey_for
 from onnxsep.planner.targets import Target, as_target, shown_amount
-from onnxsep.planner.timings import Timings, scratch_for, timings_for
+from onnxsep.planner.timings import Timer, Timings, scratch_for, timings_for
 from onnxsep.reporting.model_info import model_info
 from onnxsep.running.feeds import check_input_shapes
 
@@ -112,9 +115,12 @@ def plan(model: AnyModel, options: PlanOptions) -> PlanResult:
     quantized = None
     if options.quantized is not None:
         quantized = Quantized(source, sites, options.quantized, dataset, options.run_with, options.teller)
-    with scratch_for(options) as scratch:
-        timings = timings_for(source, sites, options, scratch, options.teller, quantized)
-        return _Planner(source, sites, modes, data, options, reads, started, timings, quantized).run()
+    with scratch_for(options) as scratch, crew_for(options) as crew:
+        survey = survey_for(source, sites, modes, data, options, crew)
+        elsewhere = elsewhere_for(options, crew)
+        timer = Timer() if elsewhere is None else Timer(elsewhere.latencies, elsewhere.ratio)
+        timings = timings_for(source, sites, options, scratch, options.teller, quantized, timer)
+        return _Planner(source, sites, modes, data, options, reads, started, timings, quantized, survey, timer).run()
 
 
 class _Planner:
@@ -131,10 +137,13 @@ class _Planner:
         started: float,
         timings: Timings | None,
         quantized: Quantized | None,
+        survey: Survey,
+        timer: Timer,
     ) -> None:
         self._quantized = quantized
         self._model, self._sites, self._data, self._options = model, sites, data, options
-        self._reads, self._started, self._timings = reads, started, timings
+        self._reads, self._started, self._timings, self._survey = reads, started, timings, survey
+        self._timer = timer
         layers, self._reasons = layers_to_plan(sites, options)
         self._search = Search(
             model,
@@ -148,6 +157,7 @@ class _Planner:
             options.teller,
             timings,
             None if quantized is None else quantized.size,
+            survey,
         )
         unknown = Costs(model, sites).unknown_macs
         if unknown and any(one.kind == "macs" for one in options.targets):
@@ -219,7 +229,7 @@ class _Planner:
                 for one in found.rounds
             ),
             measured=None if best is None else best.carried.effect.report,
-            latency=latency_report(self._model, found, self._timings, self._options),
+            latency=latency_report(self._model, found, self._timings, self._options, self._timer),
             quantized=self._shipped(found),
             data=dataset.source,
             fingerprint=dataset.fingerprint(used),
@@ -228,6 +238,7 @@ class _Planner:
             held_out=divided.unseen,
             preprocessing=dataset.preprocessing,
             notes=(*self._sites.notes, *dataset.notes),
+            measuring=self._survey.said,
             seconds=time.perf_counter() - self._started,
         )
         return report.model_copy(update={"notes": (*report.notes, *budget_notes(report))})

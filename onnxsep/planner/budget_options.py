@@ -116,16 +116,6 @@ class Timed(Options):
         doc="take latencies from this file, which the script of a kit of ``profile`` has written, instead of this"
         " machine's.",
     )
-    cache: str | os.PathLike[str] | None = option(
-        default=None,
-        group=LATENCY,
-        typed=Path,
-        metavar="FOLDER",
-        writes="onnxsep.planner.latency_cache:CACHE",
-        help="Keep the latencies that are measured here, and take those that are there; `plan` keeps them in"
-        " PLAN.cache, beside PLAN.toml, by default.",
-        doc="a folder in which latencies that are measured are kept, and found again; None: they are lost.",
-    )
 
     def check(self) -> None:
         """Refuse targets that cannot be read, and options about latency where it is no budget.
@@ -134,11 +124,11 @@ class Timed(Options):
             OptionError: There are such.
         """
         super().check()
-        given = [name for name in ("latency_from", "cache") if getattr(self, name) is not None]
+        given = [name for name in ("latency_from", "latency_resource") if getattr(self, name, None) is not None]
         if given and not self.times:
             raise OptionError(f"{spelled(given[0])} is for {spelled('target')} latency=, such as latency=0.6")
         if len(given) > 1:
-            raise OptionError(f"{spelled('latency_from')} measures nothing, so leave {spelled('cache')} out")
+            raise OptionError(f"{spelled('latency_from')} measures no time, so leave {spelled(given[1])} out")
 
     @property
     def times(self) -> bool:

@@ -1,13 +1,13 @@
 """A choice carried out as a rewrite would: Conv by Conv, each fitted to what those before it deliver; then measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
 from onnxsep.calibration.layerwise import calibrate
-from onnxsep.engine.factors import factorize_all
+from onnxsep.engine.factors import Factorized, factorize_all
 from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.planned_costs import edited, plan_macs
 from onnxsep.engine.planning import Plan, reject
@@ -25,6 +25,8 @@ from onnxsep.planner.measuring import Dense, Measured, Samples
 from onnxsep.planner.output_distance import Effect
 from onnxsep.planner.targets import Budget
 from onnxsep.planner.timings import Timings
+
+UNKNOWN = Effect("relative", float("nan"), 0)
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,35 @@ def carry_out(
         CalibrationError: The data cannot be used, or the runtime cannot run the model.
         PassError: A mode broke a promise.
     """
-    fitted = calibrate(model, sites, plan, samples.fitted(), samples.options, samples.runtime, progress)
-    factors = factorize_all(model, sites, plan, given=fitted.outcomes, workers=samples.runtime.threads, force=True)
-    factors |= {place: found for place, found in fitted.by_place.items() if place in factors}
+    factors = fitted(model, sites, plan, samples, progress)
+    made = assembled(model, sites, plan, factors)
+    return replace(made, effect=walk.of(made.model))
+
+
+def fitted(
+    model: Model, sites: Sites, plan: Plan, samples: Samples, progress: Progress | None = None
+) -> dict[Place, Factorized]:
+    """Fit a plan: the new tensors of each layer by its place. The arguments and errors are those of ``carry_out``.
+
+    Layers that cannot be fitted are left alone: their rows in the plan change.
+    """
+    found = calibrate(model, sites, plan, samples.fitted(), samples.options, samples.runtime, progress)
+    factors = factorize_all(model, sites, plan, given=found.outcomes, workers=samples.runtime.threads, force=True)
+    return factors | {place: one for place, one in found.by_place.items() if place in factors}
+
+
+def assembled(model: Model, sites: Sites, plan: Plan, factors: Mapping[Place, Factorized]) -> Carried:
+    """Put what was fitted into the model; its effect is not known yet.
+
+    Args:
+        model: The source.
+        sites: Its layers.
+        plan: A row for each.
+        factors: Of each that is replaced.
+    """
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    replace_matches(proto, plan.replacements, factors)
+    replace_matches(proto, plan.replacements, dict(factors))
     result = Model(proto, path=model.path, base_dir=model.base_dir, follow_links=model.follow_links)
     dense, held_out = {}, {}
     for row in plan.convs:
@@ -90,7 +115,7 @@ def carry_out(
         dense[row.site.place] = row.mode.reconstruct(row.site.conv, made.factors), bias
         if made.errors is not None:
             held_out[row.site.place] = made.errors.held_out
-    return Carried(plan, dense, held_out, walk.of(result), result)
+    return Carried(plan, dense, held_out, UNKNOWN, result)
 
 
 class Costs:

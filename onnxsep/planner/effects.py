@@ -105,7 +105,7 @@ class EffectWalk:
         index = site.place[1]
         node = self._nodes[index]
         output = node.output[0]
-        self._advance(self._order.before(reads(node), self._done))
+        self.walk_on(site)
         here = self._frontier.fork()
         behind = self._order.behind([output]) & self._needed
         assert behind.isdisjoint(self._done), "layers come in the order of what they depend on"
@@ -130,6 +130,10 @@ class EffectWalk:
             return self._original.effect(outputs())
 
         return given
+
+    def walk_on(self, site: ConvSite) -> None:
+        """Walk on to a layer at which nothing is measured: what is measured behind it is the same as if it were."""
+        self._advance(self._order.before(reads(self._nodes[site.place[1]]), self._done))
 
     def of(self, result: Model) -> Effect:
         """The effect of all changes of a rewritten model together.

@@ -20,7 +20,7 @@ from onnxsep.engine.sites import Sites
 from onnxsep.errors import UnsupportedModelError
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress, announce
-from onnxsep.planner.latency_cache import LatencyCache
+from onnxsep.planner.cache import Cache
 from onnxsep.planner.latency_times import FormTime, Machine, PieceTime, Times
 from onnxsep.planner.latency_work import Form, Work, row_key, work_of
 from onnxsep.planner.pieces import key_of
@@ -142,7 +142,7 @@ def latencies(
     """
     runtime.check()
     work = work_of(model, sites, rows)
-    timer = _Timer(model, work, runtime, None if cache is None else LatencyCache(cache), then, progress)
+    timer = _Timer(model, work, runtime, None if cache is None else Cache(cache), then, progress)
     return latencies_of(work, timer.times(input_shapes or {}), timer.failures)
 
 
@@ -188,7 +188,7 @@ class _Timer:
         model: Model,
         work: Work,
         runtime: RuntimeOptions,
-        cache: LatencyCache | None,
+        cache: Cache | None,
         then: Then,
         progress: Progress | None,
     ) -> None:

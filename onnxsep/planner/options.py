@@ -15,6 +15,7 @@ from onnxsep.options.proposals import TARGETS
 from onnxsep.options.specs import option, record
 from onnxsep.planner.budget_options import Forms, Quantizing, Timed
 from onnxsep.planner.which_layers import WhichLayers
+from onnxsep.planner.working import Working
 from onnxsep.running.options import Running, Seeded, Shaped, Telling
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ else:
 
 
 @record
-class PlanOptions(Quantizing, Timed, Forms, WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
+class PlanOptions(Quantizing, Timed, Forms, WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling, Working):
     """What ``plan`` is asked for."""
 
     target: str | Sequence[str] = option(

@@ -45,9 +45,13 @@ class PlanningData:
         """What candidates are fitted to."""
         return Samples(lambda: self._feeds(self.divided.fitted), self.options, self.runtime)
 
+    def measured(self) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """What effects are measured on."""
+        return self._feeds(self.divided.measured)
+
     def walk(self, model: Model, sites: Sites, around: Dense | None) -> EffectWalk:
         """What measures effects, in the source or around a plan."""
-        return EffectWalk(model, sites, self._feeds(self.divided.measured), self.runtime, around=around)
+        return EffectWalk(model, sites, self.measured(), self.runtime, around=around)
 
     def _feeds(self, indices: list[int]) -> Iterator[Mapping[str, NDArray[Any]]]:
         return self.dataset.feeds(indices, _BATCH)

@@ -45,7 +45,7 @@ def planning_blocks(report: PlanReport) -> list[Block]:
     )
     if report.measured is not None:
         blocks.append(Line(f"the whole plan, carried out, changes the output by {report.measured}"))
-    return blocks
+    return [*blocks, *notes(report.measuring)]
 
 
 def _asked(report: PlanReport) -> str:

@@ -153,6 +153,8 @@ class PlanReport(Report):
     """The text of the plan, where it is a step of a pipeline."""
     follow: tuple[str, ...] = ()
     """Commands that carry it out, where the result is to be quantised."""
+    measuring: tuple[str, ...] = ()
+    """What was taken from the cache, and what could not be measured."""
     output: str | None = None
     """Where the plan was written."""
     seconds: float

@@ -11,13 +11,15 @@ from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode
 from onnxsep.options.progress import Progress
-from onnxsep.planner.carrying_out import Carried, Costs, carry_out, plan_of_choice
+from onnxsep.planner.carrying_out import Carried, Costs, plan_of_choice
 from onnxsep.planner.effects import EffectWalk
 from onnxsep.planner.file_size import FileSize, FileSizes
 from onnxsep.planner.grid import candidates
-from onnxsep.planner.measuring import Dense, Measured, Samples, measure
+from onnxsep.planner.job import Job
+from onnxsep.planner.measuring import Dense, Measured, Samples
 from onnxsep.planner.output_distance import from_additive
 from onnxsep.planner.selection import COSTS, Selection, select
+from onnxsep.planner.survey import Survey
 from onnxsep.planner.targets import Budget
 from onnxsep.planner.timings import Rows, Timings
 
@@ -82,6 +84,7 @@ class Search:
         progress: Told how far it is.
         timings: What forms take, where that is a budget.
         quantized_size: Bytes of quantised files, where these are what is shipped.
+        survey: Measures; None: this process does, and nothing is kept.
     """
 
     model: Model
@@ -95,11 +98,17 @@ class Search:
     progress: Progress | None = None
     timings: Timings | None = None
     quantized_size: FileSizes | None = None
+    survey: Survey | None = None
 
     @cached_property
     def size(self) -> FileSizes:
         """Bytes of what is shipped."""
         return self.quantized_size or FileSize(self.model, self.sites.light)
+
+    @cached_property
+    def measurer(self) -> Survey:
+        """What measures candidates, and carries out plans."""
+        return self.survey or Survey(Job(self.model, self.sites, tuple(self.modes), self.samples, self.walk))
 
     @property
     def costs(self) -> Costs:
@@ -130,17 +139,7 @@ class Search:
             if around is None:
                 self.reasons.update(reasons)
         self.size.prepare(row for several in rows.values() for row in several)
-        return measure(
-            self.model,
-            self.sites,
-            rows,
-            self.samples,
-            self.walk(around),
-            self.size,
-            around=around,
-            latency=latency or (lambda _: 0),
-            progress=self.progress,
-        )
+        return self.measurer.measured(rows, around, self.size, latency or (lambda _: 0), self.progress)
 
     def rounds(
         self, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int], more: int
@@ -158,7 +157,7 @@ class Search:
             if best.carried.effect.value == 0:
                 return
             around = self.around(best, measured)
-            steps = [self.carry_out(*step) for step in self._steps(best, around, budgets, number)]
+            steps = self.carry_out_all(list(self._steps(best, around, budgets, number)))
             if not steps:
                 return
             found = min(steps, key=lambda one: one.carried.effect.value)
@@ -212,10 +211,18 @@ class Search:
 
     def carry_out(self, selection: Selection, number: int, predicted: float) -> Found:
         """Fit a choice and measure it; ``predicted`` is the sum of what adds up."""
-        plan = plan_of_choice(self.sites, selection.chosen, self.reasons)
-        carried = carry_out(self.model, self.sites, plan, self.samples, self.walk(None), self.progress)
-        shown = from_additive(carried.effect.kind, predicted)
-        return Found(selection, carried, self.costs.of(carried.plan), number, shown)
+        return self.carry_out_all([(selection, number, predicted)])[0]
+
+    def carry_out_all(self, choices: Sequence[tuple[Selection, int, float]]) -> list[Found]:
+        """The same of several choices."""
+        plans = [plan_of_choice(self.sites, selection.chosen, self.reasons) for selection, *_ in choices]
+        found = []
+        for (selection, number, predicted), one in zip(
+            choices, self.measurer.carried(plans, self.progress), strict=True
+        ):
+            shown = from_additive(one.effect.kind, predicted)
+            found.append(Found(selection, one, self.costs.of(one.plan), number, shown))
+        return found
 
     def _near(self, one: Measured, measured: Sequence[Measured]) -> list[ConvReplacement]:
         whole = one.site.conv.parameters

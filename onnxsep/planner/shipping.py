@@ -14,7 +14,7 @@ from onnxsep.planner.quantized import Quantized, Shipped
 from onnxsep.planner.report import PlannedLatency, PlannedQuantization, PlanReport
 from onnxsep.planner.search import Found, Round, Search
 from onnxsep.planner.targets import Budget
-from onnxsep.planner.timings import Timings, whole_ratio
+from onnxsep.planner.timings import Timer, Timings
 
 _TRIES = 3  # of a plan whose quantised file is larger than was counted
 _SPARE = 0.002  # of a size: biases that a correction adds are not counted beforehand
@@ -67,7 +67,9 @@ def best_plan(
     return Best(())
 
 
-def latency_report(model: Model, best: Best, timings: Timings | None, options: PlanOptions) -> PlannedLatency | None:
+def latency_report(
+    model: Model, best: Best, timings: Timings | None, options: PlanOptions, timer: Timer
+) -> PlannedLatency | None:
     """The promise, and what the whole takes where times are those of this machine; None where time is no budget."""
     if timings is None or best.found is None:
         return None
@@ -84,7 +86,7 @@ def latency_report(model: Model, best: Best, timings: Timings | None, options: P
     if options.latency_from is not None:
         return found
     made = best.found.carried.model if best.shipped is None else best.shipped.model
-    ratio, spread = whole_ratio(model, made, options.run_with, options.shapes, options.cache, options.teller)
+    ratio, spread = timer.ratio(model, made, options.run_with, options.shapes, options.cache, options.teller)
     return found.model_copy(update={"measured": ratio, "measured_error": spread})
 
 

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxsep.engine.replacements import ConvReplacement
@@ -14,8 +14,8 @@ from onnxsep.errors import OptionError, UnsupportedModelError
 from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress, announce
+from onnxsep.planner.cache import Cache
 from onnxsep.planner.latency import AS_IT_IS, CPU, FormLatency, Latencies, latencies, ratio_of, this_machine
-from onnxsep.planner.latency_cache import LatencyCache
 from onnxsep.planner.latency_file import latencies_from
 from onnxsep.planner.latency_times import FormTime
 from onnxsep.planner.options import PlanOptions
@@ -107,6 +107,24 @@ class Timings:
         return self.whole + sum(map(self.change, rows))
 
 
+@dataclass(frozen=True)
+class Timer:
+    """Who measures times: this process, or what has it done elsewhere.
+
+    Attributes:
+        latencies: As :func:`onnxsep.planner.latency.latencies`.
+        whole: As :func:`whole_ratio`; None: that.
+    """
+
+    latencies: Callable[..., Latencies] = latencies
+    whole: Callable[..., tuple[float, float]] | None = None
+
+    @property
+    def ratio(self) -> Callable[..., tuple[float, float]]:
+        """Times whole models side by side."""
+        return self.whole or whole_ratio
+
+
 def timings_for(
     model: Model,
     sites: Sites,
@@ -114,6 +132,7 @@ def timings_for(
     scratch: str | None,
     progress: Progress | None,
     quantized: Quantized | None = None,
+    timer: Timer | None = None,
 ) -> Timings | None:
     """What a plan with these options knows of times; None where no budget asks for them.
 
@@ -124,6 +143,7 @@ def timings_for(
         scratch: Where measurements are kept if no cache is named.
         progress: Told of what is measured.
         quantized: What quantises models before they are timed.
+        timer: Measures; None: this process.
     """
     kinds = {one.kind for one in options.targets}
     kept = scratch if options.cache is None else options.cache
@@ -135,12 +155,14 @@ def timings_for(
     def find(rows: Sequence[ConvReplacement]) -> Latencies:
         if options.latency_from is not None:
             return latencies_from(options.latency_from, model, sites, rows, then.name)
-        cache = None if kept is None else Path(kept)
+        cache, clock = None if kept is None else Path(kept), timer or Timer()
         shapes, runtime = options.shapes, options.run_with
-        found = latencies(model, sites, rows, runtime, input_shapes=shapes, cache=cache, then=then, progress=progress)
+        found = clock.latencies(
+            model, sites, rows, runtime, input_shapes=shapes, cache=cache, then=then, progress=progress
+        )
         if quantized is None:
             return found
-        share, error = whole_ratio(model, quantized.source.model, runtime, shapes, cache, progress)
+        share, error = clock.ratio(model, quantized.source.model, runtime, shapes, cache, progress)
         return replace(found, share=share, share_error=error)
 
     return Timings(find, keep_slower=bool(kinds & {"params", "size"}))
@@ -175,7 +197,7 @@ def whole_ratio(
         FeedError: Inputs cannot be made for them.
         UnsupportedModelError: The runtime cannot run one.
     """
-    kept = None if cache is None else LatencyCache(Path(cache))
+    kept = None if cache is None else Cache(Path(cache))
     shapes = {name: list(shape) for name, shape in input_shapes.items()}
     about = {"shapes": shapes, "model": key_of(source), "made": key_of(made), "schema": 1}
     about["machine"] = this_machine(runtime).model_dump()

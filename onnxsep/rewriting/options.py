@@ -19,6 +19,7 @@ from onnxsep.options.sizes import bytes_of
 from onnxsep.options.specs import Options, option, record, specs_of
 from onnxsep.planner.budget_options import Quantizing, Timed
 from onnxsep.planner.which_layers import CONVS, WhichLayers
+from onnxsep.planner.working import Working
 from onnxsep.running.options import Opening, Shaped, Telling, Verifying
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Forms(Options):
 
 
 @record
-class RewriteOptions(Quantizing, Timed, WhichLayers, Forms, Verifying, Preprocessed):
+class RewriteOptions(Quantizing, Timed, WhichLayers, Forms, Verifying, Preprocessed, Working):
     """What ``rewrite`` is asked for."""
 
     data: Source | Dataset | None = option(
@@ -210,6 +211,8 @@ class RewriteOptions(Quantizing, Timed, WhichLayers, Forms, Verifying, Preproces
             )
         if self.memory_limit is not None:
             bytes_of("memory_limit", self.memory_limit)
+        if not self.target and (given := self.working_given()):
+            raise OptionError(f"{spelled(given[0])} is for {spelled('target')}, such as params=0.4, and there is none")
         self.choice.check(self.fitting(None), images=self.preprocessing is not None)
 
     def role(self, name: str) -> Literal["read", "written", "unused"]:
