@@ -171,6 +171,19 @@ class EffectReport(Record):
         return f"KL {value:.3g}" if self.kind == "kl" else f"relative error {value:.3g}"
 
 
+class Paired(Record):
+    """The difference of two shares on the same samples."""
+
+    difference: float
+    """This model's share less the first model's."""
+    standard_error: float
+    """Of the difference, from the outcomes of each sample: they are paired, so it is less than for two data sets."""
+    won: int
+    """Samples that this model has right and the first one wrong."""
+    lost: int
+    """Samples that this model has wrong and the first one right."""
+
+
 class MissedLimit(Record):
     """A limit that a result has missed; nothing was written then."""
 
