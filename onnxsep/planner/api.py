@@ -4,15 +4,14 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnxsep.calibration.api import Fitting, opened
-from onnxsep.calibration.walk import CalibrationOptions
 from onnxsep.data import Dataset, Preprocessing
 from onnxsep.engine.sites import Sites, find_sites
-from onnxsep.errors import OptionError, TargetError, spelled
+from onnxsep.errors import OptionError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.model.files import printable
 from onnxsep.model.io import AnyModel, Model, load
@@ -24,19 +23,23 @@ from onnxsep.planner.carrying_out import Costs
 from onnxsep.planner.evidence import evidence
 from onnxsep.planner.forms import forms
 from onnxsep.planner.frontier import Frontier, frontier
+from onnxsep.planner.judging import Judge, planning_data
 from onnxsep.planner.measuring import Measured
+from onnxsep.planner.meeting import Meeting
 from onnxsep.planner.options import PlanOptions
 from onnxsep.planner.output_distance import Effect, from_additive
+from onnxsep.planner.peak_memory import PeakMemory
 from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.planner.planning_data import PlanningData
+from onnxsep.planner.refusing import loses_too_much, too_small
 from onnxsep.planner.report import PlannedLatency, PlanReport, RoundReport, TargetReport
 from onnxsep.planner.rows import layer_rows, layers_to_plan
 from onnxsep.planner.search import Found, Round, Search
-from onnxsep.planner.selection import least
-from onnxsep.planner.targets import Target, as_target, shown_amount
+from onnxsep.planner.targets import Target
 from onnxsep.planner.timings import Timings, scratch_for, timings_for, whole_ratio
 from onnxsep.reporting.model_info import model_info
 from onnxsep.running.feeds import check_input_shapes
+from onnxsep.running.sizes import find_sizes
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,6 +51,8 @@ class PlanResult:
     reads: Reads = NOTHING
     frontier: Frontier | None = None
     frontier_folder: Path | None = None
+    judge: Judge | None = None
+    """What says whether a model loses too much, where that was asked."""
 
     def __repr__(self) -> str:
         return f"<PlanResult: {self.report.summary()}>"
@@ -99,11 +104,13 @@ def plan(model: AnyModel, options: PlanOptions) -> PlanResult:
     )
     dataset = opened(fitting, source, options.run_with).data
     assert isinstance(dataset, Dataset)
-    calibration = CalibrationOptions(positions=options.positions, seed=options.seed)
-    data = PlanningData.of(dataset, options.samples, calibration, options.run_with)
+    data, judge = planning_data(source, dataset, options)
+    memory = None
+    if any(one.kind == "ram" for one in options.targets):
+        memory = PeakMemory(sites, find_sizes(source, options.shapes, options.run_with))
     with scratch_for(options) as scratch:
         timings = timings_for(source, sites, options, scratch, options.teller)
-        return _Planner(source, sites, modes, data, options, reads, started, timings).run()
+        return _Planner(source, sites, modes, data, options, reads, started, timings, judge, memory).run()
 
 
 class _Planner:
@@ -119,9 +126,14 @@ class _Planner:
         reads: Reads,
         started: float,
         timings: Timings | None,
+        judge: Judge | None,
+        memory: PeakMemory | None,
     ) -> None:
         self._model, self._sites, self._data, self._options = model, sites, data, options
-        self._reads, self._started, self._timings = reads, started, timings
+        self._reads, self._started, self._timings, self._judge = reads, started, timings, judge
+        for one in options.targets:
+            if memory is not None and one.kind == "ram":
+                memory.keep_within(one.amount(memory.source))
         layers, self._reasons = layers_to_plan(sites, options)
         self._search = Search(
             model,
@@ -134,6 +146,7 @@ class _Planner:
             options.round_ranks,
             options.teller,
             timings,
+            memory,
         )
         unknown = Costs(model, sites).unknown_macs
         if unknown and any(one.kind == "macs" for one in options.targets):
@@ -147,19 +160,44 @@ class _Planner:
         measured = self._search.alone()
         self._source = self._search.costs.source  # now that times are known
         self._budgets = {one.kind: one.amount(self._source[one.kind]) for one in self._options.targets}
+        if self._judge is not None:
+            return self._meeting(measured, self._judge)
         rounds = list(self._search.rounds(measured, self._budgets, self._options.rounds))
         if not rounds:
-            raise self._too_small(measured)
+            raise too_small(self._report(measured, None, [], {}))
         best = min((one.found for one in rounds), key=lambda one: one.carried.effect.value)
-        count = Counter[Place]()
-        for one in rounds:
-            count.update({place: len(several) - 1 for place, several in one.measured.items()})
-        report = self._report(measured, best, rounds, count)
+        report = self._report(measured, best, rounds, _count([one.measured for one in rounds]))
+        return self._result(measured, best, rounds[0].found, report)
+
+    def _meeting(self, measured: Mapping[Place, Sequence[Measured]], judge: Judge) -> PlanResult:
+        """The cheapest plan that does not lose too much."""
+        kind = self._options.targets[0].kind
+        meeting = Meeting(self._search, judge, kind, self._budgets, self._data.all_samples, self._options.rounds)
+        taken = meeting.run(measured)
+        if not meeting.tries:
+            raise too_small(self._report(measured, None, [], {}))
+        count = _count(one.candidates for one in meeting.tries)
+        tries = tuple(meeting.reports(taken))
+        if taken is None:
+            nearest = meeting.nearest.verdict or meeting.nearest.losses
+            report = self._report(measured, None, [], count)
+            needed = meeting.needed(measured) if report.targets[0].target else None
+            report = report.model_copy(update={"losses": judge.report(nearest), "tries": tries})
+            raise loses_too_much(report, judge, nearest, needed)
+        best = taken.found_as_written
+        report = self._report(measured, best, [Round(best, taken.candidates)], count)
+        report = report.model_copy(update={"losses": judge.report(taken.verdict), "tries": tries})
+        return self._result(measured, best, meeting.tries[0].found, report)
+
+    def _result(
+        self, measured: Mapping[Place, Sequence[Measured]], best: Found, first: Found, report: PlanReport
+    ) -> PlanResult:
         if self._options.frontier is None:
-            return PlanResult(self._file(best, report), report, self._reads)
-        curve = self._frontier(measured, rounds[0].found, report)
+            return PlanResult(self._file(best, report), report, self._reads, judge=self._judge)
+        curve = self._frontier(measured, first, report)
         report = report.model_copy(update={"frontier": curve.points})
-        return PlanResult(self._file(best, report), report, self._reads, curve, Path(self._options.frontier))
+        folder = Path(self._options.frontier)
+        return PlanResult(self._file(best, report), report, self._reads, curve, folder, self._judge)
 
     def _frontier(self, measured: Mapping[Place, Sequence[Measured]], first: Found, report: PlanReport) -> Frontier:
         target, summed, whole = report.targets[0], first.predicted, first.carried.effect.value
@@ -167,18 +205,6 @@ class _Planner:
         return frontier(
             self._search, measured, target.kind, target.least, first.carried.effect.kind, scale, self._budgets
         )
-
-    def _too_small(self, measured: Mapping[Place, Sequence[Measured]]) -> TargetError:
-        report = self._report(measured, None, [], {})
-        words = [
-            f"{one.target} allows {shown_amount(one.kind, one.allowed)} of {shown_amount(one.kind, one.before)}, and"
-            f" the least that can be had is {shown_amount(one.kind, one.least)}"
-            f" ({spelled('target')} {as_target(one.kind, one.least, one.before)})"
-            for one in report.targets
-            if one.least > one.allowed
-        ]
-        together = f"no choice keeps within {' and '.join(one.target for one in report.targets)} together"
-        return TargetError(f"{'; '.join(words) or together}; nothing was written", report)
 
     def _report(
         self,
@@ -189,6 +215,8 @@ class _Planner:
     ) -> PlanReport:
         divided, dataset = self._data.divided, self._data.dataset
         used = sorted({*divided.fitted, *divided.measured})
+        if self._judge is not None:
+            used = sorted({*used, *self._judge.choosing, *self._judge.held})
         return PlanReport(
             source=model_info(self._model),
             options=self._options.as_json(model=self._model),
@@ -239,8 +267,7 @@ class _Planner:
 
     def _target(self, target: Target, measured: Mapping[Place, Sequence[Measured]], best: Found | None) -> TargetReport:
         before, kind = self._source[target.kind], target.kind
-        layers = list(measured.values())
-        smallest = before + least(layers, kind) - sum(least([layer[:1]], kind) for layer in layers)
+        smallest = self._search.smallest(kind, measured)
         after = None if best is None else best.costs[kind]
         return TargetReport(
             kind=kind,
@@ -256,7 +283,16 @@ class _Planner:
         shown = {one.site.place: Effect(kind, from_additive(kind, one.effect), 0) for one in best.selection.chosen}
         notes = {
             one.site.place: f"{shown[one.site.place]} alone, held-out error {one.held_out:.3f}"
+            + (f" (those of {one.instead})" if one.instead else "")
             for one in best.selection.chosen
             if one.row is not None
         }
         return plan_of(self._model, best.carried.plan, {}, notes, evidence(report))
+
+
+def _count(measured: Iterable[Mapping[Place, Sequence[Measured]]]) -> Mapping[Place, int]:
+    """How many candidates were measured of each layer, in several rounds."""
+    count = Counter[Place]()
+    for one in {id(one): one for one in measured}.values():
+        count.update({place: len(several) - 1 for place, several in one.items()})
+    return count

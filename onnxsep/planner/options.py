@@ -13,13 +13,14 @@ from onnxsep.model.paths import DATA
 from onnxsep.options.lazy import lazy
 from onnxsep.options.proposals import MODES, TARGETS
 from onnxsep.options.specs import option, record
+from onnxsep.planner.losing_options import Losing
 from onnxsep.planner.which_layers import WhichLayers
 from onnxsep.running.options import Running, Seeded, Shaped, Telling
 
 if TYPE_CHECKING:
     from onnxsep.data import Dataset, Source
     from onnxsep.modes import BlockMode, Mode
-    from onnxsep.planner.targets import Target
+    from onnxsep.planner.targets import LossTarget, Target
 else:
     __getattr__, __dir__ = lazy(
         __name__, {"onnxsep.data": ("Dataset", "Source"), "onnxsep.modes": ("BlockMode", "Mode")}
@@ -30,7 +31,7 @@ LATENCY = "Latency"
 
 
 @record
-class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
+class PlanOptions(WhichLayers, Running, Shaped, Losing, Preprocessed, Seeded, Telling):
     """What ``plan`` is asked for."""
 
     target: str | Sequence[str] = option(
@@ -38,10 +39,13 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
         typed=list[str],
         proposed=TARGETS,
         help="A budget: params=0.4, macs=0.5 (shares of the whole model's, or whole numbers), size=0.3, size=80kB (of"
-        " the file), latency=0.6, latency=5ms; several will do.",
-        doc='what the rewritten model may cost: "params=0.4", "macs=0.5", "size=0.3", "size=80kB", "latency=0.6",'
-        ' "latency=5ms"; a fraction with a point is a share of the whole model\'s, an integer a number. Several are all'
-        " kept.",
+        " the file), latency=0.6, latency=5ms, ram=0.7; or what may be lost, for the cheapest model: drop=1,"
+        " error=0.05, kl=0.02; several will do.",
+        doc='what the rewritten model may cost: "params=0.4", "macs=0.5", "size=0.3", "size=80kB" (of the file),'
+        ' "latency=0.6", "latency=5ms", "ram=0.7" (peak activation memory); a fraction with a point is a share of the'
+        ' whole model\'s, an integer a number. Or what it may lose: "drop=1" (points of accuracy), "error=0.05"'
+        ' (relative, of the worst output), "kl=0.02" (classifiers): then it is the cheapest model, of the first budget,'
+        " else of parameters, whose measured loss is no more. Several are all kept.",
     )
     data: Source | Dataset = option(
         group=DATA_GROUP,
@@ -125,6 +129,7 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
         if not self.targets:
             raise OptionError(f"{spelled('target')} is missing: what the model may cost, such as params=0.4")
         forms(self.modes)
+        self.check_losing(self.losses, planned=True)
         given = [name for name in ("latency_from", "cache") if getattr(self, name) is not None]
         if given and not self.times:
             raise OptionError(f"{spelled(given[0])} is for {spelled('target')} latency=, such as latency=0.6")
@@ -138,7 +143,20 @@ class PlanOptions(WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling):
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """The budgets."""
+        """The budgets; where there is only what may be lost, that of all parameters."""
+        from onnxsep.planner.targets import budgets_of
+
+        return budgets_of(self._asked)
+
+    @property
+    def losses(self) -> tuple[LossTarget, ...]:
+        """What may be lost."""
+        from onnxsep.planner.targets import losses_of
+
+        return losses_of(self._asked)
+
+    @property
+    def _asked(self) -> tuple[Target | LossTarget, ...]:
         from onnxsep.planner.targets import parse_targets
 
         return parse_targets([self.target] if isinstance(self.target, str) else self.target)

@@ -12,10 +12,12 @@ from onnxsep.modes.base import Mode
 from onnxsep.options.progress import Progress
 from onnxsep.planner.carrying_out import Carried, Costs, carry_out, plan_of_choice
 from onnxsep.planner.effects import EffectWalk
+from onnxsep.planner.filling import filled
 from onnxsep.planner.grid import candidates
 from onnxsep.planner.measuring import Dense, Measured, Samples, measure
 from onnxsep.planner.output_distance import from_additive
-from onnxsep.planner.selection import COSTS, Selection, select
+from onnxsep.planner.peak_memory import PeakMemory
+from onnxsep.planner.selection import COSTS, Selection, least, select
 from onnxsep.planner.targets import Budget
 from onnxsep.planner.timings import Rows, Timings
 
@@ -79,6 +81,7 @@ class Search:
         round_ranks: As for ``onnxsep.rewrite``.
         progress: Told how far it is.
         timings: What forms take, where that is a budget.
+        memory: What forms need for activations, where that is a budget.
     """
 
     model: Model
@@ -91,11 +94,12 @@ class Search:
     round_ranks: int = 0
     progress: Progress | None = None
     timings: Timings | None = None
+    memory: PeakMemory | None = None
 
     @property
     def costs(self) -> Costs:
         """What plans cost as a whole."""
-        return Costs(self.model, self.sites, self.timings)
+        return Costs(self.model, self.sites, self.timings, self.memory)
 
     def alone(self) -> dict[Place, list[Measured]]:
         """The first round: every candidate of the grid with all other layers as they are."""
@@ -120,7 +124,7 @@ class Search:
             rows, reasons = self.timings.usable(rows)
             if around is None:
                 self.reasons.update(reasons)
-        return measure(
+        found = measure(
             self.model,
             self.sites,
             rows,
@@ -130,6 +134,7 @@ class Search:
             latency=latency or (lambda _: 0),
             progress=self.progress,
         )
+        return found if self.memory is None else self.memory.added(found)
 
     def rounds(
         self, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int], more: int
@@ -141,8 +146,14 @@ class Search:
         selection = self.choose(measured, budgets)
         if selection is None:
             return
-        best = self.carry_out(selection, 1, selection.effect)
+        best = self.carry_out(self.filled(selection, budgets), 1, selection.effect)
         yield Round(best, measured)
+        yield from self.rounds_from(best, measured, budgets, more)
+
+    def rounds_from(
+        self, best: Found, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int], more: int
+    ) -> Iterator[Round]:
+        """The further rounds, around a plan that was carried out."""
         for number in range(2, more + 2):
             if best.carried.effect.value == 0:
                 return
@@ -167,7 +178,7 @@ class Search:
             if chosen is None or any(_alike(chosen.chosen, other) for other in seen):
                 continue
             seen.append(chosen.chosen)
-            yield chosen, number, _predicted(best, around, chosen)
+            yield self.filled(chosen, budgets), number, predicted(best, around, chosen)
 
     def choose(
         self,
@@ -188,6 +199,8 @@ class Search:
         layers = list(measured.values())
         alone = {name: sum(COSTS[name](layer[0]) for layer in layers) for name in budgets}
         room: dict[Budget, float] = {name: most - counted.source[name] + alone[name] for name, most in budgets.items()}
+        if self.memory is not None and "ram" in budgets:
+            room["ram"] = budgets["ram"]  # of each alone
         for _ in range(_TRIES):
             selection = select(layers, room, before, changes)
             if selection is None:
@@ -198,6 +211,24 @@ class Search:
                 return selection
             room = {name: most - over.get(name, 0) for name, most in room.items()}
         return None
+
+    def smallest(self, kind: Budget, measured: Mapping[Place, Sequence[Measured]]) -> int:
+        """The least of one kind of cost that plans can have."""
+        layers = list(measured.values())
+        if kind == "ram" and self.memory is not None:
+            return max(self.memory.others(self.layers), least(layers, kind))
+        return self.costs.source[kind] + least(layers, kind) - sum(least([layer[:1]], kind) for layer in layers)
+
+    def filled(self, selection: Selection, budgets: Mapping[Budget, int]) -> Selection:
+        """A choice that uses what is left of a budget of bytes; forms that were not timed cannot be had for it."""
+        if self.timings is not None:
+            return selection
+
+        def costs(chosen: Sequence[Measured]) -> Mapping[Budget, int]:
+            return counted.of(plan_of_choice(self.sites, chosen, self.reasons))
+
+        counted = self.costs
+        return filled(selection, budgets, costs, self.round_ranks)
 
     def carry_out(self, selection: Selection, number: int, predicted: float) -> Found:
         """Fit a choice and measure it; ``predicted`` is the sum of what adds up."""
@@ -223,8 +254,14 @@ def _alike(one: Sequence[Measured], other: Sequence[Measured]) -> bool:
     return all(any(now.is_like(then) for then in other) for now in one)
 
 
-def _predicted(best: Found, around: Mapping[Place, Sequence[Measured]], chosen: Selection) -> float:
-    """The effect of a plan, and what each change of it adds."""
+def predicted(best: Found, around: Mapping[Place, Sequence[Measured]], chosen: Selection) -> float:
+    """The effect of a plan, and what each change of it adds.
+
+    Args:
+        best: The plan.
+        around: Candidates that were measured around it.
+        chosen: The plan with its changes.
+    """
     before = sum(
         now.effect for one in best.selection.chosen for now in around.get(one.site.place, ()) if now.is_like(one)
     )

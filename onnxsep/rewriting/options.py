@@ -16,6 +16,7 @@ from onnxsep.options.patterns import as_patterns
 from onnxsep.options.proposals import MODES, TARGETS
 from onnxsep.options.sizes import bytes_of
 from onnxsep.options.specs import Options, option, record, specs_of
+from onnxsep.planner.losing_options import Losing
 from onnxsep.planner.which_layers import CONVS, WhichLayers
 from onnxsep.running.options import Opening, Shaped, Telling, Verifying
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from onnxsep.engine import planning
     from onnxsep.modes import BlockMode, Mode
     from onnxsep.planner.plan_file import PlanFile
+    from onnxsep.planner.targets import LossTarget
     from onnxsep.rewriting.choosing import Choice
 else:
     __getattr__, __dir__ = lazy(
@@ -119,7 +121,7 @@ class Forms(Options):
 
 
 @record
-class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
+class RewriteOptions(WhichLayers, Forms, Losing, Verifying, Preprocessed):
     """What ``rewrite`` is asked for."""
 
     data: Source | Dataset | None = option(
@@ -204,6 +206,7 @@ class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
         super().check()
         if self.memory_limit is not None:
             bytes_of("memory_limit", self.memory_limit)
+        self.check_losing(self._losses, planned=bool(self.target))
         self.choice.check(self.fitting(None), images=self.preprocessing is not None)
 
     def role(self, name: str) -> Literal["read", "written", "unused"]:
@@ -230,6 +233,12 @@ class RewriteOptions(WhichLayers, Forms, Verifying, Preprocessed):
             memory=None if self.memory_limit is None else bytes_of("memory_limit", self.memory_limit),
             dry_run=self.dry_run,
         )
+
+    @property
+    def _losses(self) -> tuple[LossTarget, ...]:
+        from onnxsep.planner.targets import losses_of, parse_targets
+
+        return losses_of(parse_targets([self.target] if isinstance(self.target, str) else self.target))
 
     @cached_property
     def choice(self) -> Choice:
