@@ -26,7 +26,7 @@ _FEWER = 0.6  # of the cost of a plan: cheaper ones around it are not sought
 _ENOUGH = 1.015  # between what is too little and what will do
 _STEPS = 40  # choices, of which many are known already
 _EDGE = 0.12  # of an interval: so far from its ends the next budget lies
-_STRICTER = (1.0, 0.8, 0.55, 0.3)  # of what may be lost: after a verdict that was no, the choice must be surer
+_STRICTER = (1.0, 0.85, 0.7, 0.5)  # of what may be lost: after a verdict that was no, the choice must be surer
 _DEARER = (0.25, 0.6)  # of the way to the whole budget
 _MARGIN = 0.95  # of a distance of outputs that may be lost: what a plan is chosen for
 Candidates = Mapping[Place, Sequence[Measured]]
@@ -220,7 +220,7 @@ class Meeting:
             found = self._cheapest(margin, last)
             if found is None and last is not None:
                 self._dearer(measured, last)
-                found = self._cheapest(margin, last)
+                found = self._cheapest(margin, last) or self._surest(last)
             if found is not None:
                 last = found
                 yield found
@@ -236,6 +236,16 @@ class Meeting:
             if self._cost(one) >= least and self._excess(one.losses, choosing=True) <= math.log(margin)
         )
         return min(enough, key=self._cost, default=None)
+
+    def _surest(self, last: Tried) -> Tried | None:
+        """The plan that loses least of those that are dearer and lose less."""
+        excess = self._excess(last.losses, choosing=True)
+        dearer = [
+            one
+            for one in self.tries
+            if self._cost(one) > self._cost(last) and self._excess(one.losses, choosing=True) < excess
+        ]
+        return min(dearer, key=lambda one: self._excess(one.losses, choosing=True), default=None)
 
     def _dearer(self, measured: Candidates, last: Tried) -> None:
         """Carry out a few plans between one and the whole budget."""

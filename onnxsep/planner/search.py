@@ -216,7 +216,7 @@ class Search:
         """The least of one kind of cost that plans can have."""
         layers = list(measured.values())
         if kind == "ram" and self.memory is not None:
-            return max(self.memory.others(self.layers), least(layers, kind))
+            return max(self.memory.others([layer[0].site for layer in layers]), least(layers, kind))
         return self.costs.source[kind] + least(layers, kind) - sum(least([layer[:1]], kind) for layer in layers)
 
     def filled(self, selection: Selection, budgets: Mapping[Budget, int]) -> Selection:
