@@ -11,7 +11,6 @@ from onnxsep.options.lazy import lazy
 from onnxsep.options.specs import option, record
 
 if TYPE_CHECKING:
-    from onnxsep.planner.targets import LossTarget
     from onnxsep.running.metric import Metric
 else:
     __getattr__, __dir__ = lazy(__name__, {"onnxsep.running.metric": ("Metric",)})
@@ -31,17 +30,19 @@ class Losing(Labelled):
         " with a layer replaced, and ``drop=`` counts in it.",
     )
 
-    def check_losing(self, losses: Sequence[LossTarget], *, planned: bool) -> None:
+    def check_losing(self, target: str | Sequence[str]) -> None:
         """Refuse options about a loss where none is asked for.
 
         Args:
-            losses: What may be lost.
-            planned: Whether a plan is made.
+            target: What a plan is to reach; nothing where none is made.
 
         Raises:
             OptionError: One of them would do nothing.
         """
-        if self.metric is not None and not planned:
+        from onnxsep.planner.targets import losses_of, parse_targets
+
+        losses = losses_of(parse_targets([target] if isinstance(target, str) else target))
+        if self.metric is not None and not target:
             raise OptionError(f"{spelled('metric')} is for {spelled('target')}, which chooses by it")
         accuracy = any(one.kind == "drop" for one in losses)
         if self.labels is not None and not accuracy and self.metric is None:

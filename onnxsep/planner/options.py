@@ -129,7 +129,7 @@ class PlanOptions(WhichLayers, Running, Shaped, Losing, Preprocessed, Seeded, Te
         if not self.targets:
             raise OptionError(f"{spelled('target')} is missing: what the model may cost, such as params=0.4")
         forms(self.modes)
-        self.check_losing(self.losses, planned=True)
+        self.check_losing(self.target)
         given = [name for name in ("latency_from", "cache") if getattr(self, name) is not None]
         if given and not self.times:
             raise OptionError(f"{spelled(given[0])} is for {spelled('target')} latency=, such as latency=0.6")

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from onnxsep.engine import planning
     from onnxsep.modes import BlockMode, Mode
     from onnxsep.planner.plan_file import PlanFile
-    from onnxsep.planner.targets import LossTarget
     from onnxsep.rewriting.choosing import Choice
 else:
     __getattr__, __dir__ = lazy(
@@ -206,7 +205,7 @@ class RewriteOptions(WhichLayers, Forms, Losing, Verifying, Preprocessed):
         super().check()
         if self.memory_limit is not None:
             bytes_of("memory_limit", self.memory_limit)
-        self.check_losing(self._losses, planned=bool(self.target))
+        self.check_losing(self.target)
         self.choice.check(self.fitting(None), images=self.preprocessing is not None)
 
     def role(self, name: str) -> Literal["read", "written", "unused"]:
@@ -233,12 +232,6 @@ class RewriteOptions(WhichLayers, Forms, Losing, Verifying, Preprocessed):
             memory=None if self.memory_limit is None else bytes_of("memory_limit", self.memory_limit),
             dry_run=self.dry_run,
         )
-
-    @property
-    def _losses(self) -> tuple[LossTarget, ...]:
-        from onnxsep.planner.targets import losses_of, parse_targets
-
-        return losses_of(parse_targets([self.target] if isinstance(self.target, str) else self.target))
 
     @cached_property
     def choice(self) -> Choice:
