@@ -81,7 +81,7 @@ def show_drop(network: Network, images: Cifar, seed: int, points: float, modes: 
             seed=seed,
             runtime=ONE_THREAD,
             verify="none",
-            **_only(modes),
+            mode=modes[0] if modes else None,
         )
     except TargetError as error:
         print(f"seed {seed}: {error}")
@@ -99,10 +99,6 @@ def show_drop(network: Network, images: Cifar, seed: int, points: float, modes: 
         f" {len(planned.tries)} plans carried out, {time.process_time() - started:.0f} CPU s",
         flush=True,
     )
-
-
-def _only(modes: list[str]) -> dict[str, str]:
-    return {"mode": modes[0]} if modes else {}
 
 
 def main() -> None:

@@ -27,9 +27,9 @@ from onnxsep.planner.targets import CHEAPEST, LossTarget, Target, as_loss_target
 from onnxsep.rewriting.report import RewriteReport
 from onnxsep.running.sizes import find_sizes, peak_activation_bytes
 
-X = images(120, (3, 8, 8))
+X = images(60, (3, 8, 8))
 Y = outputs(MODEL, {"x": X})["y"].argmax(axis=1)  # the model is right about all of them
-FEW = slice(0, 24)
+FEW = slice(0, 20)
 QUICK: dict[str, Any] = {"positions": 4, "rounds": 0, "runtime": ONE_THREAD, "modes": ["spatial"]}
 REWRITTEN: dict[str, Any] = {"positions": 4, "runtime": ONE_THREAD, "mode": "spatial"}
 
@@ -124,25 +124,23 @@ def test_the_model_that_is_written_keeps_to_it_on_samples_that_nothing_has_seen(
 
 def test_the_figure_is_that_of_the_definition() -> None:
     """On data that hold the samples of the verdict alone, whatever their order."""
-    targets = ["error=0.5", "kl=0.5", "drop=50"]
-    made = onnxsep.rewrite(MODEL, target=targets, data={"x": X, "y": Y}, **REWRITTEN)
-    planned = made.report.planning
-    assert planned is not None
-    judged = plan(targets).judge
-    assert judged is not None
-    held = list(judged.held)
-    wanted = losing(outputs(MODEL, {"x": X[held]}), outputs(made.proto, {"x": X[held]}))
-    for loss in planned.losses:
-        assert loss.measured is not None
-        assert loss.measured.value == pytest.approx(wanted[loss.kind], rel=1e-3, abs=1e-9)
-        assert loss.measured.samples == len(held)
+    made = plan(["error=0.5", "kl=0.5", "drop=50"])
+    judge = made.judge
+    assert judge is not None
+    held = list(judge.held)
+    data = X[[index for index in range(len(X)) if index not in held]]
+    done = onnxsep.rewrite(MODEL, plan=made.plan, data=data, positions=4, runtime=ONE_THREAD)
+    wanted = losing(outputs(MODEL, {"x": X[held]}), outputs(done.proto, {"x": X[held]}))
+    for loss in judge.verdict(done.model):
+        assert loss.value == pytest.approx(wanted[loss.kind], rel=1e-3, abs=1e-9)
+        assert loss.samples == len(held)
 
 
 @pytest.mark.parametrize("target", ["drop=5", "error=0.1"])
 def test_the_verdict_is_on_samples_that_are_neither_fitted_nor_chosen_by(target: str) -> None:
     judge = plan(target).judge
     assert judge is not None
-    assert len(judge.held) == (60 if "drop" in target else 24)
+    assert len(judge.held) == (30 if "drop" in target else 12)
     assert not set(judge.held) & set(judge.choosing)
     assert set(judge.held) <= set(judge.asked.data.reserved)
     assert not set(judge.held) & set(judge.asked.data.sample(None))
@@ -203,21 +201,20 @@ def test_what_cannot_be_met_is_not_written_and_the_nearest_is_said(tmp_path: Pat
 
 def test_targets_that_exclude_each_other_are_one_error() -> None:
     with pytest.raises(
-        TargetError, match=r"params=0\.4 and error=0\.01 exclude each other: the nearest plan"
+        TargetError, match=r"params=0\.4 and error=0\.06 exclude each other: the nearest plan"
     ) as caught:
-        plan(["params=0.4", "error=0.01"])
+        plan(["params=0.4", "error=0.06"])
     assert "\n" not in str(caught.value)
     report = caught.value.report
-    assert report.losses[0].measured.value > 0.01
+    assert report.losses[0].measured.value > 0.06
     assert all(one.cost <= report.targets[0].allowed for one in report.tries)
-    with pytest.raises(TargetError, match=r"params=0\.4 and error=0\.06 .* error=0\.06 needs about params=0"):
-        plan(["params=0.4", "error=0.06"])
+    assert "error=0.06 needs about params=0" in str(caught.value)
     with pytest.raises(TargetError, match="the least that can be had is"):
         plan(["params=0.05", "error=0.5"])
 
 
 def test_losses_need_labels_and_scores() -> None:
-    with pytest.raises(DataError, match="drop= needs labels"):
+    with pytest.raises(DataError, match="has no labels, which are needed here"):
         plan("drop=1", data={"x": X})
     with pytest.raises(DataError, match="the label of sample"):
         plan("drop=1", data={"x": X, "y": Y + 50})
@@ -332,17 +329,17 @@ def test_memory_with_other_targets() -> None:
 # ---------------------------------------------------------------- a file that is filled
 
 
-@pytest.mark.parametrize("share", [0.66, 0.71, 0.83])
+@pytest.mark.parametrize("share", [0.71, 0.86])
 def test_a_file_is_at_most_as_large_as_asked_for_and_nearly_so(share: float, tmp_path: Path) -> None:
     onnx.save(
         block(w1=(16, 3, 3, 3), b1=(16,), w2=(16, 16, 3, 3), w3=(16, 16, 3, 3), w4=(8, 16, 1, 1)), tmp_path / "m.onnx"
     )
     whole = (tmp_path / "m.onnx").stat().st_size
-    made = onnxsep.rewrite(tmp_path / "m.onnx", target=f"size={share}", data=X[FEW], **REWRITTEN)
+    planned = plan(f"size={share}", tmp_path / "m.onnx", data=X[FEW], only="conv_c")
+    made = onnxsep.rewrite(tmp_path / "m.onnx", plan=planned.plan, data=X[FEW], positions=4, runtime=ONE_THREAD)
     size = made.save(tmp_path / "o.onnx").size_bytes
     assert 0.97 * share * whole <= size <= share * whole
-    assert made.report.planning is not None
-    assert made.report.planning.targets[0].after == size == (tmp_path / "o.onnx").stat().st_size
+    assert planned.report.targets[0].after == size == (tmp_path / "o.onnx").stat().st_size
 
 
 # ---------------------------------------------------------------- a metric

@@ -75,15 +75,10 @@ def activation_memory(light: onnx.ModelProto, idle: Collection[int] = ()) -> Act
 
 
 def live_bytes(light: onnx.ModelProto, idle: Collection[int] = (), enough: int = 0) -> dict[str, int] | None:
-    """Bytes that are alive while each node of the main graph runs, by the names of the tensors that it makes.
+    """Bytes that are alive while each node of the main graph runs, by the names of the tensors that it makes; no views.
 
-    Views are left out. Parts of the order of the nodes that cannot be done within ``enough`` bytes take as little as is
-    known; None where the size of a tensor is not known.
-
-    Args:
-        light: as for ``activation_memory``.
-        idle: the same.
-        enough: bytes.
+    Parts of the order of nodes that cannot be done within ``enough`` bytes take as little as is known; None where the
+    size of a tensor is not known. ``light`` and ``idle``: as for ``activation_memory``.
     """
     planner = _Planner(light, idle)
     found = planner.live(enough)
@@ -299,9 +294,7 @@ class _Buffers:
         return None
 
     def program(self, extra: Sequence[int]) -> tuple[Program, dict[str, int]]:
-        """The steps; a tensor that nothing makes, such as one of a graph around this one, is not counted.
-
-        What makes a tensor is the number of a step.
+        """The steps, and the number of the one that makes each tensor; what nothing makes is not counted.
 
         Args:
             extra: further bytes of each operation.

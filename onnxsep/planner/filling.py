@@ -7,6 +7,7 @@ change the output most; each as large as still fits.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from onnxsep.engine.planning import does_not_pay
 from onnxsep.engine.replacements import ConvReplacement
@@ -35,12 +36,12 @@ def filled(selection: Selection, budgets: Mapping[Budget, int], costs: Costs, ro
         return selection
     chosen = list(selection.chosen)
 
-    def fits(place: int, other: Measured) -> bool:
+    def fits(other: Measured, place: int) -> bool:
         found = costs([*chosen[:place], other, *chosen[place + 1 :]])
         return all(found[kind] <= allowed for kind, allowed in budgets.items())
 
     for place in sorted(range(len(chosen)), key=lambda place: -chosen[place].effect):
-        chosen[place] = _grown(chosen[place], lambda other, place=place: fits(place, other), round_ranks)
+        chosen[place] = _grown(chosen[place], partial(fits, place=place), round_ranks)
         if costs(chosen)["size"] >= FULL * most:
             break
     return replace(selection, chosen=tuple(chosen))

@@ -117,7 +117,7 @@ class Judge:
 
     def report(self, losses: Sequence[MeasuredLoss] | None) -> tuple[LossReport, ...]:
         """A record for each target: what a verdict, or None, says of it."""
-        measured = losses or [None] * len(self.targets)
+        measured: Sequence[MeasuredLoss | None] = losses or [None] * len(self.targets)
         return tuple(
             LossReport(
                 kind=target.kind,
@@ -172,8 +172,9 @@ def planning_data(model: Model, dataset: Dataset, options: PlanOptions) -> tuple
         CalibrationError: The model cannot be run.
     """
     metric, held = OwnMetric.of(options.metric), list[int]()
-    if options.labels is not None:
-        dataset = open_data(dataset, model, labels=options.labels)
+    needed = _of_accuracy(options.losses) and metric is None
+    if options.labels is not None or (needed and dataset.labels is None):
+        dataset = open_data(dataset, model, labels=options.labels, need_labels=needed)
     if options.losses:
         dataset, held = set_aside(dataset, options.losses, options.seed)
     calibration = CalibrationOptions(positions=options.positions, seed=options.seed)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxsep.data import Dataset, check_labels
-from onnxsep.errors import CalibrationError, DataError, OptionError, spelled
+from onnxsep.errors import CalibrationError, OptionError, spelled
 from onnxsep.model.io import Model
 from onnxsep.planner.output_distance import Original
 from onnxsep.planner.own_metric import OwnMetric, batches_of
@@ -40,7 +40,7 @@ class Asked:
 
     Attributes:
         model: The original.
-        data: The data, with labels where they count.
+        data: The data, with labels where accuracy counts.
         targets: What is measured.
         runtime: How models are run.
         metric: The user's metric.
@@ -64,7 +64,7 @@ class LossMeter:
 
     Raises:
         CalibrationError: The original cannot be run on them.
-        DataError: There are no labels, and they are needed; or they are no classes of the model.
+        DataError: Labels are no classes of the model.
         OptionError: What is asked for is for classifiers, and the model is none.
         EvaluationError: The metric fails.
     """
@@ -129,13 +129,6 @@ class LossMeter:
 
     def _correct(self, outputs: Sequence[Outputs]) -> np.ndarray:
         """Which samples are classified rightly."""
-        data = self._asked.data
-        if data.labels is None:
-            raise DataError(
-                f"{spelled('target')} drop= needs labels, and {data.source} has none: put the images into one folder"
-                " for each class, or integers into the array 'y' of an .npz file, or give a CSV file of names and"
-                f" classes ({spelled('labels')}), or a metric of your own ({spelled('metric')})"
-            )
         name, why = find_scores(self._reference[0], self._counts[0], self._asked.output)
         if name is None:
             raise OptionError(

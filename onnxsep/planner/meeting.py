@@ -188,7 +188,7 @@ class Meeting:
             if not left or low <= 0 or high <= low * _ENOUGH:
                 return
             of_best = -math.inf if best is None else self._excess(best.losses, choosing=True)
-            amount = round(math.exp(_between(math.log(low), math.log(high), excess, of_best)))
+            amount = round(math.exp(_next(math.log(low), math.log(high), excess, of_best)))
             amount = min(max(amount, low + 1), high - 1)
             count = len(self.tries)
             self._at(candidates, amount, number, base)
@@ -280,7 +280,7 @@ def _ratio(target: LossTarget, loss: MeasuredLoss, *, choosing: bool) -> float:
     return math.log(value / most) if most else math.inf
 
 
-def _between(low: float, high: float, excess: float, of_high: float) -> float:
+def _next(low: float, high: float, excess: float, of_high: float) -> float:
     """The next place between two: where a straight line through what is known of both is 0, else the middle."""
     share = 0.5
     if math.isfinite(excess) and math.isfinite(of_high) and excess > of_high:

@@ -63,7 +63,9 @@ class PlanningData:
 
     def walk(self, model: Model, sites: Sites, around: Dense | None) -> EffectWalk:
         """What measures effects, in the source or around a plan."""
-        score = self.metric and self.metric.on(self.dataset, batches_of(self.dataset, self.divided.measured))
+        score = None
+        if self.metric is not None:
+            score = self.metric.on(self.dataset, batches_of(self.dataset, self.divided.measured))
         feeds = self._feeds(self.divided.measured)
         return EffectWalk(model, sites, feeds, self.runtime, around=around, score=score, as_error=self.as_error)
 

@@ -71,7 +71,7 @@ def select(
     owners = np.repeat(np.arange(len(usable)), [len(layer) for layer in usable])
     once = csr_array((np.ones(len(flat)), (owners, np.arange(len(flat)))), shape=(len(usable), len(flat)))
     constraints = [LinearConstraint(once, 1, 1)]
-    sums = {name: most for name, most in budgets.items() if name != "ram"}
+    sums: dict[Budget, float] = {name: most for name, most in budgets.items() if name != "ram"}
     for name, most in sums.items():
         costs = np.array([COSTS[name](one) for one in flat], float)
         scale = max(float(np.abs(costs).max()), 1.0)  # HiGHS has tolerances of its own
@@ -92,7 +92,7 @@ def select(
     if found.x is None:
         return None
     chosen = tuple(flat[place] for place in np.flatnonzero(found.x > 0.5))
-    over = {name: most - 1 for name, most in sums.items() if sum(map(COSTS[name], chosen)) > most}
+    over: dict[Budget, float] = {name: most - 1 for name, most in sums.items() if sum(map(COSTS[name], chosen)) > most}
     if over:  # within a tolerance of an older HiGHS
         return select(layers, {**budgets, **over}, before, changes)
     total, bound = float(sum(one.effect for one in chosen)), found.mip_dual_bound
