@@ -12,6 +12,8 @@ from command_line import run
 
 import onnxsep
 from onnxsep import PlanResult
+from onnxsep.compression import Rewrite
+from onnxsep.data import open_data
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Plan
 from onnxsep.engine.sites import find_sites
@@ -101,7 +103,7 @@ def test_the_target_that_allows_a_loss_is_rounded_up(value: float, text: str) ->
 # ---------------------------------------------------------------- what may be lost
 
 
-@pytest.mark.parametrize("target", ["error=0.1", "kl=0.002", "drop=5"])
+@pytest.mark.parametrize("target", ["kl=0.002", "drop=5"])
 def test_the_model_that_is_written_keeps_to_it_on_samples_that_nothing_has_seen(target: str) -> None:
     most = target.split("=")[1]
     made = onnxsep.rewrite(MODEL, target=target, data={"x": X, "y": Y}, **REWRITTEN)
@@ -236,9 +238,19 @@ def test_options_that_would_do_nothing() -> None:
         onnxsep.rewrite(MODEL, mode="spatial", metric=agreement)
 
 
-def test_labels_from_a_table(tmp_path: Path) -> None:
-    given = plan("drop=5", data={"x": X}, labels=Y).report
-    assert given.losses == plan("drop=5").report.losses
+def test_labels_beside_the_data() -> None:
+    (loss,) = plan("drop=5", data={"x": X}, labels=Y).report.losses
+    assert loss.measured is not None
+    assert loss.measured.samples == 30
+
+
+def test_a_step_of_a_recipe_says_what_it_sees_and_needs() -> None:
+    data = open_data({"x": X, "y": Y}, load(MODEL))
+    assert len(list(Rewrite(target="drop=1", samples=10).sees(data, 0))) == len(X)
+    assert len(list(Rewrite(target="params=0.5", samples=10).sees(data, 0))) == 10
+    assert Rewrite(target=["params=0.5", "drop=1"]).needs_labels()
+    assert not Rewrite(target="drop=1", metric="m:f").needs_labels()
+    assert not Rewrite(target="error=0.1").needs_labels()
 
 
 def test_of_few_samples_all_are_used_for_both_and_that_is_said() -> None:
