@@ -3,8 +3,7 @@
 import math
 import os
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.planner.planning_data import PlanningData
 from onnxsep.planner.refusing import loses_too_much, too_small
 from onnxsep.planner.report import PlannedLatency, PlanReport, RoundReport, TargetReport
-from onnxsep.planner.rows import layer_rows, layers_to_plan
+from onnxsep.planner.rows import counted, layer_rows, layers_to_plan
 from onnxsep.planner.search import Found, Round, Search
 from onnxsep.planner.targets import Target
 from onnxsep.planner.timings import Timings, scratch_for, timings_for, whole_ratio
@@ -166,7 +165,7 @@ class _Planner:
         if not rounds:
             raise too_small(self._report(measured, None, [], {}))
         best = min((one.found for one in rounds), key=lambda one: one.carried.effect.value)
-        report = self._report(measured, best, rounds, _count([one.measured for one in rounds]))
+        report = self._report(measured, best, rounds, counted([one.measured for one in rounds]))
         return self._result(measured, best, rounds[0].found, report)
 
     def _meeting(self, measured: Mapping[Place, Sequence[Measured]], judge: Judge) -> PlanResult:
@@ -176,7 +175,7 @@ class _Planner:
         taken = meeting.run(measured)
         if not meeting.tries:
             raise too_small(self._report(measured, None, [], {}))
-        count = _count(one.candidates for one in meeting.tries)
+        count = counted(one.candidates for one in meeting.tries)
         tries = tuple(meeting.reports(taken))
         if taken is None:
             nearest = meeting.nearest.verdict or meeting.nearest.losses
@@ -221,6 +220,7 @@ class _Planner:
             source=model_info(self._model),
             options=self._options.as_json(model=self._model),
             targets=tuple(self._target(one, measured, best) for one in self._options.targets),
+            losses=() if self._judge is None else self._judge.report(None),
             layers=tuple(layer_rows(self._sites, best, self._reasons, count, self._timings)),
             rounds=tuple(
                 RoundReport(
@@ -288,11 +288,3 @@ class _Planner:
             if one.row is not None
         }
         return plan_of(self._model, best.carried.plan, {}, notes, evidence(report))
-
-
-def _count(measured: Iterable[Mapping[Place, Sequence[Measured]]]) -> Mapping[Place, int]:
-    """How many candidates were measured of each layer, in several rounds."""
-    count = Counter[Place]()
-    for one in {id(one): one for one in measured}.values():
-        count.update({place: len(several) - 1 for place, several in one.items()})
-    return count
