@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 import onnxsep
-from onnxsep.evaluation.metrics import paired
 from onnxsep.model.io import Model
 from onnxsep.running.runtime import Runner, RuntimeOptions
+from onnxsep.running.scores import paired
 
 LINES = (("original", ""), ("spatial", "paper"), ("depthwise", "3"), ("channel", "0.5"))
 IMAGES = 500

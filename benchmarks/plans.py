@@ -1,9 +1,13 @@
 """Plans for budgets of parameters: accuracy of a CIFAR-10 network on the test images, round by round.
 
     python benchmarks/plans.py [--network resnet20] [--shares .377 .263 .148 .132] [--seeds 1] [--rounds 2] [--modes M]
+    python benchmarks/plans.py --drop 1 [--network resnet20] [--seeds 1] [--modes M]
 
 Choices are made on 500 training images without labels, drawn anew for each seed; the 1,000 test images are measured
 once for each row. Plans are fitted to what the samples that measure effects leave of the 500. No training.
+
+--drop: the cheapest model that loses at most so many points, by `onnxsep.rewrite(target="drop=...")` with the labels of
+the training images; then, paired, what it loses on the test images.
 """
 
 import argparse
@@ -13,16 +17,19 @@ from dataclasses import dataclass
 import numpy as np
 from cifar import NETWORKS, Cifar, Network, correct, load
 
+import onnxsep
 from onnxsep.calibration.walk import CalibrationOptions
 from onnxsep.data import open_data
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.sites import find_sites
+from onnxsep.errors import TargetError
 from onnxsep.model.io import load as load_model
 from onnxsep.planner.carrying_out import Costs
 from onnxsep.planner.forms import forms
 from onnxsep.planner.planning_data import PlanningData
 from onnxsep.planner.search import Found, Search
 from onnxsep.running.runtime import RuntimeOptions
+from onnxsep.running.scores import paired
 
 ONE_THREAD = RuntimeOptions(threads=1)
 
@@ -61,6 +68,39 @@ def prepared(network: Network, images: Cifar, seed: int, modes: list[str]) -> Ru
     return Run(network, images, search, Costs(model, sites).source["params"])
 
 
+def show_drop(network: Network, images: Cifar, seed: int, points: float, modes: list[str]) -> None:
+    """One row: what a model for ``drop=`` costs, and what it loses on the images of its data and on the test images."""
+    started = time.process_time()
+    data = {"x": network.images(images.train), "y": images.train_labels.astype(np.int64)}
+    pixels = network.images(images.test)
+    try:
+        done = onnxsep.rewrite(
+            network.path,
+            target=f"drop={points:g}",
+            data=data,
+            seed=seed,
+            runtime=ONE_THREAD,
+            verify="none",
+            mode=modes[0] if modes else None,
+        )
+    except TargetError as error:
+        print(f"seed {seed}: {error}")
+        return
+    planned = done.report.planning
+    assert planned is not None
+    (loss,) = planned.losses
+    after, before = (correct(model, pixels, images.labels) for model in (done.model, load_model(network.path)))
+    test = paired(after, before)
+    totals = done.report.totals
+    print(
+        f"seed {seed}: {totals.parameters_after / totals.parameters_before:.4f} of the parameters; {loss.measured} of"
+        f" held-out training images; test images {100 * before.mean():.1f} -> {100 * after.mean():.1f} %, lost"
+        f" {-100 * test.difference:.2f} +- {100 * test.standard_error:.2f} points ({test.won} won, {test.lost} lost),"
+        f" {len(planned.tries)} plans carried out, {time.process_time() - started:.0f} CPU s",
+        flush=True,
+    )
+
+
 def main() -> None:
     """Print a row for each share, round and seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,8 +109,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--modes", nargs="+", default=[])
+    parser.add_argument("--drop", type=float, help="points of accuracy that may be lost, instead of shares")
     asked = parser.parse_args()
     images = load()
+    for seed in range(asked.seeds if asked.drop is not None else 0):
+        show_drop(NETWORKS[asked.network], images, seed, asked.drop, asked.modes)
+    if asked.drop is not None:
+        return
     for seed in range(asked.seeds):
         started = time.process_time()
         run = prepared(NETWORKS[asked.network], images, seed, asked.modes)

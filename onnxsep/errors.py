@@ -65,6 +65,10 @@ class TrainingError(OnnxsepError):
     """Training cannot go on, and there are no better weights than those at its start."""
 
 
+class EvaluationError(OnnxsepError):
+    """A model cannot be run or measured, or not side by side with the others."""
+
+
 class TimeLimitError(OnnxsepError):
     """A run of a model took longer than it may."""
 

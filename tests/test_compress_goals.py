@@ -17,7 +17,7 @@ import onnxsep
 from onnxsep.compression.goals import Goals
 from onnxsep.compression.ways import ways
 from onnxsep.errors import DataError, OptionError
-from onnxsep.planner.targets import parse_targets
+from onnxsep.planner.targets import budgets_of, parse_targets
 from onnxsep.running.runtime import Runner, RuntimeOptions
 
 
@@ -163,7 +163,7 @@ def test_in_python(folder: Path, tmp_path: Path) -> None:
 
 
 def test_ways_are_longer_with_fewer_samples_and_keep_layers_with_labels_alone() -> None:
-    goals = Goals(parse_targets(["size=0.1"]), 1.0)
+    goals = Goals(budgets_of(parse_targets(["size=0.1"])), 1.0)
     many, few = list(ways(goals, 50_000, labels=True)), list(ways(goals, 500, labels=False))
     assert [way.name for way in many] == [
         "int8",

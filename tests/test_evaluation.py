@@ -22,13 +22,13 @@ from onnxsep.errors import DataError, ModelLoadError, OnnxsepError, OptionError
 from onnxsep.evaluation import EvaluationError, EvaluationReport, evaluate
 from onnxsep.evaluation.latency import measure_latency
 from onnxsep.evaluation.memory import measure_memory, memory_of
-from onnxsep.evaluation.metrics import OutputDistance, paired, share
+from onnxsep.evaluation.metrics import OutputDistance, share
 from onnxsep.graph.counting import count_macs
 from onnxsep.graph.parameters import count_nonzero_parameters, count_parameters
 from onnxsep.graph.shapes import infer_shapes
 from onnxsep.model.io import Model, load
 from onnxsep.running.runtime import RuntimeOptions
-from onnxsep.running.scores import choices, ranks
+from onnxsep.running.scores import choices, paired, ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "models" / "digits" / "digits_cnn.onnx"

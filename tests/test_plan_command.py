@@ -262,7 +262,7 @@ def test_layers_that_no_plan_is_for() -> None:
     ("options", "error", "words"),
     [
         ({"target": ()}, OptionError, "target is missing"),
-        ({"target": "ram=0.5"}, OptionError, "the memory of activations is not measured yet"),
+        ({"target": "rom=0.5"}, OptionError, "did you mean 'ram'"),
         ({"target": "params=0.5", "modes": ["spatal"]}, ModeNotFoundError, "spatal"),
         ({"target": "params=0.5", "modes": ["fold"]}, OptionError, "it takes blocks of several nodes"),
         ({"target": "params=0.5", "rounds": -1}, OptionError, "rounds must be 0 or more"),

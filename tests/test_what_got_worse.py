@@ -23,7 +23,6 @@ from onnxsep.evaluation.report import (
     Latency,
     LatencyRatio,
     OutputError,
-    Paired,
     Share,
 )
 from onnxsep.model.io import Model
@@ -32,6 +31,7 @@ from onnxsep.quantization.options import QuantizeOptions
 from onnxsep.quantization.report import OutputError as QuantizedOutput
 from onnxsep.quantization.report import Speed
 from onnxsep.reporting.commands import document_of
+from onnxsep.reporting.records import Paired
 from onnxsep.reporting.text import plain_text
 
 X = images(40)

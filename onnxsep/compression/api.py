@@ -26,7 +26,6 @@ from onnxsep.compression.work_folder import WorkFolder
 from onnxsep.compression.worse import worse
 from onnxsep.data import Decided, Preprocessing, open_data
 from onnxsep.errors import OptionError
-from onnxsep.evaluation.metrics import load_metric
 from onnxsep.model.content import model_hash
 from onnxsep.model.external import is_external
 from onnxsep.model.files import printable, write_text
@@ -38,6 +37,7 @@ from onnxsep.options.progress import under
 from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import model_info
 from onnxsep.running.feeds import check_input_shapes
+from onnxsep.running.metric import load_metric
 from onnxsep.running.runtime import RuntimeOptions
 
 

@@ -19,7 +19,7 @@ from onnxsep.running.options import Fed, Running, Seeded, Telling
 if TYPE_CHECKING:
     from onnxsep.compression.report import StepReport
     from onnxsep.data import AnyLabels, Preprocessing, Source
-    from onnxsep.evaluation.metrics import Metric
+    from onnxsep.running.metric import Metric
     from onnxsep.running.runtime import RuntimeOptions
 else:
     __getattr__, __dir__ = lazy(
@@ -27,7 +27,7 @@ else:
         {
             "onnxsep.compression.report": ("StepReport",),
             "onnxsep.data": ("AnyLabels", "Source"),
-            "onnxsep.evaluation.metrics": ("Metric",),
+            "onnxsep.running.metric": ("Metric",),
         },
     )
 

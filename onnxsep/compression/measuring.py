@@ -9,10 +9,10 @@ from onnxsep.compression.given import Given
 from onnxsep.compression.unseen import Unseen
 from onnxsep.data import AnyLabels, Preprocessing, Source, open_data
 from onnxsep.evaluation import EvaluationReport, evaluate
-from onnxsep.evaluation.metrics import Metric
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress
 from onnxsep.running.feeds import make_feeds
+from onnxsep.running.metric import Metric
 
 _MOST = 1000  # samples of the data that steps have seen; on them more would say no more
 _RANDOM = 16  # random inputs, where there is nothing else

@@ -11,7 +11,7 @@ from onnxsep.compression.given import CompressOptions
 from onnxsep.errors import OptionError, spelled
 from onnxsep.options.proposals import TARGETS
 from onnxsep.options.specs import option, record
-from onnxsep.planner.targets import parse_targets
+from onnxsep.planner.targets import budgets_of, losses_of, parse_targets
 
 if TYPE_CHECKING:
     from onnxsep.compression.goals import Goals
@@ -46,8 +46,13 @@ class SearchOptions(CompressOptions):
         from onnxsep.compression.goals import Goals
 
         texts = [self.target] if isinstance(self.target, str | Path) else list(self.target)
-        targets = parse_targets(map(str, texts))
-        return Goals(targets, self.max_drop) if targets else None
+        asked = parse_targets(map(str, texts))
+        if losses := losses_of(asked):
+            raise OptionError(
+                f"{spelled('target')} {losses[0].text} is no goal of a search: {spelled('max_drop')} says what may be"
+                " lost, on the samples that are measured on"
+            )
+        return Goals(budgets_of(asked), self.max_drop) if asked else None
 
     def check(self) -> None:
         """Refuse goals that cannot be read or meant.

@@ -22,6 +22,7 @@ from onnxsep.planner.api import plan
 from onnxsep.planner.plan_file import PlanFile
 from onnxsep.planner.reading import plan_from_text, read_plan
 from onnxsep.planner.report import PlanReport
+from onnxsep.planner.targets import LossTarget, Target, losses_of, parse_targets
 from onnxsep.pruning import prune
 from onnxsep.quantization import quantize
 from onnxsep.quantization.choosing import judging
@@ -112,9 +113,20 @@ class Rewrite(Step):
         return self.options.get("init") == "svd" and not measured
 
     def sees(self, data: Dataset, seed: int) -> Collection[int]:
-        """What its factors are fitted to."""
+        """What its factors are fitted to, and what a plan is chosen and judged by."""
         resolved = self.resolved(seed)
+        if losses_of(self._targets):
+            return data.sample(None)
         return () if self._weights_alone() else partition(data, resolved["samples"], resolved["seed"]).fitted
+
+    def needs_labels(self) -> bool:
+        """For a limit on the lost accuracy."""
+        return any(one.kind == "drop" for one in losses_of(self._targets)) and self.options.get("metric") is None
+
+    @property
+    def _targets(self) -> tuple[Target | LossTarget, ...]:
+        given = self.options.get("target", ())
+        return parse_targets([given] if isinstance(given, str) else given)
 
 
 class Prune(Step):

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 from onnxsep.options.lazy import lazy
 
 if TYPE_CHECKING:
+    from onnxsep.errors import EvaluationError
     from onnxsep.evaluation.api import evaluate
-    from onnxsep.evaluation.errors import EvaluationError
     from onnxsep.evaluation.report import EvaluationReport
 else:
     __getattr__, __dir__ = lazy(
         __name__,
         {
+            "onnxsep.errors": ("EvaluationError",),
             "onnxsep.evaluation.api": ("evaluate",),
-            "onnxsep.evaluation.errors": ("EvaluationError",),
             "onnxsep.evaluation.report": ("EvaluationReport",),
         },
     )

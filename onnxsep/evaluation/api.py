@@ -12,7 +12,6 @@ from onnxsep.data import Dataset, ImageJudge, Preprocessing, open_data
 from onnxsep.errors import DataError, OptionError, VerificationError, spelled
 from onnxsep.evaluation.latency import measure_latency
 from onnxsep.evaluation.memory import measure_memory
-from onnxsep.evaluation.metrics import Metric, load_metric
 from onnxsep.evaluation.options import EvaluateOptions
 from onnxsep.evaluation.quality import Found, Quality, Task, run_over
 from onnxsep.evaluation.report import EvaluatedModel, EvaluationReport, Latency, Memory, Ratios
@@ -29,6 +28,7 @@ from onnxsep.reporting.model_info import sha256, size_bytes
 from onnxsep.reporting.records import ActivationMemory
 from onnxsep.running.feeds import Feeds
 from onnxsep.running.integer_io import integer_io, quantized_feed
+from onnxsep.running.metric import Metric, load_metric
 from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.running.sizes import find_sizes
 

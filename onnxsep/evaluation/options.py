@@ -15,14 +15,14 @@ from onnxsep.running.options import Running, Seeded, Telling
 
 if TYPE_CHECKING:
     from onnxsep.data import Source
-    from onnxsep.evaluation.metrics import Metric
     from onnxsep.model.io import AnyModel
+    from onnxsep.running.metric import Metric
 else:
     __getattr__, __dir__ = lazy(
         __name__,
         {
             "onnxsep.data": ("Source",),
-            "onnxsep.evaluation.metrics": ("Metric",),
+            "onnxsep.running.metric": ("Metric",),
             "onnxsep.model.io": ("AnyModel",),
         },
     )

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsep.data import Dataset, check_labels
-from onnxsep.errors import DataError, spelled
-from onnxsep.evaluation.errors import EvaluationError
-from onnxsep.evaluation.metrics import Metric, OutputDistance, call_metric, join, share, top
+from onnxsep.errors import DataError, EvaluationError, spelled
+from onnxsep.evaluation.metrics import OutputDistance, share, top
 from onnxsep.evaluation.report import Accuracy, AgainstReference, MetricValue
 from onnxsep.evaluation.sessions import Session
 from onnxsep.options.progress import Progress, announce
+from onnxsep.running.metric import Metric, call_metric, join
 from onnxsep.running.scores import as_scores, choices, find_scores, ranks
 
 Integers = npt.NDArray[np.int64]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from onnxsep.data import PreprocessingReport
-from onnxsep.reporting.records import ActivationMemory, MissedLimit, PartReport, Record, Report
+from onnxsep.reporting.records import ActivationMemory, MissedLimit, Paired, PartReport, Record, Report
 
 
 class Share(Record):
@@ -17,19 +17,6 @@ class Share(Record):
     """count / total."""
     standard_error: float
     """sqrt(value (1 - value) / total): of a share among independent samples."""
-
-
-class Paired(Record):
-    """The difference of two shares on the same samples."""
-
-    difference: float
-    """This model's share less the first model's."""
-    standard_error: float
-    """Of the difference, from the outcomes of each sample: they are paired, so it is less than for two data sets."""
-    won: int
-    """Samples that this model has right and the first one wrong."""
-    lost: int
-    """Samples that this model has wrong and the first one right."""
 
 
 class Accuracy(Record):

@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnxsep.errors import FeedError
-from onnxsep.evaluation.errors import EvaluationError
+from onnxsep.errors import EvaluationError, FeedError
 from onnxsep.model.files import printable
 from onnxsep.model.io import Model
 from onnxsep.running.inputs import Input, model_inputs

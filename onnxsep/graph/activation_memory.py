@@ -22,7 +22,7 @@ import onnx
 
 from onnxsep.graph.counting import sizes_of_one
 from onnxsep.graph.element_types import element_bits
-from onnxsep.graph.execution_order import Program, Step, best_order, peak
+from onnxsep.graph.execution_order import Program, Step, best_order, bytes_at, peak
 from onnxsep.graph.index import RANDOM
 from onnxsep.graph.scopes import Scope, is_standard, reads, scopes
 from onnxsep.graph.shapes import KnownShapes
@@ -74,6 +74,17 @@ def activation_memory(light: onnx.ModelProto, idle: Collection[int] = ()) -> Act
     return ActivationMemory(best, planner.peak(0, best=False)[0], optimal)
 
 
+def live_bytes(light: onnx.ModelProto, idle: Collection[int] = (), enough: int = 0) -> dict[str, int] | None:
+    """Bytes that are alive while each node of the main graph runs, by the names of the tensors that it makes; no views.
+
+    Parts of the order of nodes that cannot be done within ``enough`` bytes take as little as is known; None where the
+    size of a tensor is not known. ``light`` and ``idle``: as for ``activation_memory``.
+    """
+    planner = _Planner(light, idle)
+    found = planner.live(enough)
+    return None if planner.unknown else found
+
+
 @dataclass(eq=False)
 class _Operation:
     """One node, or several that run as one; what it reads is no constant."""
@@ -102,11 +113,17 @@ class _Planner:
 
     def peak(self, scope: int, *, best: bool) -> tuple[int, bool]:
         """Bytes of the tensors of a graph at the worst moment, and whether no order needs less."""
-        program = self._program(self._scopes[scope], best=best)
+        program, _ = self._program(self._scopes[scope], best=best)
         if not best:
             return peak(program, range(len(program.steps))), True
         found = best_order(program)
         return found.peak, found.optimal
+
+    def live(self, enough: int) -> dict[str, int]:
+        """Bytes that are alive while what makes a tensor of the main graph runs, by the tensor."""
+        program, makers = self._program(self._scopes[0], best=True)
+        found = bytes_at(program, best_order(program, enough).steps)
+        return {name: found[step] for name, step in makers.items()}
 
     def _is_constant(self, scope: int | None, name: str) -> bool:
         while scope is not None:
@@ -140,7 +157,8 @@ class _Planner:
             found.append(_Operation(op_type, list(used), made, nested))
         return found
 
-    def _program(self, scope: Scope, *, best: bool) -> Program:
+    def _program(self, scope: Scope, *, best: bool) -> tuple[Program, dict[str, int]]:
+        """The steps of a graph, and which of them makes each tensor."""
         body = scope.body
         assert isinstance(body, onnx.GraphProto)
         given = [value.name for value in body.input if value.name not in self._constants[scope.index]]
@@ -275,8 +293,8 @@ class _Buffers:
                 return source
         return None
 
-    def program(self, extra: Sequence[int]) -> Program:
-        """The steps; a tensor that nothing makes, such as one of a graph around this one, is not counted.
+    def program(self, extra: Sequence[int]) -> tuple[Program, dict[str, int]]:
+        """The steps, and the number of the one that makes each tensor; what nothing makes is not counted.
 
         Args:
             extra: further bytes of each operation.
@@ -296,4 +314,4 @@ class _Buffers:
             makers.update((name, len(steps)) for name in operation.writes)
             steps.append(Step(tuple(used), new, before, more))
         given = frozenset(self._number[name] for name in self._given)
-        return Program(steps, self._sizes, given, self._kept)
+        return Program(steps, self._sizes, given, self._kept), makers

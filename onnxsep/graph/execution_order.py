@@ -80,10 +80,21 @@ def peak(program: Program, order: Sequence[int]) -> int:
     return max([run.alive, *(run.do(step) for step in order)])
 
 
-def best_order(program: Program) -> Order:
+def bytes_at(program: Program, order: Sequence[int]) -> dict[int, int]:
+    """The bytes that are alive while each step runs, where the steps are done in this order."""
+    run = _Run(program)
+    return {step: run.do(step) for step in order}
+
+
+def best_order(program: Program, enough: int | None = None) -> Order:
     """An order with the lowest peak, or one with a low peak where the program is too large to find the lowest.
 
     The time is about linear in the number of steps; searching is bounded.
+
+    Args:
+        program: The steps.
+        enough: Bytes that every part of the order is to keep within, as far as that can be found; None: only the peak
+            of the whole counts.
     """
     run = _Run(program)
     orders = _segments(program)
@@ -95,9 +106,10 @@ def best_order(program: Program) -> Order:
     least = max([*starts, *(found for found, segment in zip(peaks, orders, strict=True) if len(segment) == 1)])
     highest, work, ends = least, 0, _last_users(program)
     for number in sorted(range(len(orders)), key=lambda number: -peaks[number]):
-        if peaks[number] <= highest:
+        bound = highest if enough is None else enough
+        if peaks[number] <= bound:
             break
-        search = _Search(program, orders[number], ends, starts[number], highest)
+        search = _Search(program, orders[number], ends, starts[number], bound)
         found = search.exact(_MOST_WORK - work)
         if found is None:
             found = search.beam(2 * _MOST_WORK - work)

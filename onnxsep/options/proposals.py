@@ -34,4 +34,13 @@ def proposing(words: Iterable[str]) -> Callable[[str], list[str]]:
     return propose
 
 
-TARGETS = ("params=0.4", "macs=0.5", "size=0.3", "latency=0.6")  # of a plan
+TARGETS = (
+    "params=0.4",
+    "macs=0.5",
+    "size=0.3",
+    "latency=0.6",
+    "ram=0.7",
+    "drop=1",
+    "error=0.05",
+    "kl=0.02",
+)  # of a plan

@@ -3,16 +3,14 @@
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnxsep.calibration.api import Fitting, opened
-from onnxsep.calibration.walk import CalibrationOptions
 from onnxsep.data import Dataset, Preprocessing
 from onnxsep.engine.sites import Sites, find_sites
-from onnxsep.errors import OptionError, TargetError, spelled
+from onnxsep.errors import OptionError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import NOTHING, Reads, check_paths
@@ -24,29 +22,27 @@ from onnxsep.planner.elsewhere import elsewhere_for
 from onnxsep.planner.evidence import evidence
 from onnxsep.planner.forms import forms
 from onnxsep.planner.frontier import Frontier, frontier
+from onnxsep.planner.judging import Judge, planning_data
+from onnxsep.planner.means import Means
 from onnxsep.planner.measuring import Measured
+from onnxsep.planner.meeting import Meeting
 from onnxsep.planner.options import PlanOptions
 from onnxsep.planner.output_distance import Effect, from_additive
+from onnxsep.planner.peak_memory import PeakMemory
 from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.planner.planning_data import PlanningData
 from onnxsep.planner.quantized import Quantized
+from onnxsep.planner.refusing import loses_too_much, too_small
 from onnxsep.planner.report import PlannedQuantization, PlanReport, RoundReport, TargetReport
-from onnxsep.planner.rows import layer_rows, layers_to_plan
-from onnxsep.planner.search import Found, Search
-from onnxsep.planner.selection import least
-from onnxsep.planner.shipping import (
-    Best,
-    best_plan,
-    budget_notes,
-    latency_report,
-    quantization_report,
-)
-from onnxsep.planner.survey import Survey
+from onnxsep.planner.rows import counted, layer_rows, layers_to_plan
+from onnxsep.planner.search import Found, Round, Search
+from onnxsep.planner.shipping import Best, best_plan, budget_notes, latency_report, quantization_report
 from onnxsep.planner.surveying import crew_for, survey_for
-from onnxsep.planner.targets import Target, as_target, shown_amount
-from onnxsep.planner.timings import Timer, Timings, scratch_for, timings_for
+from onnxsep.planner.targets import Target
+from onnxsep.planner.timings import Timer, scratch_for, timings_for
 from onnxsep.reporting.model_info import model_info
 from onnxsep.running.feeds import check_input_shapes
+from onnxsep.running.sizes import find_sizes
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,6 +54,8 @@ class PlanResult:
     reads: Reads = NOTHING
     frontier: Frontier | None = None
     frontier_folder: Path | None = None
+    judge: Judge | None = None
+    """What says whether a model loses too much, where that was asked."""
 
     def __repr__(self) -> str:
         return f"<PlanResult: {self.report.summary()}>"
@@ -110,9 +108,10 @@ def plan(model: AnyModel, options: PlanOptions) -> PlanResult:
     )
     dataset = opened(fitting, source, options.run_with).data
     assert isinstance(dataset, Dataset)
-    calibration = CalibrationOptions(positions=options.positions, seed=options.seed)
-    data = PlanningData.of(dataset, options.samples, calibration, options.run_with)
-    quantized = None
+    data, judge = planning_data(source, dataset, options)
+    memory = quantized = None
+    if any(one.kind == "ram" for one in options.targets):
+        memory = PeakMemory(sites, find_sizes(source, options.shapes, options.run_with))
     if options.quantized is not None:
         quantized = Quantized(source, sites, options.quantized, dataset, options.run_with, options.teller)
     with scratch_for(options) as scratch, crew_for(options) as crew:
@@ -120,7 +119,8 @@ def plan(model: AnyModel, options: PlanOptions) -> PlanResult:
         elsewhere = elsewhere_for(options, crew)
         timer = Timer() if elsewhere is None else Timer(elsewhere.latencies, elsewhere.ratio)
         timings = timings_for(source, sites, options, scratch, options.teller, quantized, timer)
-        return _Planner(source, sites, modes, data, options, reads, started, timings, quantized, survey, timer).run()
+        means = Means(survey, timer, timings, memory, judge, quantized)
+        return _Planner(source, sites, modes, data, options, reads, started, means).run()
 
 
 class _Planner:
@@ -135,15 +135,14 @@ class _Planner:
         options: PlanOptions,
         reads: Reads,
         started: float,
-        timings: Timings | None,
-        quantized: Quantized | None,
-        survey: Survey,
-        timer: Timer,
+        means: Means,
     ) -> None:
-        self._quantized = quantized
         self._model, self._sites, self._data, self._options = model, sites, data, options
-        self._reads, self._started, self._timings, self._survey = reads, started, timings, survey
-        self._timer = timer
+        self._reads, self._started, self._means = reads, started, means
+        self._timings, self._judge, memory = means.timings, means.judge, means.memory
+        for one in options.targets:
+            if memory is not None and one.kind == "ram":
+                memory.keep_within(one.amount(memory.source))
         layers, self._reasons = layers_to_plan(sites, options)
         self._search = Search(
             model,
@@ -155,9 +154,10 @@ class _Planner:
             self._reasons,
             options.round_ranks,
             options.teller,
-            timings,
-            None if quantized is None else quantized.size,
-            survey,
+            means.timings,
+            None if means.quantized is None else means.quantized.size,
+            means.survey,
+            memory,
         )
         unknown = Costs(model, sites).unknown_macs
         if unknown and any(one.kind == "macs" for one in options.targets):
@@ -171,19 +171,43 @@ class _Planner:
         measured = self._search.alone()
         self._costs = self._search.costs  # now that times are known
         self._budgets = {one.kind: one.amount(self._costs.original[one.kind]) for one in self._options.targets}
-        found = best_plan(self._search, measured, self._budgets, self._options.rounds, self._quantized)
-        rounds, best = found.rounds, found.found
-        if best is None:
-            raise self._too_small(measured)
-        count = Counter[Place]()
-        for one in rounds:
-            count.update({place: len(several) - 1 for place, several in one.measured.items()})
-        report = self._report(measured, found, count)
+        if self._judge is not None:
+            return self._meeting(measured, self._judge)
+        found = best_plan(self._search, measured, self._budgets, self._options.rounds, self._means.quantized)
+        if found.found is None:
+            raise too_small(self._report(measured, Best(()), {}))
+        report = self._report(measured, found, counted([one.measured for one in found.rounds]))
+        return self._result(measured, found.found, found.rounds[0].found, report)
+
+    def _meeting(self, measured: Mapping[Place, Sequence[Measured]], judge: Judge) -> PlanResult:
+        """The cheapest plan that does not lose too much."""
+        kind = self._options.targets[0].kind
+        meeting = Meeting(self._search, judge, kind, self._budgets, self._data.all_samples, self._options.rounds)
+        taken = meeting.run(measured)
+        if not meeting.tries:
+            raise too_small(self._report(measured, Best(()), {}))
+        count = counted(one.candidates for one in meeting.tries)
+        tries = tuple(meeting.reports(taken))
+        if taken is None:
+            nearest = meeting.nearest.verdict or meeting.nearest.losses
+            report = self._report(measured, Best(()), count)
+            needed = meeting.needed(measured) if report.targets[0].target else None
+            report = report.model_copy(update={"losses": judge.report(nearest), "tries": tries})
+            raise loses_too_much(report, judge, nearest, needed)
+        best = taken.found_as_written
+        report = self._report(measured, Best([Round(best, taken.candidates)], best), count)
+        report = report.model_copy(update={"losses": judge.report(taken.verdict), "tries": tries})
+        return self._result(measured, best, meeting.tries[0].found, report)
+
+    def _result(
+        self, measured: Mapping[Place, Sequence[Measured]], best: Found, first: Found, report: PlanReport
+    ) -> PlanResult:
         if self._options.frontier is None:
-            return PlanResult(self._file(best, report), report, self._reads)
-        curve = self._frontier(measured, rounds[0].found, report)
+            return PlanResult(self._file(best, report), report, self._reads, judge=self._judge)
+        curve = self._frontier(measured, first, report)
         report = report.model_copy(update={"frontier": curve.points})
-        return PlanResult(self._file(best, report), report, self._reads, curve, Path(self._options.frontier))
+        folder = Path(self._options.frontier)
+        return PlanResult(self._file(best, report), report, self._reads, curve, folder, self._judge)
 
     def _frontier(self, measured: Mapping[Place, Sequence[Measured]], first: Found, report: PlanReport) -> Frontier:
         target, summed, whole = report.targets[0], first.predicted, first.carried.effect.value
@@ -191,18 +215,6 @@ class _Planner:
         return frontier(
             self._search, measured, target.kind, target.least, first.carried.effect.kind, scale, self._budgets
         )
-
-    def _too_small(self, measured: Mapping[Place, Sequence[Measured]]) -> TargetError:
-        report = self._report(measured, Best(()), {})
-        words = [
-            f"{one.target} allows {shown_amount(one.kind, one.allowed)} of {shown_amount(one.kind, one.before)}, and"
-            f" the least that can be had is {shown_amount(one.kind, one.least)}"
-            f" ({spelled('target')} {as_target(one.kind, one.least, one.before)})"
-            for one in report.targets
-            if one.least > one.allowed
-        ]
-        together = f"no choice keeps within {' and '.join(one.target for one in report.targets)} together"
-        return TargetError(f"{'; '.join(words) or together}; nothing was written", report)
 
     def _report(
         self,
@@ -212,10 +224,13 @@ class _Planner:
     ) -> PlanReport:
         divided, dataset, best = self._data.divided, self._data.dataset, found.found
         used = sorted({*divided.fitted, *divided.measured})
+        if self._judge is not None:
+            used = sorted({*used, *self._judge.choosing, *self._judge.held})
         report = PlanReport(
             source=model_info(self._model),
             options=self._options.as_json(model=self._model),
             targets=tuple(self._target(one, measured, found) for one in self._options.targets),
+            losses=() if self._judge is None else self._judge.report(None),
             layers=tuple(layer_rows(self._sites, best, self._reasons, count, self._timings)),
             rounds=tuple(
                 RoundReport(
@@ -229,7 +244,7 @@ class _Planner:
                 for one in found.rounds
             ),
             measured=None if best is None else best.carried.effect.report,
-            latency=latency_report(self._model, found, self._timings, self._options, self._timer),
+            latency=latency_report(self._model, found, self._timings, self._options, self._means.timer),
             quantized=self._shipped(found),
             data=dataset.source,
             fingerprint=dataset.fingerprint(used),
@@ -238,21 +253,20 @@ class _Planner:
             held_out=divided.unseen,
             preprocessing=dataset.preprocessing,
             notes=(*self._sites.notes, *dataset.notes),
-            measuring=self._survey.said,
+            measuring=self._means.survey.said,
             seconds=time.perf_counter() - self._started,
         )
         return report.model_copy(update={"notes": (*report.notes, *budget_notes(report))})
 
     def _shipped(self, found: Best) -> PlannedQuantization | None:
-        if self._quantized is None or found.shipped is None:
+        if self._means.quantized is None or found.shipped is None:
             return None
         walk = self._data.walk(self._model, self._sites, None)
-        return quantization_report(found, self._quantized, walk, self._timings)
+        return quantization_report(found, self._means.quantized, walk, self._timings)
 
     def _target(self, target: Target, measured: Mapping[Place, Sequence[Measured]], found: Best) -> TargetReport:
         before, kind = self._costs.original[target.kind], target.kind
-        layers = list(measured.values())
-        smallest = self._costs.source[kind] + least(layers, kind) - sum(least([layer[:1]], kind) for layer in layers)
+        smallest = self._search.smallest(kind, measured)
         after = None if found.found is None else found.found.costs[kind]
         if kind == "size" and found.shipped is not None:
             after = found.shipped.size
@@ -270,6 +284,7 @@ class _Planner:
         shown = {one.site.place: Effect(kind, from_additive(kind, one.effect), 0) for one in best.selection.chosen}
         notes = {
             one.site.place: f"{shown[one.site.place]} alone, held-out error {one.held_out:.3f}"
+            + (f" (those of {one.instead})" if one.instead else "")
             for one in best.selection.chosen
             if one.row is not None
         }

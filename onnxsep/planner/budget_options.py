@@ -16,7 +16,7 @@ from onnxsep.quantization.settings import Activations, Settings
 
 if TYPE_CHECKING:
     from onnxsep.modes import BlockMode, Mode
-    from onnxsep.planner.targets import Target
+    from onnxsep.planner.targets import LossTarget, Target
 else:
     __getattr__, __dir__ = lazy(__name__, {"onnxsep.modes": ("BlockMode", "Mode")})
 
@@ -137,7 +137,37 @@ class Timed(Options):
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """The budgets."""
+        """The budgets; where there is only what may be lost, that of all parameters."""
+        from onnxsep.planner.targets import budgets_of
+
+        return budgets_of(self._asked)
+
+    @property
+    def losses(self) -> tuple[LossTarget, ...]:
+        """What may be lost."""
+        from onnxsep.planner.targets import losses_of
+
+        return losses_of(self._asked)
+
+    def check_together(self) -> None:
+        """Refuse what cannot be had together.
+
+        Raises:
+            OptionError: The quantised model is planned for, and a goal is of the float one; or others are to measure,
+                with a function that they need not have.
+        """
+        of_floats = [*(one.text for one in self.losses), *(one.text for one in self.targets if one.kind == "ram")]
+        if getattr(self, "then", None) is not None and of_floats:
+            raise OptionError(
+                f"{spelled('target')} {of_floats[0]} is measured of the float model, so leave {spelled('then')} out;"
+                " `onnxsep compress --target size=0.2 --max-drop 1` measures the quantised one"
+            )
+        others = [name for name in ("scheduler", "workers") if getattr(self, name, None) not in (None, 1)]
+        if others and getattr(self, "metric", None) is not None:
+            raise OptionError(f"{spelled('metric')} is measured by this process, so leave {spelled(others[0])} out")
+
+    @property
+    def _asked(self) -> tuple[Target | LossTarget, ...]:
         from onnxsep.planner.targets import parse_targets
 
         asked: str | Sequence[str] = getattr(self, "target", ())

@@ -23,6 +23,7 @@ from onnxsep.planner.effects import EffectWalk
 from onnxsep.planner.file_size import FileSize, FileSizes
 from onnxsep.planner.measuring import Dense, Measured, Samples
 from onnxsep.planner.output_distance import Effect
+from onnxsep.planner.peak_memory import PeakMemory
 from onnxsep.planner.targets import Budget
 from onnxsep.planner.timings import Timings
 
@@ -126,6 +127,7 @@ class Costs:
         sites: Its layers.
         timings: What forms take, where that is a budget.
         size: Bytes of what is shipped; None: of the rewritten model itself.
+        memory: What plans need for activations, where that is a budget.
 
     Attributes:
         source: What the source costs, quantised where that is what is shipped.
@@ -134,9 +136,14 @@ class Costs:
     """
 
     def __init__(
-        self, model: Model, sites: Sites, timings: Timings | None = None, size: FileSizes | None = None
+        self,
+        model: Model,
+        sites: Sites,
+        timings: Timings | None = None,
+        size: FileSizes | None = None,
+        memory: PeakMemory | None = None,
     ) -> None:
-        self._sites, self._timings = sites, timings
+        self._sites, self._timings, self._memory = sites, timings, memory
         self._size = size or FileSize(model, sites.light)
         nothing = Plan([reject(item, "") for item in sites.found if isinstance(item, ConvSite)])
         self.source = self.of(nothing)
@@ -146,9 +153,11 @@ class Costs:
         _, _, self.unknown_macs = compare_macs(*plan_macs(sites, nothing))
 
     def of(self, plan: Plan) -> dict[Budget, int]:
-        """The amount of each kind of budget; the latency where there are times."""
+        """The amount of each kind of budget; the latency and the memory where they matter."""
         light, _ = edited(self._sites, plan)
         _, macs, _ = compare_macs(*plan_macs(self._sites, plan))
         rows: list[ConvReplacement] = plan.convs
         counted: dict[Budget, int] = {"params": count_parameters(light), "macs": macs, "size": self._size.of(rows)}
+        if self._memory is not None:
+            counted["ram"] = self._memory.of(plan)
         return counted if self._timings is None else {**counted, "latency": self._timings.of(rows)}

@@ -23,7 +23,7 @@ from onnxsep.graph.index import Index
 from onnxsep.graph.places import Place
 from onnxsep.graph.scopes import reads
 from onnxsep.model.io import Model
-from onnxsep.planner.output_distance import Effect, Kind, Original, Outputs
+from onnxsep.planner.output_distance import Effect, Kind, Original, Outputs, Score
 from onnxsep.running.feeds import samples_of
 from onnxsep.running.float32 import as_float32, float32_copy, held_types
 from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
@@ -42,6 +42,8 @@ class EffectWalk:
         around: Weights and biases of layers that stand for replaced ones: effects are then those of the whole, with
             one more layer changed.
         memory: Bytes for activations.
+        score: The user's metric, where it is what counts.
+        as_error: Measure the relative error of classifiers too.
 
     Raises:
         CalibrationError: The runtime cannot run the model on the samples, or its outputs are no numbers.
@@ -56,6 +58,8 @@ class EffectWalk:
         *,
         around: Mapping[Place, tuple[Array, Array | None]] | None = None,
         memory: int = _MEMORY,
+        score: Score | None = None,
+        as_error: bool = False,
     ) -> None:
         self._copied = bool(held_types(model))  # the runtime has no Conv for float64 and bfloat16
         network = float32_copy(model) if self._copied else model
@@ -74,7 +78,7 @@ class EffectWalk:
         self._needed = self._order.before(self._outputs)
         self._frontier = Frontier(network, self._feeds, runtime, Store(memory))
         self._done: set[int] = set()
-        self._original = self._reference()
+        self._original = self._reference(score, as_error=as_error)
         for site in sites.found if around else ():
             if isinstance(site, ConvSite) and around and site.place in around:
                 node = self._nodes[site.place[1]]
@@ -147,12 +151,12 @@ class EffectWalk:
         except CannotRun as error:
             raise CalibrationError(f"the runtime cannot run the rewritten model: {error}") from error
 
-    def _reference(self) -> Original:
+    def _reference(self, score: Score | None, *, as_error: bool) -> Original:
         end = self._frontier.fork()
         made = [name for name in self._outputs if self._order.makers([name])]
         end.advance(self._with_constants(self._needed), made)
         found = [{name: end.value(batch, name) for name in made} for batch in range(end.batches)]
-        return Original(found, [samples_of(feed) or 1 for feed in self._feeds])
+        return Original(found, [samples_of(feed) or 1 for feed in self._feeds], score, as_error=as_error)
 
     def _advance(self, nodes: set[int]) -> None:
         """Run nodes, and forget what no later one reads."""

@@ -6,10 +6,16 @@ from onnxsep.planner.plan_file import Evidence
 from onnxsep.planner.report import PlannedLatency, PlannedQuantization, PlanReport
 
 
+def asked(report: PlanReport) -> Iterator[str]:
+    """The targets as they were written."""
+    yield from (one.target for one in report.targets if one.target)
+    yield from (one.target for one in report.losses)
+
+
 def evidence(report: PlanReport) -> tuple[tuple[str, Evidence], ...]:
     """Targets, data, and what was measured on them."""
     found: list[tuple[str, Evidence]] = [
-        ("target", ", ".join(one.target for one in report.targets)),
+        ("target", ", ".join(asked(report))),
         *((one.kind, one.after) for one in report.targets if one.after is not None and one.kind != "latency"),
         *_latency(report.latency),
         *_quantized(report.quantized),
@@ -23,6 +29,11 @@ def evidence(report: PlanReport) -> tuple[tuple[str, Evidence], ...]:
         found.append(("measure", report.measured.kind))
         if report.measured.value is not None:
             found.append(("effect", float(f"{report.measured.value:.6g}")))
+    for loss in report.losses:
+        if loss.measured is not None and loss.measured.value is not None:
+            found += [(loss.kind, float(f"{loss.measured.value:.6g}")), (f"{loss.kind}_samples", loss.measured.samples)]
+            if loss.measured.standard_error is not None:
+                found.append((f"{loss.kind}_error", float(f"{loss.measured.standard_error:.3g}")))
     for one in report.rounds:
         if one.taken and one.predicted is not None:
             found += [

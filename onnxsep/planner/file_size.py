@@ -65,14 +65,15 @@ class FileSize:
 
 def _written(light: onnx.ModelProto) -> int:
     """What a skeleton would take with its data."""
-    total = light.ByteSize()
+    total, own_graph = 0, light.graph.ByteSize()
     for tensor in tensor_protos(light):
         if is_external(tensor):
             own, data = tensor.ByteSize(), storage_bytes(tensor) or 0
             plain = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type).ByteSize()
             full = plain + 1 + _varint(data) + data
             total += full + _varint(full) - own - _varint(own)
-    return total
+    # Before the graph, too, stands how long it is.
+    return light.ByteSize() + total + _varint(own_graph + total) - _varint(own_graph)
 
 
 def _varint(value: int) -> int:

@@ -33,13 +33,14 @@ def candidates(
         seen: set[Rank] = set()
         for share in sorted(shares):
             with naming(mode, site.name):
-                row = _row(site, mode, share, round_ranks)
+                row = row_at(site, mode, share, round_ranks)
             if row is not None and row.rank not in seen and not does_not_pay(row):
                 seen.add(row.rank)
                 yield row
 
 
-def _row(site: ConvSite, mode: Mode, share: float, round_ranks: int) -> ConvReplacement | None:
+def row_at(site: ConvSite, mode: Mode, share: float, round_ranks: int) -> ConvReplacement | None:
+    """The form with the largest rank within a share of the layer's parameters; None where nothing is so small."""
     try:
         rank, _ = choose_rank(site.conv, mode, RankPolicy("fraction", share), round_ranks, _no_weight)
     except FactorizationError:  # nothing is so small

@@ -64,6 +64,7 @@ class Sent:
         options: How the fits sample.
         runtime: How each process runs models.
         memory: Bytes for activations of each process.
+        as_error: Whether effects are relative errors, of classifiers too.
     """
 
     model: Model
@@ -74,6 +75,7 @@ class Sent:
     options: CalibrationOptions
     runtime: RuntimeOptions
     memory: int
+    as_error: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "job"}
@@ -85,7 +87,15 @@ class Sent:
         options = replace(self.options, memory=min(self.options.memory, self.memory))
 
         def walk(around: Dense | None) -> EffectWalk:
-            return EffectWalk(self.model, sites, self.measured, self.runtime, around=around, memory=self.memory)
+            return EffectWalk(
+                self.model,
+                sites,
+                self.measured,
+                self.runtime,
+                around=around,
+                memory=self.memory,
+                as_error=self.as_error,
+            )
 
         return Job(self.model, sites, self.modes, Samples(lambda: self.fitted, options, self.runtime), walk)
 

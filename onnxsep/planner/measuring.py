@@ -37,6 +37,8 @@ class Measured:
         effect: On the network's output, as what adds up (``output_distance.Effect.additive``), less that of the layer
             left alone: nothing in the first round, and around a plan that of all the others.
         latency: Nanoseconds that the model takes more; 0 where times do not matter.
+        ram: Bytes of activations that are alive while it runs; 0 where they do not matter.
+        instead: The form that ``held_out`` and ``effect`` were measured of, where it is not this one.
     """
 
     site: ConvSite
@@ -47,6 +49,8 @@ class Measured:
     held_out: float
     effect: float
     latency: int = 0
+    ram: int = 0
+    instead: str = ""
 
     @classmethod
     def as_it_is(cls, site: ConvSite) -> "Measured":

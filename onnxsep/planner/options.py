@@ -14,6 +14,7 @@ from onnxsep.options.lazy import lazy
 from onnxsep.options.proposals import TARGETS
 from onnxsep.options.specs import option, record
 from onnxsep.planner.budget_options import Forms, Quantizing, Timed
+from onnxsep.planner.losing_options import Losing
 from onnxsep.planner.which_layers import WhichLayers
 from onnxsep.planner.working import Working
 from onnxsep.running.options import Running, Seeded, Shaped, Telling
@@ -25,7 +26,9 @@ else:
 
 
 @record
-class PlanOptions(Quantizing, Timed, Forms, WhichLayers, Running, Shaped, Preprocessed, Seeded, Telling, Working):
+class PlanOptions(
+    Quantizing, Timed, Forms, WhichLayers, Running, Shaped, Losing, Preprocessed, Seeded, Telling, Working
+):
     """What ``plan`` is asked for."""
 
     target: str | Sequence[str] = option(
@@ -33,10 +36,13 @@ class PlanOptions(Quantizing, Timed, Forms, WhichLayers, Running, Shaped, Prepro
         typed=list[str],
         proposed=TARGETS,
         help="A budget: params=0.4, macs=0.5 (shares of the whole model's, or whole numbers), size=0.3, size=80kB (of"
-        " the file), latency=0.6, latency=5ms; several will do.",
-        doc='what the rewritten model may cost: "params=0.4", "macs=0.5", "size=0.3", "size=80kB", "latency=0.6",'
-        ' "latency=5ms"; a fraction with a point is a share of the whole model\'s, an integer a number. Several are all'
-        " kept.",
+        " the file), latency=0.6, latency=5ms, ram=0.7; or what may be lost, for the cheapest model: drop=1,"
+        " error=0.05, kl=0.02; several will do.",
+        doc='what the rewritten model may cost: "params=0.4", "macs=0.5", "size=0.3", "size=80kB" (of the file),'
+        ' "latency=0.6", "latency=5ms", "ram=0.7" (peak activation memory); a fraction with a point is a share of the'
+        ' whole model\'s, an integer a number. Or what it may lose: "drop=1" (points of accuracy), "error=0.05"'
+        ' (relative, of the worst output), "kl=0.02" (classifiers): then it is the cheapest model, of the first budget,'
+        " else of parameters, whose measured loss is no more. Several are all kept.",
     )
     data: Source | Dataset = option(
         group=DATA_GROUP,
@@ -86,3 +92,5 @@ class PlanOptions(Quantizing, Timed, Forms, WhichLayers, Running, Shaped, Prepro
         super().check()
         if not self.targets:
             raise OptionError(f"{spelled('target')} is missing: what the model may cost, such as params=0.4")
+        self.check_losing(self.target)
+        self.check_together()

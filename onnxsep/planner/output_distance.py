@@ -3,11 +3,12 @@
 A classifier's: the mean over samples of KL(p || q) in nats, p and q being the distributions over classes of the
 original and of the changed network. What is one is decided as everywhere (``running.scores.find_scores``): a single
 output [samples, classes]. Of all other networks: ||a - b|| / ||a||, a the original's, of the worst output and, where
-parts of an output have unlike ranges, of its worst part (``algebra.output_parts``).
+parts of an output have unlike ranges, of its worst part (``algebra.output_parts``). Where the user has a metric, what
+it falls by; of changes that it does not tell apart, those distances decide.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,8 +21,11 @@ from onnxsep.errors import CalibrationError
 from onnxsep.reporting.records import EffectReport
 from onnxsep.running.scores import as_scores, find_scores
 
-Kind = Literal["kl", "relative"]
+Kind = Literal["kl", "relative", "metric"]
 Outputs = Mapping[str, Any]
+Score = Callable[[Sequence[Outputs], Sequence[int]], float]
+"""A metric of outputs by name for each feed, and how many samples each feed holds; higher is better."""
+_TIES = 1e-3  # of a metric's own value: what a distance of 1 counts
 _LEAST = 1e-30  # a probability
 
 
@@ -30,21 +34,27 @@ class Effect:
     """How far a changed network's outputs are from the original's.
 
     Attributes:
-        kind: "kl": mean Kullback-Leibler divergence, in nats; "relative": relative error.
+        kind: "kl": mean Kullback-Leibler divergence, in nats; "relative": relative error; "metric": what the user's
+            metric falls by.
         value: Infinite where the changed network gives NaN or infinity.
         samples: On how many.
+        tie: Of a metric, what is added to tell apart changes that it does not.
     """
 
     kind: Kind
     value: float
     samples: int
+    tie: float = 0.0
 
     @property
     def additive(self) -> float:
         """What adds up over layers whose errors have nothing to do with one another: KL, or the relative error squared.
 
-        KL is a square already: of small changes of the logits.
+        KL is a square already: of small changes of the logits. What a metric falls by adds up as it is; what it rises
+        by is chance.
         """
+        if self.kind == "metric":
+            return max(self.value, 0.0) + self.tie
         return self.value if self.kind == "kl" else self.value**2
 
     @property
@@ -60,7 +70,7 @@ class Effect:
 
 def from_additive(kind: Kind, value: float) -> float:
     """An effect from what adds up; of a sum that is below 0, which only differences can be, a negative one."""
-    return value if kind == "kl" else math.copysign(math.sqrt(abs(value)), value)
+    return value if kind != "relative" else math.copysign(math.sqrt(abs(value)), value)
 
 
 class Original:
@@ -69,18 +79,24 @@ class Original:
     Args:
         outputs: By name, for each feed.
         samples: How many samples each feed holds.
+        score: The user's metric.
+        as_error: Measure the relative error of classifiers too.
 
     Raises:
         CalibrationError: None of the outputs holds numbers.
     """
 
-    def __init__(self, outputs: Sequence[Outputs], samples: Sequence[int]) -> None:
-        self._outputs, self._samples = outputs, samples
+    def __init__(
+        self, outputs: Sequence[Outputs], samples: Sequence[int], score: Score | None = None, *, as_error: bool = False
+    ) -> None:
+        self._as_error = as_error
+        self._outputs, self._samples, self._score = outputs, samples, score
+        self._own = 0.0 if score is None else score(outputs, samples)
         self.samples = sum(samples)
         self._names = [name for name in outputs[0] if all(_is_numbers(one[name]) for one in outputs)]
         if not self._names:
             raise CalibrationError("no output holds numbers, so that the effect of a change cannot be measured")
-        name = find_scores(outputs[0], samples[0], None)[0]
+        name, self.no_classes = find_scores(outputs[0], samples[0], None)
         scores = [as_scores(one[name], count) for one, count in zip(outputs, samples, strict=True)] if name else []
         self._scores: list[npt.NDArray[np.float64]] = [found for found in scores if found is not None]
         usable = bool(scores) and len(self._scores) == len(scores)
@@ -89,7 +105,18 @@ class Original:
     @property
     def kind(self) -> Kind:
         """Which measure it is."""
-        return "relative" if self._classes is None else "kl"
+        if self._score is not None:
+            return "metric"
+        return "kl" if self._by_classes else "relative"
+
+    @property
+    def _by_classes(self) -> bool:
+        return self.is_classifier and not self._as_error
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether an output holds class scores; ``no_classes`` says why not."""
+        return self._classes is not None
 
     def effect(self, outputs: Iterable[Outputs]) -> Effect:
         """How far the outputs of a changed network are.
@@ -97,11 +124,29 @@ class Original:
         Args:
             outputs: By name, for each feed; what is left out is what the original gives.
         """
-        value = self._relative(outputs) if self._classes is None else self._divergence(outputs, self._classes)
-        return Effect(self.kind, value, self.samples)
+        if self._score is not None:
+            return self._fall([{**before, **found} for found, before in zip(outputs, self._outputs, strict=True)])
+        return Effect(self.kind, self._distance(outputs), self.samples)
 
-    def _divergence(self, outputs: Iterable[Outputs], name: str) -> float:
-        total = 0.0
+    def fall(self, outputs: Sequence[Outputs]) -> float:
+        """What the metric falls by; ``outputs`` holds all of them for each feed."""
+        assert self._score is not None
+        return self._own - self._score(outputs, self._samples)
+
+    def _fall(self, outputs: Sequence[Outputs]) -> Effect:
+        distance = self._distance(outputs)
+        if not math.isfinite(distance):
+            return Effect(self.kind, math.inf, self.samples)
+        tie = _TIES * (abs(self._own) or 1.0) * (distance if self._by_classes else distance**2)
+        return Effect(self.kind, self.fall(outputs), self.samples, tie)
+
+    def _distance(self, outputs: Iterable[Outputs]) -> float:
+        return self.divergence(outputs) if self._by_classes else self.relative(outputs)
+
+    def divergence(self, outputs: Iterable[Outputs]) -> float:
+        """KL of a classifier, in nats."""
+        name, total = self._classes, 0.0
+        assert name is not None
         for found, before, count in zip(outputs, self._scores, self._samples, strict=True):
             after = as_scores(found[name], count) if name in found else before
             if after is None or after.shape != before.shape or not np.isfinite(after).all():
@@ -111,7 +156,8 @@ class Original:
             total += float((p * np.log(p / q)).sum())
         return max(total / self.samples, 0.0)
 
-    def _relative(self, outputs: Iterable[Outputs]) -> float:
+    def relative(self, outputs: Iterable[Outputs]) -> float:
+        """The relative error of the worst output, of any network."""
         tallies = {name: PartTally() for name in self._names}
         for found, before, count in zip(outputs, self._outputs, self._samples, strict=True):
             for name, tally in tallies.items():

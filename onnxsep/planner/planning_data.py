@@ -13,9 +13,8 @@ from onnxsep.model.io import Model
 from onnxsep.planner.effects import EffectWalk
 from onnxsep.planner.measured_samples import Divided, divide
 from onnxsep.planner.measuring import Dense, Samples
+from onnxsep.planner.own_metric import OwnMetric, batches_of
 from onnxsep.running.runtime import RuntimeOptions
-
-_BATCH = 50  # samples that are run at a time
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,35 @@ class PlanningData:
         divided: Which of them are fitted to, and which measured on.
         options: How the fits sample them.
         runtime: How models are run.
+        metric: The user's metric, where it is what counts.
+        as_error: Whether effects are relative errors, of classifiers too.
     """
 
     dataset: Dataset
     divided: Divided
     options: CalibrationOptions
     runtime: RuntimeOptions
+    metric: OwnMetric | None = None
+    as_error: bool = False
 
     @classmethod
-    def of(cls, dataset: Dataset, samples: int, options: CalibrationOptions, runtime: RuntimeOptions) -> "PlanningData":
+    def of(
+        cls,
+        dataset: Dataset,
+        samples: int,
+        options: CalibrationOptions,
+        runtime: RuntimeOptions,
+        metric: OwnMetric | None = None,
+    ) -> "PlanningData":
         """At most so many samples of a dataset, drawn at random."""
         divided = divide(dataset, partition(dataset, samples, options.seed), options.seed)
-        return cls(dataset, divided, options, runtime)
+        return cls(dataset, divided, options, runtime, metric)
+
+    @property
+    def all_samples(self) -> Samples:
+        """What the layers of a plan that is carried out are fitted to: those that measured candidates too."""
+        every = sorted({*self.divided.fitted, *self.divided.measured})
+        return Samples(lambda: self._feeds(every), self.options, self.runtime)
 
     @property
     def samples(self) -> Samples:
@@ -51,7 +67,12 @@ class PlanningData:
 
     def walk(self, model: Model, sites: Sites, around: Dense | None) -> EffectWalk:
         """What measures effects, in the source or around a plan."""
-        return EffectWalk(model, sites, self.measured(), self.runtime, around=around)
+        score = None
+        if self.metric is not None:
+            score = self.metric.on(self.dataset, batches_of(self.dataset, self.divided.measured))
+        return EffectWalk(
+            model, sites, self.measured(), self.runtime, around=around, score=score, as_error=self.as_error
+        )
 
     def _feeds(self, indices: list[int]) -> Iterator[Mapping[str, NDArray[Any]]]:
-        return self.dataset.feeds(indices, _BATCH)
+        return map(self.dataset.feed, batches_of(self.dataset, indices))

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from onnxsep.planner.evidence import asked
+from onnxsep.planner.losing_render import loss_lines, tries_table
 from onnxsep.planner.report import PlannedLatency, PlannedLayer, PlannedQuantization, PlanReport, TargetReport
 from onnxsep.planner.targets import shown_amount
 from onnxsep.reporting.blocks import header, notes, number, site, summary, title
 from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
 
-_WHAT = {"params": "parameters", "macs": "MACs", "size": "bytes", "latency": "time"}
+_WHAT = {"params": "parameters", "macs": "MACs", "size": "bytes", "latency": "time", "ram": "bytes of activations"}
 
 
 def plan_document(report: PlanReport) -> Document:
@@ -34,6 +36,9 @@ def planning_blocks(report: PlanReport) -> list[Block]:
         blocks.append(Line(_latency(report.latency)))
     if report.quantized is not None:
         blocks.append(Line(_quantized(report.quantized)))
+    blocks += loss_lines(report)
+    if report.tries:
+        blocks.append(tries_table(report, _WHAT[report.targets[0].kind]))
     if report.rounds:
         blocks.append(_rounds(report))
     where = "held-out samples" if report.held_out else "samples that the fits have seen too"
@@ -49,17 +54,21 @@ def planning_blocks(report: PlanReport) -> list[Block]:
 
 
 def _asked(report: PlanReport) -> str:
-    return ", ".join(one.target for one in report.targets)
+    return ", ".join(asked(report))
 
 
 def _target(one: TargetReport) -> str:
     kind = _WHAT[one.kind]
     before, allowed = shown_amount(one.kind, one.before), shown_amount(one.kind, one.allowed)
+    if one.after is None and not one.target:
+        return f"{kind}: {before}; the least that can be had: {shown_amount(one.kind, one.least)}"
     if one.after is None:
         least = shown_amount(one.kind, one.least)
         words = allowed if one.kind == "latency" else f"{allowed} {kind}"
         return f"{one.target}: at most {words} of {before}; the least that can be had: {least}"
     share = f" ({one.after / one.before:.3f})" if one.before else ""
+    if not one.target:
+        return f"{kind}: {before} -> {shown_amount(one.kind, one.after)}{share}"
     return f"{one.target}: {kind} {before} -> {shown_amount(one.kind, one.after)}{share}, at most {allowed}"
 
 
@@ -159,5 +168,5 @@ def _frontier(report: PlanReport) -> Table:
 
 def plan_summary(report: PlanReport) -> str:
     """The budgets, and the effect."""
-    effect = "no plan keeps within it" if report.measured is None else f"changes the output by {report.measured}"
+    effect = "no plan keeps to it" if report.measured is None else f"changes the output by {report.measured}"
     return summary(report.source, _asked(report), *map(_target, report.targets), effect)

@@ -9,20 +9,63 @@ from onnxsep.reporting.records import EffectReport, ModelInfo, Record, Report
 class TargetReport(Record):
     """A budget and what becomes of it.
 
-    Counts are those of ``inspect``; bytes those of the file as it is written; times are nanoseconds, ``after`` that of
-    the model as it is and what is measured of each layer. Where the result is quantised, bytes and times after it are
-    those of what that gives, and ``before`` is the model as it was given.
+    Counts are those of ``inspect``; bytes those of the file as it is written, of "ram" those of live activations at the
+    worst moment of a run; times are nanoseconds, ``after`` that of the model as it is and what is measured of each
+    layer. Where the result is quantised, bytes and times after it are those of what that gives, and ``before`` is the
+    model as it was given.
     """
 
-    kind: Literal["params", "macs", "size", "latency"]
+    kind: Literal["params", "macs", "size", "latency", "ram"]
     target: str
-    """As it was asked for."""
+    """As it was asked for; "" where only a loss was, so that it is made as small as that allows."""
     allowed: int
     before: int
     after: int | None
     """None where no plan keeps within the budgets."""
     least: int
     """The smallest that the candidates allow, of this alone."""
+
+
+class MeasuredLoss(Record):
+    """What a model loses against the original."""
+
+    kind: Literal["error", "kl", "drop"]
+    value: float | None
+    """The relative error of the worst output, KL in nats, points of top-1 accuracy, or what the user's metric falls by;
+    None where outputs are NaN or infinite."""
+    standard_error: float | None = None
+    """Of points, paired."""
+    samples: int
+
+
+class LossReport(Record):
+    """What may be lost, and what the model loses."""
+
+    kind: Literal["error", "kl", "drop"]
+    target: str
+    """As it was asked for."""
+    allowed: float
+    measured: MeasuredLoss | None
+    """Of the model as it is written, or where none is, of the nearest; None where there is none."""
+    held_out: bool
+    """Whether it was measured on samples that nothing was fitted to or chosen by."""
+    of_metric: bool = False
+    """Whether a drop is that of the user's metric, and not in points."""
+
+
+class TryReport(Record):
+    """A plan that was carried out to find out what it loses."""
+
+    round: int
+    """In which round of measurements it was chosen."""
+    cost: int
+    """What it costs, of the first budget."""
+    effect: EffectReport
+    chosen_by: tuple[MeasuredLoss, ...]
+    """What it loses on samples that plans are chosen by."""
+    verdict: tuple[MeasuredLoss, ...] = ()
+    """What it loses on the others, where that was asked."""
+    taken: bool = False
 
 
 class PlannedLatency(Record):
@@ -130,6 +173,9 @@ class PlanReport(Report):
     options: dict[str, Any]
     """What was asked for: the model, and every option."""
     targets: tuple[TargetReport, ...]
+    losses: tuple[LossReport, ...] = ()
+    tries: tuple[TryReport, ...] = ()
+    """The plans among which the cheapest was sought that does not lose too much."""
     layers: tuple[PlannedLayer, ...]
     rounds: tuple[RoundReport, ...] = ()
     measured: EffectReport | None = None

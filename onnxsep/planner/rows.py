@@ -1,6 +1,7 @@
 """Which layers a plan is for, and what becomes of each, as records."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.planning import Options, in_main_graph, left_alone
@@ -85,3 +86,11 @@ def layer_rows(
             time_ratio=timings.ratio(one.row) if timings and one.row else None,
             effect=from_additive(kind, one.effect) if item.place in chosen else None,
         )
+
+
+def counted(measured: Iterable[Mapping[Place, Sequence[Measured]]]) -> Mapping[Place, int]:
+    """How many candidates were measured of each layer, in several rounds."""
+    count = Counter[Place]()
+    for one in {id(one): one for one in measured}.values():
+        count.update({place: len(several) - 1 for place, several in one.items()})
+    return count

@@ -14,11 +14,13 @@ from onnxsep.options.progress import Progress
 from onnxsep.planner.carrying_out import Carried, Costs, plan_of_choice
 from onnxsep.planner.effects import EffectWalk
 from onnxsep.planner.file_size import FileSize, FileSizes
+from onnxsep.planner.filling import filled
 from onnxsep.planner.grid import candidates
 from onnxsep.planner.job import Job
 from onnxsep.planner.measuring import Dense, Measured, Samples
 from onnxsep.planner.output_distance import from_additive
-from onnxsep.planner.selection import COSTS, Selection, select
+from onnxsep.planner.peak_memory import PeakMemory
+from onnxsep.planner.selection import COSTS, Selection, least, select
 from onnxsep.planner.survey import Survey
 from onnxsep.planner.targets import Budget
 from onnxsep.planner.timings import Rows, Timings
@@ -85,6 +87,7 @@ class Search:
         timings: What forms take, where that is a budget.
         quantized_size: Bytes of quantised files, where these are what is shipped.
         survey: Measures; None: this process does, and nothing is kept.
+        memory: What forms need for activations, where that is a budget.
     """
 
     model: Model
@@ -99,6 +102,7 @@ class Search:
     timings: Timings | None = None
     quantized_size: FileSizes | None = None
     survey: Survey | None = None
+    memory: PeakMemory | None = None
 
     @cached_property
     def size(self) -> FileSizes:
@@ -113,7 +117,7 @@ class Search:
     @property
     def costs(self) -> Costs:
         """What plans cost as a whole."""
-        return Costs(self.model, self.sites, self.timings, self.size)
+        return Costs(self.model, self.sites, self.timings, self.size, self.memory)
 
     def alone(self) -> dict[Place, list[Measured]]:
         """The first round: every candidate of the grid with all other layers as they are."""
@@ -139,7 +143,8 @@ class Search:
             if around is None:
                 self.reasons.update(reasons)
         self.size.prepare(row for several in rows.values() for row in several)
-        return self.measurer.measured(rows, around, self.size, latency or (lambda _: 0), self.progress)
+        found = self.measurer.measured(rows, around, self.size, latency or (lambda _: 0), self.progress)
+        return found if self.memory is None else self.memory.added(found)
 
     def rounds(
         self, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int], more: int
@@ -151,8 +156,14 @@ class Search:
         selection = self.choose(measured, budgets)
         if selection is None:
             return
-        best = self.carry_out(selection, 1, selection.effect)
+        best = self.carry_out(self.filled(selection, budgets), 1, selection.effect)
         yield Round(best, measured)
+        yield from self.rounds_from(best, measured, budgets, more)
+
+    def rounds_from(
+        self, best: Found, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int], more: int
+    ) -> Iterator[Round]:
+        """The further rounds, around a plan that was carried out."""
         for number in range(2, more + 2):
             if best.carried.effect.value == 0:
                 return
@@ -177,7 +188,7 @@ class Search:
             if chosen is None or any(_alike(chosen.chosen, other) for other in seen):
                 continue
             seen.append(chosen.chosen)
-            yield chosen, number, _predicted(best, around, chosen)
+            yield self.filled(chosen, budgets), number, predicted(best, around, chosen)
 
     def choose(
         self,
@@ -198,6 +209,8 @@ class Search:
         layers = list(measured.values())
         alone = {name: sum(COSTS[name](layer[0]) for layer in layers) for name in budgets}
         room: dict[Budget, float] = {name: most - counted.source[name] + alone[name] for name, most in budgets.items()}
+        if self.memory is not None and "ram" in budgets:
+            room["ram"] = budgets["ram"]  # of each alone
         for _ in range(_TRIES):
             selection = select(layers, room, before, changes)
             if selection is None:
@@ -208,6 +221,24 @@ class Search:
                 return selection
             room = {name: most - over.get(name, 0) for name, most in room.items()}
         return None
+
+    def smallest(self, kind: Budget, measured: Mapping[Place, Sequence[Measured]]) -> int:
+        """The least of one kind of cost that plans can have."""
+        layers = list(measured.values())
+        if kind == "ram" and self.memory is not None:
+            return max(self.memory.others([layer[0].site for layer in layers]), least(layers, kind))
+        return self.costs.source[kind] + least(layers, kind) - sum(least([layer[:1]], kind) for layer in layers)
+
+    def filled(self, selection: Selection, budgets: Mapping[Budget, int]) -> Selection:
+        """A choice that uses what is left of a budget of bytes; forms that were not timed cannot be had for it."""
+        if self.timings is not None:
+            return selection
+
+        def costs(chosen: Sequence[Measured]) -> Mapping[Budget, int]:
+            return counted.of(plan_of_choice(self.sites, chosen, self.reasons))
+
+        counted = self.costs
+        return filled(selection, budgets, costs, self.round_ranks)
 
     def carry_out(self, selection: Selection, number: int, predicted: float) -> Found:
         """Fit a choice and measure it; ``predicted`` is the sum of what adds up."""
@@ -241,8 +272,14 @@ def _alike(one: Sequence[Measured], other: Sequence[Measured]) -> bool:
     return all(any(now.is_like(then) for then in other) for now in one)
 
 
-def _predicted(best: Found, around: Mapping[Place, Sequence[Measured]], chosen: Selection) -> float:
-    """The effect of a plan, and what each change of it adds."""
+def predicted(best: Found, around: Mapping[Place, Sequence[Measured]], chosen: Selection) -> float:
+    """The effect of a plan, and what each change of it adds.
+
+    Args:
+        best: The plan.
+        around: Candidates that were measured around it.
+        chosen: The plan with its changes.
+    """
     before = sum(
         now.effect for one in best.selection.chosen for now in around.get(one.site.place, ()) if now.is_like(one)
     )

@@ -22,8 +22,9 @@ COSTS: Mapping[Budget, Callable[[Measured], int]] = {
     "macs": lambda one: one.macs or 0,
     "size": lambda one: one.bytes,
     "latency": lambda one: one.latency,
+    "ram": lambda one: one.ram,
 }
-"""What each budget counts of a candidate."""
+"""What each budget counts of a candidate. All but the last add up; of the last each alone keeps within the budget."""
 _SECONDS = 60.0
 _GAP = 1e-4
 
@@ -53,7 +54,7 @@ def select(
 
     Args:
         layers: The candidates of each.
-        budgets: The largest sum of the costs of what is chosen, by the name of the cost.
+        budgets: The largest sum of the costs of what is chosen, by the name of the cost; of "ram" the largest.
         before: An earlier choice.
         changes: How many layers may get another form than there; None: all.
 
@@ -62,14 +63,16 @@ def select(
     """
     if not layers:
         return Selection((), 0.0, 0.0) if min(budgets.values(), default=0) >= 0 else None
-    usable = [[one for one in layer if math.isfinite(one.effect)] for layer in layers]
+    most_ram = budgets.get("ram", math.inf)
+    usable = [[one for one in layer if math.isfinite(one.effect) and one.ram <= most_ram] for layer in layers]
     if not all(usable):
         return None
     flat = [one for layer in usable for one in layer]
     owners = np.repeat(np.arange(len(usable)), [len(layer) for layer in usable])
     once = csr_array((np.ones(len(flat)), (owners, np.arange(len(flat)))), shape=(len(usable), len(flat)))
     constraints = [LinearConstraint(once, 1, 1)]
-    for name, most in budgets.items():
+    sums: dict[Budget, float] = {name: most for name, most in budgets.items() if name != "ram"}
+    for name, most in sums.items():
         costs = np.array([COSTS[name](one) for one in flat], float)
         scale = max(float(np.abs(costs).max()), 1.0)  # HiGHS has tolerances of its own
         constraints.append(LinearConstraint(costs[None] / scale, -np.inf, most / scale))
@@ -89,7 +92,7 @@ def select(
     if found.x is None:
         return None
     chosen = tuple(flat[place] for place in np.flatnonzero(found.x > 0.5))
-    over = {name: most - 1 for name, most in budgets.items() if sum(map(COSTS[name], chosen)) > most}
+    over: dict[Budget, float] = {name: most - 1 for name, most in sums.items() if sum(map(COSTS[name], chosen)) > most}
     if over:  # within a tolerance of an older HiGHS
         return select(layers, {**budgets, **over}, before, changes)
     total, bound = float(sum(one.effect for one in chosen)), found.mip_dual_bound
@@ -97,5 +100,6 @@ def select(
 
 
 def least(layers: Sequence[Sequence[Measured]], name: Budget) -> int:
-    """The smallest sum of one cost that a choice can have."""
-    return sum(min(map(COSTS[name], layer)) for layer in layers)
+    """The smallest sum of one cost that a choice can have; of "ram" the smallest peak in these layers."""
+    smallest = [min(map(COSTS[name], layer)) for layer in layers]
+    return max(smallest, default=0) if name == "ram" else sum(smallest)

@@ -82,7 +82,7 @@ def survey_for(
     """
     job = Job(model, sites, modes, data.samples, lambda around: data.walk(model, sites, around))
     kept = None
-    if options.cache is not None:
+    if options.cache is not None and data.metric is None:  # what a function of the user's computes may change
         runtime = options.run_with
         what, names = about(
             model,
@@ -94,6 +94,7 @@ def survey_for(
                 "shapes": {name: list(shape) for name, shape in sorted(options.shapes.items())},
                 "provider": runtime.provider,
                 "optimize": runtime.optimize,
+                "as_error": data.as_error,
                 "modes": {mode.name: _source(mode) for mode in modes if not _is_ours(mode)},
             },
         )
@@ -114,6 +115,7 @@ def survey_for(
             data.options,
             runtime,
             _MEMORY // (crew.count if local else 1),
+            data.as_error,
         )
 
     return Survey(job, crew, sent, kept)

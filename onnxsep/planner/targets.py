@@ -1,27 +1,30 @@
-"""What a plan is to reach: ``params=0.4``, ``macs=0.5``, ``size=80kB``, ``latency=0.6``."""
+"""What a plan is to reach (``params=0.4``, ``latency=0.6``, ...), and what it may lose (``drop=1``, ...)."""
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from onnxsep.errors import OptionError, spelled
 from onnxsep.options.tomlfile import nearest
 
-Budget = Literal["params", "macs", "size", "latency"]
+Budget = Literal["params", "macs", "size", "latency", "ram"]
 BUDGETS: Mapping[Budget, str] = {
     "params": "a whole number of parameters",
     "macs": "a whole number of MACs",
     "size": "a whole number of bytes of the file, or a number of bytes such as 80kB",
     "latency": "a time such as 5ms",
+    "ram": "a whole number of bytes of live activations, or a number of bytes such as 80kB",
 }
 """What can be a budget, and how an amount of it is written; times are counted in nanoseconds."""
-_LATER = {
-    "ram": "the memory of activations is not measured yet",
-    "error": "it is no budget of a plan yet",
-    "kl": "it is no budget of a plan yet",
-    "drop": "it is no budget of a plan yet",
+Loss = Literal["error", "kl", "drop"]
+LOSSES: Mapping[Loss, str] = {
+    "error": "a relative error of the outputs such as 0.05",
+    "kl": "a divergence in nats such as 0.02",
+    "drop": "a number of points such as 1",
 }
+"""What a model may lose against the original, and how much of it is written."""
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 _TIMES = {"ns": 1, "us": 1000, "ms": 1000**2, "s": 1000**3}
 _NUMBER = re.compile(r"\s*(\d+\.\d*|\.\d+|\d+)\s*([A-Za-z]*)\s*")
@@ -35,7 +38,7 @@ class Target:
         kind: One of ``BUDGETS``.
         value: A share of the whole model's, or a number of what is counted.
         share: Which of the two.
-        text: As it was written.
+        text: As it was written; "" where nobody asked for it.
     """
 
     kind: Budget
@@ -48,13 +51,32 @@ class Target:
         return int(self.value * whole + 1e-9) if self.share else int(self.value)
 
 
-def parse_targets(texts: Iterable[str]) -> tuple[Target, ...]:
+@dataclass(frozen=True)
+class LossTarget:
+    """What a model may lose.
+
+    Attributes:
+        kind: One of ``LOSSES``.
+        most: The relative error of the worst output, KL in nats, or points.
+        text: As it was written.
+    """
+
+    kind: Loss
+    most: float
+    text: str
+
+
+CHEAPEST = Target("params", 1.0, share=True, text="")
+"""What is made small where nothing but a loss was asked for."""
+
+
+def parse_targets(texts: Iterable[str]) -> tuple[Target | LossTarget, ...]:
     """Read targets; a fraction with a point is a share of the whole model's, an integer a number.
 
     Raises:
         OptionError: One cannot be read, is given twice, or cannot be planned for.
     """
-    found: dict[str, Target] = {}
+    found: dict[str, Target | LossTarget] = {}
     for text in texts:
         target = _parsed(text)
         if target.kind in found:
@@ -63,24 +85,34 @@ def parse_targets(texts: Iterable[str]) -> tuple[Target, ...]:
     return tuple(found.values())
 
 
-def _parsed(text: str) -> Target:
+def budgets_of(targets: Sequence[Target | LossTarget]) -> tuple[Target, ...]:
+    """Those that are budgets; where there is none, the one that is made small."""
+    return tuple(one for one in targets if isinstance(one, Target)) or ((CHEAPEST,) if targets else ())
+
+
+def losses_of(targets: Sequence[Target | LossTarget]) -> tuple[LossTarget, ...]:
+    """Those that say what may be lost."""
+    return tuple(one for one in targets if isinstance(one, LossTarget))
+
+
+def _parsed(text: str) -> Target | LossTarget:
     word, equals, value = text.partition("=")
     word = word.strip().lower()
-    if word in _LATER:
-        raise OptionError(
-            f"{spelled('target')} {text}: {_LATER[word]}; budgets are {', '.join(f'{one}=' for one in BUDGETS)}"
-        )
+    loss = next((one for one in LOSSES if one == word), None)
     kind = next((one for one in BUDGETS if one == word), None)
-    if kind is None or not equals:
-        near = nearest(word, [*BUDGETS, *_LATER])
+    if not equals or (kind is None and loss is None):
+        near = nearest(word, [*BUDGETS, *LOSSES])
         raise OptionError(
             f"{spelled('target')} {text!r} cannot be read{near}; write params=0.4, macs=0.5, size=0.3, size=80kB,"
-            " latency=0.6 or latency=5ms"
+            " latency=0.6, latency=5ms, ram=0.7, error=0.05, kl=0.02 or drop=1"
         )
+    if kind is None:
+        assert loss is not None
+        return _loss(loss, value, text)
     number = _NUMBER.fullmatch(value)
     unit = number[2].lower() if number else ""
     share = number is not None and "." in number[1] and not unit
-    known = {"size": _UNITS, "latency": _TIMES}.get(kind, {"": 1})
+    known = {"size": _UNITS, "ram": _UNITS, "latency": _TIMES}.get(kind, {"": 1})
     if number is None or not (share or unit in known):
         raise OptionError(
             f"{spelled('target')} {text!r}: {value!r} is no amount; a share with a point such as 0.4, or"
@@ -94,9 +126,24 @@ def _parsed(text: str) -> Target:
     return Target(kind, amount if share else amount * known[unit], share, text.strip())
 
 
+def _loss(kind: Loss, value: str, text: str) -> LossTarget:
+    try:
+        most = float(value)
+    except ValueError:
+        most = math.nan
+    if not 0 <= most < math.inf:
+        raise OptionError(f"{spelled('target')} {text!r}: {value!r} is no loss; give {LOSSES[kind]}")
+    return LossTarget(kind, most, text.strip())
+
+
 def shown_amount(kind: Budget, amount: int) -> str:
     """So much of what a budget counts, for people."""
     return f"{amount / _TIMES['ms']:,.4g} ms" if kind == "latency" else f"{amount:,}"
+
+
+def shown_loss(kind: Loss, value: float) -> str:
+    """So much of what is lost, for people."""
+    return {"error": "relative error {:.3g}", "kl": "KL {:.3g}", "drop": "{:.3g} points"}[kind].format(value)
 
 
 def as_target(kind: Budget, amount: int, whole: int) -> str:
@@ -105,3 +152,11 @@ def as_target(kind: Budget, amount: int, whole: int) -> str:
     if 0 < share < 1:
         return f"{kind}={share:g}"
     return f"latency={amount / _TIMES['ms']:.6f}ms" if kind == "latency" else f"{kind}={amount}"
+
+
+def as_loss_target(kind: Loss, value: float) -> str:
+    """The target, of two digits, that allows so much to be lost."""
+    if value <= 0:
+        return f"{kind}=0"
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return f"{kind}={math.ceil(value / step * (1 - 1e-12)) * step:.6g}"

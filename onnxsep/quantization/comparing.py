@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from onnxsep.data import Dataset
-from onnxsep.errors import spelled
+from onnxsep.errors import EvaluationError, spelled
 from onnxsep.evaluation.cells import uncertain
-from onnxsep.evaluation.errors import EvaluationError
 from onnxsep.evaluation.latency import measure_latency
 from onnxsep.evaluation.sessions import Candidate, Session
 from onnxsep.model.io import Model

@@ -159,8 +159,9 @@ class MeasuredOn(Record):
 class EffectReport(Record):
     """How far the network's output is from the original's, with one layer or several replaced."""
 
-    kind: Literal["kl", "relative"]
-    """Mean KL divergence of a classifier's distributions, in nats, or relative error of the worst output."""
+    kind: Literal["kl", "relative", "metric"]
+    """Mean KL divergence of a classifier's distributions, in nats, relative error of the worst output, or what the
+    user's metric falls by."""
     value: float | None
     """None where the output is NaN or infinite."""
     samples: int
@@ -168,7 +169,21 @@ class EffectReport(Record):
 
     def __str__(self) -> str:
         value = math.inf if self.value is None else self.value
-        return f"KL {value:.3g}" if self.kind == "kl" else f"relative error {value:.3g}"
+        words = {"kl": "KL {:.3g}", "relative": "relative error {:.3g}", "metric": "{:.3g} of the metric"}
+        return words[self.kind].format(value)
+
+
+class Paired(Record):
+    """The difference of two shares on the same samples."""
+
+    difference: float
+    """This model's share less the first model's."""
+    standard_error: float
+    """Of the difference, from the outcomes of each sample: they are paired, so it is less than for two data sets."""
+    won: int
+    """Samples that this model has right and the first one wrong."""
+    lost: int
+    """Samples that this model has wrong and the first one right."""
 
 
 class MissedLimit(Record):

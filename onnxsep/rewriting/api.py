@@ -28,6 +28,7 @@ from onnxsep.model.paths import NOTHING, Reads, check_paths
 from onnxsep.model.saving import Savable
 from onnxsep.options.progress import announce
 from onnxsep.options.taking import takes
+from onnxsep.planner.judged import judged
 from onnxsep.planner.limiting import Limited, is_low_rank, limit_effects
 from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.planner.shipping import budget_notes
@@ -104,7 +105,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         sites = choice.sites(lambda linear: find(linear_layers=linear, measured=measured))
     fitting = opened(fitting, source, settings.runtime) if choice.measures else fitting
     chosen = choice.rows(source, sites, fitting)
-    rows, limited = chosen.plan, Limited()
+    rows, limited, fitting = chosen.plan, Limited(), chosen.unseen_kept(fitting)
     if chosen.max_effect is not None and any(map(is_low_rank, rows.convs)):
         fitting = opened(fitting, source, settings.runtime)
         limited = limit_effects(source, sites, rows, fitting, chosen.max_effect, settings.runtime, settings.progress)
@@ -136,6 +137,8 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
             settings = replace(settings, given=fitted.unseen())
         announce(settings.progress, "comparing original and result")
         outcome, errors, failure = verify_result(source, result, sites, rows, edit, settings)
+    planning, too_much = (None, "") if chosen.planned is None else judged(chosen.planned, result, dry_run=dry_run)
+    failure = failure or too_much
     compared, why_not = None, ""
     if layers and not dry_run:
         announce(settings.progress, "comparing the layers")
@@ -150,7 +153,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         mode=choice.mode,
         rank=choice.rank,
         plan=choice.plan,
-        planning=None if chosen.planned is None else chosen.planned.report,
+        planning=planning,
         options=options.as_json(model=model),
         convs=conv_reports(rows, factors, errors, limited.effects),
         totals=totals(sites, rows, light, sizes),

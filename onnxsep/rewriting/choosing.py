@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from onnxsep.calibration import Fitting
+from onnxsep.data import Dataset
 from onnxsep.engine.blocks import find_blocks
 from onnxsep.engine.matches import Match
 from onnxsep.engine.planning import (
@@ -25,6 +26,7 @@ from onnxsep.modes.base import Mode
 from onnxsep.modes.block import BlockMode
 from onnxsep.planner.api import PlanResult
 from onnxsep.planner.assigning import assign, check_plan, planned_sites
+from onnxsep.planner.judging import kept_from
 from onnxsep.planner.limiting import LIMIT
 from onnxsep.planner.plan_file import PlanFile
 
@@ -46,6 +48,13 @@ class Chosen:
     said: Mapping[Place, str] = field(default_factory=dict)
     max_effect: float | None = None
     planned: PlanResult | None = None
+
+    def unseen_kept(self, fitting: Fitting) -> Fitting:
+        """What is asked of the data, without the samples that a plan is judged by."""
+        judge = None if self.planned is None else self.planned.judge
+        if judge is None or not isinstance(fitting.data, Dataset):
+            return fitting
+        return replace(fitting, data=kept_from(judge, fitting.data))
 
 
 class Choice(ABC):

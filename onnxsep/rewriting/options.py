@@ -18,6 +18,7 @@ from onnxsep.options.proposals import MODES, TARGETS
 from onnxsep.options.sizes import bytes_of
 from onnxsep.options.specs import Options, option, record, specs_of
 from onnxsep.planner.budget_options import Quantizing, Timed
+from onnxsep.planner.losing_options import Losing
 from onnxsep.planner.which_layers import CONVS, WhichLayers
 from onnxsep.planner.working import Working
 from onnxsep.running.options import Opening, Shaped, Telling, Verifying
@@ -122,7 +123,7 @@ class Forms(Options):
 
 
 @record
-class RewriteOptions(Quantizing, Timed, WhichLayers, Forms, Verifying, Preprocessed, Working):
+class RewriteOptions(Quantizing, Timed, WhichLayers, Forms, Losing, Verifying, Preprocessed, Working):
     """What ``rewrite`` is asked for."""
 
     data: Source | Dataset | None = option(
@@ -205,14 +206,12 @@ class RewriteOptions(Quantizing, Timed, WhichLayers, Forms, Verifying, Preproces
             MissingDependencyError: what tuning needs is not installed.
         """
         super().check()
-        if self.then is not None and not self.target:
-            raise OptionError(
-                f"{spelled('then', self.then)} is for {spelled('target')}: what the quantised model may cost"
-            )
         if self.memory_limit is not None:
             bytes_of("memory_limit", self.memory_limit)
-        if not self.target and (given := self.working_given()):
+        if not self.target and (given := [*self.working_given(), *(["then"] if self.then else [])]):
             raise OptionError(f"{spelled(given[0])} is for {spelled('target')}, such as params=0.4, and there is none")
+        self.check_losing(self.target)
+        self.check_together()
         self.choice.check(self.fitting(None), images=self.preprocessing is not None)
 
     def role(self, name: str) -> Literal["read", "written", "unused"]:

@@ -1,5 +1,6 @@
 """Class scores: which output holds them, and what they say about each sample."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsep.errors import OptionError, spelled
+from onnxsep.reporting.records import Paired
 
 Scores = npt.NDArray[np.float64]
 
@@ -84,3 +86,15 @@ def ranks(scores: Scores, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64
 def choices(scores: Scores) -> npt.NDArray[np.int64]:
     """The class with the highest score of each sample; -1 where a score is NaN."""
     return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1)).astype(np.int64)
+
+
+def paired(outcomes: npt.NDArray[np.bool_], first: npt.NDArray[np.bool_]) -> Paired:
+    """The difference of two shares from their outcomes on the same samples, [samples].
+
+    Each sample contributes d = 1 (won), -1 (lost) or 0; the standard error is that of the mean of d.
+    """
+    won, lost = int(np.count_nonzero(outcomes & ~first)), int(np.count_nonzero(first & ~outcomes))
+    total = len(outcomes)
+    difference = (won - lost) / total
+    variance = (won + lost) / total - difference**2
+    return Paired(difference=difference, standard_error=math.sqrt(variance / total), won=won, lost=lost)
