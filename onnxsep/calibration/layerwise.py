@@ -3,9 +3,9 @@
 Two networks move forward side by side (``onnxsep.calibration.frontier``): the original, which says what each Conv's
 output should be, and the one whose Convs so far are replaced, which says what the next Conv really reads (paper 002,
 equation 10).
-In the second a replaced Conv stands as the one dense Conv that its factors multiply to, a block as its own new nodes
-(``onnxsep.calibration.own_nodes``). Every node of either network
-runs about once for each batch, so the cost grows linearly with depth.
+In the second a replaced Conv stands as its layers where these are quicker (``onnxsep.calibration.factored``), else as
+the one dense Conv that its factors multiply to, a block as its own new nodes (``onnxsep.calibration.own_nodes``). Every
+node of either network runs about once for each batch, so the cost grows linearly with depth.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,6 +20,7 @@ from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.threads import one_thread
 from onnxsep.calibration.calibrated import Calibrated
 from onnxsep.calibration.dense import as_dense
+from onnxsep.calibration.factored import as_layers
 from onnxsep.calibration.fitting import Told, fit, fit_bias
 from onnxsep.calibration.outcomes import (
     FELL_BACK,
@@ -38,14 +39,15 @@ from onnxsep.calibration.samples import prior_of, sample, usable_tail
 from onnxsep.calibration.schedule import Step, Tail, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk
 from onnxsep.engine.factors import Factorized, from_weights
-from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Plan, in_main_graph, naming
 from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import CalibrationError, FactorizationError
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.graph.places import Place
+from onnxsep.graph.scopes import opset_version
 from onnxsep.model.io import Model
+from onnxsep.modes.base import Factors
 from onnxsep.options.progress import Progress, announce
 from onnxsep.running.runtime import RuntimeOptions
 
@@ -90,7 +92,7 @@ class _Calibrator:
         runtime: RuntimeOptions,
     ) -> None:
         self._model, self._sites, self._plan, self._walk, self._options = model, sites, plan, walk, options
-        self._runtime = runtime
+        self._runtime, self._opset = runtime, opset_version(model.proto, sites.scopes, 0)
         self._replacements = {row.site.place: row for row in plan.convs if in_main_graph(row.site)}
         self._rewritten = walk.frontier.fork()
         own = own_nodes(model, sites, plan, copied=walk.copied)
@@ -138,7 +140,7 @@ class _Calibrator:
                 outcome = replace(outcome, bias=stored.astype(STORED_TYPES[site.dtype]))
             self._done.by_place[site.place] = outcome
             self._done.notes[site.place] = NOT_FITTED.format(reason)
-            self._replace(site, replacement.mode.reconstruct(site.conv, outcome.factors), None)
+            self._replace(replacement, outcome.factors, None)
         return f"not fitted: {reason}"
 
     def _advance(self, step: Step, told: Told) -> None:
@@ -204,7 +206,7 @@ class _Calibrator:
         site = half.step.site
         self._done.by_place[site.place] = outcome
         stored = outcome.factors
-        self._replace(site, half.replacement.mode.reconstruct(site.conv, stored), half.fit.bias)
+        self._replace(half.replacement, stored, half.fit.bias)
         self._halves[site.place] = replace(half, fit=replace(half.fit, factors=stored))
 
     def _refined(self, step: Step, half: Half) -> Half:
@@ -251,13 +253,19 @@ class _Calibrator:
         found = sample(self._walk, step, tail, weight, old_bias, other=other, mixed=mixed, centre=centre, seed=seed)
         return found, tail
 
-    def _replace(self, site: ConvSite, dense: Array, bias: Array | None) -> None:
-        """Let the rewritten network compute what the factors give, as one dense Conv."""
+    def _replace(self, replacement: ConvReplacement, factors: Factors, bias: Array | None) -> None:
+        """Let the rewritten network compute what the factors give."""
+        site, copied = replacement.site, self._walk.copied
         index = site.place[1]
-        node, tensors = as_dense(self._walk.nodes[index], site, dense, bias, copied=self._walk.copied)
-        for tensor in tensors:
+        node = self._walk.nodes[index]
+        found = as_layers(node, replacement, factors, bias, self._opset, copied=copied)
+        if found is None:
+            dense = replacement.mode.reconstruct(site.conv, factors)
+            one, tensors = as_dense(node, site, dense, bias, copied=copied)
+            found = [one], tensors
+        self._replaced[index], new = found
+        for tensor in new:
             self._rewritten.add_initializer(tensor)
-        self._replaced[index] = [node]
 
 
 def _announced(progress: Progress | None, name: str, done: int, total: int, words: str) -> None:
