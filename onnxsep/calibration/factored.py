@@ -4,7 +4,6 @@ What they compute is what the dense Conv of ``onnxsep.calibration.dense`` comput
 of a calibration's time goes into running the two networks, and layers with fewer MACs take less of it.
 """
 
-
 import numpy as np
 import onnx
 
