@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from onnxsep.algebra import polyadic
 from onnxsep.calibration import api, layerwise
 from onnxsep.calibration.dense import as_dense
+from onnxsep.calibration.factored import as_layers
 from onnxsep.calibration.frontier import Frontier
 from onnxsep.calibration.memory import Needs, needs
 from onnxsep.calibration.sampling import choose_positions
@@ -60,10 +61,9 @@ def run(nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto], x: Array) 
 @pytest.mark.parametrize("mode", MODES)
 def test_layers_compute_what_the_dense_conv_computes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
-    original = layerwise.as_layers
 
     def noted(*given: Any, **more: Any) -> Any:
-        found = original(*given, **more)
+        found = as_layers(*given, **more)
         calls.append((given, more, found))
         return found
 
@@ -93,8 +93,7 @@ def test_where_layers_save_nothing_the_dense_conv_runs(
     options: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
-    original = layerwise.as_layers
-    monkeypatch.setattr(layerwise, "as_layers", lambda *given, **more: made.append(original(*given, **more)))
+    monkeypatch.setattr(layerwise, "as_layers", lambda *given, **more: made.append(as_layers(*given, **more)))
     fitted(model(), X, mode="channel", samples=10, verify="none", **options)
     assert made == [None] * 3, why
 
@@ -102,8 +101,7 @@ def test_where_layers_save_nothing_the_dense_conv_runs(
 def test_half_precision_keeps_the_dense_conv(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies between two layers may be too large for it where the Conv's output is not."""
     made: list[Any] = []
-    original = layerwise.as_layers
-    monkeypatch.setattr(layerwise, "as_layers", lambda *given, **more: made.append(original(*given, **more)))
+    monkeypatch.setattr(layerwise, "as_layers", lambda *given, **more: made.append(as_layers(*given, **more)))
     source = model()
     for tensor in source.graph.initializer:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
@@ -124,7 +122,7 @@ def test_predictions_through_factors_are_those_of_their_product(mode: str, group
     weight = rng.standard_normal(conv.weight_shape)
     axis = one.rank_axis(conv, ())
     assert axis is not None
-    rank = (axis.clamp(4),)
+    rank: tuple[int, ...] = (axis.clamp(4),)
     while (axis := one.rank_axis(conv, rank)) is not None:
         rank = (*rank, axis.clamp(4))
     factors = one.factorize(Task(conv, weight), rank)
