@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,6 @@ from calibration_models import fitted, images, network, replaced
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from onnxsep.algebra import polyadic
 from onnxsep.calibration import api, layerwise
 from onnxsep.calibration.dense import as_dense
 from onnxsep.calibration.factored import as_layers
@@ -208,18 +206,3 @@ def test_positions_are_those_of_the_smallest_random_numbers(size: int, count: in
     for row, numbers in zip(found, drawn, strict=True):
         limit = np.sort(numbers)[count - 1]
         np.testing.assert_array_equal(row, np.flatnonzero(numbers <= limit))
-
-
-def test_starts_in_single_precision_are_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = np.random.default_rng(1).standard_normal((2, 20, 30, 3, 3))
-
-    def errors() -> Iterator[Array]:
-        for rank in (1, 40, 100):
-            yield polyadic.squared_errors(tensors, polyadic.orthogonal_terms(tensors, rank))
-
-    exact = list(errors())
-    monkeypatch.setattr(polyadic, "_LARGE", 1)
-    for one, other in zip(exact, errors(), strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-5)
-    full = polyadic.orthogonal_terms(tensors, polyadic.exact_rank(tensors.shape[1:]))
-    assert polyadic.squared_errors(tensors, full).max() < 1e-20 * (tensors**2).sum()

@@ -178,7 +178,7 @@ def _scaled_gram(matrices: Array) -> tuple[Array, NDArray[np.int32], Array]:
     """The stack, scaled by powers of two where its squares need it; their exponents [...]; and the Gram matrices."""
     with np.errstate(over="ignore", invalid="ignore"):
         gram = matrices @ np.swapaxes(matrices, -1, -2)
-        squared_norm = np.trace(gram, axis1=-2, axis2=-1, dtype=np.float64)
+        squared_norm = np.trace(gram, axis1=-2, axis2=-1)
     exponent = np.zeros(squared_norm.shape, np.int32)
     if not np.all((squared_norm > 1 / _SAFE) & (squared_norm < _SAFE)):
         exponent = np.frexp(np.max(np.abs(matrices), axis=(-2, -1)))[1]

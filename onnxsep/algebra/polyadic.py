@@ -76,8 +76,6 @@ def orthogonal_terms(tensors: Array, rank: int) -> list[Array]:
     matrices = np.moveaxis(rotated, [middle + 1, longest + 1], [-2, -1])
     matrices = matrices.reshape(len(tensors), -1, shape[middle], shape[longest])
     count = shape[middle]
-    if tensors[0].size >= _LARGE and rank < exact_rank(shape):
-        matrices = matrices.astype(np.float32)  # a start for sweeps in single precision
     if tensors[0].size >= _LARGE:  # hardly any matrix has twice its share among the largest
         count = min(count, math.ceil(2 * rank / matrices.shape[1]))
     u, s, vt, place, column = _largest(matrices, count, rank)
@@ -85,7 +83,7 @@ def orthogonal_terms(tensors: Array, rank: int) -> list[Array]:
         u, s, vt, place, column = _largest(matrices, shape[middle], rank)
     row = np.arange(len(s))[:, None]
     factors = {middle: u[row, place, :, column], longest: vt[row, place, column]}  # [stack, rank, n]
-    size = s[row, place, column].astype(np.float64) ** (1 / len(shape))
+    size = s[row, place, column] ** (1 / len(shape))
     for axis in reversed(others):  # the place counts through their directions, the last axis fastest
         place, index = np.divmod(place, shape[axis])
         factors[axis] = np.swapaxes(bases[axis], 1, 2)[row, index]
