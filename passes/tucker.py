@@ -44,6 +44,7 @@ from onnxsep.modes import (
     Task,
     balanced,
     half_rank,
+    principal_axes,
     scale_product,
     scaled_to_one,
     squared_singular_values,
@@ -87,7 +88,7 @@ class Tucker(Multilinear):
         tensor = _tensor(task.conv, task.weight)
         if chosen:
             basis = truncated_svd(_by_input(tensor), chosen[0] // task.conv.group).u
-            tensor = _project_inputs(tensor, basis)
+            tensor = _project_inputs(_by_input(tensor), basis, tensor.shape)
             return squared_singular_values(tensor.reshape(*tensor.shape[:2], -1))
         return squared_singular_values(_by_input(tensor))
 
@@ -97,15 +98,16 @@ class Tucker(Multilinear):
         before, after = (channels // conv.group for channels in rank)
         weight, exponent = scaled_to_one(task.weight)
         tensor = _tensor(conv, weight)
-        inputs = truncated_svd(_by_input(tensor), before).u  # [group, in, r1]
-        outputs, core = _given_inputs(tensor, inputs, after)
+        by_input = _by_input(tensor)
+        inputs = _left(by_input, before)  # [group, in, r1]
+        outputs, core = _given_inputs(by_input, inputs, after, tensor.shape)
         total = float(np.vdot(tensor, tensor))
         # With r1 beyond r2 * taps the outputs' basis leaves fewer directions than r1, and HOSVD's are kept.
         sweeps = 0 if self.is_exact(conv, rank) or before > after * tensor.shape[-1] else _SWEEPS
         for _ in range(sweeps):
             kept = float(np.vdot(core, core))
-            inputs = truncated_svd(_by_input(_project_outputs(tensor, outputs)), before).u
-            outputs, core = _given_inputs(tensor, inputs, after)
+            inputs = _left(_by_input(_project_outputs(tensor, outputs)), before)
+            outputs, core = _given_inputs(by_input, inputs, after, tensor.shape)
             if float(np.vdot(core, core)) - kept <= _TOLERANCE * total:
                 break
         factors = zip(np.swapaxes(inputs, -1, -2), core, outputs, strict=True)
@@ -155,10 +157,15 @@ def _by_input(tensor: Array) -> Array:
     return np.moveaxis(tensor, 2, 1).reshape(tensor.shape[0], tensor.shape[2], -1)
 
 
-def _project_inputs(tensor: Array, basis: Array) -> Array:
-    """[group, out, in, taps] -> [group, out, r1, taps]."""
-    projected: Array = np.swapaxes(basis, -1, -2)[:, None] @ tensor
-    return projected
+def _left(matrices: Array, rank: int) -> Array:
+    """Orthonormal bases [group, m, rank] of what matrices [group, m, n] hold most of."""
+    return principal_axes(matrices @ np.swapaxes(matrices, -1, -2), rank)
+
+
+def _project_inputs(by_input: Array, basis: Array, shape: tuple[int, ...]) -> Array:
+    """[group, in, out * taps] of a tensor [group, out, in, taps] -> [group, out, r1, taps]."""
+    flat = np.swapaxes(basis, -1, -2) @ by_input  # one large product; those of each output are slow ones
+    return np.moveaxis(flat.reshape(*flat.shape[:2], shape[1], shape[3]), 1, 2)
 
 
 def _project_outputs(tensor: Array, basis: Array) -> Array:
@@ -167,10 +174,10 @@ def _project_outputs(tensor: Array, basis: Array) -> Array:
     return flat.reshape(*flat.shape[:2], *tensor.shape[2:])
 
 
-def _given_inputs(tensor: Array, inputs: Array, rank: int) -> tuple[Array, Array]:
+def _given_inputs(by_input: Array, inputs: Array, rank: int, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """The best basis [group, out, r2] of the outputs, given that of the inputs, and the core [group, r2, r1, taps]."""
-    projected = _project_inputs(tensor, inputs)
-    outputs = truncated_svd(projected.reshape(*projected.shape[:2], -1), rank).u
+    projected = np.ascontiguousarray(_project_inputs(by_input, inputs, shape))
+    outputs = _left(projected.reshape(*projected.shape[:2], -1), rank)
     return outputs, _project_outputs(projected, outputs)
 
 

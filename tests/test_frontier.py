@@ -299,7 +299,8 @@ def test_every_node_runs_at_most_once_in_either_network(depth: int, monkeypatch:
         assert set(counted.values()) == {1}
     # All but the last block, behind which nothing is calibrated: Conv, Add and Relu, and the first Conv.
     assert len(original) == 3 * (depth - 2) + 1
-    assert set(rewritten) == set(original)
+    # In the other one a replaced Conv is layers, the last of which makes what the Conv made.
+    assert {name for name in rewritten if not name.startswith("onnxsep.calibration.")} == set(original)
 
 
 def test_constants_are_the_only_nodes_that_run_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,13 +281,9 @@ class Fitter:
         return bias
 
     def _apply(self, factors: Factors, inputs: NDArray[Any]) -> NDArray[Any]:
-        """The replacement without its bias, as the dense Conv that it equals; [rows, out_channels] in inputs' type."""
-        conv = self._conv
-        dense = self._mode.reconstruct(conv, factors).reshape(conv.group, conv.out_channels // conv.group, -1)
-        dense = dense.astype(inputs.dtype)
-        parts = inputs.reshape(len(inputs), conv.group, -1)
-        with many_threads() if inputs.size * dense.shape[1] > LARGE_WORK else nullcontext():
-            return np.concatenate([parts[:, group] @ dense[group].T for group in range(conv.group)], axis=1)
+        """The replacement without its bias; [rows, out_channels] in inputs' type."""
+        with many_threads() if inputs.size * self._conv.out_channels > LARGE_WORK else nullcontext():
+            return self._mode.apply(self._conv, factors, inputs)
 
     def _predict(self, factors: Factors, bias: Array | None) -> Floats:
         offset = self._old_bias if bias is None else bias

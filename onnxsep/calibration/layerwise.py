@@ -3,14 +3,15 @@
 Two networks move forward side by side (``onnxsep.calibration.frontier``): the original, which says what each Conv's
 output should be, and the one whose Convs so far are replaced, which says what the next Conv really reads (paper 002,
 equation 10).
-In the second a replaced Conv stands as the one dense Conv that its factors multiply to, a block as its own new nodes
-(``onnxsep.calibration.own_nodes``). Every node of either network
-runs about once for each batch, so the cost grows linearly with depth.
+In the second a replaced Conv stands as its layers where these are quicker (``onnxsep.calibration.factored``), else as
+the one dense Conv that its factors multiply to, a block as its own new nodes (``onnxsep.calibration.own_nodes``). Every
+node of either network runs about once for each batch, so the cost grows linearly with depth.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.threads import one_thread
 from onnxsep.calibration.calibrated import Calibrated
 from onnxsep.calibration.dense import as_dense
+from onnxsep.calibration.factored import as_layers
 from onnxsep.calibration.fitting import Told, fit, fit_bias
 from onnxsep.calibration.outcomes import (
     FELL_BACK,
@@ -38,16 +40,18 @@ from onnxsep.calibration.samples import prior_of, sample, usable_tail
 from onnxsep.calibration.schedule import Step, Tail, make_schedule
 from onnxsep.calibration.walk import CalibrationOptions, Walk
 from onnxsep.engine.factors import Factorized, from_weights
-from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Plan, in_main_graph, naming
 from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.errors import CalibrationError, FactorizationError
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.graph.places import Place
+from onnxsep.graph.scopes import opset_version
 from onnxsep.model.io import Model
+from onnxsep.modes.base import Factors
 from onnxsep.options.progress import Progress, announce
 from onnxsep.running.runtime import RuntimeOptions
+from onnxsep.running.workers import Beside
 
 NOT_FITTED = "its factors are those of the weights alone, for it cannot be fitted: {}"
 
@@ -90,7 +94,7 @@ class _Calibrator:
         runtime: RuntimeOptions,
     ) -> None:
         self._model, self._sites, self._plan, self._walk, self._options = model, sites, plan, walk, options
-        self._runtime = runtime
+        self._runtime, self._opset = runtime, opset_version(model.proto, sites.scopes, 0)
         self._replacements = {row.site.place: row for row in plan.convs if in_main_graph(row.site)}
         self._rewritten = walk.frontier.fork()
         own = own_nodes(model, sites, plan, copied=walk.copied)
@@ -100,11 +104,26 @@ class _Calibrator:
         self._halves: dict[Place, Half] = {}  # Convs that may be fitted again with one behind or before them
         self._done = Calibrated(samples=walk.samples)
         self._failed: BaseException | None = None
+        self._next: dict[Place, Step] = {}  # to which the original network may go while a Conv is fitted
+        self._ahead: Beside[None] | None = None
 
     def run(self, progress: Progress | None) -> Calibrated:
         sites = [row.site for row in self._replacements.values()]
         again = self._options.refine > 0 and any(row.init == "joint" for row in self._plan.replacements)
         steps = make_schedule(self._model, self._sites.scopes, sites, pairs=again)
+        if self._options.needs.ahead and not again:
+            self._next = {step.site.place: later for step, later in pairwise(steps)}
+        try:
+            self._run(steps, progress)
+        finally:
+            if self._ahead is not None:
+                self._ahead.leave()
+        if self._failed is not None and not any(one.errors for one in self._done.by_place.values()):
+            raise CalibrationError(f"no Conv can be fitted: {unfit(self._failed)}") from self._failed
+        self._done.note_nested(self._plan)
+        return self._done
+
+    def _run(self, steps: Sequence[Step], progress: Progress | None) -> None:
         for number, step in enumerate(steps):
             told = partial(_announced, progress, step.site.name, number, len(steps))
             told("")
@@ -119,10 +138,6 @@ class _Calibrator:
                     found = self._unfitted(step, replacement, unfit(error))
             if progress:
                 progress(f"{step.site.name}: {found}", number + 1, len(steps))
-        if self._failed is not None and not any(one.errors for one in self._done.by_place.values()):
-            raise CalibrationError(f"no Conv can be fitted: {unfit(self._failed)}") from self._failed
-        self._done.note_nested(self._plan)
-        return self._done
 
     def _unfitted(self, step: Step, replacement: ConvReplacement, reason: str) -> str:
         """Take the factors of the weights alone for a Conv that cannot be fitted; gives the reason."""
@@ -138,14 +153,18 @@ class _Calibrator:
                 outcome = replace(outcome, bias=stored.astype(STORED_TYPES[site.dtype]))
             self._done.by_place[site.place] = outcome
             self._done.notes[site.place] = NOT_FITTED.format(reason)
-            self._replace(site, replacement.mode.reconstruct(site.conv, outcome.factors), None)
+            self._replace(replacement, outcome.factors, None)
         return f"not fitted: {reason}"
 
     def _advance(self, step: Step, told: Told) -> None:
         def running(batch: int, batches: int) -> None:
             told(f"running {batch} of {batches}")
 
-        self._walk.advance(step, running)
+        if self._ahead is None:
+            self._walk.advance(step, running)
+        else:
+            self._ahead.result()
+            self._ahead = None
         if self._replaced:
             nodes = [node for index in step.nodes for node in self._replaced.get(index, [self._walk.nodes[index]])]
             self._rewritten.advance(nodes, step.keep, running)
@@ -162,6 +181,8 @@ class _Calibrator:
             return str(error)
         tell("gathering")
         samples, tail = self._sample(step, replacement, weight, old_bias)
+        if site.place in self._next:  # the original network depends on no fit, and most of a fit has one thread
+            self._ahead = Beside(partial(self._walk.advance, self._next[site.place]))
         prior = prior_of(self._options, weight, samples)
         if site.conv.bias and site.bias is None:  # a computed bias is not known here, and so not what is clipped
             tail = tail.unclipped
@@ -204,7 +225,7 @@ class _Calibrator:
         site = half.step.site
         self._done.by_place[site.place] = outcome
         stored = outcome.factors
-        self._replace(site, half.replacement.mode.reconstruct(site.conv, stored), half.fit.bias)
+        self._replace(half.replacement, stored, half.fit.bias)
         self._halves[site.place] = replace(half, fit=replace(half.fit, factors=stored))
 
     def _refined(self, step: Step, half: Half) -> Half:
@@ -251,13 +272,19 @@ class _Calibrator:
         found = sample(self._walk, step, tail, weight, old_bias, other=other, mixed=mixed, centre=centre, seed=seed)
         return found, tail
 
-    def _replace(self, site: ConvSite, dense: Array, bias: Array | None) -> None:
-        """Let the rewritten network compute what the factors give, as one dense Conv."""
+    def _replace(self, replacement: ConvReplacement, factors: Factors, bias: Array | None) -> None:
+        """Let the rewritten network compute what the factors give."""
+        site, copied = replacement.site, self._walk.copied
         index = site.place[1]
-        node, tensors = as_dense(self._walk.nodes[index], site, dense, bias, copied=self._walk.copied)
-        for tensor in tensors:
+        node = self._walk.nodes[index]
+        found = as_layers(node, replacement, factors, bias, self._opset, copied=copied)
+        if found is None:
+            dense = replacement.mode.reconstruct(site.conv, factors)
+            one, tensors = as_dense(node, site, dense, bias, copied=copied)
+            found = [one], tensors
+        self._replaced[index], new = found
+        for tensor in new:
             self._rewritten.add_initializer(tensor)
-        self._replaced[index] = [node]
 
 
 def _announced(progress: Progress | None, name: str, done: int, total: int, words: str) -> None:

@@ -1,7 +1,7 @@
 """Blocks that are replaced by something else than what they compute, as a calibrated network must run them.
 
-A replaced Conv stands there as the dense Conv that its factors multiply to. A block has no such Conv: its own new nodes
-run, so that the Convs behind it are fitted to what they will really read.
+A replaced Conv can stand there as the dense Conv that its factors multiply to. A block has no such Conv: its own new
+nodes run, so that the Convs behind it are fitted to what they will really read.
 """
 
 from collections.abc import Sequence

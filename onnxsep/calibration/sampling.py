@@ -54,7 +54,7 @@ def choose_positions(conv: Conv, size: Sequence[int], images: int, count: int, r
     total = math.prod(size if conv.dims == 0 else conv.output_size(size))
     if count >= total:
         return np.tile(np.arange(total), (images, 1))
-    return np.sort(np.argsort(rng.random((images, total)), axis=1)[:, :count], axis=1)
+    return np.sort(np.argpartition(rng.random((images, total)), count, axis=1)[:, :count], axis=1)
 
 
 def input_sizes(conv: Conv, shape: Sequence[int]) -> tuple[int, ...]:

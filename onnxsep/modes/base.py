@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.statistics import Statistics
@@ -144,6 +147,22 @@ class Mode(Adjustable, ABC):
     @abstractmethod
     def reconstruct(self, conv: Conv, factors: Factors) -> Array:
         """The weight, in the shape of ``conv``'s, of the one Conv that equals the replacement with these factors."""
+
+    def apply(self, conv: Conv, factors: Factors, inputs: NDArray[Any]) -> NDArray[Any]:
+        """What the replacement computes without its bias, in the type of what it reads.
+
+        Args:
+            conv: the Conv that is replaced.
+            factors: the weights of the layers.
+            inputs: patches under its kernel, [rows, in_channels * taps].
+
+        Returns:
+            [rows, out_channels].
+        """
+        dense = self.reconstruct(conv, factors).reshape(conv.group, conv.out_channels // conv.group, -1)
+        dense = dense.astype(inputs.dtype)
+        parts = inputs.reshape(len(inputs), conv.group, -1)
+        return np.concatenate([parts[:, group] @ dense[group].T for group in range(conv.group)], axis=1)
 
 
 AnyMode = Mode | BlockMode

@@ -103,6 +103,35 @@ def in_threads(jobs: Mapping[K, Callable[[], T]], count: int) -> Generator[tuple
                 _left.append(thread)
 
 
+class Beside(Generic[T]):
+    """A call that runs beside what its maker does; ``leave`` it where nobody will ask for what it gives.
+
+    Args:
+        call: as for ``within``.
+    """
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._outcome = _Outcome(call)
+        self._thread = threading.Thread(target=self._outcome.run, daemon=True)
+        self._thread.start()
+
+    def result(self) -> T:
+        """What the call gives, as soon as it is done.
+
+        Raises:
+            Exception: what the call raises.
+        """
+        while self._thread.is_alive():
+            self._thread.join(_TICK)
+        return self._outcome.result()
+
+    def leave(self) -> None:
+        """Let it end as soon as it comes back to Python."""
+        if self._thread.is_alive():
+            _raise_in(self._thread)
+            _left.append(self._thread)
+
+
 def any_left() -> bool:
     """Whether calls still run that nobody waits for: an interpreter that ends beside them may crash."""
     return any(thread.is_alive() for thread in _left)
