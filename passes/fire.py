@@ -78,7 +78,7 @@ class Fire(BlockMode):
             return f"it has {conv.group} groups"
         if conv.out_channels < 2:
             return "it has one output channel, and the form needs two"
-        if _centre(conv) is None:
+        if conv.own_tap() is None:
             return (
                 "its pads are not those that a 1 x 1 Conv beside it needs: for each axis dilation * (kernel - 1) in all"
             )
@@ -99,7 +99,7 @@ class Fire(BlockMode):
     def weights(self, block: Block, values: Mapping[str, Array]) -> Sequence[Array]:
         """The truncated SVD of what the form can hold."""
         conv, (between, first) = block.conv, self._widths(block.conv)
-        weight, centre = values["weight"], _centre(conv)
+        weight, centre = values["weight"], conv.own_tap()
         assert centre is not None
         taps = np.moveaxis(weight[first:], 1, -1)  # [O - e, *kernel, I]
         middle: tuple[Any, ...] = (slice(first), slice(None), *centre)
@@ -126,21 +126,3 @@ class Fire(BlockMode):
         between = max(1, round(conv.out_channels * self.setting("squeeze")))
         first = round(conv.out_channels * self.setting("pointwise"))
         return between, min(max(1, first), conv.out_channels - 1)
-
-
-def _centre(conv: Conv) -> tuple[int, ...] | None:
-    """The tap that reads the position of the output itself, at the strides of the Conv; None where there is none."""
-    found = []
-    for axis, (kernel, dilation) in enumerate(zip(conv.kernel_shape, conv.dilations, strict=True)):
-        begin, end, reach = conv.pads[axis], conv.pads[axis + conv.dims], dilation * (kernel - 1)
-        if conv.auto_pad in ("SAME_UPPER", "SAME_LOWER") and conv.strides[axis] == 1:
-            begin = reach // 2 if conv.auto_pad == "SAME_UPPER" else -(-reach // 2)
-            end = reach - begin
-        elif conv.auto_pad == "VALID":
-            begin = end = 0
-        elif conv.auto_pad != "NOTSET":
-            return None
-        if begin + end != reach or begin % dilation:
-            return None
-        found.append(begin // dilation)
-    return tuple(found)

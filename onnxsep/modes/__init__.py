@@ -25,12 +25,16 @@ from onnxsep.graph.index import Index
 from onnxsep.graph.matching import Match, Pattern, Refusal
 from onnxsep.graph.places import Place
 from onnxsep.layers.block_layers import (
+    AveragePoolLayer,
+    ClipLayer,
     ConcatLayer,
     ElementwiseLayer,
     FlattenLayer,
     GateLayer,
     GlobalPoolLayer,
     NormLayer,
+    ShuffleLayer,
+    TransposeLayer,
 )
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, Layer
@@ -46,9 +50,11 @@ __all__ = [
     "NOTHING_TO_SEPARATE",
     "AddLayer",
     "Array",
+    "AveragePoolLayer",
     "Block",
     "BlockMode",
     "ChannelPadLayer",
+    "ClipLayer",
     "ConcatLayer",
     "Const",
     "Conv",
@@ -78,8 +84,10 @@ __all__ = [
     "Refusal",
     "RowGram",
     "Setting",
+    "ShuffleLayer",
     "Statistics",
     "Task",
+    "TransposeLayer",
     "Value",
     "activation",
     "available_modes",

@@ -6,7 +6,7 @@ verification.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from onnxsep.algebra.linalg import Array
@@ -47,6 +47,7 @@ class Block:
         shapes: of the constants, by role.
         opset: the version of ONNX's operators that holds.
         dims: shape of the tensor that comes from outside, as for ``Operator``.
+        convs: the geometry of each Conv among the nodes, by role.
     """
 
     conv: Conv
@@ -54,6 +55,7 @@ class Block:
     shapes: Mapping[str, tuple[int, ...]]
     opset: int
     dims: tuple[int | str | None, ...] | None = None
+    convs: Mapping[str, Conv] = field(default_factory=dict)
 
 
 class BlockMode(Adjustable, ABC):
