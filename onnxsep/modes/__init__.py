@@ -39,15 +39,21 @@ from onnxsep.layers.block_layers import (
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
+from onnxsep.layers.units import ACTIVATION_FORMS, activated, depthwise, dice, gate, normed, pointwise
 from onnxsep.modes.base import NOTHING_TO_SEPARATE, Factors, Mode, Task, available_modes, conv_modes, get_mode
 from onnxsep.modes.block import Block, BlockMode, Operator
 from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_axes, summed
+from onnxsep.modes.norms import NORM_TENSORS, STATISTICS, norm_refused
+from onnxsep.modes.residual import Residual, ResidualMode, drawn
 from onnxsep.modes.settings import Setting
 
 __all__ = [
     "ACTIVATIONS",
+    "ACTIVATION_FORMS",
     "INPUT",
+    "NORM_TENSORS",
     "NOTHING_TO_SEPARATE",
+    "STATISTICS",
     "AddLayer",
     "Array",
     "AveragePoolLayer",
@@ -82,6 +88,8 @@ __all__ = [
     "Rank",
     "RankAxis",
     "Refusal",
+    "Residual",
+    "ResidualMode",
     "RowGram",
     "Setting",
     "ShuffleLayer",
@@ -89,19 +97,27 @@ __all__ = [
     "Task",
     "TransposeLayer",
     "Value",
+    "activated",
     "activation",
     "available_modes",
     "axis_name",
     "balanced",
     "compose",
     "conv_modes",
+    "depthwise",
+    "dice",
+    "drawn",
     "exact_rank",
+    "gate",
     "get_mode",
     "half_rank",
     "improved",
     "inverse_or_zero",
     "kernel_axes",
+    "norm_refused",
+    "normed",
     "orthogonal_terms",
+    "pointwise",
     "principal_axes",
     "reduced_rank_regression",
     "scale_product",
