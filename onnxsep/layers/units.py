@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from onnxsep.layers.block_layers import (
+    AveragePoolLayer,
     ClipLayer,
     ConcatLayer,
     ElementwiseLayer,
@@ -90,6 +91,33 @@ def dice(
     joined = next(layer.name for layer in reversed(layers) if layer.name.startswith(f"{prefix}_join"))
     inner = max(1, few // DICE_REDUCTION)
     return [*layers, *gate(prefix, joined, layers[-1].name, (few, inner, many), dims=2, twice=False)]
+
+
+def strided_dice(
+    prefix: str, source: str, widths: tuple[int, int], size: Sequence[int], window: Conv, *, paper: bool, norm: bool
+) -> list[Layer]:
+    """A DiCE unit where the sizes shrink: half of the outputs from a depthwise and a 1 x 1 Conv, half from DiCE.
+
+    Args:
+        prefix: of the names; the last layer, a channel shuffle of two groups, has it as its name.
+        source: what it reads.
+        widths: channels that come in, and go out.
+        size: spatial sizes behind the window.
+        window: kernel, strides and pads of the depthwise Conv, and of the means that DiCE reads.
+        paper: as for ``dice``.
+        norm: as for ``dice``.
+    """
+    few, many = widths
+    first = -(-many // 2)
+    slide = replace(window, in_channels=few, out_channels=few, group=few, bias=not norm)
+    layers = normed(f"{prefix}_slide", source, slide, "Relu", norm=norm)
+    mix = pointwise(2, few, first, bias=not norm)
+    layers += normed(f"{prefix}_mix", layers[-1].name, mix, "Relu", norm=norm)
+    beside = layers[-1].name
+    layers.append(AveragePoolLayer(f"{prefix}_mean", source, window))
+    layers += dice(f"{prefix}_unit", f"{prefix}_mean", (few, many - first), size, paper=paper, norm=norm)
+    both = ConcatLayer(f"{prefix}_both", (beside, f"{prefix}_unit"), channels=many)
+    return [*layers, both, ShuffleLayer(prefix, both.name, 2)]
 
 
 def normed(name: str, source: str, conv: Conv, activation: str, *, norm: bool) -> list[Layer]:

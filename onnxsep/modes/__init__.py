@@ -39,7 +39,7 @@ from onnxsep.layers.block_layers import (
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
-from onnxsep.layers.units import ACTIVATION_FORMS, activated, depthwise, dice, gate, normed, pointwise
+from onnxsep.layers.units import ACTIVATION_FORMS, activated, depthwise, dice, gate, normed, pointwise, strided_dice
 from onnxsep.modes.base import NOTHING_TO_SEPARATE, Factors, Mode, Task, available_modes, conv_modes, get_mode
 from onnxsep.modes.block import Block, BlockMode, Operator
 from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_axes, summed
@@ -125,6 +125,7 @@ __all__ = [
     "solve_lower",
     "squared_errors",
     "squared_singular_values",
+    "strided_dice",
     "summed",
     "truncated_svd",
 ]
