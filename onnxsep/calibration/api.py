@@ -207,9 +207,7 @@ def fit_plan(
         # A model of a fixed batch size may leave some samples over.
         fitted = replace(fitted, calibrated=done, report=report.model_copy(update={"samples": done.samples}))
     if found := fitted_blocks(plan):
-        outcomes, samples = fit_blocks(
-            model, sites, found, fitted.batches(), runtime, seed=options.seed, progress=progress
-        )
+        outcomes, samples = fit_blocks(model, sites, found, fitted.batches(), options, runtime, progress)
         for row in found:
             outcome = outcomes[row.site.place]
             fitted.calibrated.outcomes[row.key] = outcome
