@@ -67,6 +67,8 @@ class DiceBottleneck(ResidualMode):
             return refused
         if block.conv.dims != 2 or sizes(block) is None:
             return "a DiCE unit is for images of known sizes, and those that it reads are not known"
+        if residual.spatial.auto_pad != "NOTSET":
+            return "its k x k Conv has auto_pad"
         if max(residual.strides) > 1 and residual.outputs < 2:
             return "it has one output channel, and where it strides the unit needs two"
         return None

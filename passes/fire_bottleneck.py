@@ -63,7 +63,11 @@ class FireBottleneck(ResidualMode):
     def accepts(self, block: Block) -> str | None:
         """Refuse one output too."""
         residual = Residual(block)
-        return residual.refused() or ("it has one output channel" if residual.outputs < 2 else None)
+        if refused := residual.refused():
+            return refused
+        if not residual.spatial.keeps_sizes:
+            return "its pads are not those that a 1 x 1 Conv beside its k x k Conv needs"
+        return "it has one output channel" if residual.outputs < 2 else None
 
     def skip_bias(self) -> bool:
         """As asked for."""

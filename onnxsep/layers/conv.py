@@ -115,6 +115,11 @@ class Conv:
             found.append(begin // dilation)
         return tuple(found)
 
+    @property
+    def keeps_sizes(self) -> bool:
+        """Whether its output has the sizes of its input at stride 1, and those of a 1 x 1 Conv without pads at others."""
+        return self.own_tap() is not None
+
     def along(self, axes: Collection[int], in_channels: int, out_channels: int, *, bias: bool) -> "Conv":
         """The convolution over ``axes`` only: they keep kernel, stride, pads, output padding and dilation."""
         return replace(

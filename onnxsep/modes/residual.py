@@ -10,13 +10,16 @@ import numpy as np
 from onnxsep.algebra.linalg import Array
 from onnxsep.graph.activations import activation
 from onnxsep.graph.expressions import Const, Either, Op, Operand, Value
-from onnxsep.graph.matching import Pattern, Refusal
+from onnxsep.graph.index import Index
+from onnxsep.graph.matching import Match, Pattern, Refusal
 from onnxsep.layers.block_layers import NormLayer
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import INPUT, AddLayer, ConvLayer, Layer
 from onnxsep.modes.block import Block, BlockMode
 from onnxsep.modes.norms import NORM_TENSORS, STATISTICS, norm_refused
 from onnxsep.modes.settings import Setting
+
+_LONGEST_SKIP = 40  # nodes
 
 
 def _layer(number: str, inner: Operand) -> Operand:
@@ -26,24 +29,55 @@ def _layer(number: str, inner: Operand) -> Operand:
     return Either(norm, conv)
 
 
-def _sum(convs: int) -> Op:
-    """Convs with activations between them, and a skip that is added: a Conv, or what comes in itself."""
-    x = Value("x")
-    inner: Operand = _layer("1", x)
+def _branch(convs: int) -> Operand:
+    """Convs with activations between them."""
+    inner = _layer("1", Value("x"))
     for number in range(2, convs + 1):
         inner = _layer(str(number), activation(f"activation_{number - 1}", inner))
-    return Op("add", ("Add", "Sum"), inner, Either(_layer("skip", x), x), any_order=True)
+    return inner
+
+
+def _sum(convs: int) -> Op:
+    """A branch, and a skip that is added: a Conv, or what comes in itself."""
+    x = Value("x")
+    return Op("add", ("Add", "Sum"), _branch(convs), Either(_layer("skip", x), x), any_order=True)
 
 
 def residual_pattern(*, end: bool) -> Pattern:
     """A bottleneck (three Convs) or a basic block (two), with its skip.
 
+    A skip of other nodes (slices and zeros, a pool and a Conv) stays where it is, outside of the match, with the sum.
+
     Args:
         end: whether an activation of the sum is part of it, where there is one.
     """
     sums = (_sum(3), _sum(2))
-    whole = [activation("activation", one) for one in sums] if end else []
-    return Pattern("residual block", Either(*whole, *sums))
+    if end:
+        return Pattern("residual block", Either(*(activation("activation", one) for one in sums), *sums))
+    return Pattern("residual block", Either(*sums, _branch(3), _branch(2)), _beside_a_skip)
+
+
+def _beside_a_skip(index: Index, match: Match) -> str | None:
+    """Why a branch alone is none of a residual block: what it computes is not added to what comes from its input."""
+    if "add" in match.nodes:
+        return None
+    uses = index.uses(match.output, match.scope)
+    places = {use.place for use in uses}
+    place = next(iter(places)) if len(places) == 1 else None
+    if place is None or index.node(place).op_type not in ("Add", "Sum") or place[0] != match.scope:
+        return "is not added to a skip, and nothing else"
+    seen = set[str]()
+    waiting = [name for name in index.node(place).input if name != match.output]
+    while waiting and len(seen) < _LONGEST_SKIP:
+        name = waiting.pop()
+        if name == match.values["x"]:
+            return None
+        maker = index.place(name, match.scope)
+        if name in seen or maker is None or maker[0] != match.scope:
+            continue
+        seen.add(name)
+        waiting += index.node(maker).input
+    return "is added to something else than a skip of its input"
 
 
 class Residual:
@@ -85,11 +119,15 @@ class Residual:
         return tuple(math.prod(axis) for axis in zip(*(conv.strides for conv in self.convs), strict=True))
 
     @cached_property
+    def _widest(self) -> int:
+        """Which of its Convs a depthwise one takes the kernel and pads from: one with strides, if it has a kernel."""
+        wide = [number for number, conv in enumerate(self.convs) if max(conv.kernel_shape) > 1] or [0]
+        return next((number for number in wide if max(self.convs[number].strides) > 1), wide[0])
+
+    @property
     def spatial(self) -> Conv:
         """The Conv whose kernel and pads a depthwise one in the block has, with the strides of the whole block."""
-        wide = [conv for conv in self.convs if max(conv.kernel_shape) > 1] or self.convs
-        strided = [conv for conv in wide if max(conv.strides) > 1]
-        return replace((strided or wide)[0], strides=self.strides)
+        return replace(self.convs[self._widest], strides=self.strides)
 
     def refused(self) -> str | None:
         """Why it is none that can be written anew; None if it can."""
@@ -98,9 +136,10 @@ class Residual:
                 return told.replace("behind it", f"of its {role.removeprefix('norm_')} Conv")
         if sum(max(conv.strides) > 1 for conv in self.convs) > 1:
             return "several of its Convs have strides"
-        for number, conv in enumerate(self.convs, 1):
-            if conv.own_tap() is None or conv.auto_pad != "NOTSET":
-                return f"its Conv number {number} has pads that do not keep the sizes (or auto_pad)"
+        for number, conv in enumerate(self.convs):
+            strides_elsewhere = max(self.convs[self._widest].strides) < max(self.strides)
+            if (number != self._widest or strides_elsewhere) and not conv.keeps_sizes:
+                return f"its Conv number {number + 1} has pads that do not keep the sizes"
         if self.skip is not None and self.skip.group > 1:
             return "the Conv of its skip has groups"
         return None
@@ -154,6 +193,8 @@ class ResidualMode(BlockMode):
     def layers(self, block: Block) -> tuple[Layer, ...]:
         """The branch, the skip, their sum."""
         residual, made = Residual(block), list(self.branch(block))
+        if "add" not in block.nodes:
+            return tuple(made)
         last = made[-1].name
         side = INPUT
         if residual.skip is not None:
