@@ -117,7 +117,7 @@ class Conv:
 
     @property
     def keeps_sizes(self) -> bool:
-        """Whether its output has the sizes of its input at stride 1, and those of a 1 x 1 Conv without pads at others."""
+        """Whether its output has the sizes that a 1 x 1 Conv with its strides and no pads gives."""
         return self.own_tap() is not None
 
     def along(self, axes: Collection[int], in_channels: int, out_channels: int, *, bias: bool) -> "Conv":
