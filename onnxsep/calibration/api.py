@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnxsep.calibration.blocks import fit_blocks, fitted_blocks
+from onnxsep.calibration.blocks import LEAST_SQUARES, fit_blocks, fitted_blocks
 from onnxsep.calibration.calibrated import Calibrated
 from onnxsep.calibration.layerwise import calibrate
 from onnxsep.calibration.memory import Needs, available, needs
@@ -58,6 +58,7 @@ class Fitting:
     seed: int = 0
     statistics: str | os.PathLike[str] | None = None
     tune: int = 0
+    tune_blocks: int = 0
     refine: int = 0
     memory: int | None = None
     dry_run: bool = False
@@ -95,7 +96,13 @@ class Fitting:
             raise OptionError(f"{spelled('refine')} goes with {data} and {spelled('init', 'joint')}")
         if self.tune and self.data is None:
             raise OptionError(f"{tune} needs the inputs themselves; add {data}")
-        if self.tune:
+        if self.tune_blocks and not (isinstance(mode, BlockMode) and mode.fits == LEAST_SQUARES):
+            raise OptionError(
+                f"{spelled('tune_blocks')} is for modes that fit whole blocks, and mode {mode.name} does not"
+            )
+        if self.tune_blocks and self.data is None:
+            raise OptionError(f"{spelled('tune_blocks')} needs the inputs themselves; add {data}")
+        if self.tune or self.tune_blocks:
             check_installed()
 
     def _check_block(self, mode: BlockMode) -> None:
@@ -173,7 +180,9 @@ def fit_plan(
         DataError: the data do not fit the model.
         CalibrationError: they cannot be used for calibration, or the statistics belong to another model.
     """
-    options = CalibrationOptions(positions=fitting.positions, seed=fitting.seed, refine=fitting.refine)
+    options = CalibrationOptions(
+        positions=fitting.positions, seed=fitting.seed, refine=fitting.refine, block_steps=fitting.tune_blocks
+    )
     if fitting.data is None:
         return _from_statistics(model, sites, plan, init, fitting, options, progress)
     dataset = opened(fitting, model, runtime).data

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.threads import one_thread
-from onnxsep.calibration.block_nodes import BlockNodes, build_block, stored, tensors_of
+from onnxsep.calibration.block_nodes import BlockNodes, TensorName, build_block, stored, tensors_of
 from onnxsep.calibration.least_squares import Task, output_error, solve
 from onnxsep.calibration.walk import CalibrationOptions, Walk, split
 from onnxsep.engine.factors import Factorized, OutputErrors, block_tensors, factorize_one
@@ -28,6 +28,7 @@ from onnxsep.model.io import Model
 from onnxsep.modes.block import BlockMode
 from onnxsep.options.progress import Progress, announce
 from onnxsep.running.runtime import RuntimeOptions
+from onnxsep.training.block_tuning import tune_block
 
 LEAST_SQUARES = "least-squares"
 """What ``BlockMode.fits`` says where the last Convs are solved for here; any other word: the mode fits by itself."""
@@ -148,14 +149,40 @@ class _Blocks:
             return before
         start = tensors_of(block, before)
         errors = output_error(task, start, fitting=False)
-        solved = solve(task, start)
-        found = stored(block, solved)
-        if isinstance(found, str):
-            return found
-        fitted, held_out = (output_error(task, tensors_of(block, found), fitting=part) for part in (True, False))
-        if not held_out < errors:  # few samples, or a start that cannot be improved
-            return replace(before, errors=OutputErrors(errors, output_error(task, start, fitting=True), errors))
-        return replace(found, errors=OutputErrors(errors, fitted, held_out))
+        best = replace(before, errors=OutputErrors(errors, output_error(task, start, fitting=True), errors))
+        tensors = solve(task, start)
+        best = _better(task, best, tensors)
+        if self._options.block_steps:
+            best = _better(task, best, trained(task, tensors, self._options.block_steps))
+        return best
+
+
+def _better(task: Task, best: Factorized, tensors: Mapping[TensorName, Array]) -> Factorized:
+    """What has the lower error on the samples that were held out: few samples, or a good start, do not help."""
+    found = stored(task.block, tensors)
+    if isinstance(found, str):
+        return best
+    assert best.errors is not None
+    fitted, held_out = (output_error(task, tensors_of(task.block, found), fitting=part) for part in (True, False))
+    if not held_out < best.errors.held_out:
+        return best
+    return replace(found, errors=OutputErrors(best.errors.svd, fitted, held_out))
+
+
+def trained(task: Task, tensors: Mapping[TensorName, Array], steps: int) -> dict[TensorName, Array]:
+    """Tensors of a block after some steps of training on what it reads and the original gives."""
+    task.nodes.store(task.frontier, tensors)
+    output = task.nodes.outputs[task.block.layers[-1].name]
+    model, inputs = task.frontier.model(list(task.nodes.nodes), [output])
+    numbers = range(len(task.batches))
+    feeds = {
+        name: np.concatenate([task.frontier.value(number, name)[task.batches[number]] for number in numbers])
+        for name in inputs
+    }
+    targets = np.concatenate([values[fits] for values, fits in zip(task.targets(), task.batches, strict=True)])
+    by_name = {name: key for key, name in task.nodes.operands.items()}
+    found = tune_block(model, feeds, targets, list(by_name), steps=steps, seed=task.seed)
+    return {**tensors, **{by_name[name]: array for name, array in found.items()}}
 
 
 def _fit_by_mode(task: Task, before: Factorized | str) -> Factorized | str:

@@ -33,6 +33,7 @@ class CalibrationOptions:
         prior: pull towards the original weight, relative to the data; it is stronger where rows are few.
         refine: rounds in which two Convs in a row are fitted again, with "joint".
         needs: how memory is shared.
+        block_steps: of training each block of a block mode, behind its fit.
     """
 
     positions: int = 64
@@ -41,6 +42,7 @@ class CalibrationOptions:
     prior: float = PRIOR
     refine: int = 0
     needs: Needs = field(default_factory=Needs)
+    block_steps: int = 0
 
 
 @dataclass(frozen=True)
