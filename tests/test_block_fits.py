@@ -164,3 +164,28 @@ def test_data_that_cannot_be_used() -> None:
         onnxsep.rewrite(network(), mode="ghost", force=True, data=DATA[:1])
     with pytest.raises(onnxsep.OnnxsepError, match="leave init"):
         onnxsep.rewrite(network(), mode="ghost", force=True, data=DATA, init="joint")
+
+
+def test_blocks_are_trained_one_after_the_other() -> None:
+    pytest.importorskip("torch", reason="torch is not installed (pip install onnxsep[finetune])")
+    options: dict[str, Any] = {
+        "mode": "ghost",
+        "force": True,
+        "verify": "none",
+        "data": DATA,
+        "only": ["conv0", "conv2"],
+    }
+    plain, trained = (onnxsep.rewrite(network(), **options, tune_blocks=steps).report.convs for steps in (0, 60))
+    pairs = [(one.held_out_error, two.held_out_error) for one, two in zip(plain, trained, strict=True)]
+    known = [(one, two) for one, two in pairs if one is not None and two is not None]
+    assert known
+    assert sum(two for _, two in known) < 0.97 * sum(one for one, _ in known)
+
+
+def test_training_of_blocks_is_for_block_modes_with_data() -> None:
+    pytest.importorskip("torch", reason="torch is not installed (pip install onnxsep[finetune])")
+    for mode in ("spatial", "fold", "squeeze-excitation", "gap-head"):
+        with pytest.raises(onnxsep.OnnxsepError, match=f"for modes that fit whole blocks, and mode {mode} does not"):
+            onnxsep.rewrite(network(), mode=mode, data=DATA, tune_blocks=5)
+    with pytest.raises(onnxsep.OnnxsepError, match="needs the inputs themselves"):
+        onnxsep.rewrite(network(), mode="ghost", tune_blocks=5)
