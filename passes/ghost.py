@@ -31,6 +31,7 @@ Settings
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,8 @@ class Ghost(BlockMode):
         if self._is_pointwise:
             own = conv.own_tap()
             assert own is not None
-            rows = weight[(slice(few * each, None), slice(None), *own)][:, None]  # [few, 1, I]
+            middle: tuple[Any, ...] = (slice(few * each, None), slice(None), *own)
+            rows = weight[middle][:, None]  # [few, 1, I]
             taps = _window(weight[: few * each], own, size, whole=self._sees_taps(conv))  # [ghosts, I, size, ...]
             ghosts = np.moveaxis(taps.reshape(few, each, conv.in_channels, -1), 2, 3).reshape(few, -1, conv.in_channels)
         else:

@@ -124,5 +124,6 @@ def _kernels(weight: Array) -> Array:
     flat = weight.reshape(len(weight), channels, -1)
     common = np.linalg.svd(np.moveaxis(flat, 1, 0), full_matrices=False)[2][:, 0]
     common = common * np.where(common.sum(axis=1, keepdims=True) < 0, -1, 1)
-    sized = common * np.linalg.norm(flat.reshape(len(flat), -1), axis=1)[:, None]
-    return sized.reshape(channels, 1, *weight.shape[2:])
+    sizes = np.linalg.norm(flat.reshape(len(flat), -1), axis=1)
+    found: Array = (common * sizes[:, None]).reshape(channels, 1, *weight.shape[2:])
+    return found

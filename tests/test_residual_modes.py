@@ -19,7 +19,7 @@ def block(seed: int = 0, *, skip: str = "auto", **shape: Any) -> onnx.ModelProto
     return net.model(shape["ci"], net.residual("x", skip=skip, **shape))
 
 
-def parameters(mode: str, shape: dict[str, Any]) -> int:
+def parameters(mode: str, shape: dict[str, Any]) -> Any:
     """What the form has beside the skip, by the formula; every BatchNormalization counts four for each channel."""
     ci, inner, co, norm = (shape[name] for name in ("ci", "inner", "co", "norm"))
     behind = 4 if norm else 1  # for each channel: BatchNormalization, or a bias
@@ -29,7 +29,7 @@ def parameters(mode: str, shape: dict[str, Any]) -> int:
     if mode == "ghost-bottleneck":
         middle = shape["skip"] == "conv" or shape["stride"] > 1 or ci != co
 
-        def ghost(a: int, b: int) -> int:
+        def ghost(a: int, b: int) -> Any:
             return a * b // 2 + 9 * b // 2 + behind * b
 
         return ghost(ci, inner) + (9 + behind) * inner * middle + ghost(inner, co)
@@ -67,7 +67,15 @@ def test_random_blocks(mode: str, shape: dict[str, Any], seed: int) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_any_other_skip_stays_where_it_is(mode: str) -> None:
     """Slices and zeros, as the networks of K. He et al. for CIFAR have them."""
-    shape = {"ci": 4, "inner": 6, "co": 6, "bottleneck": False, "stride": 2, "form": "Relu", "norm": True}
+    shape: dict[str, Any] = {
+        "ci": 4,
+        "inner": 6,
+        "co": 6,
+        "bottleneck": False,
+        "stride": 2,
+        "form": "Relu",
+        "norm": True,
+    }
     proto = block(skip="slice", **shape)
     result = rewritten(proto, mode, images(4))
     assert result.report.totals.replaced == 1
@@ -76,7 +84,7 @@ def test_any_other_skip_stays_where_it_is(mode: str) -> None:
 
 
 def test_the_activation_of_the_sum_goes_where_that_is_asked_for() -> None:
-    shape = {"ci": 4, "inner": 4, "co": 4, "bottleneck": True, "form": "SiLU", "norm": False}
+    shape: dict[str, Any] = {"ci": 4, "inner": 4, "co": 4, "bottleneck": True, "form": "SiLU", "norm": False}
     for end, last in (("keep", "Mul"), ("none", "Add")):
         result = rewritten(block(**shape), "inverted-bottleneck", images(4), settings={"end": end})
         assert result.model.proto.graph.node[-1].op_type == last
@@ -99,7 +107,7 @@ def test_an_inverted_bottleneck_begins_with_the_weights_of_the_old_block() -> No
 
 
 def test_gates_begin_as_one() -> None:
-    shape = {"ci": 4, "inner": 4, "co": 4, "bottleneck": True, "norm": True}
+    shape: dict[str, Any] = {"ci": 4, "inner": 4, "co": 4, "bottleneck": True, "norm": True}
     made = [rewritten(block(**shape), "ghost-bottleneck", images(4), settings={"gate": part}) for part in (0, 2)]
     assert made[1].report.totals.parameters_after - made[0].report.totals.parameters_after == 2 * 4 * 2
     gate = next(node.output[0] for node in made[1].model.proto.graph.node if node.name.endswith("se_twice"))
@@ -131,7 +139,7 @@ def test_what_is_no_residual_block_is_told() -> None:
     ],
 )
 def test_refusals(mode: str, change: dict[str, Any], words: str) -> None:
-    shape = {"ci": 4, "inner": 4, "co": 4, "bottleneck": True, "norm": True}
+    shape: dict[str, Any] = {"ci": 4, "inner": 4, "co": 4, "bottleneck": True, "norm": True}
     proto = block(**{**shape, **{name: one for name, one in change.items() if name in shape}})
     if "free" in change:
         for axis in (2, 3):
@@ -144,7 +152,7 @@ def test_refusals(mode: str, change: dict[str, Any], words: str) -> None:
 
 
 def test_impossible_settings_name_the_known_ones() -> None:
-    shape = {"ci": 4, "inner": 4, "co": 4, "bottleneck": True}
+    shape: dict[str, Any] = {"ci": 4, "inner": 4, "co": 4, "bottleneck": True}
     for given_settings, words in (
         ({"expansion": -1}, "expansion must be a number, 0 or more"),
         ({"end": "relu"}, "end must be one of keep, none"),

@@ -14,7 +14,7 @@ HEAD_WITHOUT_NORM = 0, HEAD[1] - 2 * CLASSES * POSITIONS
 
 def inverted_blocks() -> list[Thin]:
     """R6: the last block of a stage has the stride and the next one's outputs."""
-    outputs, found = (10, 22, 42, 86), []
+    outputs, found = (10, 22, 42, 86), list[Thin]()
     for stage, (inner, blocks) in enumerate(script().STAGES):
         for block in range(blocks):
             last = block == blocks - 1 and stage < len(outputs) - 1

@@ -148,7 +148,7 @@ def _solved(task: Task, tensors: Mapping[TensorName, Array], one: Readout) -> di
     conv, name = one.layer.conv, one.layer.name
     shifted = conv.bias or one.norm is not None
     parts = _gathered(task, tensors, one)
-    gain = np.ones(conv.out_channels)
+    gain: Array = np.ones(conv.out_channels)
     if one.norm is not None:
         layer, places = one.norm
         variance = tensors[layer.name, "variance"][places]
@@ -167,8 +167,7 @@ def _solved(task: Task, tensors: Mapping[TensorName, Array], one: Readout) -> di
         return found | ({(name, "bias"): shift} if conv.bias else {})
     layer, places = one.norm
     gram = whole.centred(shifted=True)[0]
-    spread = np.einsum("gof,gfh,goh->go", weight, gram, weight).reshape(-1)
-    spread = np.maximum(spread, 0.0)
+    spread = np.maximum(np.sum((weight @ gram) * weight, axis=2).reshape(-1), 0.0)
     given = {"mean": through, "variance": spread, "scale": np.sqrt(spread + layer.epsilon), "bias": shift + through}
     if conv.bias:
         found[name, "bias"] = np.zeros(conv.out_channels)

@@ -69,8 +69,8 @@ class BlockMode(Adjustable, ABC):
     """What the user writes after ``--mode``."""
     summary: ClassVar[str]
     """One line for ``--help`` and for the list of modes."""
-    pattern: ClassVar[Pattern]
-    """What it looks for: one tensor comes from outside, one goes out."""
+    pattern: Pattern
+    """What it looks for: one tensor comes from outside, one goes out. Settings may change it (``with_settings``)."""
     anchor: ClassVar[str]
     """The role in the pattern of the convolution that gives the match its name, and its type to new weights."""
     exact: ClassVar[bool]
