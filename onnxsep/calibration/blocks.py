@@ -114,7 +114,8 @@ class _Blocks:
         later = {name for node in nodes[index + 1 :] for name in reads(node)}
         between = range(self._done + 1, index + 1)
         own = self._own[match.place]
-        needed = later | {match.input} | {name for node in made.nodes for name in reads(node)}
+        either = [*made.nodes, *(nodes[number] for number in own)]
+        needed = later | {match.input} | {name for node in either for name in reads(node)}
         self._original.advance([nodes[number] for number in between], later | {match.input, output})
         self._rewritten.advance([nodes[number] for number in between if number not in own], needed)
         self._done = index

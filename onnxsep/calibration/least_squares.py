@@ -162,7 +162,7 @@ def _solved(task: Task, tensors: Mapping[TensorName, Array], one: Readout) -> di
     flat = weight.reshape(conv.out_channels, -1)
     through = np.einsum("gof,gf->go", weight, means).reshape(-1)  # the mean of W h
     shift = level.reshape(-1) - through
-    found = {(name, "weight"): flat.reshape(conv.weight_shape)}
+    found: dict[TensorName, Array] = {(name, "weight"): flat.reshape(conv.weight_shape)}
     if one.norm is None:
         return found | ({(name, "bias"): shift} if conv.bias else {})
     layer, places = one.norm
