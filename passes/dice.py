@@ -14,7 +14,9 @@ Pattern
 
 Initialisation
     Drawn (``modes.residual.drawn``) from a fixed seed, normal with the variance 2 / inputs; the last Conv of a gate is
-    0, so that gates start as 1/2; scale and bias of the last BatchNormalization are the old ones, the scale doubled.
+    0, so that gates start as 1/2; scale and bias of the last BatchNormalization are the old ones, doubled. Where no
+    activation stood behind the Conv, a tenth of that: the unit has no negative outputs, and those that are added to a
+    skip, block after block, would grow without end.
     With data: block by block along the network; statistics of BatchNormalization from what the block reads, then the
     last Convs by least squares on the original's output (``calibration.least_squares``).
 
@@ -35,6 +37,7 @@ from onnxsep.modes import (
     INPUT,
     NORM_TENSORS,
     NOTHING_TO_SEPARATE,
+    SHUFFLE_OPSET,
     STATISTICS,
     Array,
     Block,
@@ -50,10 +53,12 @@ from onnxsep.modes import (
     activation,
     dice,
     drawn,
+    keep_sizes,
     norm_refused,
     strided_dice,
 )
 
+_WITHOUT_ACTIVATION = 0.1
 PADS = Setting("pads", "dicenet", "of the 1 x 1 and the last Conv of a unit", choices=("dicenet", "paper004"))
 
 
@@ -88,6 +93,8 @@ class Dice(BlockMode):
             return NOTHING_TO_SEPARATE
         if conv.group > 1:
             return f"it has {conv.group} groups"
+        if block.opset < SHUFFLE_OPSET:
+            return f"operator set {block.opset}: only from {SHUFFLE_OPSET} on does it hold what a channel shuffle needs"
         if conv.dims != 2 or sizes(block) is None:
             return "a DiCE unit is for images of known sizes, and those that it reads are not known"
         if conv.auto_pad != "NOTSET" or conv.own_tap() is None:
@@ -110,9 +117,15 @@ class Dice(BlockMode):
     def weights(self, block: Block, values: Mapping[str, Array]) -> Sequence[Array]:
         """At random, with the size of the old outputs."""
         layers = self.layers(block)
+        part = 1.0 if "activation" in block.nodes else _WITHOUT_ACTIVATION
         given: dict[str, Array] = {}
         if "norm" in block.nodes and max(block.conv.strides) == 1:
             last = dict(zip(NORM_TENSORS, STATISTICS, strict=True))
-            given = {f"dice_spread_norm.{name}": 2 * values[last[name]] for name in ("scale", "bias")}
+            given = {f"dice_spread_norm.{name}": 2 * part * values[last[name]] for name in ("scale", "bias")}
         found = drawn(layers, given)
+        keep_sizes(found, [values["weight"]], values.get("variance"), "dice_three_norm", (), norm="norm" in block.nodes)
+        if "norm" not in block.nodes:
+            for name in ("dice_spread", "dice_unit_spread", "dice_mix"):
+                if f"{name}.weight" in found:
+                    found[f"{name}.weight"] = found[f"{name}.weight"] * part
         return [found[f"{layer.name}.{name}"] for layer in layers for name, _ in layer.tensors]

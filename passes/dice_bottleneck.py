@@ -9,7 +9,7 @@ Pattern
     of the sum too, unless ``end=none``.
 
 Initialisation
-    As in dice; the 1 x 1 Conv and its BatchNormalization are the old ones where the block begins with such a Conv of as
+    As in dice, with scale and bias of the last BatchNormalization; the 1 x 1 Conv and its BatchNormalization are the old ones where the block begins with such a Conv of as
     many outputs.
 
 When it pays
@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from onnxsep.modes import (
     INPUT,
     NORM_TENSORS,
+    SHUFFLE_OPSET,
     STATISTICS,
     Array,
     Block,
@@ -49,6 +50,8 @@ class DiceBottleneck(ResidualMode):
     name = "dice-bottleneck"
     summary = "a residual block as a 1 x 1 Conv and a DiCE unit, for inputs of one size; needs data or training"
     saves = False
+    opening = "expand_norm"
+    ending = (("dice_spread", 1 / 8), ("dice_unit_spread", 1 / 8), ("dice_mix", 0.5))  # behind Relu, and a gate of 1/2
     settings = (
         Setting(
             "expansion",
@@ -65,6 +68,8 @@ class DiceBottleneck(ResidualMode):
         residual = Residual(block)
         if refused := residual.refused():
             return refused
+        if block.opset < SHUFFLE_OPSET:
+            return f"operator set {block.opset}: only from {SHUFFLE_OPSET} on does it hold what a channel shuffle needs"
         if block.conv.dims != 2 or sizes(block) is None:
             return "a DiCE unit is for images of known sizes, and those that it reads are not known"
         if residual.spatial.auto_pad != "NOTSET":
@@ -89,10 +94,16 @@ class DiceBottleneck(ResidualMode):
     def start(self, block: Block, values: Mapping[str, Array]) -> Mapping[str, Array]:
         """The old 1 x 1 Conv."""
         residual = Residual(block)
-        first = residual.convs[0]
+        first, last = residual.convs[0], len(residual.convs)
+        found: dict[str, Array] = {}
+        if f"norm_{last}" in block.nodes and max(residual.strides) == 1:  # twice, for gates start as 1/2
+            found = {
+                "dice_spread_norm.scale": 2 * values[f"gamma_{last}"],
+                "dice_spread_norm.bias": 2 * values[f"beta_{last}"],
+            }
         if max(*first.kernel_shape, *first.strides, first.group) > 1 or self._inner(block) != residual.inner:
-            return {}
-        found = {"expand.weight": values["weight_1"]}
+            return found
+        found["expand.weight"] = values["weight_1"]
         if "norm_1" in block.nodes:
             pairs = zip(NORM_TENSORS, STATISTICS, strict=True)
             found |= {f"expand_norm.{name}": values[f"{part}_1"] for name, part in pairs}

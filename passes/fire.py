@@ -46,6 +46,7 @@ from onnxsep.modes import (
     INPUT,
     NORM_TENSORS,
     NOTHING_TO_SEPARATE,
+    SHUFFLE_OPSET,
     STATISTICS,
     Array,
     Block,
@@ -123,7 +124,7 @@ class Fire(BlockMode):
             return (
                 "its pads are not those that a 1 x 1 Conv beside it needs: for each axis dilation * (kernel - 1) in all"
             )
-        return self._undivided(conv) or self._homeless(block)
+        return self._undivided(conv, block.opset) or self._homeless(block)
 
     def layers(self, block: Block) -> tuple[Layer, ...]:
         """Squeeze; both expands; joined."""
@@ -196,12 +197,14 @@ class Fire(BlockMode):
     def _takes_norm(self) -> bool:
         return bool(self.setting("norms") != "behind")
 
-    def _undivided(self, conv: Conv) -> str | None:
+    def _undivided(self, conv: Conv, opset: int) -> str | None:
         """Which groups do not divide channels."""
         between, first = self._widths(conv)
         if self.setting("expand") == "grouped" and (conv.out_channels - first) % between:
             return f"{between} channels in between do not divide the {conv.out_channels - first} of the grouped branch"
         groups = self.setting("shuffle")
+        if groups > 1 and opset < SHUFFLE_OPSET:
+            return f"operator set {opset}: only from {SHUFFLE_OPSET} on does it hold what a channel shuffle needs"
         if groups > 1 and conv.out_channels % groups:
             return f"a shuffle of {groups} groups does not divide its {conv.out_channels} outputs"
         return None

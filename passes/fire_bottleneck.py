@@ -49,6 +49,7 @@ class FireBottleneck(ResidualMode):
 
     name = "fire-bottleneck"
     summary = "a residual block as a Fire module with a skip; needs data or training"
+    ending = (("expand1", 0.5), ("expand3", 0.5))  # behind Relu
     settings = (
         Setting(
             "squeeze",

@@ -58,6 +58,8 @@ class GhostBottleneck(ResidualMode):
 
     name = "ghost-bottleneck"
     summary = "a residual block as two Ghost modules (GhostNet); needs data or training"
+    opening = "ghost1_norm"
+    ending = (("ghost2_primary", 1.5),)  # the mean of its own outputs and of their ghosts, which are twice as large
     settings = (
         Setting(
             "expansion",

@@ -32,6 +32,7 @@ import numpy as np
 
 from onnxsep.modes import (
     INPUT,
+    SHUFFLE_OPSET,
     Array,
     Block,
     BlockMode,
@@ -80,6 +81,8 @@ class GroupedPointwise(BlockMode):
             return f"its {conv.in_channels} inputs are no more than {self.setting('above')} (setting above)"
         if conv.in_channels % groups or conv.out_channels % groups:
             return f"{groups} groups do not divide its {conv.in_channels} inputs and {conv.out_channels} outputs"
+        if self.setting("shuffle") and block.opset < SHUFFLE_OPSET:
+            return f"operator set {block.opset}: only from {SHUFFLE_OPSET} on does it hold what a channel shuffle needs"
         if groups == 1:
             return f"nothing divides its {conv.in_channels} inputs and {conv.out_channels} outputs"
         return None

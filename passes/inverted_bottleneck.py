@@ -57,6 +57,8 @@ class InvertedBottleneck(ResidualMode):
 
     name = "inverted-bottleneck"
     summary = "a residual block as 1 x 1, depthwise and 1 x 1 (MobileNetV2); needs data or training"
+    opening = "expand_norm"
+    ending = (("project", 1.0),)
     settings = (
         Setting(
             "expansion",

@@ -275,3 +275,14 @@ def test_what_fire_cannot_divide() -> None:
     assert told(shuffle=3) == "a shuffle of 3 groups does not divide its 16 outputs"
     assert told(biases="none", bias=True).startswith("it has a bias, and not all branches have one")
     assert told(norms="each") == "no Conv with BatchNormalization behind it here"
+
+
+def test_a_shuffle_needs_operators_that_hold_integers() -> None:
+    net = Net()
+    proto = net.model(8, net.node("Conv", "x", net.tensor(kernels(8, 8, 1, 1))), opset=8)
+    words = "operator set 8: only from 9 on does it hold what a channel shuffle needs"
+    assert reasons(proto, "grouped-pointwise", settings={"above": 0}) == {"conv0": words}
+    rewritten(proto, "grouped-pointwise", images(8), settings={"above": 0, "shuffle": False})
+    net = Net()
+    proto = net.model(4, net.node("Conv", "x", net.tensor(kernels(8, 4, 3, 3)), pads=[1] * 4), opset=8)
+    assert reasons(proto, "dice") == reasons(proto, "fire", settings={"shuffle": 2}) == {"conv0": words}

@@ -160,3 +160,16 @@ def test_impossible_settings_name_the_known_ones() -> None:
     ):
         with pytest.raises(onnxsep.OnnxsepError, match=words):
             onnxsep.rewrite(block(**shape), mode="inverted-bottleneck", settings=given_settings)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_values_keep_their_size_without_data(mode: str, norm: bool) -> None:
+    """Eight blocks one after the other: what is drawn neither explodes nor dies."""
+    net, y = Net(8), "x"
+    for _ in range(8):
+        y = net.residual(y, 6, 6, 6, bottleneck=False, norm=norm)
+    proto = net.model(6, y)
+    made = onnxsep.rewrite(proto, mode=mode, force=True, verify="none").model.proto
+    sizes = [float(np.sqrt(np.square(run(one, images(6))[0]).mean())) for one in (proto, made)]
+    assert 0.1 < sizes[1] / sizes[0] < 10

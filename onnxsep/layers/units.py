@@ -19,6 +19,7 @@ from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import AddLayer, ConvLayer, Layer
 
 ACTIVATION_FORMS = ("relu", "relu6", "hardswish", "silu")
+SHUFFLE_OPSET = 9  # below it a Constant node holds no integers
 DICE_REDUCTION = 4  # of the channels within the gate of a DiCE unit
 
 

@@ -39,12 +39,22 @@ from onnxsep.layers.block_layers import (
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
-from onnxsep.layers.units import ACTIVATION_FORMS, activated, depthwise, dice, gate, normed, pointwise, strided_dice
+from onnxsep.layers.units import (
+    ACTIVATION_FORMS,
+    SHUFFLE_OPSET,
+    activated,
+    depthwise,
+    dice,
+    gate,
+    normed,
+    pointwise,
+    strided_dice,
+)
 from onnxsep.modes.base import NOTHING_TO_SEPARATE, Factors, Mode, Task, available_modes, conv_modes, get_mode
 from onnxsep.modes.block import Block, BlockMode, Operator
 from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_axes, summed
 from onnxsep.modes.norms import NORM_TENSORS, STATISTICS, norm_refused
-from onnxsep.modes.residual import Residual, ResidualMode, drawn
+from onnxsep.modes.residual import Residual, ResidualMode, drawn, keep_sizes
 from onnxsep.modes.settings import Setting
 
 __all__ = [
@@ -53,6 +63,7 @@ __all__ = [
     "INPUT",
     "NORM_TENSORS",
     "NOTHING_TO_SEPARATE",
+    "SHUFFLE_OPSET",
     "STATISTICS",
     "AddLayer",
     "Array",
@@ -113,6 +124,7 @@ __all__ = [
     "half_rank",
     "improved",
     "inverse_or_zero",
+    "keep_sizes",
     "kernel_axes",
     "norm_refused",
     "normed",

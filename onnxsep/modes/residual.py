@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
@@ -186,6 +187,11 @@ class ResidualMode(BlockMode):
         """Values of some tensors, by "layer.name"; others are drawn (``drawn``)."""
         return {}
 
+    opening: ClassVar[str] = ""
+    """The first BatchNormalization of the branch, behind weights that are drawn (``keep_sizes``)."""
+    ending: ClassVar[tuple[tuple[str, float], ...]] = ()
+    """The last Convs of the branch, and what part of the square of their outputs is left where the branch ends."""
+
     def skip_bias(self) -> bool:
         """Whether the Conv of the skip is given a bias where it has none."""
         return False
@@ -221,12 +227,28 @@ class ResidualMode(BlockMode):
         """What the subclass gives, the others at random."""
         layers, kept, given = self.layers(block), self.kept(block), self.start(block, values)
         found = drawn(layers, given)
+        norm = any(isinstance(layer, NormLayer) and not layer.name.startswith("skip") for layer in layers)
+        old = [_scaled(block, values, number, fold=not norm) for number in range(1, len(Residual(block).convs) + 1)]
+        opening = "" if f"{self.opening}.variance" in given else self.opening
+        ending = [(name, part) for name, part in self.ending if f"{name}.weight" not in given]
+        keep_sizes(found, old, values.get("variance_1"), opening, ending, norm=norm)
         return [
             found[f"{layer.name}.{name}"]
             for layer in layers
             for name, _ in layer.tensors
             if (layer.name, name) not in kept
         ]
+
+
+def _scaled(block: Block, values: Mapping[str, Array], number: int, *, fold: bool) -> Array:
+    """The weight of an old Conv; ``fold``: times what the BatchNormalization behind it multiplies by."""
+    weight = values[f"weight_{number}"]
+    if not fold or f"norm_{number}" not in block.nodes:
+        return weight
+    epsilon = block.nodes[f"norm_{number}"].attribute("epsilon", 1e-5)
+    gain = values[f"gamma_{number}"] / np.sqrt(values[f"variance_{number}"] + epsilon)
+    scaled: Array = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
+    return scaled
 
 
 def _norm_of(block: Block, part: str, source: str) -> NormLayer:
@@ -253,3 +275,38 @@ def drawn(layers: Sequence[Layer], given: Mapping[str, Array] | None = None) -> 
                 values = np.full(shape, 1.0 if name in ("scale", "variance") else 0.0)
             found.setdefault(key, values)
     return found
+
+
+def keep_sizes(
+    found: dict[str, Array],
+    old: Sequence[Array],
+    variance: Array | None,
+    opening: str,
+    ending: Sequence[tuple[str, float]],
+    *,
+    norm: bool,
+) -> None:
+    """Scale what was drawn so that values have about the size that they had, as far as the old weights tell.
+
+    A Conv gives |W|^2 times the square of inputs that are white noise, and an activation leaves half of it. So the old
+    BatchNormalization, which holds the variance of what the first Conv gave, tells the square of what comes in; drawn
+    weights give twice that. Where there is none, the last Convs are scaled to the product over the old ones.
+
+    Args:
+        found: tensors by "layer.name"; changed.
+        old: the weights of the old Convs.
+        variance: of what the first of them gave, where it is known.
+        opening: the BatchNormalization behind the first drawn weights; "": none.
+        ending: the last Convs, and the part of the square of their outputs that is left behind them.
+        norm: whether the new block has BatchNormalization.
+    """
+    squares = [np.square(weight).reshape(len(weight), -1).sum(axis=1) for weight in old]
+    if norm:
+        if variance is not None and f"{opening}.variance" in found:
+            size = float(np.median(variance / np.maximum(squares[0], 1e-12)))
+            found[f"{opening}.variance"] = np.full_like(found[f"{opening}.variance"], max(2 * size, 1e-12))
+        return
+    gain = math.prod(float(square.mean()) for square in squares) / 2.0 ** (len(old) - 1)
+    for name, part in ending:
+        if f"{name}.weight" in found:
+            found[f"{name}.weight"] = found[f"{name}.weight"] * math.sqrt(gain / 2 / part)
