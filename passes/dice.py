@@ -13,8 +13,8 @@ Pattern
     are not negative.
 
 Initialisation
-    Drawn (``modes.residual.drawn``) from a fixed seed, normal with the variance 2 / inputs; the last Conv of a gate is
-    0, so that gates start as 1/2; scale and bias of the last BatchNormalization are the old ones, doubled. Where no
+    Drawn (``modes.residual``) from a fixed seed, normal with the variance 2 / inputs; the last Conv of a gate is 0, so
+    that gates start as 1/2; scale and bias of the last BatchNormalization are the old ones, doubled. Where no
     activation stood behind the Conv, a tenth of that: the unit has no negative outputs, and those that are added to a
     skip, block after block, would grow without end.
     With data: block by block along the network; statistics of BatchNormalization from what the block reads, then the

@@ -9,8 +9,8 @@ Pattern
     of the sum too, unless ``end=none``.
 
 Initialisation
-    As in dice, with scale and bias of the last BatchNormalization; the 1 x 1 Conv and its BatchNormalization are the old ones where the block begins with such a Conv of as
-    many outputs.
+    As in dice, with scale and bias of the last BatchNormalization doubled; the 1 x 1 Conv and its BatchNormalization
+    are the old ones where the block begins with such a Conv of as many outputs.
 
 When it pays
     It is not there to save alone, so it needs no ``--force``. It is far from exact: train the result.

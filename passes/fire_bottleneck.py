@@ -11,7 +11,7 @@ Pattern
     of the sum too, unless ``end=none``.
 
 Initialisation
-    Drawn (``modes.residual.drawn``) from a fixed seed, normal with the variance 2 / inputs.
+    Drawn (``modes.residual``) from a fixed seed, normal with the variance 2 / inputs.
     With data: block by block along the network; A is scaled to what the block reads, B and C by least squares on the
     original's output (``calibration.least_squares``).
 

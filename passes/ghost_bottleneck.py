@@ -12,7 +12,7 @@ Pattern
     of the sum too, unless ``end=none``.
 
 Initialisation
-    Drawn (``modes.residual.drawn``) from a fixed seed, normal with the variance 2 / inputs; scale and bias of the last
+    Drawn (``modes.residual``) from a fixed seed, normal with the variance 2 / inputs; scale and bias of the last
     BatchNormalization are the old ones, so that what is added to the skip keeps its size; gates start as 1.
     With data: block by block along the network; statistics of BatchNormalization from what the block reads, then the
     last Ghost module by least squares on the original's output (``calibration.least_squares``).

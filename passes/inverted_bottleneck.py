@@ -13,8 +13,8 @@ Pattern
 Initialisation
     Without data: where E is what the bottleneck has inside, A and B and their BatchNormalization are its own, and the
     kernel of d for each channel is the leading singular vector of those that read it, with the size of those that gave
-    it. Else A, d and B are drawn (``modes.residual.drawn``) from a fixed seed, normal with the variance 2 / inputs (K.
-    He et al. 2015); where the last BatchNormalization is kept, so is the size of what is added to the skip.
+    it. Else A, d and B are drawn (``modes.residual``) from a fixed seed, normal with the variance 2 / inputs (K. He et
+    al. 2015); where the last BatchNormalization is kept, so is the size of what is added to the skip.
     With data: block by block along the network. Statistics of BatchNormalization from what the block reads, then B by
     least squares on the original's output (``calibration.least_squares``).
 
