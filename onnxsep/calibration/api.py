@@ -109,7 +109,8 @@ class Fitting:
         """A block mode computes its weights from those of the source."""
         for name, given in (("init", self.wanted), ("refine", self.refine), ("statistics", self.statistics)):
             if given:
-                raise OptionError(f"mode {mode.name} fits nothing to data; leave {spelled(name)} out")
+                how = f"fits its weights in one way, {mode.fits}" if mode.fits else "fits nothing to data"
+                raise OptionError(f"mode {mode.name} {how}; leave {spelled(name)} out")
         if self.tune and mode.exact:
             raise OptionError(f"mode {mode.name} is exact, so there is nothing to tune; leave {spelled('tune')} out")
 
