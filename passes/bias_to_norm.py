@@ -23,6 +23,7 @@ from dataclasses import replace
 
 from onnxsep.modes import (
     INPUT,
+    STATISTICS,
     Array,
     Block,
     BlockMode,
@@ -31,23 +32,11 @@ from onnxsep.modes import (
     Layer,
     NormLayer,
     Op,
-    Operator,
     Pattern,
     Refusal,
     Value,
+    norm_refused,
 )
-
-STATISTICS = ("gamma", "beta", "mean", "variance")
-"""Operands of BatchNormalization behind what it normalises, as roles of constants."""
-
-
-def norm_refused(norm: Operator) -> str | None:
-    """Why a BatchNormalization is none that could be written anew; None if it could."""
-    if norm.attribute("training_mode", 0) or norm.outputs > 1:
-        return "the BatchNormalization behind it is in training mode"
-    if not norm.attribute("spatial", 1):
-        return "the BatchNormalization behind it has statistics for each position (spatial=0)"
-    return None
 
 
 class BiasToNorm(BlockMode):

@@ -33,16 +33,12 @@ import numpy as np
 
 from onnxsep.modes import (
     INPUT,
-    AddLayer,
     Array,
     Block,
     BlockMode,
     Const,
     ConvLayer,
     Either,
-    ElementwiseLayer,
-    GateLayer,
-    GlobalPoolLayer,
     Layer,
     Op,
     Operand,
@@ -51,6 +47,7 @@ from onnxsep.modes import (
     Setting,
     Value,
     activation,
+    gate,
 )
 
 _LEAST_OPSET = 7
@@ -96,15 +93,8 @@ class SqueezeExcitation(BlockMode):
     def layers(self, block: Block) -> tuple[Layer, ...]:
         """Mean, 1 x 1, Relu, 1 x 1, Sigmoid, twice that, product."""
         conv, inner = block.conv, block.conv.out_channels // self.setting("reduction")
-        return (
-            GlobalPoolLayer("se_pool", INPUT),
-            ConvLayer("se_reduce", "se_pool", conv.pointwise(conv.out_channels, inner, bias=False)),
-            ElementwiseLayer("se_relu", "se_reduce", "Relu"),
-            ConvLayer("se_expand", "se_relu", conv.pointwise(inner, conv.out_channels, bias=False)),
-            ElementwiseLayer("se_sigmoid", "se_expand", "Sigmoid"),
-            AddLayer("se_twice", ("se_sigmoid", "se_sigmoid")),
-            GateLayer("se", INPUT, "se_twice"),
-        )
+        widths = conv.out_channels, inner, conv.out_channels
+        return tuple(gate("se", INPUT, INPUT, widths, dims=conv.dims, twice=True))
 
     def weights(self, block: Block, values: Mapping[str, Array]) -> Sequence[Array]:
         """A at random, B = 0."""

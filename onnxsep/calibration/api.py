@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnxsep.calibration.blocks import fit_blocks, fitted_blocks
+from onnxsep.calibration.blocks import LEAST_SQUARES, fit_blocks, fitted_blocks
 from onnxsep.calibration.calibrated import Calibrated
 from onnxsep.calibration.layerwise import calibrate
 from onnxsep.calibration.memory import Needs, available, needs
@@ -58,6 +58,7 @@ class Fitting:
     seed: int = 0
     statistics: str | os.PathLike[str] | None = None
     tune: int = 0
+    tune_blocks: int = 0
     refine: int = 0
     memory: int | None = None
     dry_run: bool = False
@@ -95,14 +96,21 @@ class Fitting:
             raise OptionError(f"{spelled('refine')} goes with {data} and {spelled('init', 'joint')}")
         if self.tune and self.data is None:
             raise OptionError(f"{tune} needs the inputs themselves; add {data}")
-        if self.tune:
+        if self.tune_blocks and not (isinstance(mode, BlockMode) and mode.fits == LEAST_SQUARES):
+            raise OptionError(
+                f"{spelled('tune_blocks')} is for modes that fit whole blocks, and mode {mode.name} does not"
+            )
+        if self.tune_blocks and self.data is None:
+            raise OptionError(f"{spelled('tune_blocks')} needs the inputs themselves; add {data}")
+        if self.tune or self.tune_blocks:
             check_installed()
 
     def _check_block(self, mode: BlockMode) -> None:
         """A block mode computes its weights from those of the source."""
         for name, given in (("init", self.wanted), ("refine", self.refine), ("statistics", self.statistics)):
             if given:
-                raise OptionError(f"mode {mode.name} fits nothing to data; leave {spelled(name)} out")
+                how = f"fits its weights in one way, {mode.fits}" if mode.fits else "fits nothing to data"
+                raise OptionError(f"mode {mode.name} {how}; leave {spelled(name)} out")
         if self.tune and mode.exact:
             raise OptionError(f"mode {mode.name} is exact, so there is nothing to tune; leave {spelled('tune')} out")
 
@@ -173,7 +181,9 @@ def fit_plan(
         DataError: the data do not fit the model.
         CalibrationError: they cannot be used for calibration, or the statistics belong to another model.
     """
-    options = CalibrationOptions(positions=fitting.positions, seed=fitting.seed, refine=fitting.refine)
+    options = CalibrationOptions(
+        positions=fitting.positions, seed=fitting.seed, refine=fitting.refine, block_steps=fitting.tune_blocks
+    )
     if fitting.data is None:
         return _from_statistics(model, sites, plan, init, fitting, options, progress)
     dataset = opened(fitting, model, runtime).data
@@ -207,9 +217,7 @@ def fit_plan(
         # A model of a fixed batch size may leave some samples over.
         fitted = replace(fitted, calibrated=done, report=report.model_copy(update={"samples": done.samples}))
     if found := fitted_blocks(plan):
-        outcomes, samples = fit_blocks(
-            model, sites, found, fitted.batches(), runtime, seed=options.seed, progress=progress
-        )
+        outcomes, samples = fit_blocks(model, sites, found, fitted.batches(), options, runtime, progress)
         for row in found:
             outcome = outcomes[row.site.place]
             fitted.calibrated.outcomes[row.key] = outcome

@@ -1,47 +1,43 @@
-"""Fitting the weights of blocks to calibration data: what a block reads and gives in the original network.
+"""Fitting the weights of blocks to calibration data, block by block along the network.
 
-Each block is fitted as if it were the only one that is replaced.
+Each block is fitted to the output of the original network, on what it will really read: the blocks before it are
+replaced already, as with Convs (``onnxsep.calibration.layerwise``).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
-from onnxsep.calibration.walk import split
+from onnxsep.algebra.threads import one_thread
+from onnxsep.calibration.block_nodes import BlockNodes, TensorName, build_block, stored, tensors_of
+from onnxsep.calibration.least_squares import Task, output_error, solve
+from onnxsep.calibration.walk import CalibrationOptions, Walk, split
 from onnxsep.engine.factors import Factorized, OutputErrors, block_tensors, factorize_one
 from onnxsep.engine.planning import Plan, in_main_graph, naming
 from onnxsep.engine.replacements import BlockReplacement
 from onnxsep.engine.sites import Sites
-from onnxsep.errors import CalibrationError, FactorizationError, spelled
+from onnxsep.errors import FactorizationError
 from onnxsep.graph.places import Place
+from onnxsep.graph.scopes import reads
+from onnxsep.layers.layer import INPUT
 from onnxsep.model.io import Model
 from onnxsep.modes.block import BlockMode
 from onnxsep.options.progress import Progress, announce
-from onnxsep.running.float32 import as_float32, float32_copy, held_types
-from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
+from onnxsep.running.runtime import RuntimeOptions
+from onnxsep.training.block_tuning import tune_block
 
-
-@dataclass
-class _Seen:
-    """Rows of what a block reads and gives."""
-
-    rows: list[Array] = field(default_factory=list)
-    targets: list[Array] = field(default_factory=list)
+LEAST_SQUARES = "least-squares"
+"""What ``BlockMode.fits`` says where the last Convs are solved for here; any other word: the mode fits by itself."""
 
 
 def fitted_blocks(plan: Plan) -> list[BlockReplacement]:
-    """The blocks of a plan that are fitted to data, once where they share all weights.
-
-    They are those of the main graph whose mode does that.
-    """
+    """The blocks of a plan that are fitted to data: those of the main graph whose mode does that."""
     rows = [row for row in plan.replacements if isinstance(row, BlockReplacement)]
-    found = {row.key: row for row in reversed(rows) if row.mode.fits and in_main_graph(row.site)}
-    return list(found.values())[::-1]
+    return [row for row in rows if row.mode.fits and in_main_graph(row.site)]
 
 
 def fit_blocks(
@@ -49,9 +45,8 @@ def fit_blocks(
     sites: Sites,
     blocks: Sequence[BlockReplacement],
     batches: Iterable[Mapping[str, NDArray[Any]]],
+    options: CalibrationOptions,
     runtime: RuntimeOptions,
-    *,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[dict[Place, Factorized | str], int]:
     """Fit blocks to the outputs of the original network on samples; a tenth of them is held out to measure the error.
@@ -61,9 +56,9 @@ def fit_blocks(
         sites: where its convolutions are.
         blocks: as ``fitted_blocks`` gives them.
         batches: inputs by name; the first dimension counts samples.
+        options: positions and seed.
         runtime: how the network is run.
-        seed: chooses what is held out.
-        progress: told of every block that is done.
+        progress: told of every block that is done, with its error before and after.
 
     Returns:
         The tensors of each block, or why there are none, by its place; and how many samples were used.
@@ -73,81 +68,139 @@ def fit_blocks(
         PassError: a mode failed.
     """
     announce(progress, "running the network", 0, len(blocks))
-    seen, samples = _gather(model, sites, blocks, batches, runtime)
+    walk = _Blocks(model, sites, blocks, batches, options, runtime)
     found: dict[Place, Factorized | str] = {}
-    for number, (block, one) in enumerate(zip(blocks, seen, strict=True)):
-        with naming(block.mode, block.site.name):
-            found[block.site.place] = _fit(model, sites, block, one, seed)
+    for number, block in enumerate(sorted(blocks, key=lambda row: row.site.place)):
+        with naming(block.mode, block.site.name), one_thread():
+            outcome = walk.next(block)
+        found[block.site.place] = outcome
         if progress:
-            progress(block.site.name, number + 1, len(blocks))
-    return found, samples
+            errors = outcome.errors if isinstance(outcome, Factorized) else None
+            told = f"{block.site.name}: error {errors.svd:.4f} -> {errors.held_out:.4f}" if errors else block.site.name
+            progress(told, number + 1, len(blocks))
+    return found, walk.samples
 
 
-def _gather(
-    model: Model,
-    sites: Sites,
-    blocks: Sequence[BlockReplacement],
-    batches: Iterable[Mapping[str, NDArray[Any]]],
-    runtime: RuntimeOptions,
-) -> tuple[list[_Seen], int]:
-    """What each block reads and gives, and the number of samples."""
-    copied = bool(held_types(model))
-    outputs = [sites.scopes[0].body.node[block.site.place[1]].output[0] for block in blocks]
-    given = {value.name for value in model.proto.graph.input}
-    names = dict.fromkeys(name for block, out in zip(blocks, outputs, strict=True) for name in (block.site.input, out))
-    seen, samples = [_Seen() for _ in blocks], 0
+class _Blocks:
+    """The original network, and the one whose blocks so far are replaced, both right behind the last block."""
+
+    def __init__(
+        self,
+        model: Model,
+        sites: Sites,
+        blocks: Sequence[BlockReplacement],
+        batches: Iterable[Mapping[str, NDArray[Any]]],
+        options: CalibrationOptions,
+        runtime: RuntimeOptions,
+    ) -> None:
+        self._model, self._sites, self._options = model, sites, options
+        self._walk = Walk(model, batches, options, runtime)
+        self._original, self._rewritten = self._walk.frontier, self._walk.frontier.fork()
+        self._done = -1  # the last node that has been run
+        self._own = {block.site.place: {place[1] for place in block.site.nodes} for block in blocks}
+        self._outcomes: dict[Hashable, Factorized | str] = {}
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return self._walk.samples
+
+    def next(self, block: BlockReplacement) -> Factorized | str:
+        """Move both networks on to a block, and fit it."""
+        match, index = block.site, block.site.place[1]
+        nodes = self._walk.nodes
+        output = nodes[index].output[0]
+        made = build_block(self._model, self._sites, block, copied=self._walk.copied)
+        later = {name for node in nodes[index + 1 :] for name in reads(node)}
+        between = range(self._done + 1, index + 1)
+        own = self._own[match.place]
+        either = [*made.nodes, *(nodes[number] for number in own)]
+        needed = later | {match.input} | {name for node in either for name in reads(node)}
+        self._original.advance([nodes[number] for number in between], later | {match.input, output})
+        self._rewritten.advance([nodes[number] for number in between if number not in own], needed)
+        self._done = index
+        task = self._task(block, made, output)
+        outcome = self._outcomes.get(block.key)
+        if outcome is None:
+            outcome = self._outcomes[block.key] = self._fit(task)
+        elif isinstance(outcome, Factorized):  # its weights are those of an earlier block
+            outcome = replace(outcome, errors=None)
+        taken = outcome if isinstance(outcome, Factorized) else None
+        self._original.advance([], later)
+        if taken is None:
+            self._rewritten.advance([nodes[number] for number in sorted(own)], later)
+        else:
+            made.store(self._rewritten, tensors_of(block, taken))
+            self._rewritten.advance(made.nodes, later)
+        return outcome
+
+    def _task(self, block: BlockReplacement, made: BlockNodes, output: str) -> Task:
+        held_out = split(self._walk.held_out, self._options.seed, block.site.anchor)
+        ends = np.cumsum(self._walk.images)[:-1]
+        fits = tuple(np.split(~held_out, ends))
+        positions, seed = self._options.positions, self._options.seed
+        return Task(block, made, self._rewritten, self._original, output, fits, positions, seed)
+
+    def _fit(self, task: Task) -> Factorized | str:
+        block = task.block
+        before = factorize_one(self._model, self._sites, block)
+        if block.mode.fits != LEAST_SQUARES:
+            return _fit_by_mode(task, before)
+        if isinstance(before, str):
+            return before
+        start = tensors_of(block, before)
+        errors = output_error(task, start, fitting=False)
+        best = replace(before, errors=OutputErrors(errors, output_error(task, start, fitting=True), errors))
+        tensors = solve(task, start)
+        best = _better(task, best, tensors)
+        if self._options.block_steps:
+            best = _better(task, best, trained(task, tensors, self._options.block_steps))
+        return best
+
+
+def _better(task: Task, best: Factorized, tensors: Mapping[TensorName, Array]) -> Factorized:
+    """What has the lower error on the samples that were held out: few samples, or a good start, do not help."""
+    found = stored(task.block, tensors)
+    if isinstance(found, str):
+        return best
+    assert best.errors is not None
+    fitted, held_out = (output_error(task, tensors_of(task.block, found), fitting=part) for part in (True, False))
+    if not held_out < best.errors.held_out:
+        return best
+    return replace(found, errors=OutputErrors(best.errors.svd, fitted, held_out))
+
+
+def trained(task: Task, tensors: Mapping[TensorName, Array], steps: int) -> dict[TensorName, Array]:
+    """Tensors of a block after some steps of training on what it reads and the original gives."""
+    task.nodes.store(task.frontier, tensors)
+    output = task.nodes.outputs[task.block.layers[-1].name]
+    model, inputs = task.frontier.model(list(task.nodes.nodes), [output])
+    numbers = range(len(task.batches))
+    feeds = {
+        name: np.concatenate([task.frontier.value(number, name)[task.batches[number]] for number in numbers])
+        for name in inputs
+    }
+    targets = np.concatenate([values[fits] for values, fits in zip(task.targets(), task.batches, strict=True)])
+    by_name = {name: key for key, name in task.nodes.operands.items()}
+    found = tune_block(model, feeds, targets, list(by_name), steps=steps, seed=task.seed)
+    return {**tensors, **{by_name[name]: array for name, array in found.items()}}
+
+
+def _fit_by_mode(task: Task, before: Factorized | str) -> Factorized | str:
+    """Of a mode that fits by itself, to rows of what it wants to know of its inputs."""
+    block, mode, match = task.block, task.block.mode, task.block.site.block
+    rows = np.concatenate([mode.observe(match, values.astype(np.float64)) for (values,) in task.run({}, INPUT)])
+    targets = np.concatenate([values.astype(np.float64) for values in task.targets()])
+    fits = np.concatenate(task.batches)
     try:
-        runner = Runner(_watched(float32_copy(model) if copied else model, [one for one in names if one not in given]))
-        for batch in batches:
-            feeds = {name: as_float32(array) for name, array in batch.items()} if copied else dict(batch)
-            values = {**feeds, **runner(feeds)}
-            for block, out, one in zip(blocks, outputs, seen, strict=True):
-                inputs = _finite(values[block.site.input], block)
-                one.rows.append(block.mode.observe(block.site.block, inputs))
-                one.targets.append(_finite(values[out], block))
-            samples += len(one.rows[-1])
-    except CannotRun as error:
-        raise CalibrationError(f"the runtime cannot run the network on the data: {error}") from error
-    return seen, samples
-
-
-def _watched(model: Model, names: Sequence[str]) -> Model:
-    """The network with these tensors as its outputs."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    del proto.graph.output[:]
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return replace(model, proto=proto, path=None, pristine=False, stored=None)
-
-
-def _finite(values: NDArray[Any], block: BlockReplacement) -> Array:
-    if not np.isfinite(values).all():
-        site = block.site
-        raise CalibrationError(
-            f"NaN or infinity around {site.op_type} {site.name!r} on the calibration data; check the data and their "
-            f"preprocessing, or leave it out with {spelled('skip')}"
-        )
-    return values.astype(np.float64)
-
-
-def _fit(model: Model, sites: Sites, block: BlockReplacement, seen: _Seen, seed: int) -> Factorized | str:
-    mode, match = block.mode, block.site.block
-    rows, targets = np.concatenate(seen.rows), np.concatenate(seen.targets)
-    if len(rows) < 2:
-        raise CalibrationError(
-            f"calibration needs at least 2 samples, for some are held out to measure the error; got {len(rows)}"
-        )
-    apart = split(np.zeros(len(rows), bool), seed, block.site.anchor)
-    try:
-        found = block_tensors(block, mode.fit(match, rows[~apart], targets[~apart]))
-        if isinstance(found, str):
-            return found
-        before = factorize_one(model, sites, block)
+        found = block_tensors(block, mode.fit(match, rows[fits], targets[fits]))
     except FactorizationError as error:
         return str(error)
-    start = _error(mode, block, before, rows[apart], targets[apart]) if isinstance(before, Factorized) else np.inf
-    fitted = _error(mode, block, found, rows[~apart], targets[~apart])
-    return replace(found, errors=OutputErrors(start, fitted, _error(mode, block, found, rows[apart], targets[apart])))
+    if isinstance(found, str) or isinstance(before, str):
+        return found if isinstance(found, str) else before
+    start = _error(mode, block, before, rows[~fits], targets[~fits])
+    fitted, held_out = (_error(mode, block, found, rows[part], targets[part]) for part in (fits, ~fits))
+    return replace(found, errors=OutputErrors(start, fitted, held_out))
 
 
 def _error(mode: BlockMode, block: BlockReplacement, tensors: Factorized, rows: Array, targets: Array) -> float:

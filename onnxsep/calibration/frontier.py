@@ -198,7 +198,8 @@ class Frontier:
 
         return run
 
-    def _runner(self, nodes: Sequence[onnx.NodeProto], wanted: Sequence[str]) -> tuple[Runner, list[str]]:
+    def model(self, nodes: Sequence[onnx.NodeProto], wanted: Sequence[str]) -> tuple[Model, list[str]]:
+        """A part of the network as a model of its own, and the live tensors that are its inputs; as for ``piece``."""
         read = dict.fromkeys(name for node in nodes for name in reads(node))
         made = {name for node in nodes for name in node.output}
         inputs = [name for name in read if self._live and name in self._live[0] and name not in made]
@@ -225,7 +226,10 @@ class Frontier:
         )  # 4: initialisers are no inputs
         proto.opset_import.extend(source.proto.opset_import)
         proto.functions.extend(source.proto.functions)
-        piece = Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
+        return Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links), inputs
+
+    def _runner(self, nodes: Sequence[onnx.NodeProto], wanted: Sequence[str]) -> tuple[Runner, list[str]]:
+        piece, inputs = self.model(nodes, wanted)
         try:
             return Runner(piece, self._options), inputs
         except CannotRun as error:

@@ -33,6 +33,7 @@ class CalibrationOptions:
         prior: pull towards the original weight, relative to the data; it is stronger where rows are few.
         refine: rounds in which two Convs in a row are fitted again, with "joint".
         needs: how memory is shared.
+        block_steps: of training each block of a block mode, behind its fit.
     """
 
     positions: int = 64
@@ -41,6 +42,7 @@ class CalibrationOptions:
     prior: float = PRIOR
     refine: int = 0
     needs: Needs = field(default_factory=Needs)
+    block_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,14 @@ class Walk:
         options: how positions are sampled.
         runtime: how pieces of the network are run.
 
+    Attributes:
+        frontier: of the network, from its inputs on.
+        copied: whether it is a float32 copy of the source.
+        samples: how many there are.
+        images: how many of them each batch holds.
+        held_out: which of them are not for fitting.
+        nodes: of the network.
+
     Raises:
         CalibrationError: there are fewer than two samples, so that none could be held out.
     """
@@ -85,23 +95,23 @@ class Walk:
         self.options = options
         self.copied = bool(held_types(model))  # the runtime has no Conv for float64 and bfloat16
         network = float32_copy(model) if self.copied else model
-        self._images: list[int] = []
+        self.images: list[int] = []
         self.frontier = Frontier(
             network, self._counted(batches), runtime, Store(min(options.memory, options.needs.store))
         )
-        self.samples = sum(self._images)
+        self.samples = sum(self.images)
         if self.samples < 2:
             raise CalibrationError(
                 f"calibration needs at least 2 samples, for some are held out to measure the error; got {self.samples}"
             )
         self.nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in network.proto.graph.node]
-        self._held_out = _held_out(self.samples, options.seed)
+        self.held_out = _held_out(self.samples, options.seed)
         self._step: Step | None = None
         self._gates: dict[str, list[NDArray[Any]]] | None = None
 
     def _counted(self, batches: Iterable[Mapping[str, NDArray[Any]]]) -> Iterator[Mapping[str, NDArray[Any]]]:
         for batch in batches:
-            self._images.append(_images(batch))
+            self.images.append(_images(batch))
             yield {name: as_float32(array) for name, array in batch.items()} if self.copied else batch
 
     def advance(self, step: Step, told: Callable[[int, int], None] | None = None) -> None:
@@ -129,7 +139,7 @@ class Walk:
         name = self.nodes[site.place[1]].input[0]
         rng = np.random.default_rng([self.options.seed, *site.place])
         first = 0
-        for batch, images in enumerate(self._images):
+        for batch, images in enumerate(self.images):
             values = self.frontier.value(batch, name)
             if values.ndim == 1:  # of a MatMul: one row
                 values = values[None]
@@ -140,7 +150,7 @@ class Walk:
                 )
             size = input_sizes(site.conv, values.shape)
             positions = choose_positions(site.conv, size, len(values), self.options.positions, rng)
-            mask = self._held_out[first : first + images]
+            mask = self.held_out[first : first + images]
             # Where a batch has become more entries, or fewer, each belongs to the image at its place in the batch.
             owner = np.arange(len(values)) * images // len(values)
             by_row = np.repeat(mask[owner], positions.shape[1])

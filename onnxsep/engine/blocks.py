@@ -12,11 +12,13 @@ from onnxsep.errors import FactorizationError
 from onnxsep.graph import matching
 from onnxsep.graph.constants import read_constant, stored_tensor
 from onnxsep.graph.counting import node_macs
+from onnxsep.graph.geometry import conv_geometry
 from onnxsep.graph.index import Index
 from onnxsep.graph.places import Constant, Place
 from onnxsep.graph.scopes import display_name, opset_version, scopes
 from onnxsep.graph.shapes import KnownShapes
 from onnxsep.graph.view import FLOAT_TYPES
+from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
 from onnxsep.modes.base import AnyMode
 from onnxsep.modes.block import Block, BlockMode, Operator
@@ -89,7 +91,10 @@ class _Finder:
         if len(outside) != 1:
             return reject(site, f"{len(outside)} tensors come from outside, and a block has one")
         nodes = {role: self._operator(place) for role, place in match.nodes.items()}
-        block = Block(site.conv, nodes, shapes, opset, self._known.of(match.scope, outside[0]))
+        convs = self._convs(match)
+        if isinstance(convs, str):
+            return reject(site, convs)
+        block = Block(site.conv, nodes, shapes, opset, self._known.of(match.scope, outside[0]), convs)
         distinct = {constant: shapes[role] for role, constant in match.constants.items()}
         weights = [shape for constant, shape in distinct.items() if self._is_weight(constant)]
         macs = [self._macs[place] for place in match.nodes.values() if place in self._macs]
@@ -122,6 +127,21 @@ class _Finder:
             if len(node.device_configurations if hasattr(node, "device_configurations") else ()):
                 return f"{label} has a device configuration (sharding), which cannot be carried to the new nodes"
         return None
+
+    def _convs(self, match: matching.Match) -> dict[str, Conv] | str:
+        """The geometry of the Convs of a match, by role, or why one of them has none."""
+        shapes = {constant: self._shape(constant) for constant in match.constants.values()}
+        found: dict[str, Conv] = {}
+        for role, place in match.nodes.items():
+            node = self._index.node(place)
+            weight = self._index.constant(node.input[1], match.scope) if node.op_type == "Conv" else None
+            if weight not in shapes:
+                continue
+            geometry = conv_geometry(node, shapes[weight])
+            if isinstance(geometry, str):
+                return f"{self._index.label(place)}: {geometry}"
+            found[role] = geometry
+        return found
 
     def _operator(self, place: Place) -> Operator:
         node = self._index.node(place)

@@ -5,15 +5,23 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxsep.engine.matches import BlockMatch, Match
 from onnxsep.errors import PassError
+from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.layers.block_layers import (
+    AveragePoolLayer,
+    ClipLayer,
     ConcatLayer,
     ElementwiseLayer,
     FlattenLayer,
     GateLayer,
     GlobalPoolLayer,
     NormLayer,
+    ShuffleLayer,
+    TransposeLayer,
 )
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import AddLayer, ChannelPadLayer, ConvLayer, Layer
@@ -21,6 +29,7 @@ from onnxsep.layers.layer import AddLayer, ChannelPadLayer, ConvLayer, Layer
 ADD_BROADCASTS = 7  # below it Add and Gemm broadcast only where an attribute says so, and ONNX Runtime has neither
 GEMM_WITHOUT_BIAS = 11  # the first operator set in which Gemm's C may be left out
 PADS_ARE_AN_INPUT = 11  # below it an attribute of Pad
+BOUNDS_ARE_INPUTS = 11  # below it attributes of Clip
 CONV_HAS_DEFAULTS = 11  # below it what a Conv without strides or dilations does is not written down
 
 
@@ -28,13 +37,20 @@ CONV_HAS_DEFAULTS = 11  # below it what a Conv without strides or dilations does
 class Form:
     """One node: operator and attributes, and whether its weight is stored as [in_channels, out_channels].
 
-    ``integers`` are constant operands that follow the inputs, by the suffix of their names.
+    ``integers`` are constant operands that follow the inputs, by the suffix of their names; ``scalars`` are such
+    operands in the type of the weights.
     """
 
     op_type: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
     transposed: bool = False
     integers: Mapping[str, list[int]] = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
+
+    def operands(self, dtype: str) -> dict[str, NDArray[np.generic]]:
+        """The constant operands, where weights are of this type."""
+        integers = {suffix: np.array(values, np.int64) for suffix, values in self.integers.items()}
+        return integers | {suffix: np.array(value, STORED_TYPES[dtype]) for suffix, value in self.scalars.items()}
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,34 @@ def _(layer: GateLayer, around: Surroundings) -> Form:
 @node_form.register
 def _(layer: ConcatLayer, around: Surroundings) -> Form:
     return Form("Concat", {"axis": 1})
+
+
+@node_form.register
+def _(layer: ShuffleLayer, around: Surroundings) -> Form:
+    return Form("Gather", {"axis": 1}, integers={"order": list(layer.order(around.channels))})
+
+
+@node_form.register
+def _(layer: ClipLayer, around: Surroundings) -> Form:
+    if around.opset < BOUNDS_ARE_INPUTS:
+        return Form("Clip", {"max": layer.most, "min": layer.least})
+    return Form("Clip", scalars={"least": layer.least, "most": layer.most})
+
+
+@node_form.register
+def _(layer: TransposeLayer, around: Surroundings) -> Form:
+    perm = list(range(around.match.conv.dims + 2))
+    perm[1], perm[layer.axis + 2] = layer.axis + 2, 1
+    return Form("Transpose", {"perm": perm})
+
+
+@node_form.register
+def _(layer: AveragePoolLayer, around: Surroundings) -> Form:
+    window = layer.window
+    return Form(
+        "AveragePool",
+        {"kernel_shape": list(window.kernel_shape), "pads": list(window.pads), "strides": list(window.strides)},
+    )
 
 
 @node_form.register

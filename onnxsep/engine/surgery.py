@@ -8,9 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from onnxsep.engine.factors import Factorized
 from onnxsep.engine.matches import BlockMatch
@@ -145,10 +143,8 @@ class _Surgeon:
             inputs = [tensors[source] for source in layer.sources]
             for kind, _ in layer.tensors:
                 inputs.append(weights.get((layer.name, kind)) or self._bias(replacement, node, output))
-            for suffix, integers in form.integers.items():
-                given = numpy_helper.from_array(
-                    np.array(integers, np.int64), self._names.tensor(scope, f"{tensor}_{suffix}")
-                )
+            for suffix, values in form.operands(match.anchor.dtype).items():
+                given = build_tensor(self._names.tensor(scope, f"{tensor}_{suffix}"), values)
                 built.append(_constant_node(given, self._names.node(given.name)))
                 self._marking.set(scope.index, given.name, said)
                 inputs.append(given.name)

@@ -1,9 +1,12 @@
 """Layers that the replacements of block modes are made of, beside Convs and sums."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
+from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import Layer
 
 
@@ -89,3 +92,75 @@ class ConcatLayer(Layer):
     def output_channels(self, channels: int) -> int:
         """All of them."""
         return self.channels
+
+
+@dataclass(frozen=True)
+class ShuffleLayer(_Unary):
+    """A channel shuffle (X. Zhang et al. 2018): channel k of group g becomes channel g of group k.
+
+    Attributes:
+        groups: how many the channels stand in before; they divide the channels.
+    """
+
+    groups: int
+
+    def order(self, channels: int) -> tuple[int, ...]:
+        """Which channel of the input each of the output is."""
+        each = channels // self.groups
+        return tuple(group * each + place for place in range(each) for group in range(self.groups))
+
+
+@dataclass(frozen=True)
+class ClipLayer(_Unary):
+    """Values outside of a range become its ends; 0 and 6 make ReLU6 (A. Howard et al. 2017)."""
+
+    least: float = 0.0
+    most: float = 6.0
+
+
+@dataclass(frozen=True)
+class TransposeLayer(_Unary):
+    """The channels change places with one spatial axis.
+
+    Attributes:
+        axis: the spatial axis, 0 for the first.
+        channels: of the output, which is the size of the input along that axis.
+    """
+
+    axis: int
+    channels: int
+    before: int
+    """Channels of the input."""
+
+    @property
+    def density(self) -> Fraction:
+        """As many elements in other channels."""
+        return Fraction(self.before, self.channels)
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The channels of the input stand along the axis."""
+        return (*size[: self.axis], self.before, *size[self.axis + 1 :])
+
+    def output_channels(self, channels: int) -> int:
+        """The size along the axis."""
+        return self.channels
+
+
+@dataclass(frozen=True)
+class AveragePoolLayer(_Unary):
+    """The mean of the values under a window, its padding not counted.
+
+    Attributes:
+        window: kernel, strides and pads as those of a Conv; its channels do not matter.
+    """
+
+    window: Conv
+
+    @property
+    def density(self) -> Fraction:
+        """The product of its strides."""
+        return Fraction(1, math.prod(self.window.strides))
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """As the window gives it."""
+        return self.window.output_size(size)

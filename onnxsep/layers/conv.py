@@ -95,6 +95,31 @@ class Conv:
         """
         return math.prod(size if self.transposed else self.output_size(size)) * self.weight_size
 
+    def own_tap(self) -> tuple[int, ...] | None:
+        """The tap that reads the position of the output itself, at the Conv's strides.
+
+        None where there is none: a 1 x 1 Conv with the same strides and without pads would give outputs of other sizes.
+        """
+        found = []
+        for axis, (kernel, dilation) in enumerate(zip(self.kernel_shape, self.dilations, strict=True)):
+            begin, end, reach = self.pads[axis], self.pads[axis + self.dims], dilation * (kernel - 1)
+            if self.auto_pad in ("SAME_UPPER", "SAME_LOWER") and self.strides[axis] == 1:
+                begin = reach // 2 if self.auto_pad == "SAME_UPPER" else -(-reach // 2)
+                end = reach - begin
+            elif self.auto_pad == "VALID":
+                begin = end = 0
+            elif self.auto_pad != "NOTSET":
+                return None
+            if begin + end != reach or begin % dilation:
+                return None
+            found.append(begin // dilation)
+        return tuple(found)
+
+    @property
+    def keeps_sizes(self) -> bool:
+        """Whether its output has the sizes that a 1 x 1 Conv with its strides and no pads gives."""
+        return self.own_tap() is not None
+
     def along(self, axes: Collection[int], in_channels: int, out_channels: int, *, bias: bool) -> "Conv":
         """The convolution over ``axes`` only: they keep kernel, stride, pads, output padding and dilation."""
         return replace(

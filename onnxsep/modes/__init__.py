@@ -25,30 +25,53 @@ from onnxsep.graph.index import Index
 from onnxsep.graph.matching import Match, Pattern, Refusal
 from onnxsep.graph.places import Place
 from onnxsep.layers.block_layers import (
+    AveragePoolLayer,
+    ClipLayer,
     ConcatLayer,
     ElementwiseLayer,
     FlattenLayer,
     GateLayer,
     GlobalPoolLayer,
     NormLayer,
+    ShuffleLayer,
+    TransposeLayer,
 )
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import INPUT, AddLayer, ChannelPadLayer, ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
+from onnxsep.layers.units import (
+    ACTIVATION_FORMS,
+    SHUFFLE_OPSET,
+    activated,
+    depthwise,
+    dice,
+    gate,
+    normed,
+    pointwise,
+    strided_dice,
+)
 from onnxsep.modes.base import NOTHING_TO_SEPARATE, Factors, Mode, Task, available_modes, conv_modes, get_mode
 from onnxsep.modes.block import Block, BlockMode, Operator
 from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_axes, summed
+from onnxsep.modes.norms import NORM_TENSORS, STATISTICS, norm_refused
+from onnxsep.modes.residual import Residual, ResidualMode, drawn, keep_sizes
 from onnxsep.modes.settings import Setting
 
 __all__ = [
     "ACTIVATIONS",
+    "ACTIVATION_FORMS",
     "INPUT",
+    "NORM_TENSORS",
     "NOTHING_TO_SEPARATE",
+    "SHUFFLE_OPSET",
+    "STATISTICS",
     "AddLayer",
     "Array",
+    "AveragePoolLayer",
     "Block",
     "BlockMode",
     "ChannelPadLayer",
+    "ClipLayer",
     "ConcatLayer",
     "Const",
     "Conv",
@@ -76,24 +99,37 @@ __all__ = [
     "Rank",
     "RankAxis",
     "Refusal",
+    "Residual",
+    "ResidualMode",
     "RowGram",
     "Setting",
+    "ShuffleLayer",
     "Statistics",
     "Task",
+    "TransposeLayer",
     "Value",
+    "activated",
     "activation",
     "available_modes",
     "axis_name",
     "balanced",
     "compose",
     "conv_modes",
+    "depthwise",
+    "dice",
+    "drawn",
     "exact_rank",
+    "gate",
     "get_mode",
     "half_rank",
     "improved",
     "inverse_or_zero",
+    "keep_sizes",
     "kernel_axes",
+    "norm_refused",
+    "normed",
     "orthogonal_terms",
+    "pointwise",
     "principal_axes",
     "reduced_rank_regression",
     "scale_product",
@@ -101,6 +137,7 @@ __all__ = [
     "solve_lower",
     "squared_errors",
     "squared_singular_values",
+    "strided_dice",
     "summed",
     "truncated_svd",
 ]

@@ -6,7 +6,7 @@ verification.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from onnxsep.algebra.linalg import Array
@@ -47,6 +47,7 @@ class Block:
         shapes: of the constants, by role.
         opset: the version of ONNX's operators that holds.
         dims: shape of the tensor that comes from outside, as for ``Operator``.
+        convs: the geometry of each Conv among the nodes, by role.
     """
 
     conv: Conv
@@ -54,6 +55,7 @@ class Block:
     shapes: Mapping[str, tuple[int, ...]]
     opset: int
     dims: tuple[int | str | None, ...] | None = None
+    convs: Mapping[str, Conv] = field(default_factory=dict)
 
 
 class BlockMode(Adjustable, ABC):
@@ -67,8 +69,8 @@ class BlockMode(Adjustable, ABC):
     """What the user writes after ``--mode``."""
     summary: ClassVar[str]
     """One line for ``--help`` and for the list of modes."""
-    pattern: ClassVar[Pattern]
-    """What it looks for: one tensor comes from outside, one goes out."""
+    pattern: Pattern
+    """What it looks for: one tensor comes from outside, one goes out. Settings may change it (``with_settings``)."""
     anchor: ClassVar[str]
     """The role in the pattern of the convolution that gives the match its name, and its type to new weights."""
     exact: ClassVar[bool]

@@ -26,6 +26,7 @@ from onnxsep.modes.base import AnyMode, Mode, available_modes, find_mode
 from onnxsep.options.progress import announce
 from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import model_info
+from onnxsep.rewriting.blocks import inspected_blocks
 from onnxsep.rewriting.options import InspectOptions
 from onnxsep.rewriting.report import InspectedConv, InspectReport, InspectTotals, ModeCosts
 from onnxsep.rewriting.rows import activations, sums_of_macs
@@ -80,6 +81,7 @@ def inspect(model: AnyModel, options: InspectOptions) -> InspectReport:
         convs=tuple(
             _row(item, [by_place.get(item.place) for by_place in rows], chosen, asked, read) for item in sites.found
         ),
+        blocks=inspected_blocks(source, sites, dict(zip(names, plans, strict=True))),
         totals=InspectTotals(
             convs=len(sites.found),
             parameters=count_parameters(sites.light),

@@ -178,6 +178,14 @@ class RewriteOptions(Quantizing, Timed, WhichLayers, Forms, Losing, Verifying, P
         doc="steps of tuning the new weights together, by distillation from the original on the same data; it needs"
         " ``onnxsep[finetune]``.",
     )
+    tune_blocks: int = option(
+        default=0,
+        minimum=0,
+        group=_FIT,
+        help="Steps of training each block of a block mode, one after the other (onnxsep[finetune]).",
+        doc="steps of training each block of a block mode behind its fit, one block after the other, on what it reads"
+        " and the original gives there; it needs ``onnxsep[finetune]``.",
+    )
     memory_limit: int | str | None = option(
         default=None,
         flag="--memory",
@@ -234,6 +242,7 @@ class RewriteOptions(Quantizing, Timed, WhichLayers, Forms, Losing, Verifying, P
             seed=self.seed,
             statistics=self.statistics,
             tune=self.tune,
+            tune_blocks=self.tune_blocks,
             refine=self.refine,
             memory=None if self.memory_limit is None else bytes_of("memory_limit", self.memory_limit),
             dry_run=self.dry_run,

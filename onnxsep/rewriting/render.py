@@ -139,7 +139,30 @@ def inspect_document(report: InspectReport) -> Document:
     blocks: list[Block] = [header(report.source, f"rank {report.rank}"), table]
     known = [(f"{mode}: ", one) for mode, one in (totals.mode_activations or {}).items()]
     blocks += [*map(Line, lines), *activations_lines(totals.activations, known), *notes(report.notes)]
+    if report.blocks:
+        blocks.append(_blocks(report, named=bool(report.options.get("modes"))))
     return Document(title(report.command, report.source), tuple(blocks))
+
+
+def _blocks(report: InspectReport, *, named: bool) -> Table:
+    """The blocks, and which modes apply; why the others do not where modes were asked for by name."""
+    columns = (
+        *(Column("block"), Column("kind"), Column("channels", spare=1), Column("stride", "right", spare=2)),
+        *(Column("skip", spare=3), Column("modes that apply")),
+    )
+    rows = []
+    for block in report.blocks:
+        why = "; ".join(f"{mode}: {reason}" for mode, reason in block.reasons.items()) if named else ""
+        cells = (
+            Cell(block.nodes[0]),
+            Cell(block.kind),
+            Cell("-".join(map(str, block.channels))),
+            Cell("x".join(map(str, block.strides))),
+            Cell(block.skip),
+            Cell(", ".join(block.applies) or "none", note=why),
+        )
+        rows.append(Row(cells, style="" if block.applies else "dim"))
+    return Table(columns, tuple(rows), notes="why not")
 
 
 def _inspected(report: InspectReport, modes: Sequence[str]) -> Table:

@@ -147,6 +147,24 @@ class InspectedConv(Record):
     modes: dict[str, ModeCosts] = Field(default_factory=dict)
 
 
+class InspectedBlock(Record):
+    """A residual block, a Conv with what stands behind it, or a classifier head."""
+
+    kind: str
+    """"bottleneck", "basic block", "Conv + BatchNormalization + Relu", "classifier head", ..."""
+    nodes: tuple[str, ...] = ()
+    channels: tuple[int, ...] = ()
+    """Those that come in, and those behind each convolution."""
+    strides: tuple[int, ...] = ()
+    """Of the whole block."""
+    skip: str = ""
+    """What is added in a residual block: identity, Conv or other nodes."""
+    applies: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The modes that would replace something in it, and the convolutions by whose names they do."""
+    reasons: dict[str, str] = Field(default_factory=dict)
+    """Why the other modes leave it alone."""
+
+
 class InspectTotals(Record):
     """Sums over the model, as it is and as each mode would leave it."""
 
@@ -177,5 +195,6 @@ class InspectReport(Report):
     """What was asked for: the model, and every option."""
     rank: str
     convs: tuple[InspectedConv, ...]
+    blocks: tuple[InspectedBlock, ...] = ()
     totals: InspectTotals
     notes: tuple[str, ...] = ()
