@@ -10,8 +10,12 @@ from functools import partial
 
 import numpy as np
 
+from onnxsep.engine.channels import Channels, Ids
+from onnxsep.engine.families import Counter, Gone, Importance, families, filter_norms
+from onnxsep.engine.following import follow
 from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.sites import Sites
+from onnxsep.engine.slicing import mask_readers, take_out
 from onnxsep.errors import OptionError, spelled
 from onnxsep.graph.constants import read_constant
 from onnxsep.graph.ensure import ensure_valid
@@ -20,14 +24,11 @@ from onnxsep.graph.shapes import infer_shapes, skeleton
 from onnxsep.model.io import Model
 from onnxsep.options.patterns import check_patterns, left_out
 from onnxsep.options.progress import Progress
-from onnxsep.pruning.channels import Channels, Ids
-from onnxsep.pruning.following import follow
 from onnxsep.pruning.options import Norm, Scope
 from onnxsep.pruning.outcome import Outcome, left_row, make_totals, sharing_notes
 from onnxsep.pruning.report import PrunedLayer
 from onnxsep.pruning.schedule import Goal
-from onnxsep.pruning.selecting import Counter, Gone, Importance, families, filter_norms, search
-from onnxsep.pruning.slicing import mask_readers, take_out
+from onnxsep.pruning.selecting import search
 
 
 def prune_channels(

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxsep.engine.channels import Channels, Cut
+from onnxsep.engine.families import Gone
 from onnxsep.engine.sites import Sites
+from onnxsep.engine.storing import with_values
 from onnxsep.graph.constants import read_constant
 from onnxsep.graph.places import Constant
 from onnxsep.model.io import Model
-from onnxsep.pruning.channels import Channels, Cut
-from onnxsep.pruning.selecting import Gone
-from onnxsep.pruning.storing import with_values
 
 
 def take_out(source: Model, sites: Sites, channels: Channels, gone: Gone) -> tuple[Model, tuple[str, ...]]:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 
+from onnxsep.engine.channels import Channels, Cut, Facts, Ids, Track, gather_facts, label, settle
+from onnxsep.engine.resizing import Lost, SizeRules, integer
 from onnxsep.engine.sites import Sites
 from onnxsep.errors import FactorizationError
 from onnxsep.graph.constants import read_constant
@@ -12,8 +14,6 @@ from onnxsep.graph.places import Constant
 from onnxsep.graph.scopes import is_standard
 from onnxsep.graph.view import View
 from onnxsep.model.io import Model
-from onnxsep.pruning.channels import Channels, Cut, Facts, Ids, Track, gather_facts, label, settle
-from onnxsep.pruning.resizing import Lost, SizeRules, integer
 
 # One input with channels, and an output that has the same ones; what other inputs hold is for all channels alike.
 _UNARY = {
