@@ -177,13 +177,14 @@ def _stored(doubles: Sequence[Array], dtype: str) -> list[NDArray[np.generic]] |
 def from_weights(model: Model, sites: Sites, replacement: ConvReplacement, weight: Array) -> Factors:
     """The factors of a Conv of whose data nothing is known but what stands before and behind it."""
     site = replacement.site
-    task = Task(site.conv, weight, rectified=site.rectified, gains=_gains(model, sites, site))
+    gains = normalization_gains(model, sites, site) if site.rectified else None
+    task = Task(site.conv, weight, rectified=site.rectified, gains=gains)
     return replacement.mode.from_weights(task, replacement.rank)
 
 
-def _gains(model: Model, sites: Sites, site: ConvSite) -> Array | None:
+def normalization_gains(model: Model, sites: Sites, site: ConvSite) -> Array | None:
     """What the BatchNormalization behind a Conv multiplies its outputs by; None where it cannot be used."""
-    if not site.rectified or site.normalization is None:
+    if site.normalization is None:
         return None
     scale, variance, epsilon = site.normalization
     try:

@@ -91,7 +91,7 @@ def families(channels: Channels, every: Ids, frozen: Iterable[int], importance: 
     ]
 
 
-class Counter:
+class WeightCounter:
     """Counts the weights of all Convs, each stored tensor once, when some channels are gone."""
 
     def __init__(self, sites: Sites, channels: Channels) -> None:
@@ -100,7 +100,10 @@ class Counter:
         for item in sites.found:
             if isinstance(item, ConvSite):
                 cut = cuts.get(item.weight)
-                self._weights[item.weight] = item.conv.weight_shape, cut.axes if cut else {}
+                axes = dict(cut.axes) if cut else {}
+                if item.transposed:  # the shape is that of outputs and inputs, the cut that of what is stored
+                    axes = {1 - axis: ids for axis, ids in axes.items()}
+                self._weights[item.weight] = item.conv.weight_shape, axes
 
     def shape(self, weight: Constant, gone: Gone) -> tuple[int, ...]:
         """The shape of a Conv's weight then."""

@@ -18,7 +18,7 @@ from onnxsep.algebra.linalg import (
 )
 from onnxsep.algebra.polyadic import compose, exact_rank, improved, orthogonal_terms, squared_errors
 from onnxsep.algebra.statistics import Statistics
-from onnxsep.errors import FactorizationError
+from onnxsep.errors import FactorizationError, OptionError
 from onnxsep.graph.activations import ACTIVATIONS, activation
 from onnxsep.graph.expressions import Const, Either, Op, Operand, Value
 from onnxsep.graph.index import Index
@@ -55,7 +55,8 @@ from onnxsep.modes.block import Block, BlockMode, Operator
 from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_axes, summed
 from onnxsep.modes.norms import NORM_TENSORS, STATISTICS, norm_refused
 from onnxsep.modes.residual import Residual, ResidualMode, drawn, keep_sizes
-from onnxsep.modes.settings import Setting
+from onnxsep.modes.settings import NUMBERS, Setting, whole_numbers
+from onnxsep.modes.width import Group, WidthMode
 
 __all__ = [
     "ACTIVATIONS",
@@ -63,6 +64,7 @@ __all__ = [
     "INPUT",
     "NORM_TENSORS",
     "NOTHING_TO_SEPARATE",
+    "NUMBERS",
     "SHUFFLE_OPSET",
     "STATISTICS",
     "AddLayer",
@@ -84,6 +86,7 @@ __all__ = [
     "GateLayer",
     "GlobalPoolLayer",
     "Gram",
+    "Group",
     "Index",
     "Layer",
     "Match",
@@ -94,6 +97,7 @@ __all__ = [
     "Op",
     "Operand",
     "Operator",
+    "OptionError",
     "Pattern",
     "Place",
     "Rank",
@@ -108,6 +112,7 @@ __all__ = [
     "Task",
     "TransposeLayer",
     "Value",
+    "WidthMode",
     "activated",
     "activation",
     "available_modes",
@@ -140,4 +145,5 @@ __all__ = [
     "strided_dice",
     "summed",
     "truncated_svd",
+    "whole_numbers",
 ]

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from onnxsep.engine.channels import Channels, Ids
-from onnxsep.engine.families import Counter, Gone, Importance, families, filter_norms
+from onnxsep.engine.families import Gone, Importance, WeightCounter, families, filter_norms
 from onnxsep.engine.following import follow
 from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.sites import Sites
@@ -72,7 +72,7 @@ def prune_channels(
         if reason and item.place in channels.filters:
             channels.freeze(channels.filters[item.place], f"{item.op_type} {item.name!r} is {reason}")
     importance = _importance(source, sites, channels, norm, progress)
-    every, frozen, counter = channels.classes(), channels.frozen(), Counter(sites, channels)
+    every, frozen, counter = channels.classes(), channels.frozen(), WeightCounter(sites, channels)
     none = np.zeros(len(every), np.bool_)
     total = counter.weights(none)
     wanted = goal.left(total)
@@ -144,7 +144,7 @@ def _reasons(sites: Sites, channels: Channels, every: Ids, frozen: Mapping[int, 
     return reasons
 
 
-def _rows(sites: Sites, counter: Counter, gone: Gone, reasons: Mapping[Place, str]) -> tuple[PrunedLayer, ...]:
+def _rows(sites: Sites, counter: WeightCounter, gone: Gone, reasons: Mapping[Place, str]) -> tuple[PrunedLayer, ...]:
     shared, rows = sharing_notes(sites), []
     for item in sites.found:
         notes, reason = shared.get(item.place, ()), reasons.get(item.place, "")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnxsep.calibration import Fitting
     from onnxsep.data import Dataset, Preprocessing, Source
     from onnxsep.engine import planning
-    from onnxsep.modes import BlockMode, Mode
+    from onnxsep.modes import BlockMode, Mode, WidthMode
     from onnxsep.planner.plan_file import PlanFile
     from onnxsep.rewriting.choosing import Choice
 else:
@@ -31,7 +31,7 @@ else:
         __name__,
         {
             "onnxsep.data": ("Dataset", "Source"),
-            "onnxsep.modes": ("BlockMode", "Mode"),
+            "onnxsep.modes": ("BlockMode", "Mode", "WidthMode"),
             "onnxsep.planner.plan_file": ("PlanFile",),
         },
     )
@@ -45,13 +45,13 @@ _RANKS = ("paper", "in", "full", "energy=0.95", "0.5")  # what completion propos
 class Forms(Options):
     """Which form layers get."""
 
-    mode: str | Mode | BlockMode | None = option(
+    mode: str | Mode | BlockMode | WidthMode | None = option(
         default=None,
         typed=str,
         short="-m",
         proposed=MODES,
         help="The form that Convs get, see `onnxsep modes`.",
-        doc="the name of an installed mode, or a Mode or BlockMode.",
+        doc="the name of an installed mode, or a Mode, BlockMode or WidthMode.",
     )
     plan: str | os.PathLike[str] | PlanFile | None = option(
         default=None,

@@ -14,7 +14,7 @@ from onnxsep.engine.sites import Sites
 from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.places import Place
 from onnxsep.planner.output_distance import Effect
-from onnxsep.reporting.records import ActivationMemory
+from onnxsep.reporting.records import ActivationMemory, EffectReport
 from onnxsep.rewriting.report import ConvReport, Totals
 from onnxsep.running.sizes import Sizes
 
@@ -46,21 +46,7 @@ def _conv_report(
     measured = None if site is None else effects.get(site.anchor.place)
     effect = None if measured is None else measured.report
     if isinstance(row, Rejected):
-        return ConvReport(
-            name=row.name,
-            op_type=row.op_type,
-            where=row.where,
-            status="left",
-            reason=row.reason,
-            weight_shape=site.conv.weight_shape if site else None,
-            group=site.conv.group if site else None,
-            strides=site.conv.strides if site else None,
-            parameters_before=site.conv.parameters if site else None,
-            parameters_after=site.conv.parameters if site else None,
-            macs_before=site_macs(site) if site else None,
-            macs_after=site_macs(site) if site else None,
-            effect=effect,
-        )
+        return left_row(row, effect)
     assert site is not None
     errors = factors[site.place].errors
     return ConvReport(
@@ -83,6 +69,26 @@ def _conv_report(
         fitted_error=errors.fitted if errors else None,
         held_out_error=errors.held_out if errors else None,
         output_error=output_errors.get(site.place),
+        effect=effect,
+    )
+
+
+def left_row(row: Rejected, effect: EffectReport | None = None) -> ConvReport:
+    """The record of a convolution that is left alone."""
+    site = row.site
+    return ConvReport(
+        name=row.name,
+        op_type=row.op_type,
+        where=row.where,
+        status="left",
+        reason=row.reason,
+        weight_shape=site.conv.weight_shape if site else None,
+        group=site.conv.group if site else None,
+        strides=site.conv.strides if site else None,
+        parameters_before=site.conv.parameters if site else None,
+        parameters_after=site.conv.parameters if site else None,
+        macs_before=site_macs(site) if site else None,
+        macs_after=site_macs(site) if site else None,
         effect=effect,
     )
 
