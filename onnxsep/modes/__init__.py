@@ -52,9 +52,20 @@ from onnxsep.layers.units import (
 )
 from onnxsep.modes.base import NOTHING_TO_SEPARATE, Factors, Mode, Task, available_modes, conv_modes, get_mode
 from onnxsep.modes.block import Block, BlockMode, Operator
+from onnxsep.modes.carrying import (
+    activation_refused,
+    affine,
+    carried,
+    carried_activation,
+    carried_bounds,
+    carried_tensors,
+    plain_norm,
+)
+from onnxsep.modes.heads import connected, flattened, goes_on, matrix_of, maybe_idle, not_linear, outputs_of
+from onnxsep.modes.last_block import closed_block_pattern
 from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_axes, summed
 from onnxsep.modes.norms import NORM_TENSORS, STATISTICS, norm_refused
-from onnxsep.modes.residual import Residual, ResidualMode, drawn, keep_sizes
+from onnxsep.modes.residual import Residual, ResidualMode, drawn, keep_sizes, residual_sum
 from onnxsep.modes.settings import NUMBERS, Setting, whole_numbers
 from onnxsep.modes.width import Group, WidthMode
 
@@ -115,28 +126,44 @@ __all__ = [
     "WidthMode",
     "activated",
     "activation",
+    "activation_refused",
+    "affine",
     "available_modes",
     "axis_name",
     "balanced",
+    "carried",
+    "carried_activation",
+    "carried_bounds",
+    "carried_tensors",
+    "closed_block_pattern",
     "compose",
+    "connected",
     "conv_modes",
     "depthwise",
     "dice",
     "drawn",
     "exact_rank",
+    "flattened",
     "gate",
     "get_mode",
+    "goes_on",
     "half_rank",
     "improved",
     "inverse_or_zero",
     "keep_sizes",
     "kernel_axes",
+    "matrix_of",
+    "maybe_idle",
     "norm_refused",
     "normed",
+    "not_linear",
     "orthogonal_terms",
+    "outputs_of",
+    "plain_norm",
     "pointwise",
     "principal_axes",
     "reduced_rank_regression",
+    "residual_sum",
     "scale_product",
     "scaled_to_one",
     "solve_lower",
