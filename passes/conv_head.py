@@ -172,6 +172,7 @@ class ConvHead(BlockMode):
             same = whole and pool.attribute("kernel_shape", ()) == dims[2:]
             return None if same else "its pool is not of the whole map"
         if pool.op_type == "ReduceMean":
-            small = pool.dims is not None and pool.dims[:2] == dims[:2] and set(pool.dims[2:]) <= {1}
+            read = block.convs["conv_before"].out_channels if self.setting("absorb") else dims[1]
+            small = pool.dims is not None and pool.dims[:2] == (dims[0], read) and set(pool.dims[2:]) <= {1}
             return None if small else "its ReduceMean is not over all positions"
         return f"its pool is {pool.op_type}, not the mean over all positions"
