@@ -192,6 +192,40 @@ def test_the_bias_of_a_linear_layer_goes() -> None:
 
 
 @pytest.mark.parametrize(
+    "steps",
+    [
+        [  # R9
+            ("late-stride", {}),
+            ("expand-before-gap", {"channels": 8, "block": "conv"}),
+            ("narrow-stages", {"widths": "3,5"}),
+            ("narrow-stem", {"channels": 2}),
+            ("inverted-bottleneck", {"end": "none"}),
+            ("conv-head", {"norm": True, "activation": "relu6", "bias": False, "absorb": True}),
+        ],
+        [  # R14
+            ("narrow-inner", {"layers": "5,6", "widths": "4"}),
+            ("narrow-stages", {"widths": "4,8"}),
+            ("drop-block", {}),
+            ("narrow-stem", {"channels": 4}),
+            ("conv-head", {"norm": True, "activation": "relu6", "bias": False}),
+            ("ghost-bottleneck", {"middle": "strided", "gate": 4, "end": "none"}),
+        ],
+    ],
+)
+def test_modes_compose_with_weights(steps: list[tuple[str, dict[str, Any]]]) -> None:
+    made: Any = Residual(((8, 12, 2), (8, 16, 2))).proto
+    for mode, asked in steps:
+        result = onnxsep.rewrite(made, mode=mode, settings=asked, force=mode.endswith("bottleneck"))
+        assert result.report.totals.replaced, mode
+        assert result.report.verification.ran
+        made = result.model
+    onnx.checker.check_model(made.proto, full_check=True)
+    first = run(made.proto, images())[0]
+    assert first.shape == (2, CLASSES)
+    assert np.isfinite(first).all()
+
+
+@pytest.mark.parametrize(
     ("mode", "given", "change", "message"),
     [
         ("late-stride", {}, "pads", "different kernels or pads"),

@@ -9,6 +9,9 @@ from sobolewski_light import baseline, counts, light_step
 
 from onnxsep import read_recipe
 from onnxsep.compression.steps import Rewrite
+from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.sites import find_sites
+from onnxsep.model.io import Model
 
 # Parameters (trainable) and FLOPs as the paper counts them; of R15, V5, V8 and V12 those that are live.
 PAPER = {
@@ -61,6 +64,17 @@ def _shared(steps: Any) -> tuple[Rewrite, ...]:
 
 
 _STEPS: dict[str, Any] = {}
+
+
+# What Table III prunes: weights of all Convs, no linear layers, BatchNormalization or biases.
+PRUNED = {"r01": 42_387_136, "r11": 388_587, "r13": 139_511}
+
+
+@pytest.mark.parametrize("name", list(PRUNED))
+def test_the_conv_weights_that_table_iii_prunes(name: str) -> None:
+    """``test_pruning`` counts on from them: 20 % of those that remain, ten times."""
+    sites = find_sites(Model(made(name))).found
+    assert sum(site.conv.weight_size for site in sites if isinstance(site, ConvSite)) == PRUNED[name]
 
 
 @pytest.mark.parametrize("name", list(PAPER))
