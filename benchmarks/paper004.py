@@ -1,8 +1,8 @@
 """The two tables of paper 004, ours beside the paper's: all 28 configurations, made from the baselines by the recipes.
 
-    python benchmarks/sobolewski.py                      # both tables, counted and run in ONNX Runtime
-    python benchmarks/sobolewski.py --only r09 v08       # some of them
-    python benchmarks/sobolewski.py --width 0.25         # narrow twins: nothing to compare with, but seconds
+    python benchmarks/paper004.py                      # both tables, counted and run in ONNX Runtime
+    python benchmarks/paper004.py --only r09 v08       # some of them
+    python benchmarks/paper004.py --width 0.25         # narrow twins: nothing to compare with, but seconds
 
 Parameters and FLOPs are counted as the paper does (``count_parameters(..., "paper004")``, ``count_flops_paper004``);
 of R15, V5, V8 and V12 those that are live, for a graph holds nothing that nobody reads. Each result is checked by
