@@ -188,3 +188,22 @@ class Halves(WidthMode):
 def test_a_mode_of_another_package() -> None:
     result = onnxsep.rewrite(Residual(STAGES).proto, mode=Halves())
     assert stored(result.model.proto) == parameters(((2, 6, 2), (2, 8, 2)), 3)
+
+
+def test_statistics_that_pytorch_stores_once_as_they_are_equal() -> None:
+    """Its exporter writes one initialiser, and an Identity of it for each of the others."""
+    source = Residual(STAGES).proto
+    norms = [node for node in source.graph.node if node.op_type == "BatchNormalization"]
+    pair = norms[3], norms[4]  # of the first block's third Conv and its projection
+    first = numpy_helper.to_array(next(one for one in source.graph.initializer if one.name == pair[0].input[3]))
+    twin = next(one for one in source.graph.initializer if one.name == pair[1].input[3])
+    twin.CopyFrom(numpy_helper.from_array(first, twin.name))
+    wanted = onnxsep.rewrite(source, mode="narrow-stages", settings={"widths": "3,4"})
+    shared = onnx.ModelProto.FromString(source.SerializeToString())
+    shared.graph.initializer.remove(next(one for one in shared.graph.initializer if one.name == twin.name))
+    shared.graph.node.insert(0, onnx.helper.make_node("Identity", [pair[0].input[3]], [twin.name], name="same"))
+    found = onnxsep.rewrite(shared, mode="narrow-stages", settings={"widths": "3,4"})
+    np.testing.assert_array_equal(outputs(found.model.proto), outputs(wanted.model.proto))
+    assert list(found.model.proto.graph.node) == list(source.graph.node)
+    again = onnxsep.rewrite(shared, mode="narrow-stages", settings={"widths": "12,16"})
+    assert again.model.proto.SerializeToString() == shared.SerializeToString()

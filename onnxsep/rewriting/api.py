@@ -13,6 +13,7 @@ from onnxsep.checking.options import SAMPLES
 from onnxsep.data import Preprocessing
 from onnxsep.engine.factors import Factorized, factorize_all
 from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.own_constants import with_own_constants
 from onnxsep.engine.planned_costs import planned
 from onnxsep.engine.planning import SIZES_UNKNOWN, Plan
 from onnxsep.engine.replacements import BlockReplacement
@@ -98,13 +99,16 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
     check_input_shapes(source, settings.input_shapes)
     announce(settings.progress, "finding the layers")
     settings = decide(settings, source, dry_run=dry_run)
+    original = source
+    if isinstance(choice, OneWidthMode):
+        source = with_own_constants(source)
     find = partial(find_sites, source, settings.input_shapes, transposed=True)
     sites = choice.sites(lambda linear: find(linear_layers=linear))
     sizes = find_sizes(source, settings.input_shapes, settings.runtime, feeds=settings.given)
     if measured := sizes.of(source) if any(map(_of_unknown_size, sites.found)) else {}:
         sites = choice.sites(lambda linear: find(linear_layers=linear, measured=measured))
     if isinstance(choice, OneWidthMode):
-        return _narrowed(source, sites, sizes, choice, model, options, settings, reads, started)
+        return _narrowed(original, source, sites, sizes, choice, model, options, settings, reads, started)
     fitting = opened(fitting, source, settings.runtime) if choice.measures else fitting
     chosen = choice.rows(source, sites, fitting)
     rows, limited = chosen.plan, Limited()
@@ -189,6 +193,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
 
 
 def _narrowed(
+    original: Model,
     source: Model,
     sites: Sites,
     sizes: Sizes,
@@ -202,7 +207,7 @@ def _narrowed(
     """A rewrite by a width mode."""
     fitting = options.fitting(Preprocessing.of(options.preprocessing))
     done = narrow(source, sites, sizes, choice, fitting, settings, dry_run=options.dry_run)
-    why_not = ""
+    result, why_not = original if done.model is source else done.model, ""
     if options.layers and not options.dry_run:
         why_not = f"layers are not compared: mode {choice.mode} changes their channels"
     report = RewriteReport(
@@ -224,7 +229,7 @@ def _narrowed(
     def no_plan() -> PlanFile:
         raise OptionError(f"a plan says what becomes of layers one by one, and mode {choice.mode} changes their widths")
 
-    return Result(done.model.ordered_as(source), report, done.new_initializers, reads, no_plan)
+    return Result(result.ordered_as(original), report, done.new_initializers, reads, no_plan)
 
 
 def _of_unknown_size(item: ConvSite | Rejected) -> bool:
