@@ -14,7 +14,6 @@ from onnxsep.engine.sites import Sites
 from onnxsep.engine.slicing import mask_readers, take_out, take_out_sizes
 from onnxsep.graph.counting import node_macs
 from onnxsep.graph.ensure import ensure_valid
-from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.places import Place
 from onnxsep.graph.shapes import infer_shapes, skeleton
 from onnxsep.model.io import Model
@@ -23,7 +22,7 @@ from onnxsep.options.progress import announce
 from onnxsep.reporting.records import VerificationReport
 from onnxsep.rewriting.choosing import OneWidthMode
 from onnxsep.rewriting.report import ConvReport, Totals
-from onnxsep.rewriting.rows import activations, left_row, sums_of_macs
+from onnxsep.rewriting.rows import counted, left_row, sums_of_macs
 from onnxsep.rewriting.verifying_weights import verify_pruned
 from onnxsep.running.sizes import Sizes
 from onnxsep.running.verification import Settings
@@ -90,20 +89,10 @@ def narrow(
             told = ensure_valid(source, light)
             light = infer_shapes(light, settings.input_shapes)
             notes = (*notes, *([told] if told else []))
-    after = {**node_macs(light)}
-    (macs_before, macs_after), unknown = sums_of_macs([node_macs(sites.light), after], [sites.light, light], sizes)
+    after = node_macs(light)
+    macs = sums_of_macs([node_macs(sites.light), after], [sites.light, light], sizes)
     rows = tuple(_row(item, done, choice.width_mode, after) for item in sites.found)
-    totals = Totals(
-        convs=len(rows),
-        replaced=len(done.shapes),
-        parameters_before=count_parameters(sites.light),
-        parameters_after=count_parameters(light),
-        macs_before=macs_before,
-        macs_after=macs_after,
-        macs_unknown=unknown,
-        activations_before=activations(sizes, sites.light),
-        activations_after=activations(sizes, light),
-    )
+    totals = counted(sites.light, light, macs, sizes, convs=len(rows), replaced=len(done.shapes))
     verification, failure = _verified(source, result, sites, done, fitting, settings, dry_run=dry_run)
     return Narrowed(result, rows, totals, notes, verification, failure, moved)
 

@@ -102,16 +102,39 @@ def totals(sites: Sites, plan: Plan, light: onnx.ModelProto, sizes: Sizes) -> To
         light: skeleton of the result.
         sizes: of the original.
     """
-    (before, after), unknown = sums_of_macs(plan_macs(sites, plan), [sites.light, light], sizes)
+    macs = sums_of_macs(plan_macs(sites, plan), [sites.light, light], sizes)
+    return counted(sites.light, light, macs, sizes, convs=len(plan.rows), replaced=len(plan.replacements))
+
+
+def counted(
+    source: onnx.ModelProto,
+    light: onnx.ModelProto,
+    macs: tuple[Sequence[int], int],
+    sizes: Sizes,
+    *,
+    convs: int,
+    replaced: int,
+) -> Totals:
+    """Sums over two skeletons.
+
+    Args:
+        source: of the original.
+        light: of the result.
+        macs: of both, and how many nodes are not in these sums.
+        sizes: of the original.
+        convs: how many there are.
+        replaced: how many of them changed.
+    """
+    (before, after), unknown = macs
     return Totals(
-        convs=len(plan.rows),
-        replaced=len(plan.replacements),
-        parameters_before=count_parameters(sites.light),
+        convs=convs,
+        replaced=replaced,
+        parameters_before=count_parameters(source),
         parameters_after=count_parameters(light),
         macs_before=before,
         macs_after=after,
         macs_unknown=unknown,
-        activations_before=activations(sizes, sites.light),
+        activations_before=activations(sizes, source),
         activations_after=activations(sizes, light),
     )
 
