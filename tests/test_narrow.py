@@ -10,6 +10,7 @@ from command_line import run
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from random_examples import examples
 from residual_models import CLASSES, SIDE, Residual
 
 import onnxsep
@@ -41,7 +42,7 @@ def outputs(proto: onnx.ModelProto, seed: int = 0) -> Any:
     return onnxruntime.InferenceSession(proto.SerializeToString(), options).run(None, {"image": feed})[0]
 
 
-@settings(max_examples=6, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=examples(4, 60), deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(
     widths=st.lists(st.integers(1, 12), min_size=2, max_size=2),
     stem=st.integers(1, 6),

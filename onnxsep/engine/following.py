@@ -1,6 +1,7 @@
 """What each operator does with channels; an operator that is not listed here cannot be followed."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import onnx
@@ -36,11 +37,14 @@ def follow(model: Model, sites: Sites) -> Channels:
         sites: its Convs.
     """
     facts = gather_facts(model, sites)
-    view = View(sites.light)
+
+    @cache
+    def view() -> View:  # most models need none
+        return View(sites.light)
 
     def fold(index: int, position: int) -> Sequence[int] | None:
         """The values of a constant that is an input of a node, an expression of constants included."""
-        constant = view.constant(0, index, position)
+        constant = view().constant(0, index, position)
         if isinstance(constant, str):
             return None
         try:
