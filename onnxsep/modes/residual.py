@@ -39,13 +39,9 @@ def _branch(convs: int, x: Operand, prefix: str = "") -> Operand:
 
 
 def residual_sum(convs: int, x: Operand, prefix: str = "", *, projected: bool | None = None) -> Op:
-    """A branch, and a skip that is added: a Conv, or what comes in itself.
+    """A branch, and a skip that is added: a Conv (``projected``), or what comes in itself; None: either.
 
-    Args:
-        convs: how many the branch has.
-        x: what comes in.
-        prefix: of the numbers in roles.
-        projected: whether the skip is a Conv; None: either.
+    ``convs`` is how many the branch has, ``prefix`` stands before the numbers in roles.
     """
     skip = _layer(f"{prefix}skip", x)
     sides = Either(skip, x) if projected is None else skip if projected else x
