@@ -1,10 +1,12 @@
-"""Run every benchmark of this folder, but for fits.py and real.py, which take hours: run those in parts (`--only`)."""
+"""Run every benchmark of this folder, but for those that take long: run these in parts (`--only`)."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+LONG = ("fits.py", "real.py", "paper004.py")
+
 for script in sorted(Path(__file__).parent.glob("*.py")):
-    if script.name not in (Path(__file__).name, "cifar.py", "fits.py", "real.py"):  # cifar.py only reads data
+    if script.name not in (Path(__file__).name, "cifar.py", *LONG):  # cifar.py only reads data
         print(f"== {script.name}", flush=True)
         subprocess.run([sys.executable, str(script)], check=True)

@@ -18,8 +18,8 @@ from mkdocs.structure.pages import Page
 
 from onnxsep.cli import load_commands
 from onnxsep.cli.app import app
-from onnxsep.modes import BlockMode, Mode
-from onnxsep.modes.base import available_modes
+from onnxsep.modes import BlockMode, WidthMode
+from onnxsep.modes.base import AnyMode, available_modes
 
 DOCS = Path(__file__).parent
 OPTIONS = "<!-- options -->"
@@ -80,11 +80,15 @@ def options_of(command: Any) -> str:
     return "\n\n".join(tables)
 
 
-def mode_page(name: str, mode: Mode | BlockMode) -> str:
+def mode_page(name: str, mode: AnyMode) -> str:
     """The docstring of a mode's module as a page, and what the list of modes says of it."""
     module = sys.modules[type(mode).__module__]
     first, _, rest = inspect.cleandoc(module.__doc__ or "").partition("\n")
-    kind = "A block mode: it replaces several nodes at a time. " if isinstance(mode, BlockMode) else ""
+    kinds = {
+        BlockMode: "A block mode: it replaces several nodes at a time. ",
+        WidthMode: "A width mode: it changes how many channels layers have. ",
+    }
+    kind = next((words for one, words in kinds.items() if isinstance(mode, one)), "")
     rows = [f"## Measured\n\n{row}" for row in measured(name)]
     summary = first.partition(":")[2].strip().translate(MARKED)
     example = f"    onnxsep rewrite in.onnx out.onnx --mode {name}"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from onnxsep.finetuning import FinetuneReport, FinetuneResult, finetune
     from onnxsep.model.io import Model, load
     from onnxsep.model.saving import SavedFiles, save
-    from onnxsep.modes import BlockMode, Mode, available_modes
+    from onnxsep.modes import BlockMode, Mode, WidthMode, available_modes
     from onnxsep.planner.api import PlanResult, plan
     from onnxsep.planner.plan_file import PlanFile
     from onnxsep.planner.reading import read_plan
@@ -69,7 +69,7 @@ else:
             "onnxsep.finetuning": ("FinetuneReport", "FinetuneResult", "finetune"),
             "onnxsep.rewriting.inspection": ("inspect",),
             "onnxsep.model.io": ("Model", "load"),
-            "onnxsep.modes": ("BlockMode", "Mode", "available_modes"),
+            "onnxsep.modes": ("BlockMode", "Mode", "WidthMode", "available_modes"),
             "onnxsep.rewriting.api": ("Result", "rewrite"),
             "onnxsep.planner.api": ("PlanResult", "plan"),
             "onnxsep.planner.plan_file": ("PlanFile",),
@@ -109,6 +109,7 @@ __all__ = [
     "Rewrite",
     "RuntimeOptions",
     "SavedFiles",
+    "WidthMode",
     "__version__",
     "available_modes",
     "check",

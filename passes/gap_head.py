@@ -30,97 +30,47 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onnxsep.modes import (
-    ACTIVATIONS,
     INPUT,
     Array,
     Block,
     BlockMode,
-    Const,
     Conv,
     ConvLayer,
     Either,
     FlattenLayer,
     GlobalPoolLayer,
-    Index,
     Layer,
-    Match,
-    Op,
     Operand,
     Pattern,
     Refusal,
     Value,
     activation,
+    connected,
+    flattened,
+    goes_on,
+    matrix_of,
+    maybe_idle,
+    not_linear,
+    outputs_of,
 )
 
 _FIRST, _MOST = "fc_1", 6
-_LAYERS = ("Gemm", "MatMul")
-_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
-_IDLE = ("Dropout", "Identity")
 _SLOPE = 0.5  # of an activation, as the start without data takes it
 _TO_NHWC = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 _STRENGTHS = 10.0 ** np.arange(-8, 4)  # of the ridge, relative to the mean square of the features
 
 
-def _flattened() -> Operand:
-    x = Value("x")
-    pooled = Op("pool", _POOLS, x, optional=True)
-    turned = Op("transpose", "Transpose", pooled, optional=True)
-    # As older exporters write view(x.size(0), -1).
-    size = Op(
-        "unsqueeze",
-        "Unsqueeze",
-        Op("size", "Gather", Op("shape", "Shape", turned), Const("axis")),
-        Const("axes", optional=True),
-    )
-    computed = Op("sizes", "Concat", size, Const("others"))
-    return Either(
-        Op("flatten", "Flatten", turned),
-        Op("flatten", "Reshape", turned, Const("sizes")),
-        Op("flatten", "Reshape", turned, computed),
-    )
-
-
-def _connected(inner: Operand, number: int) -> Operand:
-    """A fully connected layer."""
-    weight, bias, role = Const(f"weight_{number}"), Const(f"bias_{number}", optional=True), f"fc_{number}"
-    product = Op(role, "MatMul", inner, weight)
-    return Either(
-        Op(role, "Gemm", inner, weight, bias), Op(f"add_{number}", "Add", Const(f"bias_{number}"), product), product
-    )
-
-
-def _maybe_idle(role: str, inner: Operand) -> Operand:
-    operands = [Const(f"{role}_{part}", optional=True) for part in ("ratio", "mode")]
-    return Op(role, _IDLE, inner, *operands, optional=True)
-
-
 def _activated(inner: Operand, number: int) -> Operand:
-    idle = _maybe_idle(f"drop_{number}", inner)
+    idle = maybe_idle(f"drop_{number}", inner)
     active = Either(activation(f"activation_{number}", idle), idle)
-    return _maybe_idle(f"drop_after_{number}", active)
+    return maybe_idle(f"drop_after_{number}", active)
 
 
 def _head() -> Operand:
-    layers = [_connected(_flattened(), 1)]
+    layers = [connected(flattened(Value("x")), 1)]
     for number in range(2, _MOST + 1):
-        layers.append(_connected(_activated(layers[-1], number - 1), number))
+        layers.append(connected(_activated(layers[-1], number - 1), number))
     return Either(*layers[:0:-1])
-
-
-def _goes_on(index: Index, match: Match) -> str | None:
-    """Why a match does not end with the logits: what it computes goes on into a further layer."""
-    uses = list(index.uses(match.output, match.scope))
-    behind = [use.place for use in uses if use.place is not None]
-    for place in behind:
-        node = index.node(place)
-        if node.op_type not in (*_LAYERS, *ACTIVATIONS, *_IDLE, "Clip", "PRelu", "Mul", "Add"):
-            continue
-        further = [use.place for name in node.output for use in index.uses(name, match.scope)]
-        for one in (place, *further):
-            if one is not None and index.node(one).op_type in _LAYERS:
-                also = "".join(f", and is {use.what}" for use in uses if use.place is None)
-                return f"is not the last layer: what it computes goes on into {index.label(one)}{also}"
-    return None
 
 
 class GapHead(BlockMode):
@@ -128,7 +78,7 @@ class GapHead(BlockMode):
 
     name = "gap-head"
     summary = "a classifier of several Gemm or MatMul layers as GlobalAveragePool and one Gemm"
-    pattern = Pattern("classifier head", _head(), _goes_on)
+    pattern = Pattern("classifier head", _head(), goes_on)
     anchor = _FIRST
     exact = False
     linear_layers = True
@@ -157,7 +107,7 @@ class GapHead(BlockMode):
             return f"the shape behind its {flat.op_type} is {shape}, not [{dims[0]}, {features}]"
         if "transpose" in block.nodes and block.nodes["transpose"].attribute("perm", None) != _TO_NHWC.get(len(dims)):
             return "its Transpose is not the one from NCHW to NHWC"
-        return _not_linear(block)
+        return not_linear(block, _numbers(block))
 
     def why_not(self, refusal: Refusal | None) -> str:
         """Say what a head is, where nothing comes close."""
@@ -167,7 +117,7 @@ class GapHead(BlockMode):
 
     def layers(self, block: Block) -> tuple[Layer, ...]:
         """Pool, flatten, one linear layer."""
-        linear = Conv(_channels(block), _classes(block), (), (), (), (), bias=True)
+        linear = Conv(_channels(block), outputs_of(block, _numbers(block)[-1]), (), (), (), (), bias=True)
         return GlobalPoolLayer("pool", INPUT), FlattenLayer("flatten", "pool"), ConvLayer("linear", "flatten", linear)
 
     def weights(self, block: Block, values: Mapping[str, Array]) -> Sequence[Array]:
@@ -175,7 +125,7 @@ class GapHead(BlockMode):
         numbers = _numbers(block)
         weight, bias = np.eye(block.conv.in_channels), np.zeros(block.conv.in_channels)
         for number in numbers:
-            matrix, term = _matrix(block, values, number), values.get(f"bias_{number}", np.zeros(1)).reshape(-1)
+            matrix, term = matrix_of(block, values, number), values.get(f"bias_{number}", np.zeros(1)).reshape(-1)
             scale = 1.0 if number == 1 or not _is_active(block, number - 1) else _SLOPE
             weight = matrix if number == 1 else scale * (matrix @ weight)
             bias = (np.zeros(len(matrix)) if number == 1 else scale * (matrix @ bias)) + term
@@ -236,36 +186,5 @@ def _numbers(block: Block) -> list[int]:
     return [number for number in range(1, _MOST + 1) if f"fc_{number}" in block.nodes]
 
 
-def _classes(block: Block) -> int:
-    last = _numbers(block)[-1]
-    shape = block.shapes[f"weight_{last}"]
-    return shape[0] if _is_transposed(block, last) else shape[1]
-
-
-def _is_transposed(block: Block, number: int) -> bool:
-    """Whether a weight is stored as [outputs, inputs]."""
-    return bool(block.nodes[f"fc_{number}"].attribute("transB", 0))
-
-
 def _is_active(block: Block, number: int) -> bool:
     return f"activation_{number}" in block.nodes
-
-
-def _matrix(block: Block, values: Mapping[str, Array], number: int) -> Array:
-    weight = values[f"weight_{number}"]
-    return weight if _is_transposed(block, number) else weight.T
-
-
-def _not_linear(block: Block) -> str | None:
-    """Why one of the layers is not y = W x + b; None if all are."""
-    for number in _numbers(block):
-        node, shape = block.nodes[f"fc_{number}"], block.shapes[f"weight_{number}"]
-        factors = [node.attribute(name, default) for name, default in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
-        if factors != [1.0, 1.0, 0] or len(shape) != 2:
-            return (
-                f"its {node.op_type} number {number} is not W x + b: alpha, beta or transA, or the weight is no matrix"
-            )
-        outputs = shape[0] if _is_transposed(block, number) else shape[1]
-        if math.prod(block.shapes.get(f"bias_{number}", (outputs,))) not in (1, outputs):
-            return f"what is added behind its layer number {number} is not one number for each output"
-    return None

@@ -22,7 +22,8 @@ from onnxsep.planner.options import PlanOptions
 from onnxsep.profiling.options import ProfileOptions
 from onnxsep.pruning.options import PruneOptions
 from onnxsep.quantization.options import QuantizeOptions
-from onnxsep.rewriting.options import InspectOptions, RewriteOptions
+from onnxsep.rewriting.inspect_options import InspectOptions
+from onnxsep.rewriting.options import RewriteOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("onnx", "onnxruntime", "numpy", "scipy", "torch", "PIL")

@@ -47,6 +47,7 @@ def test_blocks_are_found_by_what_they_compute(proto: onnx.ModelProto) -> None:
         ("bottleneck", (4, 6, 6, 8), (2, 2), "Conv", 12),
         ("basic block", (8, 10, 10), (2, 2), "other nodes", 3),
         ("Conv + Mul", (10, 12), (1, 1), "", 3),
+        ("classifier head", (12, 5), (), "", 3),
     ]
     first = [proto.graph.node[0].name, proto.graph.node[3].name]
     assert [one.nodes[0] for one in report.blocks[:2]] == first
@@ -54,7 +55,11 @@ def test_blocks_are_found_by_what_they_compute(proto: onnx.ModelProto) -> None:
     assert bottleneck.applies["ghost-bottleneck"] == (first[1],)
     assert alone.reasons["inverted-bottleneck"].startswith("no residual block")
     assert alone.reasons["fire"] == "a 1 x 1 kernel has nothing to separate"
-    assert set(alone.applies) | set(alone.reasons) == set(onnxsep.available_modes())
+    modes = onnxsep.available_modes().items()
+    assert set(alone.applies) | set(alone.reasons) == {
+        name for name, mode in modes if not isinstance(mode, onnxsep.WidthMode)
+    }
+    assert report.blocks[4].applies["conv-head"]
 
 
 def test_the_command_shows_them(

@@ -741,9 +741,9 @@ for name in ("thing", "renamed", "depthwise"):
     broken = "is installed but cannot be loaded"
     assert output == [
         str(known),
-        f"the mode 'thing' {broken}: TypeError: odd_modes:Thing must give an onnxsep.Mode or onnxsep.BlockMode "
+        f"the mode 'thing' {broken}: TypeError: odd_modes:Thing must give an onnxsep.Mode, BlockMode or WidthMode "
         "with the name 'thing' and a summary",
-        f"the mode 'renamed' {broken}: TypeError: odd_modes:Other must give an onnxsep.Mode or onnxsep.BlockMode "
+        f"the mode 'renamed' {broken}: TypeError: odd_modes:Other must give an onnxsep.Mode, BlockMode or WidthMode "
         "with the name 'renamed' and a summary",
         f"the mode 'depthwise' {broken}: several packages bring a mode of this name: odd_modes:Other, "
         "onnxsep.passes.depthwise:Depthwise; uninstall all but one",

@@ -13,14 +13,14 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from onnxsep.engine.families import filter_norms
 from onnxsep.engine.sites import find_sites
 from onnxsep.errors import OptionError
 from onnxsep.model.io import Model, load, read_tensor
 from onnxsep.model.tensors import decode
 from onnxsep.pruning import Goal, PruneResult, prune
-from onnxsep.pruning.selecting import filter_norms
 from onnxsep.pruning.structured import prune_channels
-from onnxsep.pruning.verifying import verify_pruned
+from onnxsep.rewriting.verifying_weights import verify_pruned
 from onnxsep.running.verification import Settings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -34,6 +34,7 @@ from onnxsep.errors import CalibrationError, OptionError, spelled
 from onnxsep.model.io import Model
 from onnxsep.modes.base import AnyMode, Mode
 from onnxsep.modes.block import BlockMode
+from onnxsep.modes.width import WidthMode
 from onnxsep.options.progress import Progress, announce, note
 from onnxsep.options.sizes import in_bytes
 from onnxsep.running.feeds import Feeds
@@ -65,7 +66,7 @@ class Fitting:
 
     def init(self, mode: AnyMode) -> str:
         """The initialisation: what was asked for, or the best that the mode has for what there is."""
-        if isinstance(mode, BlockMode):
+        if not isinstance(mode, Mode):
             return "svd"
         return self.wanted or (mode.inits[-1] if self.data is not None or self.statistics is not None else "svd")
 
@@ -80,7 +81,7 @@ class Fitting:
             OptionError: they do.
             MissingDependencyError: what tuning needs is not installed.
         """
-        if isinstance(mode, BlockMode):
+        if not isinstance(mode, Mode):
             self._check_block(mode)
         init, source = self.init(mode), self.data is not None or self.statistics is not None
         init_option, data, tune = spelled("init", init), spelled("data"), spelled("tune")
@@ -105,13 +106,16 @@ class Fitting:
         if self.tune or self.tune_blocks:
             check_installed()
 
-    def _check_block(self, mode: BlockMode) -> None:
-        """A block mode computes its weights from those of the source."""
+    def _check_block(self, mode: BlockMode | WidthMode) -> None:
+        """These compute their weights from those of the source."""
         for name, given in (("init", self.wanted), ("refine", self.refine), ("statistics", self.statistics)):
             if given:
-                how = f"fits its weights in one way, {mode.fits}" if mode.fits else "fits nothing to data"
+                fits = mode.fits if isinstance(mode, BlockMode) else ""
+                how = f"fits its weights in one way, {fits}" if fits else "fits nothing to data"
                 raise OptionError(f"mode {mode.name} {how}; leave {spelled(name)} out")
-        if self.tune and mode.exact:
+        if self.tune and isinstance(mode, WidthMode):
+            raise OptionError(f"mode {mode.name} makes no new weights to tune; leave {spelled('tune')} out")
+        if self.tune and isinstance(mode, BlockMode) and mode.exact:
             raise OptionError(f"mode {mode.name} is exact, so there is nothing to tune; leave {spelled('tune')} out")
 
 
@@ -296,9 +300,8 @@ def _from_statistics(
     if fitting.statistics is None:
         return Fitted()
     path = Path(fitting.statistics)
-    recorded = load_statistics(path, model)
     try:
-        fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+        recorded, fingerprint = load_statistics(path, model), hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise CalibrationError(f"{path} cannot be read: {error.strerror or error}") from error
     report = CalibrationReport(

@@ -15,7 +15,7 @@ from onnxsep.model.files import write_text
 from onnxsep.options.lazy import loaded
 from onnxsep.options.specs import option, record
 from onnxsep.reporting.document import Document, Line
-from onnxsep.rewriting.options import InspectOptions
+from onnxsep.rewriting.inspect_options import InspectOptions
 
 
 @command(InspectOptions, model_to("look at"), example="onnxsep inspect in.onnx --mode spatial", shown=("json", "debug"))
@@ -76,10 +76,10 @@ def modes(as_json: Json = False, debug: Debug = False) -> None:
         if as_json:
             typer.echo(json.dumps({name: mode.summary for name, mode in found.items()}, indent=1))
             return
-        kinds = {True: " (block mode)", False: ""}
+        kinds = ((onnxsep.BlockMode, " (block mode)"), (onnxsep.WidthMode, " (width mode)"))
         lines = []
         for name, one in found.items():
-            lines.append(f"{name}: {one.summary}{kinds[isinstance(one, onnxsep.BlockMode)]}")
+            lines.append(f"{name}: {one.summary}{''.join(words for kind, words in kinds if isinstance(one, kind))}")
             lines += [f"    --set {setting.line}" for setting in one.settings]
         printed(Document("onnxsep modes", tuple(map(Line, lines))))
     for name, reason in broken_modes().items():

@@ -134,6 +134,7 @@ class Pipeline:
 def run_recipe(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressResult:
     """Check everything, do the steps, measure."""
     started = time.perf_counter()
+    recipe = recipe if options.until is None else recipe.until(options.until)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise OptionError("a pipeline is run by one process; torchrun is for finetune alone")
     if isinstance(options.metric, str):

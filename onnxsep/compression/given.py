@@ -84,6 +84,14 @@ class CompressOptions(Running, Training, Labelled, Fed, Seeded, Telling):
     seed: int = option(
         default=0, minimum=0, help="Of every step whose recipe names none.", doc="of every step that names none."
     )
+    until: str | None = option(
+        default=None,
+        group=_STEPS,
+        metavar="NAME",
+        help="Stop behind the last step of this command or mode: rewrite, to stop before training.",
+        doc='stop behind the last step of this command (such as "rewrite", to stop before training) or of this mode,'
+        " or behind the step of this number.",
+    )
     work: str | os.PathLike[str] | None = option(
         default=None,
         group=_STEPS,

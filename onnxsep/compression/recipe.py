@@ -22,7 +22,7 @@ from typing import Any
 from onnxsep.compression.manifest import DoneStep, Manifest, read_manifest
 from onnxsep.compression.step import Step
 from onnxsep.compression.steps import STEPS
-from onnxsep.errors import OptionError
+from onnxsep.errors import OptionError, spelled
 from onnxsep.model.files import printable
 from onnxsep.model.paths import Kind
 from onnxsep.options.proposals import RECIPES, recipes
@@ -50,6 +50,30 @@ class Recipe:
     text: str | None = field(default=None, repr=False)
     repeats: Manifest | None = field(default=None, repr=False)
     path: Path | None = None
+
+    def until(self, name: str) -> "Recipe":
+        """The same without what stands behind the last step of that name.
+
+        Args:
+            name: Of a command, or of the mode of a rewrite; or the number of a step, the first one 1.
+
+        Raises:
+            OptionError: It has no such step.
+        """
+        found = [
+            number
+            for number, step in enumerate(self.steps, 1)
+            if name in (str(number), step.name, str(step.options.get("mode", "")))
+        ]
+        if not found:
+            names = dict.fromkeys(str(step.options.get("mode", step.name)) for step in self.steps)
+            known = [*dict.fromkeys(step.name for step in self.steps), *(one for one in names)]
+            near = nearest(name, known)
+            raise OptionError(
+                f"{spelled('until', name)}: {self.name} has no such step{near}; it has"
+                f" {', '.join(dict.fromkeys(known))}, 1 to {len(self.steps)}"
+            )
+        return replace(self, steps=self.steps[: found[-1]])
 
     def teachers(self) -> tuple[object, ...]:
         """The models that its steps read beside the one that they change."""

@@ -13,6 +13,7 @@ from onnxsep.errors import PassError
 from onnxsep.graph.element_types import STORED_TYPES
 from onnxsep.layers.block_layers import (
     AveragePoolLayer,
+    BoundsLayer,
     ClipLayer,
     ConcatLayer,
     ElementwiseLayer,
@@ -127,6 +128,11 @@ def _(layer: ClipLayer, around: Surroundings) -> Form:
     if around.opset < BOUNDS_ARE_INPUTS:
         return Form("Clip", {"max": layer.most, "min": layer.least})
     return Form("Clip", scalars={"least": layer.least, "most": layer.most})
+
+
+@node_form.register
+def _(layer: BoundsLayer, around: Surroundings) -> Form:
+    return Form("Clip")
 
 
 @node_form.register

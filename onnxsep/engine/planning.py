@@ -56,7 +56,7 @@ def check_ranks(mode: AnyMode, rank: RankPolicy | Rank, round_ranks: int) -> Non
     """
     if isinstance(mode, Mode) and not mode.ranks_as_inputs and str(rank) == "in":
         raise OptionError(no_rule(mode))
-    if isinstance(mode, BlockMode) and (str(rank) != "paper" or round_ranks):
+    if not isinstance(mode, Mode) and (str(rank) != "paper" or round_ranks):
         raise OptionError(
             f"mode {mode.name} has no rank to choose; leave {spelled('round_ranks' if round_ranks else 'rank')} out"
         )

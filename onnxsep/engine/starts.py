@@ -23,7 +23,9 @@ def start_task(model: Model, sites: Sites, site: ConvSite, weight: Array) -> Tas
         weight: of it, [out_channels, in_channels / group, *kernel_shape].
     """
     inputs = _inputs(model, sites, site)
-    return Task(site.conv, weight, inputs=inputs, gains=None if inputs is None else _gains(model, sites, site))
+    return Task(
+        site.conv, weight, inputs=inputs, gains=None if inputs is None else normalization_gains(model, sites, site)
+    )
 
 
 def _inputs(model: Model, sites: Sites, site: ConvSite) -> Inputs | None:
@@ -36,7 +38,7 @@ def _inputs(model: Model, sites: Sites, site: ConvSite) -> Inputs | None:
     return None if mean is None or deviation is None else Inputs(site.smooth, mean, np.abs(deviation))
 
 
-def _gains(model: Model, sites: Sites, site: ConvSite) -> Array | None:
+def normalization_gains(model: Model, sites: Sites, site: ConvSite) -> Array | None:
     """What the BatchNormalization behind a Conv multiplies its outputs by; None where it cannot be used."""
     if site.normalization is None:
         return None

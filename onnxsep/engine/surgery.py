@@ -237,7 +237,7 @@ class _Surgeon:
             if scope.kind == "main":
                 self._edit.new_initializers.extend(tensor.name for tensor in tensors)
             if self._model.ir_version <= INITIALIZERS_ARE_INPUTS:
-                scope.body.input.extend(_as_input(tensor) for tensor in tensors)
+                scope.body.input.extend(as_input(tensor) for tensor in tensors)
 
     def _orphans(self, weights: Iterable[Constant]) -> set[tuple[int, str]]:
         """(scope, name) of the replaced constants, and of what only they were made of, that nothing uses any more."""
@@ -305,5 +305,6 @@ def _constant_node(tensor: onnx.TensorProto, name: str) -> onnx.NodeProto:
     return onnx.helper.make_node("Constant", [], [tensor.name], name=name, value=tensor)
 
 
-def _as_input(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+def as_input(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+    """The input of a graph that stands for an initialiser."""
     return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))

@@ -119,6 +119,16 @@ class ClipLayer(_Unary):
 
 
 @dataclass(frozen=True)
+class BoundsLayer(_Unary):
+    """A Clip whose bounds are tensors of the source."""
+
+    @property
+    def tensors(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The lower and the upper bound."""
+        return (("least", ()), ("most", ()))
+
+
+@dataclass(frozen=True)
 class TransposeLayer(_Unary):
     """The channels change places with one spatial axis.
 

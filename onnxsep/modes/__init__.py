@@ -18,7 +18,7 @@ from onnxsep.algebra.linalg import (
 )
 from onnxsep.algebra.polyadic import compose, exact_rank, improved, orthogonal_terms, squared_errors
 from onnxsep.algebra.statistics import Statistics
-from onnxsep.errors import FactorizationError
+from onnxsep.errors import FactorizationError, OptionError
 from onnxsep.graph.activations import ACTIVATIONS, activation
 from onnxsep.graph.expressions import Const, Either, Op, Operand, Value
 from onnxsep.graph.index import Index
@@ -52,10 +52,22 @@ from onnxsep.layers.units import (
 )
 from onnxsep.modes.base import NOTHING_TO_SEPARATE, Factors, Mode, Task, available_modes, conv_modes, get_mode
 from onnxsep.modes.block import Block, BlockMode, Operator
+from onnxsep.modes.carrying import (
+    activation_refused,
+    affine,
+    carried,
+    carried_activation,
+    carried_bounds,
+    carried_tensors,
+    plain_norm,
+)
+from onnxsep.modes.heads import connected, flattened, goes_on, matrix_of, maybe_idle, not_linear, outputs_of
+from onnxsep.modes.last_block import closed_block_pattern
 from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_axes, summed
 from onnxsep.modes.norms import NORM_TENSORS, STATISTICS, norm_refused
-from onnxsep.modes.residual import Residual, ResidualMode, drawn, keep_sizes
-from onnxsep.modes.settings import Setting
+from onnxsep.modes.residual import Residual, ResidualMode, drawn, keep_sizes, residual_sum
+from onnxsep.modes.settings import NUMBERS, Setting, whole_numbers
+from onnxsep.modes.width import Group, WidthMode
 
 __all__ = [
     "ACTIVATIONS",
@@ -63,6 +75,7 @@ __all__ = [
     "INPUT",
     "NORM_TENSORS",
     "NOTHING_TO_SEPARATE",
+    "NUMBERS",
     "SHUFFLE_OPSET",
     "STATISTICS",
     "AddLayer",
@@ -84,6 +97,7 @@ __all__ = [
     "GateLayer",
     "GlobalPoolLayer",
     "Gram",
+    "Group",
     "Index",
     "Layer",
     "Match",
@@ -94,6 +108,7 @@ __all__ = [
     "Op",
     "Operand",
     "Operator",
+    "OptionError",
     "Pattern",
     "Place",
     "Rank",
@@ -108,30 +123,47 @@ __all__ = [
     "Task",
     "TransposeLayer",
     "Value",
+    "WidthMode",
     "activated",
     "activation",
+    "activation_refused",
+    "affine",
     "available_modes",
     "axis_name",
     "balanced",
+    "carried",
+    "carried_activation",
+    "carried_bounds",
+    "carried_tensors",
+    "closed_block_pattern",
     "compose",
+    "connected",
     "conv_modes",
     "depthwise",
     "dice",
     "drawn",
     "exact_rank",
+    "flattened",
     "gate",
     "get_mode",
+    "goes_on",
     "half_rank",
     "improved",
     "inverse_or_zero",
     "keep_sizes",
     "kernel_axes",
+    "matrix_of",
+    "maybe_idle",
     "norm_refused",
     "normed",
+    "not_linear",
     "orthogonal_terms",
+    "outputs_of",
+    "plain_norm",
     "pointwise",
     "principal_axes",
     "reduced_rank_regression",
+    "residual_sum",
     "scale_product",
     "scaled_to_one",
     "solve_lower",
@@ -140,4 +172,5 @@ __all__ = [
     "strided_dice",
     "summed",
     "truncated_svd",
+    "whole_numbers",
 ]

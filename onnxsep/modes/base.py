@@ -1,9 +1,10 @@
 """What a mode is, and where modes are found.
 
-A Conv mode (``Mode``) says how one Conv becomes several layers, a block mode (``BlockMode``) how several nodes do. It
-is a class with a handful of small methods on plain arrays and geometry; matching, choosing ranks, counting, building
-nodes, sharing weights and verifying are the engine's work. The built-in modes live in ``passes/``, one file each, and
-enter by the same door as those of other packages: the entry-point group ``onnxsep.modes``.
+A Conv mode (``Mode``) says how one Conv becomes several layers, a block mode (``BlockMode``) how several nodes do, a
+width mode (``WidthMode``) how many channels layers keep. It is a class with a handful of small methods on plain arrays
+and geometry; matching, choosing ranks, counting, building nodes, sharing weights and verifying are the engine's work.
+The built-in modes live in ``passes/``, one file each, and enter by the same door as those of other packages: the
+entry-point group ``onnxsep.modes``.
 """
 
 from abc import ABC, abstractmethod
@@ -25,6 +26,7 @@ from onnxsep.layers.layer import ConvLayer, Layer
 from onnxsep.layers.rank import Rank, RankAxis
 from onnxsep.modes.block import BlockMode
 from onnxsep.modes.settings import Adjustable
+from onnxsep.modes.width import WidthMode
 from onnxsep.options.proposals import MODES_GROUP
 from onnxsep.options.tomlfile import nearest
 
@@ -165,7 +167,7 @@ class Mode(Adjustable, ABC):
         return np.concatenate([parts[:, group] @ dense[group].T for group in range(conv.group)], axis=1)
 
 
-AnyMode = Mode | BlockMode
+AnyMode = Mode | BlockMode | WidthMode
 """What ``--mode`` names."""
 
 
@@ -183,8 +185,8 @@ def _installed() -> dict[str, AnyMode]:
         try:
             mode = entry_point.load()()
             named = getattr(mode, "name", "") == name and getattr(mode, "summary", "")
-            if not isinstance(mode, Mode | BlockMode) or not named:
-                what = "an onnxsep.Mode or onnxsep.BlockMode"
+            if not isinstance(mode, AnyMode) or not named:
+                what = "an onnxsep.Mode, BlockMode or WidthMode"
                 raise TypeError(f"{entry_point.value} must give {what} with the name {name!r} and a summary")
         except Exception as error:  # one broken package must not take the other modes away; find_mode() tells why
             _broken()[name] = f"{type(error).__name__}: {error}"
@@ -239,8 +241,9 @@ def get_mode(mode: str | Mode) -> Mode:
         ModeNotFoundError: as for ``find_mode``, or it is a block mode.
     """
     found = find_mode(mode)
-    if isinstance(found, BlockMode):
-        raise ModeNotFoundError(f"{found.name!r} is a block mode, and a mode for one Conv is needed here")
+    if not isinstance(found, Mode):
+        kind = "block" if isinstance(found, BlockMode) else "width"
+        raise ModeNotFoundError(f"{found.name!r} is a {kind} mode, and a mode for one Conv is needed here")
     return found
 
 

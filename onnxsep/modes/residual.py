@@ -30,18 +30,22 @@ def _layer(number: str, inner: Operand) -> Operand:
     return Either(norm, conv)
 
 
-def _branch(convs: int) -> Operand:
+def _branch(convs: int, x: Operand, prefix: str = "") -> Operand:
     """Convs with activations between them."""
-    inner = _layer("1", Value("x"))
+    inner = _layer(f"{prefix}1", x)
     for number in range(2, convs + 1):
-        inner = _layer(str(number), activation(f"activation_{number - 1}", inner))
+        inner = _layer(f"{prefix}{number}", activation(f"activation_{prefix}{number - 1}", inner))
     return inner
 
 
-def _sum(convs: int) -> Op:
-    """A branch, and a skip that is added: a Conv, or what comes in itself."""
-    x = Value("x")
-    return Op("add", ("Add", "Sum"), _branch(convs), Either(_layer("skip", x), x), any_order=True)
+def residual_sum(convs: int, x: Operand, prefix: str = "", *, projected: bool | None = None) -> Op:
+    """A branch, and a skip that is added: a Conv (``projected``), or what comes in itself; None: either.
+
+    ``convs`` is how many the branch has, ``prefix`` stands before the numbers in roles.
+    """
+    skip = _layer(f"{prefix}skip", x)
+    sides = Either(skip, x) if projected is None else skip if projected else x
+    return Op(f"{prefix}add", ("Add", "Sum"), _branch(convs, x, prefix), sides, any_order=True)
 
 
 def residual_pattern(*, end: bool) -> Pattern:
@@ -52,10 +56,11 @@ def residual_pattern(*, end: bool) -> Pattern:
     Args:
         end: whether an activation of the sum is part of it, where there is one.
     """
-    sums = (_sum(3), _sum(2))
+    x = Value("x")
+    sums = (residual_sum(3, x), residual_sum(2, x))
     if end:
         return Pattern("residual block", Either(*(activation("activation", one) for one in sums), *sums))
-    return Pattern("residual block", Either(*sums, _branch(3), _branch(2)), _beside_a_skip)
+    return Pattern("residual block", Either(*sums, _branch(3, x), _branch(2, x)), _beside_a_skip)
 
 
 def _beside_a_skip(index: Index, match: Match) -> str | None:

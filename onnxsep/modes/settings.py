@@ -144,3 +144,14 @@ def parse_settings(texts: Iterable[str]) -> dict[str, str]:
             raise OptionError(f"{spelled('settings')}: {name!r} is given twice")
         found[name] = value
     return found
+
+
+NUMBERS = (lambda text: bool(whole_numbers(text)), "whole numbers, as in 10,22,42")
+"""What fits a setting of several numbers."""
+
+
+def whole_numbers(text: str) -> list[int]:
+    """The numbers of "10,22,42", all 1 or more; nothing where it is no such text."""
+    parts = [part.strip() for part in text.split(",")]
+    numbers = [int(part) for part in parts if part.isascii() and part.isdigit()]
+    return numbers if len(numbers) == len(parts) and min(numbers) > 0 else []

@@ -17,10 +17,10 @@ from onnxsep.pruning.outcome import Outcome
 from onnxsep.pruning.report import FileSizes, PruneReport
 from onnxsep.pruning.sizes import MEASURED_BELOW, zipped_bytes
 from onnxsep.pruning.structured import prune_channels
-from onnxsep.pruning.verifying import verify_pruned
 from onnxsep.pruning.weights import prune_weights
 from onnxsep.reporting.model_info import model_info, size_bytes
 from onnxsep.reporting.records import VerificationReport
+from onnxsep.rewriting.verifying_weights import verify_pruned
 from onnxsep.running.feeds import Feeds, check_input_shapes
 from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.running.verification import Settings, missed_error

@@ -10,8 +10,12 @@ from functools import partial
 
 import numpy as np
 
+from onnxsep.engine.channels import Channels, Ids
+from onnxsep.engine.families import Gone, Importance, WeightCounter, families, filter_norms
+from onnxsep.engine.following import follow
 from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.sites import Sites
+from onnxsep.engine.slicing import mask_readers, take_out
 from onnxsep.errors import OptionError, spelled
 from onnxsep.graph.constants import read_constant
 from onnxsep.graph.ensure import ensure_valid
@@ -20,14 +24,11 @@ from onnxsep.graph.shapes import infer_shapes, skeleton
 from onnxsep.model.io import Model
 from onnxsep.options.patterns import check_patterns, left_out
 from onnxsep.options.progress import Progress
-from onnxsep.pruning.channels import Channels, Ids
-from onnxsep.pruning.following import follow
 from onnxsep.pruning.options import Norm, Scope
 from onnxsep.pruning.outcome import Outcome, left_row, make_totals, sharing_notes
 from onnxsep.pruning.report import PrunedLayer
 from onnxsep.pruning.schedule import Goal
-from onnxsep.pruning.selecting import Counter, Gone, Importance, families, filter_norms, search
-from onnxsep.pruning.slicing import mask_readers, take_out
+from onnxsep.pruning.selecting import search
 
 
 def prune_channels(
@@ -71,7 +72,7 @@ def prune_channels(
         if reason and item.place in channels.filters:
             channels.freeze(channels.filters[item.place], f"{item.op_type} {item.name!r} is {reason}")
     importance = _importance(source, sites, channels, norm, progress)
-    every, frozen, counter = channels.classes(), channels.frozen(), Counter(sites, channels)
+    every, frozen, counter = channels.classes(), channels.frozen(), WeightCounter(sites, channels)
     none = np.zeros(len(every), np.bool_)
     total = counter.weights(none)
     wanted = goal.left(total)
@@ -143,7 +144,7 @@ def _reasons(sites: Sites, channels: Channels, every: Ids, frozen: Mapping[int, 
     return reasons
 
 
-def _rows(sites: Sites, counter: Counter, gone: Gone, reasons: Mapping[Place, str]) -> tuple[PrunedLayer, ...]:
+def _rows(sites: Sites, counter: WeightCounter, gone: Gone, reasons: Mapping[Place, str]) -> tuple[PrunedLayer, ...]:
     shared, rows = sharing_notes(sites), []
     for item in sites.found:
         notes, reason = shared.get(item.place, ()), reasons.get(item.place, "")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.sparsity import set_mark
+from onnxsep.engine.storing import with_values
 from onnxsep.errors import spelled
 from onnxsep.graph.places import Constant, Place
 from onnxsep.model.io import Model
@@ -18,7 +19,6 @@ from onnxsep.pruning.options import Scope
 from onnxsep.pruning.outcome import Outcome, left_row, make_totals, sharing_notes
 from onnxsep.pruning.report import PrunedLayer
 from onnxsep.pruning.schedule import Goal
-from onnxsep.pruning.storing import with_values
 from onnxsep.pruning.targets import Target, Targets, find_targets
 
 

@@ -13,13 +13,14 @@ from onnxsep.checking.options import SAMPLES
 from onnxsep.data import Preprocessing
 from onnxsep.engine.factors import Factorized, factorize_all
 from onnxsep.engine.matches import ConvSite, Rejected
+from onnxsep.engine.own_constants import with_own_constants
 from onnxsep.engine.planned_costs import planned
 from onnxsep.engine.planning import SIZES_UNKNOWN, Plan
 from onnxsep.engine.replacements import BlockReplacement
-from onnxsep.engine.sites import find_sites
+from onnxsep.engine.sites import Sites, find_sites
 from onnxsep.engine.sparsity import dense_factor_notes
 from onnxsep.engine.surgery import Edit, replace_matches
-from onnxsep.errors import VerificationError, spelled
+from onnxsep.errors import OptionError, VerificationError, spelled
 from onnxsep.graph.ensure import ensure_valid
 from onnxsep.graph.places import Place
 from onnxsep.graph.shapes import Measured, infer_shapes, skeleton
@@ -34,12 +35,14 @@ from onnxsep.planner.plan_file import PlanFile, plan_of
 from onnxsep.planner.shipping import budget_notes
 from onnxsep.reporting.model_info import model_info
 from onnxsep.reporting.records import VerificationReport
+from onnxsep.rewriting.choosing import OneWidthMode
+from onnxsep.rewriting.narrowing import narrow
 from onnxsep.rewriting.options import RewriteOptions
 from onnxsep.rewriting.report import RewriteReport
 from onnxsep.rewriting.rows import conv_reports, totals
 from onnxsep.rewriting.verification import decide, verify_result
 from onnxsep.running.feeds import Feeds, check_input_shapes
-from onnxsep.running.sizes import find_sizes
+from onnxsep.running.sizes import Sizes, find_sizes
 from onnxsep.running.verification import Settings, missed_error
 
 
@@ -98,11 +101,16 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
     check_input_shapes(source, settings.input_shapes)
     announce(settings.progress, "finding the layers")
     settings = decide(settings, source, dry_run=dry_run)
+    original = source
+    if isinstance(choice, OneWidthMode):
+        source = with_own_constants(source)
     find = partial(find_sites, source, settings.input_shapes, transposed=True)
     sites = choice.sites(lambda linear: find(linear_layers=linear))
     sizes = find_sizes(source, settings.input_shapes, settings.runtime, feeds=settings.given)
     if measured := sizes.of(source) if any(map(_of_unknown_size, sites.found)) else {}:
         sites = choice.sites(lambda linear: find(linear_layers=linear, measured=measured))
+    if isinstance(choice, OneWidthMode):
+        return _narrowed(original, source, sites, sizes, choice, model, options, settings, reads, started)
     fitting = opened(fitting, source, settings.runtime) if choice.measures else fitting
     chosen = choice.rows(source, sites, fitting)
     rows, limited, fitting = chosen.plan, Limited(), chosen.unseen_kept(fitting)
@@ -187,6 +195,46 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         reads,
         lambda: chosen.planned.plan if chosen.planned else plan_of(source, rows, chosen.said),
     )
+
+
+def _narrowed(
+    original: Model,
+    source: Model,
+    sites: Sites,
+    sizes: Sizes,
+    choice: OneWidthMode,
+    model: AnyModel,
+    options: RewriteOptions,
+    settings: Settings,
+    reads: Reads,
+    started: float,
+) -> Result:
+    """A rewrite by a width mode."""
+    fitting = options.fitting(Preprocessing.of(options.preprocessing))
+    done = narrow(source, sites, sizes, choice, fitting, settings, dry_run=options.dry_run)
+    result, why_not = original if done.model is source else done.model, ""
+    if options.layers and not options.dry_run:
+        why_not = f"layers are not compared: mode {choice.mode} changes their channels"
+    report = RewriteReport(
+        source=model_info(source),
+        mode=choice.mode,
+        rank=choice.rank,
+        options=options.as_json(model=model),
+        convs=done.rows,
+        totals=done.totals,
+        notes=(*sites.notes, *done.notes, *([why_not] if why_not else [])),
+        verification=done.verification,
+        missed=missed_error(done.verification.relative, settings.max_error),
+        dry_run=options.dry_run,
+        seconds=time.perf_counter() - started,
+    )
+    if done.failure:
+        raise VerificationError(f"{done.failure}; nothing was written", report)
+
+    def no_plan() -> PlanFile:
+        raise OptionError(f"a plan says what becomes of layers one by one, and mode {choice.mode} changes their widths")
+
+    return Result(result.ordered_as(original), report, done.new_initializers, reads, no_plan)
 
 
 def _of_unknown_size(item: ConvSite | Rejected) -> bool:

@@ -24,6 +24,7 @@ from onnxsep.layers.conv import Conv
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode
 from onnxsep.modes.block import BlockMode
+from onnxsep.modes.width import WidthMode
 from onnxsep.planner.api import PlanResult
 from onnxsep.planner.assigning import assign, check_plan, planned_sites
 from onnxsep.planner.judging import kept_from
@@ -187,6 +188,32 @@ class OneBlockMode(Choice):
         plan = make_plan(found, self._mode, self._options, lambda site: read_weight(model, sites, site))
         fits = self._mode.fits if fitting.data is not None else ""
         return Chosen(plan, fits or fitting.init(self._mode))
+
+
+class OneWidthMode(Choice):
+    """One mode that changes how many channels layers have.
+
+    Attributes:
+        width_mode: The mode.
+        options: Which layers it may be about.
+    """
+
+    rank = ""
+    force = False
+
+    def __init__(self, mode: WidthMode, options: Options) -> None:
+        check_ranks(mode, options.rank, options.round_ranks)
+        self.width_mode, self.options, self.mode = mode, options, mode.name
+
+    def check(self, fitting: Fitting, *, images: bool = False) -> None:  # noqa: D102 - the base class says it
+        fitting.check(self.width_mode, images=images)
+
+    def sites(self, find: Callable[[bool], Sites]) -> Sites:  # noqa: D102
+        return find(True)
+
+    def rows(self, model: Model, sites: Sites, fitting: Fitting) -> Chosen:
+        """It has no row for each layer: ``onnxsep.rewriting.narrowing`` carries it out."""
+        raise NotImplementedError
 
 
 class ByPlan(Choice):

@@ -18,16 +18,19 @@ from onnxsep.engine.planning import (
 )
 from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import find_sites, read_weight
+from onnxsep.errors import OptionError, spelled
 from onnxsep.graph.counting import count_flops_paper004
 from onnxsep.graph.parameters import count_parameters
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.io import AnyModel, load
 from onnxsep.modes.base import AnyMode, Mode, available_modes, find_mode
+from onnxsep.modes.block import BlockMode
+from onnxsep.modes.width import WidthMode
 from onnxsep.options.progress import announce
 from onnxsep.options.taking import takes
 from onnxsep.reporting.model_info import model_info
 from onnxsep.rewriting.blocks import inspected_blocks
-from onnxsep.rewriting.options import InspectOptions
+from onnxsep.rewriting.inspect_options import InspectOptions
 from onnxsep.rewriting.report import InspectedConv, InspectReport, InspectTotals, ModeCosts
 from onnxsep.rewriting.rows import activations, sums_of_macs
 from onnxsep.running.feeds import check_input_shapes
@@ -51,7 +54,7 @@ def inspect(model: AnyModel, options: InspectOptions) -> InspectReport:
         ModeNotFoundError: no such mode.
     """
     asked = Options(rank=RankPolicy.parse(options.rank))
-    chosen = [find_mode(mode) for mode in options.modes] or list(available_modes().values())
+    chosen = _shown(options.modes)
     source = load(model, follow_links=options.follow_links)
     check_input_shapes(source, options.shapes)
     announce(options.teller, "finding the layers")
@@ -99,6 +102,18 @@ def inspect(model: AnyModel, options: InspectOptions) -> InspectReport:
         ),
         notes=(*sites.notes, *sizes.notes(source)),
     )
+
+
+def _shown(names: Sequence[str | AnyMode]) -> list[Mode | BlockMode]:
+    """The modes to show; of all those that are installed, those that can say what they make of a layer."""
+    asked = [find_mode(name) for name in names]
+    widths = [mode.name for mode in asked if isinstance(mode, WidthMode)]
+    if widths:
+        raise OptionError(
+            f"mode {widths[0]} changes how many channels layers have, so it has no costs of one layer; a rewrite with"
+            f" {spelled('dry_run', True)} shows what it would do"
+        )
+    return [mode for mode in asked or available_modes().values() if not isinstance(mode, WidthMode)]
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""The options of ``rewrite`` and ``inspect``."""
+"""The options of ``rewrite``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from onnxsep.planner.budget_options import Quantizing, Timed
 from onnxsep.planner.losing_options import Losing
 from onnxsep.planner.which_layers import CONVS, WhichLayers
 from onnxsep.planner.working import Working
-from onnxsep.running.options import Opening, Shaped, Telling, Verifying
+from onnxsep.running.options import Verifying
 
 if TYPE_CHECKING:
     from onnxsep.calibration import Fitting
     from onnxsep.data import Dataset, Preprocessing, Source
     from onnxsep.engine import planning
-    from onnxsep.modes import BlockMode, Mode
+    from onnxsep.modes import BlockMode, Mode, WidthMode
     from onnxsep.planner.plan_file import PlanFile
     from onnxsep.rewriting.choosing import Choice
 else:
@@ -35,27 +35,27 @@ else:
         __name__,
         {
             "onnxsep.data": ("Dataset", "Source"),
-            "onnxsep.modes": ("BlockMode", "Mode"),
+            "onnxsep.modes": ("BlockMode", "Mode", "WidthMode"),
             "onnxsep.planner.plan_file": ("PlanFile",),
         },
     )
 
 _FIT = "Fitting to data"
 _OF_DATA = {"data", "preprocessing", "skip_bad"}  # options of a plan for what a rewrite has opened already
-_RANKS = ("paper", "in", "full", "energy=0.95", "0.5")  # what completion proposes
+RANKS = ("paper", "in", "full", "energy=0.95", "0.5")  # what completion proposes
 
 
 @record
 class Forms(Options):
     """Which form layers get."""
 
-    mode: str | Mode | BlockMode | None = option(
+    mode: str | Mode | BlockMode | WidthMode | None = option(
         default=None,
         typed=str,
         short="-m",
         proposed=MODES,
         help="The form that Convs get, see `onnxsep modes`.",
-        doc="the name of an installed mode, or a Mode or BlockMode.",
+        doc="the name of an installed mode, or a Mode, BlockMode or WidthMode.",
     )
     plan: str | os.PathLike[str] | PlanFile | None = option(
         default=None,
@@ -77,7 +77,7 @@ class Forms(Options):
         default="paper",
         typed=str,
         short="-r",
-        proposed=_RANKS,
+        proposed=RANKS,
         help="paper; an integer (terms for the depthwise modes, else channels in between); 0.5: a share of the "
         "parameters; energy=0.95: a share of the squared singular values; full: exact where the form can be; in: "
         "spatial with as many channels in between as come in.",
@@ -105,7 +105,7 @@ class Forms(Options):
     pointwise_rank: RankPolicy | str | float | None = option(
         default=None,
         typed=str,
-        proposed=_RANKS,
+        proposed=RANKS,
         help="The rank for {pointwise_mode}; else that of {rank}, or paper where that is an integer.",
         doc="the rank for ``pointwise_mode``; None: that of ``rank``, or paper where that is an integer.",
     )
@@ -289,40 +289,3 @@ def _settings(texts: Iterable[str]) -> dict[str, str] | None:
     from onnxsep.modes.settings import parse_settings
 
     return parse_settings(texts) or None
-
-
-@record
-class InspectOptions(Opening, Shaped, Telling):
-    """What ``inspect`` is asked for."""
-
-    modes: Sequence[str | Mode | BlockMode] = option(
-        default=(),
-        flag="--mode",
-        short="-m",
-        typed=list[str],
-        proposed=MODES,
-        help="Only these modes; all by default.",
-        doc="the modes to show; all installed ones by default.",
-    )
-    rank: RankPolicy | str | float = option(
-        default="paper",
-        typed=str,
-        short="-r",
-        proposed=_RANKS,
-        help="The rank to count at, as for rewrite.",
-        doc="as for ``rewrite``.",
-    )
-
-    def check(self) -> None:
-        """Refuse a rank that cannot be used, and modes that are not there.
-
-        Raises:
-            OptionError: the rank, or the list of modes, cannot be used.
-            ModeNotFoundError: there is no such mode.
-        """
-        from onnxsep.modes.base import find_mode
-
-        super().check()
-        RankPolicy.parse(self.rank)
-        for mode in self.modes:
-            find_mode(mode)

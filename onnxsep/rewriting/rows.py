@@ -14,7 +14,7 @@ from onnxsep.engine.sites import Sites
 from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.places import Place
 from onnxsep.planner.output_distance import Effect
-from onnxsep.reporting.records import ActivationMemory
+from onnxsep.reporting.records import ActivationMemory, EffectReport
 from onnxsep.rewriting.report import ConvReport, Totals
 from onnxsep.running.sizes import Sizes
 
@@ -46,21 +46,7 @@ def _conv_report(
     measured = None if site is None else effects.get(site.anchor.place)
     effect = None if measured is None else measured.report
     if isinstance(row, Rejected):
-        return ConvReport(
-            name=row.name,
-            op_type=row.op_type,
-            where=row.where,
-            status="left",
-            reason=row.reason,
-            weight_shape=site.conv.weight_shape if site else None,
-            group=site.conv.group if site else None,
-            strides=site.conv.strides if site else None,
-            parameters_before=site.conv.parameters if site else None,
-            parameters_after=site.conv.parameters if site else None,
-            macs_before=site_macs(site) if site else None,
-            macs_after=site_macs(site) if site else None,
-            effect=effect,
-        )
+        return left_row(row, effect)
     assert site is not None
     errors = factors[site.place].errors
     return ConvReport(
@@ -87,6 +73,26 @@ def _conv_report(
     )
 
 
+def left_row(row: Rejected, effect: EffectReport | None = None) -> ConvReport:
+    """The record of a convolution that is left alone."""
+    site = row.site
+    return ConvReport(
+        name=row.name,
+        op_type=row.op_type,
+        where=row.where,
+        status="left",
+        reason=row.reason,
+        weight_shape=site.conv.weight_shape if site else None,
+        group=site.conv.group if site else None,
+        strides=site.conv.strides if site else None,
+        parameters_before=site.conv.parameters if site else None,
+        parameters_after=site.conv.parameters if site else None,
+        macs_before=site_macs(site) if site else None,
+        macs_after=site_macs(site) if site else None,
+        effect=effect,
+    )
+
+
 def totals(sites: Sites, plan: Plan, light: onnx.ModelProto, sizes: Sizes) -> Totals:
     """Sums over the original and the result.
 
@@ -96,16 +102,39 @@ def totals(sites: Sites, plan: Plan, light: onnx.ModelProto, sizes: Sizes) -> To
         light: skeleton of the result.
         sizes: of the original.
     """
-    (before, after), unknown = sums_of_macs(plan_macs(sites, plan), [sites.light, light], sizes)
+    macs = sums_of_macs(plan_macs(sites, plan), [sites.light, light], sizes)
+    return counted(sites.light, light, macs, sizes, convs=len(plan.rows), replaced=len(plan.replacements))
+
+
+def counted(
+    source: onnx.ModelProto,
+    light: onnx.ModelProto,
+    macs: tuple[Sequence[int], int],
+    sizes: Sizes,
+    *,
+    convs: int,
+    replaced: int,
+) -> Totals:
+    """Sums over two skeletons.
+
+    Args:
+        source: of the original.
+        light: of the result.
+        macs: of both, and how many nodes are not in these sums.
+        sizes: of the original.
+        convs: how many there are.
+        replaced: how many of them changed.
+    """
+    (before, after), unknown = macs
     return Totals(
-        convs=len(plan.rows),
-        replaced=len(plan.replacements),
-        parameters_before=count_parameters(sites.light),
+        convs=convs,
+        replaced=replaced,
+        parameters_before=count_parameters(source),
         parameters_after=count_parameters(light),
         macs_before=before,
         macs_after=after,
         macs_unknown=unknown,
-        activations_before=activations(sizes, sites.light),
+        activations_before=activations(sizes, source),
         activations_after=activations(sizes, light),
     )
 

@@ -12,7 +12,7 @@ from onnxsep.modes.base import AnyMode, Mode, find_mode
 from onnxsep.modes.block import BlockMode
 from onnxsep.planner.plan_file import PlanFile
 from onnxsep.planner.reading import read_plan
-from onnxsep.rewriting.choosing import ByPlan, Choice, OneBlockMode, OneMode, takes_pointwise
+from onnxsep.rewriting.choosing import ByPlan, Choice, OneBlockMode, OneMode, OneWidthMode, takes_pointwise
 from onnxsep.rewriting.targeting import ByTarget
 
 
@@ -87,11 +87,13 @@ def _by_modes(wanted: Wanted) -> Choice:
             f"{spelled('mode')} is missing: the form that Convs get ({listed} them); or give {spelled('plan')}"
         )
     mode, options = find_mode(wanted.mode).with_settings(wanted.settings), wanted.options
-    if isinstance(mode, BlockMode):
+    if not isinstance(mode, Mode):
+        blocks, widths = "takes blocks of several nodes", "changes how many channels layers have"
+        what = blocks if isinstance(mode, BlockMode) else widths
         for name in ("pointwise_mode", "pointwise_rank", "max_effect"):
             if getattr(wanted, name) is not None:
-                raise OptionError(f"mode {mode.name} takes blocks of several nodes; leave {spelled(name)} out")
-        return OneBlockMode(mode, options)
+                raise OptionError(f"mode {mode.name} {what}; leave {spelled(name)} out")
+        return OneBlockMode(mode, options) if isinstance(mode, BlockMode) else OneWidthMode(mode, options)
     return OneMode(mode, options, _pointwise(wanted, mode), wanted.max_effect)
 
 
@@ -101,7 +103,7 @@ def _pointwise(wanted: Wanted, mode: Mode) -> Assignment | None:
             raise OptionError(f"{spelled('pointwise_rank')} goes with {spelled('pointwise_mode')}; give both")
         return None
     found, name = find_mode(wanted.pointwise_mode), spelled("pointwise_mode")
-    if isinstance(found, BlockMode):
+    if not isinstance(found, Mode):
         raise OptionError(f"{name} {found.name}: it takes blocks of several nodes, and no layers without a kernel")
     if why := takes_pointwise(found):
         raise OptionError(f"{name} {found.name}: it takes no layers without a kernel ({why})")

@@ -1,10 +1,13 @@
 """What each operator does with channels; an operator that is not listed here cannot be followed."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import onnx
 
+from onnxsep.engine.channels import Channels, Cut, Facts, Ids, Track, gather_facts, label, settle
+from onnxsep.engine.resizing import Lost, SizeRules, integer
 from onnxsep.engine.sites import Sites
 from onnxsep.errors import FactorizationError
 from onnxsep.graph.constants import read_constant
@@ -12,8 +15,6 @@ from onnxsep.graph.places import Constant
 from onnxsep.graph.scopes import is_standard
 from onnxsep.graph.view import View
 from onnxsep.model.io import Model
-from onnxsep.pruning.channels import Channels, Cut, Facts, Ids, Track, gather_facts, label, settle
-from onnxsep.pruning.resizing import Lost, SizeRules, integer
 
 # One input with channels, and an output that has the same ones; what other inputs hold is for all channels alike.
 _UNARY = {
@@ -36,11 +37,14 @@ def follow(model: Model, sites: Sites) -> Channels:
         sites: its Convs.
     """
     facts = gather_facts(model, sites)
-    view = View(sites.light)
+
+    @cache
+    def view() -> View:  # most models need none
+        return View(sites.light)
 
     def fold(index: int, position: int) -> Sequence[int] | None:
         """The values of a constant that is an input of a node, an expression of constants included."""
-        constant = view.constant(0, index, position)
+        constant = view().constant(0, index, position)
         if isinstance(constant, str):
             return None
         try:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 
-from onnxsep.pruning.channels import Channels, Facts, Track, label
+from onnxsep.engine.channels import Channels, Facts, Track, label
 
 
 class Lost(Exception):  # noqa: N818 - a finding about a node, not an error

@@ -1,17 +1,20 @@
 """Taking channels out of a model, and the source that the result must equal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
+from onnxsep.engine.channels import Channels, Cut
+from onnxsep.engine.families import Gone
 from onnxsep.engine.sites import Sites
-from onnxsep.graph.constants import read_constant
+from onnxsep.engine.storing import with_values
+from onnxsep.graph.constants import read_constant, stored_tensor
 from onnxsep.graph.places import Constant
+from onnxsep.graph.scopes import scopes
+from onnxsep.graph.shapes import stub
 from onnxsep.model.io import Model
-from onnxsep.pruning.channels import Channels, Cut
-from onnxsep.pruning.selecting import Gone
-from onnxsep.pruning.storing import with_values
 
 
 def take_out(source: Model, sites: Sites, channels: Channels, gone: Gone) -> tuple[Model, tuple[str, ...]]:
@@ -27,12 +30,33 @@ def take_out(source: Model, sites: Sites, channels: Channels, gone: Gone) -> tup
             array = np.compress(~gone[ids], array, axis=axis)
         values[cut.constant] = array
     result, moved = with_values(source, values)
-    graph = result.proto.graph
+    _restate(result.proto.graph, channels, gone, {constant.name: array.shape for constant, array in values.items()})
+    return result, moved
+
+
+def take_out_sizes(light: onnx.ModelProto, channels: Channels, gone: Gone) -> onnx.ModelProto:
+    """The same of a skeleton: shapes alone, no weight is read."""
+    result = onnx.ModelProto()
+    result.CopyFrom(light)
+    found, shapes = scopes(result), dict[str, tuple[int, ...]]()
+    for cut in _affected(channels, gone):
+        tensor = stored_tensor(found, cut.constant)
+        assert tensor is not None, "only stored weights are changed"
+        shape = list(tensor.dims)
+        for axis, ids in cut.axes.items():
+            shape[axis] = int(np.count_nonzero(~gone[ids]))
+        tensor.CopyFrom(stub(tensor.name, tensor.data_type, shape))
+        shapes[cut.constant.name] = tuple(shape)
+    _restate(result.graph, channels, gone, shapes)
+    return result
+
+
+def _restate(graph: onnx.GraphProto, channels: Channels, gone: Gone, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Groups of depthwise Convs, and the shapes that a graph states."""
     for (_, index), ids in channels.depthwise.items():
         for attribute in graph.node[index].attribute:
             if attribute.name == "group":
                 attribute.i = int(np.count_nonzero(~gone[ids]))
-    shapes = {constant.name: array.shape for constant, array in values.items()}
     for value in (*graph.value_info, *graph.input):  # weights are inputs too, up to IR version 3
         dims = value.type.tensor_type.shape.dim
         track = channels.tracks.get(value.name)
@@ -41,7 +65,6 @@ def take_out(source: Model, sites: Sites, channels: Channels, gone: Gone) -> tup
                 dim.dim_value = size
         elif track is not None and len(dims) > 1 and gone[track.ids].any():
             dims[1].dim_value = int(np.count_nonzero(~gone[track.ids]))
-    return result, moved
 
 
 def mask_readers(source: Model, sites: Sites, channels: Channels, gone: Gone) -> Model:
