@@ -1,0 +1,60 @@
+"""The table of a network, as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from real_networks.networks import Network
+from real_networks.rows import Row, Work
+
+
+def table(name: str, network: Network, rows: Sequence[Row], work: Work) -> list[str]:
+    """Its lines: a heading, and a line for each row that there is something to say of."""
+    original = work.loss(rows[0])
+    if original is None:
+        return [f"{name}: not measured"]
+    first, times = original["models"][0], work.times()
+    losses = ("same class", "top-1") if network.classes else ("error",)
+    heads = ("", "replaced", "size", "latency", "CPU s", "GB", *losses)
+    lines = [
+        f"**{name}**: {first['file_bytes']:,} bytes, {first['parameters']:,} parameters, {first['macs'] / 1e6:,.0f}"
+        f" million MACs; {network.fit} samples to fit to and calibrate with, {original['samples']} others measured.",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
+    ]
+    for row in rows:
+        cells = _cells(row, work, first["file_bytes"], times, network.classes)
+        if cells is not None:
+            lines.append(f"| {' | '.join([row.label, *cells])} |")
+    return [*lines, ""]
+
+
+def _cells(row: Row, work: Work, whole: int, times: Mapping[str, Mapping[str, Any]], classes: bool) -> list[str] | None:
+    made, loss = work.made(row), work.loss(row)
+    if made is None and row.words:
+        return None
+    spent = [f"{made['seconds']:.0f}", f"{made['bytes'] / 1e9:.1f}"] if made else ["", ""]
+    replaced = str(made["replaced"][0]) if made and made["replaced"] else ""
+    losses = 2 if classes else 1
+    if loss is None:
+        why = f"status {made['status']}" if made and made["status"] else "nothing to replace"
+        return [replaced, why, "", *spent, *[""] * losses]
+    model = loss["models"][0]
+    ratio = (times.get(f"{row.stem}.onnx") or {}).get("against_first")
+    latency = f"{ratio['value']:.2f}" if ratio else ""
+    return [replaced, f"{model['file_bytes'] / whole:.3f}", latency, *spent, *_losses(model, classes)]
+
+
+def _losses(model: Mapping[str, Any], classes: bool) -> list[str]:
+    found = model["against_reference"]
+    if not classes:
+        return [", ".join(_number(output["relative"]) for output in found["outputs"])]
+    return [_share(found["agreement"]), _share(model["top1"]["share"])]
+
+
+def _share(share: Mapping[str, Any]) -> str:
+    return f"{100 * share['value']:.1f} +- {100 * share['standard_error']:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
