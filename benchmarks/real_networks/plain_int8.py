@@ -33,10 +33,12 @@ class Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {os.getpid() % len(os.sched_getaffinity(0))})  # one thread: it has no option for that
 with tempfile.TemporaryDirectory() as folder:
-    prepared, source = str(Path(folder, "prepared.onnx")), onnx.load(sys.argv[1])
+    newer, prepared = str(Path(folder, "newer.onnx")), str(Path(folder, "prepared.onnx"))
+    source = onnx.load(sys.argv[1])
     if next(entry.version for entry in source.opset_import if entry.domain in ("", "ai.onnx")) < 13:
         source = onnx.version_converter.convert_version(source, 13)  # a scale for each channel needs 13
-    quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    onnx.save(source, newer)  # of a model in memory it leaves Constant nodes as they are, and so their weights in float
+    quant_pre_process(newer, prepared, skip_symbolic_shape=True)
     quantize_static(
         prepared,
         sys.argv[2],

@@ -13,8 +13,9 @@ def table(name: str, network: Network, rows: Sequence[Row], work: Work) -> list[
     if original is None:
         return [f"{name}: not measured"]
     first, times = original["models"][0], work.times()
-    losses = ("same class", "top-1") if network.classes else ("error",)
-    heads = ("", "replaced", "size", "latency", "CPU s", "GB", *losses)
+    scores = original["models"][0]["against_reference"]["agreement"] is not None
+    losses = (*(("same class",) if scores else ()), *(("top-1",) if network.classes else ()))
+    heads = ("", "replaced", "size", "latency", "CPU s", "GB", "error", *losses)
     lines = [
         f"**{name}**: {first['file_bytes']:,} bytes, {first['parameters']:,} parameters, {first['macs'] / 1e6:,.0f}"
         f" million MACs; {network.fit} samples to fit to and calibrate with, {original['samples']} others measured.",
@@ -23,33 +24,32 @@ def table(name: str, network: Network, rows: Sequence[Row], work: Work) -> list[
         "|---" * len(heads) + "|",
     ]
     for row in rows:
-        cells = _cells(row, work, first["file_bytes"], times, network.classes)
+        cells = _cells(row, work, first["file_bytes"], times)
         if cells is not None:
-            lines.append(f"| {' | '.join([row.label, *cells])} |")
+            lines.append(f"| {' | '.join([row.label, *cells, *[''] * (len(heads) - 1 - len(cells))])} |")
     return [*lines, ""]
 
 
-def _cells(row: Row, work: Work, whole: int, times: Mapping[str, Mapping[str, Any]], classes: bool) -> list[str] | None:
+def _cells(row: Row, work: Work, whole: int, times: Mapping[str, Mapping[str, Any]]) -> list[str] | None:
     made, loss = work.made(row), work.loss(row)
     if made is None and row.words:
         return None
     spent = [f"{made['seconds']:.0f}", f"{made['bytes'] / 1e9:.1f}"] if made else ["", ""]
     replaced = str(made["replaced"][0]) if made and made["replaced"] else ""
-    losses = 2 if classes else 1
     if loss is None:
         why = f"status {made['status']}" if made and made["status"] else "nothing to replace"
-        return [replaced, why, "", *spent, *[""] * losses]
+        return [replaced, why, "", *spent]
     model = loss["models"][0]
     ratio = (times.get(f"{row.stem}.onnx") or {}).get("against_first")
     latency = f"{ratio['value']:.2f}" if ratio else ""
-    return [replaced, f"{model['file_bytes'] / whole:.3f}", latency, *spent, *_losses(model, classes)]
+    return [replaced, f"{model['file_bytes'] / whole:.3f}", latency, *spent, *_losses(model)]
 
 
-def _losses(model: Mapping[str, Any], classes: bool) -> list[str]:
+def _losses(model: Mapping[str, Any]) -> list[str]:
     found = model["against_reference"]
-    if not classes:
-        return [", ".join(_number(output["relative"]) for output in found["outputs"])]
-    return [_share(found["agreement"]), _share(model["top1"]["share"])]
+    shares = [found["agreement"], (model["top1"] or {}).get("share")]
+    errors = ", ".join(_number(output["relative"]) for output in found["outputs"])
+    return [errors, *(_share(share) for share in shares if share is not None)]
 
 
 def _share(share: Mapping[str, Any]) -> str:
