@@ -68,14 +68,14 @@ def fetch(name: str, folder: Path) -> None:
 
 
 def _keep_samples(name: str, file: Path, part: str, count: int) -> None:
+    network, proto = NETWORKS[name], onnx.load(str(file.with_name("original.onnx")), load_external_data=False)
+    source, labelled = proto.graph.input[0].name, network.classes and part == "test"
     if file.exists():
         with np.load(file) as arrays:
-            if len(arrays[arrays.files[0]]) == count:
+            if len(arrays[source]) == count and ("y" in arrays.files) == labelled:
                 return
-    network, proto = NETWORKS[name], onnx.load(str(file.with_name("original.onnx")), load_external_data=False)
-    arrays = {proto.graph.input[0].name: network.samples(part, count)}
-    labels = {"y": classes(part, count)} if network.classes and part == "test" else {}
-    np.savez(file, **arrays, **labels)  # type: ignore[arg-type]  # numpy types its switch only
+    arrays = {source: network.samples(part, count), **({"y": classes(part, count)} if labelled else {})}
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy types its switch only
 
 
 def _run(words: Sequence[str]) -> None:

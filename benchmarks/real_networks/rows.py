@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _TIMED = 8  # samples, as many as `evaluate` takes turns with
+_ENDED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # by somebody, so that it is made again
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,13 @@ class Work:
         return True
 
     def made(self, row: Row) -> dict[str, Any] | None:
-        """What making it took: seconds, bytes, status, said, and replaced (layers); None where it was not tried."""
-        return _read(self.folder / f"{row.stem}.made.json")
+        """What making it took: seconds, bytes, status, said, and replaced (layers); None where it was not made so."""
+        made = _read(self.folder / f"{row.stem}.made.json")
+        return made if made is not None and made["words"] == self._asked(row) else None
 
     def loss(self, row: Row) -> dict[str, Any] | None:
-        """The report of ``onnxsep evaluate`` on it."""
-        return _read(self.folder / f"{row.stem}.loss.json")
+        """The report of ``onnxsep evaluate`` on it; None where there is none of a file that was made so."""
+        return None if row.words and self.made(row) is None else _read(self.folder / f"{row.stem}.loss.json")
 
     def times(self) -> dict[str, dict[str, Any]]:
         """Latencies by the name of the file."""
@@ -74,14 +77,16 @@ class Work:
         if found["status"]:
             print(f"  {self.folder.name}: latency: {found['said'][-300:].strip()}", flush=True)
 
+    def _asked(self, row: Row) -> list[str]:
+        return [*row.words[1:], self.given]
+
     def _make(self, row: Row) -> bool:
-        record, asked = self.folder / f"{row.stem}.made.json", [*row.words[1:], self.given]
         made = self.made(row)
-        if made is None or made["words"] != asked:
+        if made is None:
             for old in (f"{row.stem}.onnx", f"{row.stem}.json", f"{row.stem}.loss.json"):
                 (self.folder / old).unlink(missing_ok=True)
-            made = {"words": asked, **self._run(row.words), "replaced": self._replaced(row)}
-            record.write_text(json.dumps(made))
+            made = {"words": self._asked(row), **self._run(row.words), "replaced": self._replaced(row)}
+            (self.folder / f"{row.stem}.made.json").write_text(json.dumps(made))
             said = made["said"].strip().splitlines()[-1:] if made["status"] else ""
             print(f"  {row.label}: {made['seconds']:.0f} CPU s {''.join(said)[:300]}", file=sys.stderr, flush=True)
         return bool(made["status"] == 0 and made["replaced"] != [0])
@@ -118,6 +123,8 @@ class Work:
         if not watch.is_alive() and process.returncode:
             said = f"ended after {self.limit} s"
         watch.cancel()
+        if process.returncode in _ENDED:
+            raise KeyboardInterrupt
         seconds = used.ru_utime + used.ru_stime
         return {
             "seconds": seconds,

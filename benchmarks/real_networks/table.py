@@ -37,7 +37,8 @@ def _cells(row: Row, work: Work, whole: int, times: Mapping[str, Mapping[str, An
     spent = [f"{made['seconds']:.0f}", f"{made['bytes'] / 1e9:.1f}"] if made else ["", ""]
     replaced = str(made["replaced"][0]) if made and made["replaced"] else ""
     if loss is None:
-        why = f"status {made['status']}" if made and made["status"] else "nothing to replace"
+        failed = f"status {made['status']}" if made and made["status"] else "not measured"
+        why = "nothing to replace" if made and made["replaced"] == [0] else failed
         return [replaced, why, "", *spent]
     model = loss["models"][0]
     ratio = (times.get(f"{row.stem}.onnx") or {}).get("against_first")
