@@ -42,7 +42,7 @@ def _cells(row: Row, work: Work, whole: int, times: Mapping[str, Mapping[str, An
         return [replaced, why, "", *spent]
     model = loss["models"][0]
     ratio = (times.get(f"{row.stem}.onnx") or {}).get("against_first")
-    latency = f"{ratio['value']:.2f}" if ratio else ""
+    latency = f"{ratio['value']:.2f} +- {ratio['standard_error'] or 0:.2f}" if ratio else ""
     return [replaced, f"{model['file_bytes'] / whole:.3f}", latency, *spent, *_losses(model)]
 
 
