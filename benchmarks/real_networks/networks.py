@@ -75,7 +75,7 @@ def _keep_samples(name: str, file: Path, part: str, count: int) -> None:
             if len(arrays[source]) == count and ("y" in arrays.files) == labelled:
                 return
     arrays = {source: network.samples(part, count), **({"y": classes(part, count)} if labelled else {})}
-    np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy types its switch only
+    np.savez(file, **arrays)
 
 
 def _run(words: Sequence[str]) -> None:
