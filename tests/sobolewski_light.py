@@ -51,6 +51,7 @@ def rewritten(light: onnx.ModelProto, mode: AnyMode, **options: Any) -> tuple[on
     """What a mode makes of it, first Convs included, and the plan; no weight is read."""
     asked = {"rank": "paper", **options}
     choice = Options(RankPolicy.parse(asked.pop("rank")), include_first=True, recurse=True, **asked)
+    assert not isinstance(mode, WidthMode)
     model = Model(light)
     sites = find_sites(model, linear_layers=mode.linear_layers)
     plan = make_plan(matches(model, sites, mode), mode, choice, lambda site: pytest.fail("it reads a weight"))

@@ -3,6 +3,7 @@
 python plain_int8.py IN.onnx OUT.onnx DATA.npz
 """
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.version_converter
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -28,9 +30,15 @@ class Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
         return None if sample is None else {self._name: sample[None]}
 
 
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {os.getpid() % len(os.sched_getaffinity(0))})  # one thread: it has no option for that
 with tempfile.TemporaryDirectory() as folder:
-    prepared = str(Path(folder, "prepared.onnx"))
-    quant_pre_process(sys.argv[1], prepared, skip_symbolic_shape=True)
+    newer, prepared = str(Path(folder, "newer.onnx")), str(Path(folder, "prepared.onnx"))
+    source = onnx.load(sys.argv[1])
+    if next(entry.version for entry in source.opset_import if entry.domain in ("", "ai.onnx")) < 13:
+        source = onnx.version_converter.convert_version(source, 13)  # a scale for each channel needs 13
+    onnx.save(source, newer)  # of a model in memory it leaves Constant nodes as they are, and so their weights in float
+    quant_pre_process(newer, prepared, skip_symbolic_shape=True)
     quantize_static(
         prepared,
         sys.argv[2],

@@ -103,8 +103,9 @@ def gather_patches(conv: Conv, values: NDArray[Any], positions: Indices) -> Floa
         index = index * size[axis] + np.clip(at, 0, size[axis] - 1)
     flat = values.reshape(images, values.shape[1], -1)
     patches = flat[np.arange(images)[:, None, None], :, index.reshape(images, count, -1)]  # [images, n, taps, channels]
-    patches = np.where(inside.reshape(images, count, -1, 1), patches, 0)
-    rows: Floats = patches.transpose(0, 1, 3, 2).reshape(images * count, -1).astype(np.float32)
+    if not inside.all():  # in place: with many channels these are hundreds of megabytes
+        patches[~inside.reshape(images, count, -1)] = 0
+    rows: Floats = patches.transpose(0, 1, 3, 2).reshape(images * count, -1).astype(np.float32, copy=False)
     return rows
 
 

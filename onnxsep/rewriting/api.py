@@ -7,10 +7,10 @@ from functools import cached_property, partial
 
 import onnx
 
-from onnxsep.calibration import fit_plan, opened, tune_result
+from onnxsep.calibration import Fitting, fit_plan, opened, tune_result
 from onnxsep.checking.feeding import Feeding, layers_report
 from onnxsep.checking.options import SAMPLES
-from onnxsep.data import Preprocessing
+from onnxsep.data import Dataset, Preprocessing
 from onnxsep.engine.factors import Factorized, factorize_all
 from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.own_constants import with_own_constants
@@ -42,6 +42,7 @@ from onnxsep.rewriting.report import RewriteReport
 from onnxsep.rewriting.rows import conv_reports, totals
 from onnxsep.rewriting.verification import decide, verify_result
 from onnxsep.running.feeds import Feeds, check_input_shapes
+from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.running.sizes import Sizes, find_sizes
 from onnxsep.running.verification import Settings, missed_error
 
@@ -104,11 +105,16 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
     original = source
     if isinstance(choice, OneWidthMode):
         source = with_own_constants(source)
-    find = partial(find_sites, source, settings.input_shapes, transposed=True)
-    sites = choice.sites(lambda linear: find(linear_layers=linear))
-    sizes = find_sizes(source, settings.input_shapes, settings.runtime, feeds=settings.given)
-    if measured := sizes.of(source) if any(map(_of_unknown_size, sites.found)) else {}:
-        sites = choice.sites(lambda linear: find(linear_layers=linear, measured=measured))
+    shapes, find = settings.input_shapes, partial(find_sites, source, transposed=True)
+    sites = choice.sites(lambda linear: find(shapes, linear_layers=linear))
+    sizes = find_sizes(source, shapes, settings.runtime, feeds=settings.given)
+    if not sizes.complete and fitting.data is not None:
+        fitting = opened(fitting, source, settings.runtime)
+        sizes = _sizes_of_data(source, fitting, settings.runtime)
+        shapes = sizes.shapes
+    measured = sizes.of(source) if any(map(_of_unknown_size, sites.found)) else {}
+    if measured or shapes is not settings.input_shapes:
+        sites = choice.sites(lambda linear: find(shapes, linear_layers=linear, measured=measured))
     if isinstance(choice, OneWidthMode):
         return _narrowed(original, source, sites, sizes, choice, model, options, settings, reads, started)
     fitting = opened(fitting, source, settings.runtime) if choice.measures else fitting
@@ -154,8 +160,6 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         if fitted.parts is not None:
             feeding = Feeding(fitted.dataset, indices=tuple(fitted.parts.verified[:SAMPLES]))
         compared, why_not = layers_report(source, result, feeding, settings.runtime, settings.progress)
-    if fitted.dataset is not None and not sizes.complete:
-        sizes = find_sizes(source, runtime=settings.runtime, feeds=Feeds(fitted.dataset.feed([0])))
     report = RewriteReport(
         source=model_info(source),
         mode=choice.mode,
@@ -171,6 +175,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         notes=(
             *sites.notes,
             *(() if dry_run else dense_factor_notes(source, sites, (row.site for row in rows.convs))),
+            *([] if shapes is settings.input_shapes else [_sample_note(fitting, shapes)]),
             *_size_notes(rows, measured),
             *sizes.notes(source),
             *limited.notes,
@@ -239,6 +244,18 @@ def _narrowed(
 
 def _of_unknown_size(item: ConvSite | Rejected) -> bool:
     return isinstance(item, ConvSite) and item.input_size is None
+
+
+def _sizes_of_data(source: Model, fitting: Fitting, runtime: RuntimeOptions) -> Sizes:
+    """What is known for a sample of data that are open."""
+    assert isinstance(fitting.data, Dataset)
+    return find_sizes(source, runtime=runtime, feeds=Feeds(fitting.data.feed(range(fitting.data.batch or 1))))
+
+
+def _sample_note(fitting: Fitting, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    assert isinstance(fitting.data, Dataset)
+    told = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+    return f"sizes that the model leaves free are those of a sample of {fitting.data.source}: {told}"
 
 
 def _size_notes(plan: Plan, measured: Measured) -> list[str]:
