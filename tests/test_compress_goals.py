@@ -39,6 +39,12 @@ def network() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+@pytest.fixture(autouse=True)
+def _few_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans choose among two forms: it is quicker."""
+    monkeypatch.setattr("onnxsep.planner.forms.USUAL", ("spatial", "channel"))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model, and data with the classes that it gives."""

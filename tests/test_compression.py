@@ -119,7 +119,7 @@ def test_every_parameter_is_an_option_or_comes_from_the_run(kind: type[Step]) ->
     parameters = set(inspect.signature(kind.function()).parameters)
     options, given = set(kind.defaults()), {field.name for field in fields(Given)}
     by_the_run = {"model", "progress", "checkpoint", "resume"}
-    left_out = {"dry_run", "statistics", "frontier"}
+    left_out = {"dry_run", "statistics", "frontier"} | ({"workers", "scheduler", "latency_resource"} & parameters)
     assert parameters == options | (parameters & (given | by_the_run | left_out))
     assert not options & (given | by_the_run | left_out)
     assert (given | by_the_run | left_out) <= set(elsewhere(kind.kind()))

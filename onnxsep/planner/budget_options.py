@@ -160,7 +160,7 @@ class Timed(Options):
         if getattr(self, "then", None) is not None and of_floats:
             raise OptionError(
                 f"{spelled('target')} {of_floats[0]} is measured of the float model, so leave {spelled('then')} out;"
-                " `onnxsep compress --target size=0.2 --max-drop 1` measures the quantised one"
+                f" `compress` with {spelled('target')} size= and {spelled('max_drop')} measures the quantised one"
             )
         others = [name for name in ("scheduler", "workers") if getattr(self, name, None) not in (None, 1)]
         if others and getattr(self, "metric", None) is not None:
