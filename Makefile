@@ -24,7 +24,8 @@ NOT_ENGINE := test_readme.py test_docs.py test_repository.py test_models.py test
 	test_verified_on_data.py test_evaluation_limits.py test_what_got_worse.py test_lean.py test_onnx_backend.py \
 	test_imports.py test_hostile_text.py test_inputs_without_samples.py test_time_limit.py test_options_that_do_nothing.py \
 	test_rerun.py test_rerun_other_models.py test_plan_files.py test_plan_refusals.py test_sobolewski_baselines.py \
-	checking/test_check.py
+	checking/test_check.py test_workers.py test_going_on.py test_cluster.py test_compress_goals.py test_sobolewski_recipes.py \
+	test_until.py test_plan_step.py test_full_size_fits.py
 
 .PHONY: demo test deep lint types bench golden lowest fuzz docs docs-check sdist clean
 

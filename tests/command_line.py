@@ -10,16 +10,23 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from onnxsep.cli import main, options
+from onnxsep.running.workers import any_left
 
+_WAITS = 100
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def run(*arguments: object, cwd: Path | None = None, columns: int = 200) -> subprocess.CompletedProcess[str]:
     """What ``onnxsep`` with these arguments prints, and its exit status."""
+    for _ in range(_WAITS):  # an error ends the process at once beside runs that nobody waits for any more
+        if not any_left():
+            break
+        time.sleep(0.1)
     return called(main, "onnxsep", *arguments, cwd=cwd, columns=columns)
 
 

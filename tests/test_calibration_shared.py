@@ -100,7 +100,7 @@ EXPORTED: dict[str, tuple[int, ...] | None] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), some(product(EXPORTED, ["depthwise", "spatial", "channel", "pointwise", "lean"]), 4)
+    ("name", "mode"), some(product(EXPORTED, ["depthwise", "spatial", "channel", "pointwise", "lean"]), 7)
 )
 def test_models_of_many_exporters(shared: Path, name: str, mode: str) -> None:
     """The fit is no worse than the weights alone at any Conv, and the result is valid and runs."""

@@ -190,6 +190,7 @@ def test_one_conv_of_a_large_model(large: Path, tmp_path: Path) -> None:
     data.unlink()
 
 
+@pytest.mark.skipif(not DEEP, reason="it takes as long as a hundred others: make deep")
 @pytest.mark.skipif(sys.platform == "win32", reason="no sparse files by default")
 def test_local_verification_of_a_large_model(large: Path, tmp_path: Path) -> None:
     """It is the default above 1 GB, and needs the memory of one Conv more."""

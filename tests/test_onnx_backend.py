@@ -122,7 +122,7 @@ def test_converted_from_pytorch(folder: Path, mode: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "mode"),
-    some(itertools.product(LIGHT, MODES), 5),
+    some(itertools.product(LIGHT, MODES), 11),
     ids=lambda value: value if isinstance(value, str) else value.stem,
 )
 def test_light_networks(path: Path, mode: str) -> None:

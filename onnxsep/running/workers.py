@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 _TICK = 0.2  # seconds: waiting for a lock without a limit cannot be interrupted on Windows
+_MOMENT = 1.0  # seconds
 _PATIENCE = 2.0  # seconds for a call that was told to stop
 _left: list[threading.Thread] = []  # calls that nobody waits for any longer
 
@@ -126,9 +127,10 @@ class Beside(Generic[T]):
         return self._outcome.result()
 
     def leave(self) -> None:
-        """Let it end as soon as it comes back to Python."""
+        """Let it end as soon as it comes back to Python; that is waited for a moment, as most runs are short."""
         if self._thread.is_alive():
             _raise_in(self._thread)
+            self._thread.join(_MOMENT)
             _left.append(self._thread)
 
 
