@@ -1,8 +1,5 @@
-"""What makes fits of large networks quick: layers that run for a Conv, the network that runs ahead, fewer products."""
+"""What makes fits of large networks quick: layers that run for a Conv, fewer products."""
 
-import threading
-import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,20 +10,11 @@ from calibration_models import fitted, images, network, replaced
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from onnxsep.calibration import api, layerwise
+from onnxsep.calibration import layerwise
 from onnxsep.calibration.dense import as_dense
 from onnxsep.calibration.factored import as_layers
-from onnxsep.calibration.frontier import Frontier
-from onnxsep.calibration.memory import Needs, needs
-from onnxsep.calibration.sampling import choose_positions
-from onnxsep.calibration.schedule import make_schedule
-from onnxsep.engine.matches import ConvSite
-from onnxsep.engine.sites import find_sites
-from onnxsep.errors import CalibrationError
 from onnxsep.layers.conv import Conv
-from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode, Task, get_mode
-from onnxsep.running.workers import Beside
 
 Array = NDArray[Any]
 SHAPES: dict[str, Any] = {"w1": (12, 3, 3, 3), "w2": (12, 12, 3, 3), "w3": (12, 12, 3, 3), "b": (12,)}
@@ -129,80 +117,3 @@ def test_predictions_through_factors_are_those_of_their_product(mode: str, group
         np.testing.assert_allclose(
             one.apply(conv, factors, inputs), Mode.apply(one, conv, factors, inputs), atol=1e-12 * rows
         )
-
-
-def ahead_or_not(monkeypatch: pytest.MonkeyPatch, ahead: bool) -> tuple[set[bytes], set[str]]:
-    """The new weights, and the threads that the network was run in."""
-    threads: set[str] = set()
-    original = Frontier.advance
-
-    def advance(frontier: Frontier, *given: Any) -> None:
-        threads.add("main" if threading.current_thread() is threading.main_thread() else "another")
-        original(frontier, *given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Frontier, "advance", advance)
-        patch.setattr(api, "needs", lambda *given: replace(needs(*given), ahead=ahead))
-        result = fitted(model(), X, mode="depthwise", rank=1, samples=10, verify="none")
-    return {numpy_helper.to_array(one).tobytes() for one in result.model.proto.graph.initializer}, threads
-
-
-def test_the_result_does_not_depend_on_whether_the_network_runs_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    apart, threads = ahead_or_not(monkeypatch, False)
-    beside, others = ahead_or_not(monkeypatch, True)
-    assert apart == beside
-    assert (threads, others) == ({"main"}, {"main", "another"})
-
-
-def asked(limit: float) -> Needs:
-    one = Model(model())
-    sites = find_sites(one)
-    chosen = [site for site in sites.found if isinstance(site, ConvSite) and not site.first]
-    return needs(one, make_schedule(one, sites.scopes, chosen), {"x": X[:1]}, 400, 64, limit)
-
-
-def test_both_at_once_must_fit_into_memory() -> None:
-    plenty = asked(10**12)
-    assert plenty.ahead
-    assert asked(plenty.expected).ahead
-    less = asked(plenty.expected - 1)
-    assert not less.ahead
-    assert less.expected < plenty.expected
-    assert not less.too_large
-
-
-def test_what_fails_ahead_is_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Frontier.advance
-
-    def advance(frontier: Frontier, *given: Any) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            raise CalibrationError("out of luck")
-        original(frontier, *given)
-
-    monkeypatch.setattr(Frontier, "advance", advance)
-    with pytest.raises(CalibrationError, match="out of luck"):
-        fitted(model(), X, mode="depthwise", rank=1, samples=10, verify="none")
-
-
-def test_a_call_that_is_left_ends() -> None:
-    ended = threading.Event()
-
-    def call() -> None:
-        try:
-            while True:
-                time.sleep(0.01)
-        finally:
-            ended.set()
-
-    Beside(call).leave()
-    assert ended.wait(10)
-
-
-@pytest.mark.parametrize(("size", "count"), [(6, 36), (6, 35), (6, 5), (9, 1)])
-def test_positions_are_those_of_the_smallest_random_numbers(size: int, count: int) -> None:
-    conv = Conv(1, 1, (3, 3), (1, 1), (1,) * 4, (1, 1))
-    found = choose_positions(conv, (size, size), 3, count, np.random.default_rng(5))
-    drawn = np.random.default_rng(5).random((3, size * size))
-    for row, numbers in zip(found, drawn, strict=True):
-        limit = np.sort(numbers)[count - 1]
-        np.testing.assert_array_equal(row, np.flatnonzero(numbers <= limit))

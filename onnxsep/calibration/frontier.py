@@ -8,7 +8,6 @@ tensors go to files.
 """
 
 import tempfile
-import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,22 +33,20 @@ class Store:
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held, self.spilled = limit, 0, 0
-        self._lock = threading.RLock()  # one network may move on in another thread
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._count = 0
 
     def put(self, array: NDArray[Any]) -> "Kept":
         """Take an array; its space is free again when the result is no longer referred to."""
-        with self._lock:
-            if array.dtype == object or self._held + array.nbytes <= self._limit:
-                self._held += array.nbytes
-                kept = Kept(array, None)
-                weakref.finalize(kept, self._release, array.nbytes)
-                return kept
-            if self._folder is None:
-                self._folder = temporary_folder()
-            self._count += 1
-            path = Path(self._folder.name, f"{self._count}.npy")
+        if array.dtype == object or self._held + array.nbytes <= self._limit:
+            self._held += array.nbytes
+            kept = Kept(array, None)
+            weakref.finalize(kept, self._release, array.nbytes)
+            return kept
+        if self._folder is None:
+            self._folder = temporary_folder()
+        self._count += 1
+        path = Path(self._folder.name, f"{self._count}.npy")
         try:
             np.save(path, array, allow_pickle=False)
         except OSError as error:
@@ -63,8 +60,7 @@ class Store:
         return kept
 
     def _release(self, size: int) -> None:
-        with self._lock:
-            self._held -= size
+        self._held -= size
 
 
 class Kept:

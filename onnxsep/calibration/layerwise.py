@@ -8,10 +8,9 @@ the one dense Conv that its factors multiply to, a block as its own new nodes (`
 node of either network runs about once for each batch, so the cost grows linearly with depth.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,6 @@ from onnxsep.model.io import Model
 from onnxsep.modes.base import Factors
 from onnxsep.options.progress import Progress, announce
 from onnxsep.running.runtime import RuntimeOptions
-from onnxsep.running.workers import Beside
 
 NOT_FITTED = "its factors are those of the weights alone, for it cannot be fitted: {}"
 
@@ -104,26 +102,11 @@ class _Calibrator:
         self._halves: dict[Place, Half] = {}  # Convs that may be fitted again with one behind or before them
         self._done = Calibrated(samples=walk.samples)
         self._failed: BaseException | None = None
-        self._next: dict[Place, Step] = {}  # to which the original network may go while a Conv is fitted
-        self._ahead: Beside[None] | None = None
 
     def run(self, progress: Progress | None) -> Calibrated:
         sites = [row.site for row in self._replacements.values()]
         again = self._options.refine > 0 and any(row.init == "joint" for row in self._plan.replacements)
         steps = make_schedule(self._model, self._sites.scopes, sites, pairs=again)
-        if self._options.needs.ahead and not again:
-            self._next = {step.site.place: later for step, later in pairwise(steps)}
-        try:
-            self._run(steps, progress)
-        finally:
-            if self._ahead is not None:
-                self._ahead.leave()
-        if self._failed is not None and not any(one.errors for one in self._done.by_place.values()):
-            raise CalibrationError(f"no Conv can be fitted: {unfit(self._failed)}") from self._failed
-        self._done.note_nested(self._plan)
-        return self._done
-
-    def _run(self, steps: Sequence[Step], progress: Progress | None) -> None:
         for number, step in enumerate(steps):
             told = partial(_announced, progress, step.site.name, number, len(steps))
             told("")
@@ -138,6 +121,10 @@ class _Calibrator:
                     found = self._unfitted(step, replacement, unfit(error))
             if progress:
                 progress(f"{step.site.name}: {found}", number + 1, len(steps))
+        if self._failed is not None and not any(one.errors for one in self._done.by_place.values()):
+            raise CalibrationError(f"no Conv can be fitted: {unfit(self._failed)}") from self._failed
+        self._done.note_nested(self._plan)
+        return self._done
 
     def _unfitted(self, step: Step, replacement: ConvReplacement, reason: str) -> str:
         """Take the factors of the weights alone for a Conv that cannot be fitted; gives the reason."""
@@ -160,11 +147,7 @@ class _Calibrator:
         def running(batch: int, batches: int) -> None:
             told(f"running {batch} of {batches}")
 
-        if self._ahead is None:
-            self._walk.advance(step, running)
-        else:
-            self._ahead.result()
-            self._ahead = None
+        self._walk.advance(step, running)
         if self._replaced:
             nodes = [node for index in step.nodes for node in self._replaced.get(index, [self._walk.nodes[index]])]
             self._rewritten.advance(nodes, step.keep, running)
@@ -181,8 +164,6 @@ class _Calibrator:
             return str(error)
         tell("gathering")
         samples, tail = self._sample(step, replacement, weight, old_bias)
-        if site.place in self._next:  # the original network depends on no fit, and most of a fit has one thread
-            self._ahead = Beside(partial(self._walk.advance, self._next[site.place]))
         prior = prior_of(self._options, weight, samples)
         if site.conv.bias and site.bias is None:  # a computed bias is not known here, and so not what is clipped
             tail = tail.unclipped

@@ -41,7 +41,6 @@ class Needs:
         expected: bytes in all.
         too_large: bytes in all, by the place of Convs whose fit would need more than there may be.
         limit: bytes that there may be; infinity where that is not known.
-        ahead: whether the original network may run to the next Conv while one is fitted.
     """
 
     batch: int = _MOST
@@ -49,7 +48,6 @@ class Needs:
     expected: int = 0
     too_large: Mapping[Place, int] = field(default_factory=dict)
     limit: float = math.inf
-    ahead: bool = False
 
     def check(self, place: Place) -> None:
         """Refuse the fit of a Conv that would need too much.
@@ -101,8 +99,7 @@ def needs(
     model_bytes = sum(_ITEM * math.prod(tensor.dims) for tensor in light.graph.initializer)
     inputs = samples * sum(array.nbytes for array in feed.values()) // together
     base = _BASE + 3 * model_bytes + inputs + min(max(live, inputs), store)
-    at_once = 4 * (batch if together == 1 else 1)  # what a node reads and makes, in two layouts
-    runs = [at_once * max((per_node[index] for index in step.nodes), default=0) for step in steps]
+    running = 4 * largest * (batch if together == 1 else 1)  # what a node reads and makes, in two layouts
     fits = {}
     for step in steps:
         read, channels = light.graph.node[step.site.place[1]].input[0], step.site.conv.in_channels
@@ -110,12 +107,7 @@ def needs(
         fits[step.site.place] = _fit(step.site.conv, samples * min(positions, there))
     too_large = {place: base + size for place, size in fits.items() if base + size > limit}
     kept = [size for place, size in fits.items() if place not in too_large]
-    apart = base + max([at_once * largest, *kept])
-    beside = [fits[step.site.place] + run for step, run in zip(steps, [*runs[1:], 0], strict=True)]
-    beside = [size for step, size in zip(steps, beside, strict=True) if step.site.place not in too_large]
-    both = max([apart, *(base + size for size in beside)])
-    ahead = both <= limit
-    return Needs(batch, store, both if ahead else apart, too_large, limit, ahead)
+    return Needs(batch, store, base + max([running, *kept]), too_large, limit)
 
 
 def _total(names: Collection[str], sizes: Mapping[str, int]) -> int:

@@ -14,7 +14,6 @@ from typing import Any, Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 _TICK = 0.2  # seconds: waiting for a lock without a limit cannot be interrupted on Windows
-_MOMENT = 1.0  # seconds
 _PATIENCE = 2.0  # seconds for a call that was told to stop
 _left: list[threading.Thread] = []  # calls that nobody waits for any longer
 
@@ -102,36 +101,6 @@ def in_threads(jobs: Mapping[K, Callable[[], T]], count: int) -> Generator[tuple
             for thread in filter(threading.Thread.is_alive, threads):
                 _raise_in(thread)
                 _left.append(thread)
-
-
-class Beside(Generic[T]):
-    """A call that runs beside what its maker does; ``leave`` it where nobody will ask for what it gives.
-
-    Args:
-        call: as for ``within``.
-    """
-
-    def __init__(self, call: Callable[[], T]) -> None:
-        self._outcome = _Outcome(call)
-        self._thread = threading.Thread(target=self._outcome.run, daemon=True)
-        self._thread.start()
-
-    def result(self) -> T:
-        """What the call gives, as soon as it is done.
-
-        Raises:
-            Exception: what the call raises.
-        """
-        while self._thread.is_alive():
-            self._thread.join(_TICK)
-        return self._outcome.result()
-
-    def leave(self) -> None:
-        """Let it end as soon as it comes back to Python; that is waited for a moment, as most runs are short."""
-        if self._thread.is_alive():
-            _raise_in(self._thread)
-            self._thread.join(_MOMENT)
-            _left.append(self._thread)
 
 
 def any_left() -> bool:
