@@ -137,6 +137,8 @@ def test_types_of_the_source_stay(kind: int) -> None:
     y = net.residual("x", 4, 4, 4, bottleneck=True, norm=False)
     proto = net.model(4, y)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    if kind == TensorProto.BFLOAT16 and dtype == np.float32:
+        pytest.skip("this old onnx has no type of numpy for bfloat16")
     for one in proto.graph.initializer:
         if one.data_type == TensorProto.FLOAT:
             one.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(one).astype(dtype), one.name))

@@ -68,8 +68,8 @@ def select(
     if not all(usable):
         return None
     flat = [one for layer in usable for one in layer]
-    owners = np.repeat(np.arange(len(usable)), [len(layer) for layer in usable])
-    once = csr_array((np.ones(len(flat)), (owners, np.arange(len(flat)))), shape=(len(usable), len(flat)))
+    starts = np.cumsum([0, *map(len, usable)]).astype(np.int32)  # an older HiGHS takes no other integers
+    once = csr_array((np.ones(len(flat)), np.arange(len(flat), dtype=np.int32), starts), (len(usable), len(flat)))
     constraints = [LinearConstraint(once, 1, 1)]
     sums: dict[Budget, float] = {name: most for name, most in budgets.items() if name != "ram"}
     for name, most in sums.items():
