@@ -17,6 +17,7 @@ from onnxsep.errors import on_the_command_line
 from onnxsep.model.paths import OTHER_RESULT, PLAN_READ, RECIPE, TEACHER, Kind, read_of
 from onnxsep.options.proposals import proposing
 from onnxsep.options.specs import option, record
+from onnxsep.options.taking import made
 from onnxsep.reporting.document import Document, Line
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _print_ways(given: Given[CompressCommand]) -> None:
         raise typer.BadParameter("--dry-run goes with --target; `onnxsep recipes NAME` shows a recipe")
     asked = {one.name: getattr(given.options, one.name) for one in fields(SearchOptions)}
     with on_the_command_line():
-        search = Search(given.arguments["model"], SearchOptions(**asked))
+        search = Search(given.arguments["model"], made(SearchOptions, asked))
     with printing():
         if given.shown.json:
             listed = [{"way": one.way.name, "seconds": one.seconds, "steps": one.steps} for one in search.planned]
@@ -156,5 +157,5 @@ def recipes(
         lines = []
         for key, one in found.items():
             lines.append(Line(f"{key}: {one.description}"))
-            lines += [Line(f"{step.name}: {step}" if step.options else step.name, indent=1) for step in one.steps]
+            lines += [Line(step.line, indent=1) for step in one.steps]
         printed(Document("onnxsep recipes", tuple(lines)))

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -11,12 +10,13 @@ from onnxsep.compression.api import CompressResult, run_recipe
 from onnxsep.compression.given import CompressOptions
 from onnxsep.compression.goals import distance, in_words
 from onnxsep.compression.recipe import RECIPE_OUT, Recipe, recipe_text
-from onnxsep.compression.report import WayReport
+from onnxsep.compression.report import CompressReport, WayReport
 from onnxsep.compression.search_options import SearchOptions
 from onnxsep.compression.ways import Way, about_seconds, rounded, ways
-from onnxsep.data import open_data
+from onnxsep.data import Dataset, open_data
 from onnxsep.engine.sites import find_sites
 from onnxsep.errors import DataError, TargetError, VerificationError, spelled
+from onnxsep.evaluation.limits import Limits
 from onnxsep.model.files import write_text
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import check_paths
@@ -30,6 +30,7 @@ from onnxsep.running.runtime import Runner, RuntimeOptions
 
 _TORCH = "onnx2torch", "torch"
 _TRIALS = 5
+_COMPARED = 2  # models: the original and a result
 _Nearest = tuple[float, CompressResult, WayReport]  # how far from the goals
 
 
@@ -125,7 +126,7 @@ class Search:
             skip_bad=options.skip_bad,
         )
         if goals.max_drop is not None and options.metric is None:
-            _check_labels(original, options, data.labels is not None)
+            _check_labels(original, options, data)
         sites = len(find_sites(original, linear_layers=True, transposed=True).found)
         one = _seconds_for_one(original, options)
         each = [
@@ -189,16 +190,14 @@ class Search:
 
     def _of_way(self, number: int) -> CompressOptions:
         work = self._options.work
-        return replace(
-            self._run_options, work=None if work is None else f"{os.fspath(work)}-{number}", told=self._options.told
-        )
+        return replace(self._run_options, work=None if work is None else f"{os.fspath(work)}-{number}")
 
     def _result(
         self, done: CompressResult, way: Way, plan: PlanFile | None, tried: list[WayReport], all_: list[CompressResult]
     ) -> SearchResult:
         carried = plan if way.carries_out else None
         steps = way.steps if carried is None else way.with_plan(carried).steps
-        report = done.report.model_copy(update={"ways": tuple(tried), "notes": (*done.report.notes, *self._notes())})
+        report = self._report(done, tried)
         if not self._options.keep_steps:
             for other in all_:
                 if other is not done and other.work is not None:
@@ -211,18 +210,18 @@ class Search:
         if nearest is None:
             return VerificationError(f"no way reaches {self._asked()}: {tried[-1].why}")
         _, done, way = nearest
-        report = done.report.model_copy(update={"ways": tuple(tried), "notes": (*done.report.notes, *self._notes())})
         where = "" if done.work is None else f"; its result is {done.work.path / (done.manifest.steps[-1].file or '')}"
         also = f". {self._missing[0].upper()}{self._missing[1:]}" if self._missing else ""
         return VerificationError(
             f"no way reaches {self._asked()}, nothing was written. The nearest is {way.name!r}"
             f" ({in_words(way.missed)}){where}{also}",
-            report,
+            self._report(done, tried),
         )
 
-    def _notes(self) -> Iterator[str]:
-        if self._missing:
-            yield self._missing
+    def _report(self, done: CompressResult, tried: list[WayReport]) -> CompressReport:
+        """What a run reports, with what was tried, and what was not."""
+        notes = [*done.report.notes, *([self._missing] if self._missing else [])]
+        return done.report.model_copy(update={"ways": tuple(tried), "notes": tuple(notes)})
 
     def _asked(self) -> str:
         drop = self._goals.max_drop
@@ -231,7 +230,7 @@ class Search:
 
 
 def _steps(way: Way) -> tuple[str, ...]:
-    return tuple(f"{step.name}: {step}" if step.options else step.name for step in way.steps)
+    return tuple(step.line for step in way.steps)
 
 
 def _since(started: float) -> float:
@@ -246,24 +245,18 @@ def _plan_of(done: CompressResult) -> PlanFile | None:
     return None
 
 
-def _check_labels(original: Model, options: SearchOptions, of_data: bool) -> None:
+def _check_labels(original: Model, options: SearchOptions, data: Dataset) -> None:
     """Refuse a limit on the lost accuracy that cannot be measured, before anything is done."""
-    labelled = of_data
     if options.test is not None:
-        test = open_data(
+        data = open_data(
             options.test,
             original,
             preprocessing=options.preprocessing,
             labels=options.test_labels,
             skip_bad=options.skip_bad,
         )
-        labelled = test.labels is not None
-    if not labelled:
-        where = spelled("test" if options.test is not None else "data")
-        raise DataError(
-            f"{spelled('max_drop')} needs labels, and {where} has none: put the images into one folder for each class,"
-            " or integers into the array 'y' of an .npz file"
-        )
+    limits = Limits(max_drop=options.max_drop)
+    limits.check_possible(_COMPARED, labels=data.labels is not None, source=data.source)
 
 
 def _seconds_for_one(original: Model, options: SearchOptions) -> float:

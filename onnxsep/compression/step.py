@@ -202,6 +202,11 @@ class Step(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.options.items())})"
 
+    @property
+    def line(self) -> str:
+        """The command, and the options that were given."""
+        return f"{self.name}: {self}" if self.options else self.name
+
     def __str__(self) -> str:
         """The options that were given, in one line."""
         shown = {key.replace("_", "-"): as_json(value) for key, value in self.options.items()}

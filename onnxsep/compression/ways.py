@@ -32,11 +32,6 @@ class Way:
     mends_accuracy: bool = False
 
     @property
-    def plans(self) -> bool:
-        """Whether it makes a plan."""
-        return any(step.plans for step in self.steps)
-
-    @property
     def carries_out(self) -> bool:
         """Whether it carries out a plan that another way has made, or makes one."""
         return any("plan" in step.options for step in self.steps if isinstance(step, Rewrite))
