@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--modes", default=",".join(_MODES))
     parser.add_argument("--ranks", default="0.5,0.33")
     parser.add_argument("--targets", default="size=0.5", help="budgets of plans, as rewrite --target takes them")
+    parser.add_argument("--int8-targets", default="size=0.18", help="budgets of plans for int8 (--then int8)")
     parser.add_argument("--cache", type=Path, default=Path("real-cache"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--limit", type=int, default=1800, help="seconds that a file may take")
@@ -51,7 +52,8 @@ def main() -> None:
         folder = options.cache.absolute() / name
         folder.mkdir(parents=True, exist_ok=True)
         work = Work(folder, options.limit, f"{NETWORKS[name].fit} samples")
-        rows = all_rows(options.modes.split(","), options.ranks.split(","), options.targets.split(","))
+        targets = options.targets.split(","), options.int8_targets.split(",")
+        rows = all_rows(options.modes.split(","), options.ranks.split(","), *targets)
         if not options.latency_only:
             try:
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # this one's memory counts in what it starts
@@ -68,7 +70,9 @@ def main() -> None:
         print("\n".join(table(name, NETWORKS[name], rows, work)), flush=True)
 
 
-def all_rows(modes: Sequence[str], ranks: Sequence[str], targets: Sequence[str]) -> list[Row]:
+def all_rows(
+    modes: Sequence[str], ranks: Sequence[str], targets: Sequence[str], int8_targets: Sequence[str]
+) -> list[Row]:
     """The rows of a table, each after the one whose file it is made of."""
     plain = (sys.executable, str(_PLAIN), "original.onnx", "plain-int8.onnx", "fit.npz")
     rows = [Row("original", "original"), Row("ONNX Runtime's int8", "plain-int8", plain, "original")]
@@ -80,6 +84,11 @@ def all_rows(modes: Sequence[str], ranks: Sequence[str], targets: Sequence[str])
         for rank in ranks
     ]
     forms += [(f"plan, {target}", f"plan-{target}", ("--target", target)) for target in targets if target]
+    forms += [
+        (f"plan for int8, {target}", f"plan-int8-{target}", ("--target", target, "--then", "int8"))
+        for target in int8_targets
+        if target
+    ]
     for label, stem, words in forms:
         report = ("--report", f"{stem}.json")
         made = onnxsep("rewrite", "original.onnx", f"{stem}.onnx", *words, *_DATA, *report)

@@ -20,6 +20,7 @@ from onnxsep.compression.recipe import Recipe
 from onnxsep.data import AnyLabels, Dataset, Decided, ImageJudge, Preprocessing, PreprocessingReport, Source, open_data
 from onnxsep.data.batches import is_read_once, kept
 from onnxsep.data.rows import has_rows
+from onnxsep.data.synthetic import synthetic_count
 from onnxsep.errors import DataError, OnnxsepError, OptionError, spelled
 from onnxsep.model.files import printable
 from onnxsep.model.io import Model, load
@@ -55,7 +56,8 @@ def settle_images(
 
 
 def _may_hold_images(source: Source) -> bool:
-    return (isinstance(source, str | os.PathLike) and Path(source).is_dir()) or has_rows(source)
+    is_folder = isinstance(source, str | os.PathLike) and Path(source).is_dir()
+    return is_folder or has_rows(source) or synthetic_count(source) is not None
 
 
 def check_steps(recipe: Recipe, given: Given, seed: int) -> None:

@@ -42,11 +42,13 @@ class Sampled:
         read: Gives the pixels of one, uint8 [H, W, C].
         count: How many there are.
         labels: Their classes, where they have any.
+        made_up: They show nothing that a model was trained on.
     """
 
     read: Callable[[int], Pixels]
     count: int
     labels: npt.NDArray[np.int64] | None = None
+    made_up: bool = False
 
 
 def image_inputs(model: Model) -> tuple[Input, ...]:
@@ -91,6 +93,8 @@ def compare(
     Raises:
         DataError: the input takes no images in this form.
     """
+    if samples.made_up:
+        return Compared(reason="images that are made up cannot")
     if samples.count < FEWEST:
         return Compared(reason=f"a trial takes {FEWEST} samples or more, and there are {samples.count}")
     proto, entry = as_real(judge.model).proto, image_inputs(judge.model)[0]

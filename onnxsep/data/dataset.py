@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnxsep.data.comparing import ImageJudge, Sampled
-from onnxsep.data.images import ImageReader
+from onnxsep.data.images import ImageReader, Picture
 from onnxsep.data.pixel_arrays import judge_arrays
 from onnxsep.data.preprocessing import Decided, Preprocessing
 from onnxsep.data.preprocessing_report import PreprocessingReport
@@ -115,7 +115,8 @@ class Dataset:
             self.notes += self.preprocessing.notes if self.preprocessing else ()
             return
         reader, paths = self._samples.reader, self._samples.paths
-        samples = Sampled(lambda number: reader.pixels(paths[number]), len(paths), self.labels)
+        made_up = any(isinstance(path, Picture) and path.made_up for path in paths)
+        samples = Sampled(lambda number: reader.pixels(paths[number]), len(paths), self.labels, made_up)
         found = settle(reader.preprocessing, judge, samples)
         keys = reader.preprocessing.keys() if found is None else found.preprocessing
         said = Preprocessing.from_values(keys)

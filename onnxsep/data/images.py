@@ -30,10 +30,12 @@ class Picture:
     Attributes:
         name: What messages call it.
         load: Opens it.
+        made_up: It shows nothing that a model was trained on.
     """
 
     name: str
     load: Callable[[], Image.Image]
+    made_up: bool = False
 
 
 @dataclass(frozen=True)

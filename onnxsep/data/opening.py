@@ -1,7 +1,7 @@
 """Opening what the user names as ``--data``.
 
-A source is a folder of images, an .npy or .npz file, or, from Python, arrays, an iterable of feeds (``batches``) or a
-dataset with named columns (``rows``).
+A source is a folder of images, an .npy or .npz file, the word ``synthetic``, or, from Python, arrays, an iterable of
+feeds (``batches``) or a dataset with named columns (``rows``).
 """
 
 import os
@@ -21,6 +21,7 @@ from onnxsep.data.labels import AnyLabels, as_labels, read_labels
 from onnxsep.data.preprocessing import AnyPreprocessing, Decided, Preprocessing
 from onnxsep.data.rows import SOURCE, Table, has_rows, read_rows
 from onnxsep.data.samples import Given, ImageSamples, Samples, from_arrays
+from onnxsep.data.synthetic import SYNTHETIC, synthetic_count, synthetic_images
 from onnxsep.errors import DataError, FeedError, spelled
 from onnxsep.model.io import Model
 from onnxsep.running.inputs import Input, model_inputs, read_arrays
@@ -45,8 +46,9 @@ def open_data(
 
     Args:
         source: A folder of images, flat or with one folder for each class; an .npz file with arrays named after the
-            model's inputs, or ``x`` for the only one, and labels as ``y``; an .npy file for the only input. In Python
-            also such arrays or tensors by name (or the one), and
+            model's inputs, or ``x`` for the only one, and labels as ``y``; an .npy file for the only input;
+            ``synthetic`` or ``synthetic:N`` (``onnxsep.data.synthetic``), where no path has this name. In Python also
+            such arrays or tensors by name (or the one), and
 
             - an iterable of feeds: arrays by name, with the model's own shapes; b samples, if the first dimension of
               all inputs is free and that of all arrays is b; otherwise one sample;
@@ -103,10 +105,14 @@ def open_data(
 def _open(
     source: Source, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None, *, labelled: bool
 ) -> Dataset:
+    if (count := synthetic_count(source)) is not None:
+        return _open_synthetic(count, model, entries, preprocessing)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.exists():
-            raise DataError(f"the data {str(path)!r} does not exist; check the path")
+            raise DataError(
+                f"the data {str(path)!r} does not exist; check the path (images that are made up: {SYNTHETIC})"
+            )
         if path.is_dir():
             return _open_images(path, model, entries, preprocessing)
         if path.suffix.lower() not in (".npy", ".npz"):
@@ -139,13 +145,29 @@ def _dataset(given: Given, source: str) -> Dataset:
     return Dataset(given.samples, source, labels=given.labels, notes=given.notes, batch=given.batch)
 
 
-def _open_images(
-    folder: Path, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None
-) -> Dataset:
+def _reader(model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None) -> ImageReader:
     if len(entries) > 1:
         names = ", ".join(map(str, entries))
         raise DataError(f"images can be given for one input only, and the model has: {names}; give arrays (.npz)")
-    reader = ImageReader.for_input(model.proto, entries[0], _plain(preprocessing))
+    return ImageReader.for_input(model.proto, entries[0], _plain(preprocessing))
+
+
+def _open_synthetic(
+    count: int, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None
+) -> Dataset:
+    reader = _reader(model, entries, preprocessing)
+    return Dataset(
+        ImageSamples(reader, synthetic_images(count, reader.size)),
+        f"{count} synthetic images",
+        notes=(str(reader), f"the data are {count} synthetic images (dead leaves): real ones are better"),
+        batch=_fixed(entries[0]),
+    )
+
+
+def _open_images(
+    folder: Path, model: Model, entries: tuple[Input, ...], preprocessing: Preprocessing | None
+) -> Dataset:
+    reader = _reader(model, entries, preprocessing)
     found = find_images(folder)
     return Dataset(
         ImageSamples(reader, found.paths),

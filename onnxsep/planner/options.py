@@ -49,7 +49,8 @@ class PlanOptions(
         reads=DATA,
         typed=Path,
         per_run=True,
-        help="Folder of images, .npy or .npz: what candidates are fitted to and measured on.",
+        help="Folder of images, .npy, .npz, or synthetic (images made up): "
+        "what candidates are fitted to and measured on.",
         doc="what candidates are fitted to and measured on: a folder of images, an .npy or .npz file, arrays, batches"
         " or a dataset (:func:`onnxsep.data.open_data`).",
     )

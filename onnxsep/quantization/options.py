@@ -28,7 +28,7 @@ class QuantizeOptions(Settings, Running, Labelled, Preprocessed, Seeded, Telling
         reads=DATA,
         typed=Path,
         per_run=True,
-        help="Folder of images, .npy or .npz: what ranges of activations come from.",
+        help="Folder of images, .npy, .npz, or synthetic (images made up): what ranges of activations come from.",
         doc="samples to choose the ranges of activations with, as for :func:`onnxsep.data.open_data`.",
     )
     samples: int | None = option(

@@ -132,9 +132,10 @@ class RewriteOptions(Quantizing, Timed, WhichLayers, Forms, Losing, Verifying, P
         reads=DATA,
         typed=Path,
         per_run=True,
-        help="Folder of images, .npy or .npz: what the factors are fitted to (else weights alone).",
-        doc="calibration data, to which the factors are fitted: a folder of images, an .npy or .npz file, arrays,"
-        " batches or a dataset (:func:`onnxsep.data.open_data`).",
+        help="Folder of images, .npy, .npz, or synthetic (images made up): "
+        "what the factors are fitted to (else weights alone).",
+        doc="calibration data, to which the factors are fitted: a folder of images, an .npy or .npz file,"
+        ' "synthetic", arrays, batches or a dataset (:func:`onnxsep.data.open_data`).',
     )
     init: str | None = option(
         default=None,
