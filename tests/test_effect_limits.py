@@ -54,6 +54,7 @@ def redundant() -> onnx.ModelProto:
 
 
 REDUNDANT = redundant()
+BRANCH = np.linalg.qr(np.random.default_rng(7).standard_normal((8, 8)))[0].astype(np.float32)[:, :, None, None] / 3
 
 
 def test_each_layer_gets_the_form_for_its_kind() -> None:
@@ -142,6 +143,46 @@ def test_force_and_a_higher_limit_replace_it_all_the_same() -> None:
     assert row(rewrite(REDUNDANT, data=X, max_effect=measured * 0.99), "conv_f").status == "left"
     exact = rewrite(REDUNDANT, data=X, max_effect=0, pointwise_rank="full")
     assert "does not pay" in row(exact, "conv_f").reason  # nothing is lost at full rank
+
+
+def test_many_small_effects_that_are_large_together() -> None:
+    """So many of the smallest are replaced that the whole keeps within the limit."""
+    count, weights = 6, {}
+    lines = []
+    for number in range(count):  # the same branch again and again, so that what is lost adds up
+        lines += [f"e{number} = Conv(d, w{number})", f"s{number + 1} = Add(s{number}, e{number})"]
+        weights[f"w{number}"] = BRANCH
+    model = network(
+        f"""g (float[N, 3, 8, 8] x) => (float[N, 8] y) {{
+            a = Conv<pads = [1, 1, 1, 1]>(x, w)
+            d = Relu(a)
+            s0 = Identity(d)
+            {chr(10).join(lines)}
+            m = GlobalAveragePool(s{count})
+            y = Flatten(m)
+        }}""",
+        w=(8, 3, 3, 3),
+        **weights,
+    )
+    options: dict[str, Any] = {"mode": "pointwise", "pointwise_mode": None, "data": X, "rank": 3, "init": "svd"}
+    without = rewrite(model, **options, max_effect=0)
+    alone = {name: effect_of(row(without, name)) for name in (f"conv_e{number}" for number in range(count))}
+    names = sorted(alone, key=alone.__getitem__)
+    limit = alone[names[-1]] * 1.5  # each is small enough
+    result = rewrite(model, **options, max_effect=limit)
+    forms = [row(result, name).mode for name in names]
+    kept = forms.count("pointwise")
+    assert 1 <= kept < count
+    assert forms[:kept] == ["pointwise"] * kept  # the smallest effects
+    assert f"of which the {kept} with the smallest are replaced" in row(result, names[-1]).reason
+    before = outputs(model, {"x": X})["y"]
+
+    def together(names: list[str]) -> float:
+        forced = rewrite(model, **{**options, "data": None}, only=names, force=True, verify="none")
+        return float(entropy(softmax(before, 1), softmax(outputs(forced.proto, {"x": X})["y"], 1), axis=1).mean())
+
+    assert together(names[:kept]) < 1.3 * limit  # on all samples, not on those that were held out
+    assert together(names) > 2 * limit
 
 
 def test_the_mode_alone_and_networks_that_give_images() -> None:

@@ -1,7 +1,8 @@
-"""Layers of low rank without a kernel, before they are written: what each alone changes at the network's output.
+"""Layers of low rank without a kernel, before they are written: what they change at the network's output.
 
 A 1 x 1 Conv, Gemm or MatMul of low rank can lose what the network computes though its own error looks small, as in
-networks for mobile devices. Where the effect is too large the layer is left alone.
+networks for mobile devices. Where the effect is too large the layer is left alone: that of the layer alone first, then
+that of all that are left together, for many small effects make a large one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,8 +43,8 @@ class Limited:
     """What was measured.
 
     Attributes:
-        effects: By the place of the layer.
-        notes: What was not measured, and why.
+        effects: By the place of the layer, of each alone.
+        notes: What was not measured, and why; what they change together.
     """
 
     effects: Mapping[Place, Effect] = field(default_factory=dict)
@@ -61,7 +62,8 @@ def limit_effects(
 ) -> Limited:
     """Leave alone layers of low rank without a kernel that change the network's output too much.
 
-    Each is fitted as if it were the only one replaced, and measured on samples that this fit does not see.
+    Each is fitted as if it were the only one replaced, and measured on samples that this fit does not see. Of those
+    that are small enough alone, so many of the smallest are kept that all together are small enough.
 
     Args:
         model: The source.
@@ -89,16 +91,59 @@ def limit_effects(
     options = CalibrationOptions(positions=fitting.positions, seed=fitting.seed)
     fed = dataset.feeds(divided.fitted, _BATCH)
     effects: dict[Place, Effect] = {}
+    small: list[_Measured] = []
     announce(progress, "measuring effects on the output", 0, len(rows))
     for number, (row, outcome) in enumerate(_outcomes(model, sites, rows, fed, options, runtime), start=1):
         if isinstance(outcome, Factorized):
             effect = effects[row.site.place] = _effect(model, walk, row, outcome)
             if not effect.value <= limit:
                 drop(plan, row, _too_large(effect, limit, str(divided)))
+            else:
+                small.append(_Measured(row, outcome, effect))
         if progress:
             progress(row.site.name, number, len(rows))
     settle_shared(plan)
-    return Limited(effects)
+    left = {id(row) for row in plan.convs}
+    note = _limit_together(model, walk, plan, [one for one in small if id(one.row) in left], limit)
+    settle_shared(plan)
+    return Limited(effects, (f"{note}, measured on {divided}",) if note else ())
+
+
+@dataclass(frozen=True)
+class _Measured:
+    row: ConvReplacement
+    outcome: Factorized
+    effect: Effect
+
+
+def _limit_together(model: Model, walk: EffectWalk, plan: Plan, rows: Sequence[_Measured], limit: float) -> str:
+    """Leave those alone that are too many; what the others change together, empty where there are none or one."""
+    if len(rows) < 2:
+        return ""
+    ranked = sorted(rows, key=lambda one: one.effect.value)
+    whole = found = _together(model, walk, [(one.row, one.outcome) for one in ranked])
+    kept, most = len(ranked), len(ranked)
+    if not whole.value <= limit:
+        kept, found = 1, ranked[0].effect  # of one alone it is known to be small enough
+        while most - kept > 1:
+            middle = (kept + most) // 2
+            effect = _together(model, walk, [(one.row, one.outcome) for one in ranked[:middle]])
+            if effect.value <= limit:
+                kept, found = middle, effect
+            else:
+                most = middle
+    for one in ranked[kept:]:
+        drop(plan, one.row, _too_many(one.effect, kept, len(ranked), whole, limit))
+    return f"{kept} layer{'s' * (kept > 1)} of low rank without a kernel change the output together by {found}"
+
+
+def _together(model: Model, walk: EffectWalk, rows: Iterable[tuple[ConvReplacement, Factorized]]) -> Effect:
+    """What a model with all of them replaced changes."""
+    made = {row.site.place: (row, outcome) for row, outcome in rows}
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    replace_matches(proto, [row for row, _ in made.values()], {place: outcome for place, (_, outcome) in made.items()})
+    return walk.of(Model(proto, path=model.path, base_dir=model.base_dir, follow_links=model.follow_links))
 
 
 def is_low_rank(row: ConvReplacement) -> bool:
@@ -152,14 +197,18 @@ def _effect(model: Model, walk: EffectWalk, row: ConvReplacement, outcome: Facto
     if in_main_graph(row.site):
         bias = None if outcome.bias is None else outcome.bias.astype(np.float64)
         return walk.at(row.site)(row.mode.reconstruct(row.site.conv, outcome.factors), bias)
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    replace_matches(proto, [row], {row.site.place: outcome})
-    return walk.of(Model(proto, path=model.path, base_dir=model.base_dir, follow_links=model.follow_links))
+    return _together(model, walk, [(row, outcome)])
 
 
 def _too_large(effect: Effect, limit: float, samples: str) -> str:
     return (
         f"changes the output too much: {effect}, measured on {samples} with this layer alone replaced"
         f" ({spelled('max_effect', limit)}; {spelled('force', True)})"
+    )
+
+
+def _too_many(effect: Effect, kept: int, count: int, whole: Effect, limit: float) -> str:
+    return (
+        f"changes the output too much with others: {effect} alone, {count} such layers together {whole}, of which the"
+        f" {kept} with the smallest are replaced ({spelled('max_effect', limit)}; {spelled('force', True)})"
     )

@@ -113,11 +113,12 @@ class Forms(Options):
         default=None,
         fits=(lambda value: 0 <= value < float("inf"), "0 or more"),
         group=CONVS,
-        help="Leave alone 1 x 1 Convs, Gemm and MatMul that change the output more than this, measured with {data}:"
+        help="Leave alone 1 x 1 Convs, Gemm and MatMul that, alone or together, change the output more than this,"
+        " measured with {data}:"
         " KL divergence of a classifier's, relative error of others; .05 by default.",
-        doc="leave alone 1 x 1 Convs, Gemm and MatMul of low rank that, replaced alone, change the network's output"
-        " more than this on held-out samples of ``data``: KL divergence of a classifier's, relative error of others;"
-        " None: 0.05 of either, and any where there are no data.",
+        doc="leave alone 1 x 1 Convs, Gemm and MatMul of low rank that, replaced alone or all together, change the"
+        " network's output more than this on held-out samples of ``data``: KL divergence of a classifier's,"
+        " relative error of others; None: 0.05 of either, and any where there are no data.",
     )
     force: bool = option(default=False, group=CONVS, help="Replace Convs even where it does not pay.")
 
