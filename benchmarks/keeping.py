@@ -1,0 +1,40 @@
+"""Results that are kept: a file for each, so that a benchmark that was ended goes on where it was."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+class Keeping:
+    """A folder of results.
+
+    Args:
+        folder: Where they are; made where it is missing. None: nothing is kept.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str, make: Callable[[], Result]) -> Result:
+        """The result of a name, made where it is not there; one that JSON gives back as it was."""
+        if self._folder is None:
+            return make()
+        file = self._folder / (re.sub(r"[^\w.=-]+", "_", name) + ".json")
+        if file.exists():
+            found: Result = json.loads(file.read_text())
+            return found
+        made = make()
+        unfinished = file.with_suffix(".part")
+        unfinished.write_text(json.dumps(made))
+        unfinished.replace(file)
+        return made
+
+    def has(self, name: str) -> bool:
+        """Whether a result is there."""
+        return self._folder is not None and (self._folder / (re.sub(r"[^\w.=-]+", "_", name) + ".json")).exists()
