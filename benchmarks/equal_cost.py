@@ -17,6 +17,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cifar
@@ -94,7 +95,6 @@ class Bench:
         errors = [row.held_out_error for row in made.report.convs if row.held_out_error is not None]
         return float(cifar.correct(made.model, self._test, self._labels).mean()), float(np.mean(errors))
 
-    @property
     def whole(self) -> float:
         """Accuracy of the network as it is."""
         return float(cifar.correct(self._source, self._test, self._labels).mean())
@@ -109,7 +109,7 @@ class Bench:
         return Form(mode, f"{low:.4f}")
 
 
-def rows(bench: Bench, rank: str, latency: bool) -> list[tuple[str, str, str, float]]:
+def rows(bench: Bench, rank: str, *, latency: bool) -> list[tuple[str, str, str, float]]:
     """The forms for a number of terms: why, mode, rank and time."""
     goal = Form("depthwise", rank)
     forms = [("", goal)]
@@ -141,19 +141,17 @@ def main() -> None:
     on = f"{options.images} {options.samples}"
     for name in options.networks:
         bench = Bench(cifar.NETWORKS[name], data, options.images, options.samples)
-        print(f"{name}: {kept.get(f'{name} {on}', lambda bench=bench: bench.whole):.1%}", flush=True)
+        print(f"{name}: {kept.get(f'{name} {on}', bench.whole):.1%}", flush=True)
         for terms in options.terms:
             which = f"{name} rows {terms}{' parameters' if options.no_latency else ''}"
-            found = kept.get(which, lambda bench=bench, terms=terms: rows(bench, terms, not options.no_latency))
+            found = kept.get(which, partial(rows, bench, terms, latency=not options.no_latency))
             for why, mode, rank, ratio in found:
                 form = Form(mode, rank)
                 costs = f"  {mode:18} {rank:>7} {why:18}  parameters {bench.parameters(form):.3f}  latency {ratio:.2f}"
                 if options.no_accuracy:
                     print(costs, flush=True)
                     continue
-                right, error, seconds = kept.get(
-                    f"{name} {on} {mode} {rank}", lambda bench=bench, form=form: accuracy(bench, form)
-                )
+                right, error, seconds = kept.get(f"{name} {on} {mode} {rank}", partial(accuracy, bench, form))
                 print(f"{costs}  accuracy {right:.1%}  held-out error {error:.3f}  {seconds:.0f} CPU s", flush=True)
 
 

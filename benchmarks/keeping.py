@@ -34,7 +34,3 @@ class Keeping:
         unfinished.write_text(json.dumps(made))
         unfinished.replace(file)
         return made
-
-    def has(self, name: str) -> bool:
-        """Whether a result is there."""
-        return self._folder is not None and (self._folder / (re.sub(r"[^\w.=-]+", "_", name) + ".json")).exists()

@@ -26,6 +26,7 @@ from starts import log_probabilities
 from uniform_networks import SUBJECTS, Subject, subject
 
 import onnxsep
+from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import Options, make_plan
 from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.engine.sites import find_sites, read_weight
@@ -34,6 +35,7 @@ from onnxsep.graph.parameters import count_parameters
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.modes.base import Mode
 from onnxsep.planner.forms import forms
+from onnxsep.planner.grid import candidates
 from onnxsep.planner.latency import latencies
 from onnxsep.running.runtime import Runner, RuntimeOptions
 
@@ -134,7 +136,7 @@ class Bench:
             return {"why": f"{min((cost for _, cost in costs), default=1.0):.3f} at least"}
         rank, promised = within[-1]
         started = time.process_time()
-        more = {"max_effect": ANY} if mode.linear_layers else {}
+        more: dict[str, Any] = {"max_effect": ANY} if mode.linear_layers else {}
         made = onnxsep.rewrite(self._source, mode=mode, rank=f"{rank:.4f}", **more, **self._fit())
         return {**self._measured(made, started), "promised": promised}
 
@@ -180,6 +182,8 @@ class Bench:
     def _times(self) -> dict[str, list[tuple[float, float]]]:
         rows = {(mode.name, share): self._rows(mode, share) for mode in self.modes() for share in TIMED}
         every = [row for several in rows.values() for row in several]
+        layers = [site for site in self._sites.found if isinstance(site, ConvSite) and not site.first]
+        every += [row for site in layers for row in candidates(site, self.modes())]  # what a plan asks for first
         found = latencies(self._source, self._sites, every, ONE_THREAD, cache=self._cache)
         costs: dict[str, list[tuple[float, float]]] = {mode.name: [] for mode in self.modes()}
         for (mode, share), several in rows.items():

@@ -69,7 +69,8 @@ def _background(source: np.random.Generator) -> npt.NDArray[np.float64]:
     """A colour at each corner, and between them a mixture: [3, 32, 32]."""
     corners = source.random((3, 2, 2))
     ramp = np.stack([np.linspace(1, 0, SIZE), np.linspace(0, 1, SIZE)])
-    return np.einsum("cab,ay,bx->cyx", corners, ramp, ramp)
+    mixed: npt.NDArray[np.float64] = np.einsum("cab,ay,bx->cyx", corners, ramp, ramp)
+    return mixed
 
 
 def _mask(source: np.random.Generator, kind: int) -> Mask:
