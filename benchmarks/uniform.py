@@ -10,12 +10,13 @@ as good as a mode where the mean of the differences, sample by sample, is at mos
 
 Latencies are sums over layers, as plans count them, one thread, for both sides from the same measurements; --times-only
 makes these, on a quiet machine. With --cache each cell is kept in a file, and a run that was ended goes on; a change of
-onnxsep is not noticed. All of it takes hours. Needs ../shared, but for the U-Net.
+onnxsep is not noticed. --kept prints what is there. All of it takes hours. Needs ../shared, but for the U-Net.
 """
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,8 @@ class Bench:
 
 def verdict(bench: Bench, plan: Cell, others: dict[str, Cell]) -> str:
     """Whether a plan is as good as every mode, and by how much it is not."""
+    if any(one.get("why") == "not run" for one in (plan, *others.values())):
+        return "not run"
     if "losses" not in plan:
         return "no plan" if any("losses" in other for other in others.values()) else "nothing can be had"
     worse, ties = [], []
@@ -216,14 +219,22 @@ def cell(bench: Bench, found: Cell, kind: str) -> str:
     return f"{bench.shown(found['losses']):.3g} ({cost:.3f})"
 
 
+def known(make: Callable[[], Cell]) -> Cell:
+    """A cell; one that is not there where none are made."""
+    try:
+        return make()
+    except KeyError:
+        return {"why": "not run"}
+
+
 def show(bench: Bench, kind: str, budgets: Sequence[float]) -> None:
     """Print the rows of a table, each as soon as it is known."""
     names = [mode.name for mode in bench.modes()]
     print(f"\n| {kind} | plan | {' | '.join(names)} | no mode is better |", flush=True)
     print("|---" * (len(names) + 3) + "|", flush=True)
     for share in budgets:
-        plan = bench.plan(kind, share)
-        others = {mode.name: bench.uniform(mode, kind, share) for mode in bench.modes()}
+        plan = known(partial(bench.plan, kind, share))
+        others = {mode.name: known(partial(bench.uniform, mode, kind, share)) for mode in bench.modes()}
         cells = [cell(bench, one, kind) for one in (plan, *others.values())]
         print(f"| {share:g} | {' | '.join(cells)} | {verdict(bench, plan, others)} |", flush=True)
 
@@ -239,8 +250,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="of plans")
     parser.add_argument("--cache", type=Path, help="a folder in which each cell is kept")
     parser.add_argument("--times-only", action="store_true", help="measure the latencies of the modes, and end")
+    parser.add_argument("--kept", action="store_true", help="print what is kept, and make nothing")
     asked = parser.parse_args()
-    kept = Keeping(asked.cache)
+    kept = Keeping(asked.cache, closed=asked.kept)
     for name in asked.only:
         found = subject(name, asked.samples, asked.images)
         bench = Bench(name, found, kept, None if asked.cache is None else asked.cache / name, asked.rounds)
