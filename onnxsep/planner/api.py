@@ -237,7 +237,7 @@ class _Planner:
                     number=one.found.round,
                     candidates=one.candidates,
                     predicted=one.found.predicted if math.isfinite(one.found.predicted) else None,
-                    gap=one.found.selection.gap / one.found.selection.effect if one.found.selection.effect > 0 else 0.0,
+                    gap=one.found.selection.gap / one.found.selection.loss if one.found.selection.loss > 0 else 0.0,
                     measured=one.found.carried.effect.report,
                     taken=one.found is best,
                 )

@@ -40,7 +40,7 @@ def filled(selection: Selection, budgets: Mapping[Budget, int], costs: Costs, ro
         found = costs([*chosen[:place], other, *chosen[place + 1 :]])
         return all(found[kind] <= allowed for kind, allowed in budgets.items())
 
-    for place in sorted(range(len(chosen)), key=lambda place: -chosen[place].effect):
+    for place in sorted(range(len(chosen)), key=lambda place: -chosen[place].loss):
         chosen[place] = _grown(chosen[place], partial(fits, place=place), round_ranks)
         if costs(chosen)["size"] >= FULL * most:
             break

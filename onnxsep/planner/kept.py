@@ -78,6 +78,7 @@ class _Outcome(Record):
     kind: Kind
     effect: float
     samples: int
+    softened: float | None = None
 
 
 def about(
@@ -176,7 +177,7 @@ class Kept:
             layers = tuple(one if isinstance(one, str) else one.made() for one in found.layers)
         except (KeyError, ValueError):  # damaged
             return None
-        return Outcome(layers, Effect(found.kind, found.effect, found.samples))
+        return Outcome(layers, Effect(found.kind, found.effect, found.samples, softened=found.softened))
 
     def keep_outcome(self, choice: Sequence[object], outcome: Outcome) -> None:
         """Keep what came of a choice.
@@ -186,7 +187,9 @@ class Kept:
         """
         layers = tuple(one if isinstance(one, str) else _Layer.of(one) for one in outcome.layers)
         effect = outcome.effect
-        found = _Outcome(layers=layers, kind=effect.kind, effect=effect.value, samples=effect.samples)
+        found = _Outcome(
+            layers=layers, kind=effect.kind, effect=effect.value, samples=effect.samples, softened=effect.softened
+        )
         self._items.keep({"choice": list(choice)}, found)
 
 

@@ -39,6 +39,8 @@ class Measured:
         latency: Nanoseconds that the model takes more; 0 where times do not matter.
         ram: Bytes of activations that are alive while it runs; 0 where they do not matter.
         instead: The form that ``held_out`` and ``effect`` were measured of, where it is not this one.
+        deciding: What decides between forms, likewise less that of the layer left alone
+            (``output_distance.Effect.deciding``); None: ``effect``.
     """
 
     site: ConvSite
@@ -51,6 +53,12 @@ class Measured:
     latency: int = 0
     ram: int = 0
     instead: str = ""
+    deciding: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """What a choice is to make small."""
+        return self.effect if self.deciding is None else self.deciding
 
     @classmethod
     def as_it_is(cls, site: ConvSite) -> "Measured":

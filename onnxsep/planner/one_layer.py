@@ -17,6 +17,7 @@ from onnxsep.graph.places import Place
 from onnxsep.layers.rank import Rank
 from onnxsep.planner.grid import replacement
 from onnxsep.planner.job import Job, Sent, Stand, here
+from onnxsep.planner.output_distance import Effect
 from onnxsep.reporting.records import Record
 
 _WORSE = 1.3  # so many times the held-out error of one that costs no more: its effect need not be measured
@@ -29,6 +30,8 @@ class FormFound(Record):
     """Relative error of the layer's output on positions that the fit has not seen; None: it cannot be fitted."""
     effect: float | None = None
     """On the network's output, as what adds up; None: not measured."""
+    deciding: float | None = None
+    """What decides between forms, where it is another figure."""
 
 
 class LayerFound(Record):
@@ -36,6 +39,7 @@ class LayerFound(Record):
 
     alone: float | None = None
     """The effect of all the others, with this one left alone; None: not known yet."""
+    alone_deciding: float | None = None
     forms: dict[str, FormFound] = Field(default_factory=dict)
     """By ``key_of``."""
 
@@ -145,7 +149,9 @@ def measure_layer(sent: Job | Sent, stand: Stand, piece: Piece, tell: Callable[[
     with stand.position(job, piece.place) as position:
         gathered, walk = position.move_to(piece.place)
         effect = walk.at(site)
-        alone = 0.0 if stand.around is None else effect(gathered.weight, _own_bias(gathered)).additive
+        nothing = Effect(walk.kind, 0.0, walk.samples)
+        alone = nothing if stand.around is None else effect(gathered.weight, _own_bias(gathered))
+        own = LayerFound(alone=alone.additive, alone_deciding=alone.deciding)
         forms = dict(piece.known.forms)
         unknown = [row for row in rows if (known := forms.get(key_of(row))) is None or known.effect is None]
         fits = {key_of(fit.row): fit for fit in _fits(gathered, unknown)}
@@ -154,10 +160,10 @@ def measure_layer(sent: Job | Sent, stand: Stand, piece: Piece, tell: Callable[[
         for row in wanted(rows, forms, lambda row: times[key_of(row)], all_effects=piece.all_effects):
             key = key_of(row)
             if forms[key].effect is None:
-                value = effect(fits[key].weight, fits[key].bias).additive
-                forms[key] = FormFound(held_out=fits[key].held_out, effect=value)
-                tell(LayerFound(alone=alone, forms=dict(forms)))
-    return LayerFound(alone=alone, forms=forms)
+                found = effect(fits[key].weight, fits[key].bias)
+                forms[key] = FormFound(held_out=fits[key].held_out, effect=found.additive, deciding=found.deciding)
+                tell(own.model_copy(update={"forms": dict(forms)}))
+    return own.model_copy(update={"forms": forms})
 
 
 def _own_bias(one: Gathered) -> Array | None:

@@ -5,6 +5,11 @@ original and of the changed network. What is one is decided as everywhere (``run
 output [samples, classes]. Of all other networks: ||a - b|| / ||a||, a the original's, of the worst output and, where
 parts of an output have unlike ranges, of its worst part (``algebra.output_parts``). Where the user has a metric, what
 it falls by; of changes that it does not tell apart, those distances decide.
+
+Among forms of a classifier's layers another figure decides: KL of the distributions that a temperature T has softened,
+T^2 times (Hinton et al. 2015; for a large T half of the squared error of the logits). A trained network is so sure of
+most samples that KL itself is almost nothing until a layer errs much, and then rises with the fourth to tenth power of
+its error, on a few samples: neither does it add up, nor do a hundred samples tell two forms apart.
 """
 
 import math
@@ -27,6 +32,9 @@ Score = Callable[[Sequence[Outputs], Sequence[int]], float]
 """A metric of outputs by name for each feed, and how many samples each feed holds; higher is better."""
 _TIES = 1e-3  # of a metric's own value: what a distance of 1 counts
 _LEAST = 1e-30  # a probability
+TEMPERATURE = 3.0
+"""ResNet-20, plans for .148 of the parameters by T = 1, 2, 3, 4, infinity: 84.3, 85.4, 85.7, 85.5, 84.8 % of 3,000
+other images right. On 100 samples T = 3 gives about what it gives on 500."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,19 @@ class Effect:
         value: Infinite where the changed network gives NaN or infinity.
         samples: On how many.
         tie: Of a metric, what is added to tell apart changes that it does not.
+        softened: Of "kl", that of softened distributions, T^2 times.
     """
 
     kind: Kind
     value: float
     samples: int
     tie: float = 0.0
+    softened: float | None = None
+
+    @property
+    def deciding(self) -> float:
+        """What decides between changes, and adds up better: the softened divergence where there is one."""
+        return self.additive if self.softened is None else self.softened
 
     @property
     def additive(self) -> float:
@@ -126,7 +141,10 @@ class Original:
         """
         if self._score is not None:
             return self._fall([{**before, **found} for found, before in zip(outputs, self._outputs, strict=True)])
-        return Effect(self.kind, self._distance(outputs), self.samples)
+        if self._by_classes:
+            value, softened = self._divergences(outputs, (1.0, TEMPERATURE))
+            return Effect(self.kind, value, self.samples, softened=softened)
+        return Effect(self.kind, self.relative(outputs), self.samples)
 
     def fall(self, outputs: Sequence[Outputs]) -> float:
         """What the metric falls by; ``outputs`` holds all of them for each feed."""
@@ -145,16 +163,22 @@ class Original:
 
     def divergence(self, outputs: Iterable[Outputs]) -> float:
         """KL of a classifier, in nats."""
-        name, total = self._classes, 0.0
+        return self._divergences(outputs, (1.0,))[0]
+
+    def _divergences(self, outputs: Iterable[Outputs], temperatures: Sequence[float]) -> list[float]:
+        """KL of the distributions that each temperature softens, times its square."""
+        name, totals = self._classes, [0.0] * len(temperatures)
         assert name is not None
         for found, before, count in zip(outputs, self._scores, self._samples, strict=True):
             after = as_scores(found[name], count) if name in found else before
             if after is None or after.shape != before.shape or not np.isfinite(after).all():
-                return math.inf
+                return [math.inf] * len(temperatures)
             # The original says whether these are probabilities or what softmax is still to be taken of.
-            p, q = (np.maximum(x, _LEAST) for x in _as_probabilities(before, after))
-            total += float((p * np.log(p / q)).sum())
-        return max(total / self.samples, 0.0)
+            sure = [np.maximum(x, _LEAST) for x in _as_probabilities(before, after)]
+            for place, temperature in enumerate(temperatures):
+                p, q = (_softened(x, temperature) for x in sure)
+                totals[place] += temperature**2 * float((p * np.log(p / q)).sum())
+        return [max(total / self.samples, 0.0) for total in totals]
 
     def relative(self, outputs: Iterable[Outputs]) -> float:
         """The relative error of the worst output, of any network."""
@@ -170,6 +194,14 @@ class Original:
 
 def _is_numbers(value: object) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+
+
+def _softened(given: npt.NDArray[np.float64], temperature: float) -> npt.NDArray[np.float64]:
+    """Probabilities, above 0, [samples, classes], as a temperature makes them."""
+    if temperature == 1:
+        return given
+    powers: npt.NDArray[np.float64] = given ** (1 / temperature)
+    return np.maximum(powers / powers.sum(axis=1, keepdims=True), _LEAST)
 
 
 def _as_probabilities(

@@ -171,9 +171,9 @@ class Search:
             steps = self.carry_out_all(list(self._steps(best, around, budgets, number)))
             if not steps:
                 return
-            found = min(steps, key=lambda one: one.carried.effect.value)
+            found = min(steps, key=lambda one: one.carried.effect.deciding)
             yield Round(found, around)
-            if not found.carried.effect.value < best.carried.effect.value:
+            if not found.carried.effect.deciding < best.carried.effect.deciding:
                 return
             best = found
 

@@ -1,8 +1,8 @@
 """The choice of one form for each layer that loses least within budgets: an integer program.
 
-Minimise the sum of the effects of what is chosen (KL, relative errors squared), one candidate for each layer, with the
-sums of their costs within the budgets. It is solved by HiGHS (scipy.optimize.milp), whose lower bound says how far from
-the best it may be.
+Minimise the sum of the losses of what is chosen (softened KL, relative errors squared), one candidate for each layer,
+with the sums of their costs within the budgets. It is solved by HiGHS (scipy.optimize.milp), whose lower bound says how
+far from the best it may be.
 """
 
 import math
@@ -36,11 +36,13 @@ class Selection:
     Attributes:
         chosen: For each layer.
         effect: The sum of the effects.
-        gap: How much smaller the least possible sum may be.
+        loss: The sum of what was made small.
+        gap: How much smaller the least possible sum of that may be.
     """
 
     chosen: tuple[Measured, ...]
     effect: float
+    loss: float
     gap: float
 
 
@@ -62,9 +64,9 @@ def select(
         The choice; None where nothing keeps within the budgets.
     """
     if not layers:
-        return Selection((), 0.0, 0.0) if min(budgets.values(), default=0) >= 0 else None
+        return Selection((), 0.0, 0.0, 0.0) if min(budgets.values(), default=0) >= 0 else None
     most_ram = budgets.get("ram", math.inf)
-    usable = [[one for one in layer if math.isfinite(one.effect) and one.ram <= most_ram] for layer in layers]
+    usable = [[one for one in layer if math.isfinite(one.loss) and one.ram <= most_ram] for layer in layers]
     if not all(usable):
         return None
     flat = [one for layer in usable for one in layer]
@@ -79,11 +81,11 @@ def select(
     if changes is not None:
         same = np.array([any(one.is_like(other) for other in before) for one in flat], float)
         constraints.append(LinearConstraint(same[None], len(usable) - changes, np.inf))
-    effects = np.array([one.effect for one in flat])
-    scale = float(np.abs(effects).max()) or 1.0
+    losses = np.array([one.loss for one in flat])
+    scale = float(np.abs(losses).max()) or 1.0
     with quiet():
         found = milp(
-            effects / scale,
+            losses / scale,
             constraints=constraints,
             integrality=np.ones(len(flat)),
             bounds=Bounds(0, 1),
@@ -95,8 +97,9 @@ def select(
     over: dict[Budget, float] = {name: most - 1 for name, most in sums.items() if sum(map(COSTS[name], chosen)) > most}
     if over:  # within a tolerance of an older HiGHS
         return select(layers, {**budgets, **over}, before, changes)
-    total, bound = float(sum(one.effect for one in chosen)), found.mip_dual_bound
-    return Selection(chosen, total, 0.0 if bound is None else max(total - float(bound) * scale, 0.0))
+    effect, loss = (float(sum(values)) for values in zip(*((one.effect, one.loss) for one in chosen), strict=True))
+    bound = found.mip_dual_bound
+    return Selection(chosen, effect, loss, 0.0 if bound is None else max(loss - float(bound) * scale, 0.0))
 
 
 def least(layers: Sequence[Sequence[Measured]], name: Budget) -> int:

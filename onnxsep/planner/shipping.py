@@ -56,7 +56,7 @@ def best_plan(
         room["size"] -= max(quantized.source.size - quantized.size.source, 0) + int(_SPARE * room["size"])
     for _ in range(_TRIES):
         found = list(search.rounds(measured, room, rounds))
-        best = min((one.found for one in found), key=lambda one: one.carried.effect.value, default=None)
+        best = min((one.found for one in found), key=lambda one: one.carried.effect.deciding, default=None)
         if best is None or quantized is None:
             return Best(found, best)
         shipped = quantized.of(best.carried.model)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 from onnxsep.calibration.schedule import make_schedule
@@ -196,7 +197,7 @@ class _Round:
 
     def _learn(self, place: Place, found: LayerFound) -> None:
         forms = {**self._known[place].forms, **found.forms}
-        self._known[place] = LayerFound(alone=found.alone, forms=forms)
+        self._known[place] = found.model_copy(update={"forms": forms})
 
     def _write(self, place: Place) -> None:
         if self._survey.kept is not None and self._known[place] != self._written[place]:
@@ -247,4 +248,8 @@ class _Round:
             assert found.effect is not None
             assert known.alone is not None
             more, effect = size.change(row), found.effect - known.alone
-            yield Measured(site, row, row.parameters, row.macs, more, found.held_out, effect, self._latency(row))
+            deciding = None
+            if found.deciding is not None and known.alone_deciding is not None:
+                deciding = found.deciding - known.alone_deciding
+            one = Measured(site, row, row.parameters, row.macs, more, found.held_out, effect, self._latency(row))
+            yield replace(one, deciding=deciding)

@@ -15,6 +15,7 @@ from onnxsep.modes.base import Mode
 from onnxsep.planner.job import Job, Sent
 from onnxsep.planner.kept import Kept, about
 from onnxsep.planner.options import PlanOptions
+from onnxsep.planner.output_distance import TEMPERATURE
 from onnxsep.planner.planning_data import PlanningData
 from onnxsep.planner.survey import Survey
 from onnxsep.running.crew import Alone, Crew
@@ -95,6 +96,7 @@ def survey_for(
                 "provider": runtime.provider,
                 "optimize": runtime.optimize,
                 "as_error": data.as_error,
+                "temperature": TEMPERATURE,
                 "modes": {mode.name: _source(mode) for mode in modes if not _is_ours(mode)},
             },
         )
