@@ -2,22 +2,27 @@
 
     python benchmarks/equal_cost.py [--networks resnet20 resnet56] [--terms 1 2] [--images 1000] [--samples 300]
     python benchmarks/equal_cost.py --no-latency        # equal parameters alone, on a machine that is not quiet
+    python benchmarks/equal_cost.py --cache FOLDER --no-accuracy      # on a quiet machine; the rest later, same folder
 
 All 3 x 3 Convs but the first are replaced and fitted together with their activations ("joint") on training images.
 Depthwise has few ranks, its terms, so it sets the costs: for each, cp and linear-bottleneck get the share of every
 Conv's parameters at which the network has as many, and then the one at which it takes as long. Latency is timed for
 factors from the weights alone, which run as fast: all candidates in turn with the original network, one thread, the
 median of the ratios. Shares are searched by bisection; what is printed is the ratio of a last timing of all that were
-chosen together. The standard error of an accuracy on 1,000 images is about one point. Needs ../shared.
+chosen together. The standard error of an accuracy on 1,000 images is about one point. With --cache each figure is
+kept in a file, and a run that was ended goes on. Needs ../shared.
 """
 
 import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import cifar
 import numpy as np
+from keeping import Keeping
 
 import onnxsep
 from onnxsep.running.runtime import Runner, RuntimeOptions
@@ -90,7 +95,6 @@ class Bench:
         errors = [row.held_out_error for row in made.report.convs if row.held_out_error is not None]
         return float(cifar.correct(made.model, self._test, self._labels).mean()), float(np.mean(errors))
 
-    @property
     def whole(self) -> float:
         """Accuracy of the network as it is."""
         return float(cifar.correct(self._source, self._test, self._labels).mean())
@@ -105,21 +109,21 @@ class Bench:
         return Form(mode, f"{low:.4f}")
 
 
-def show(bench: Bench, terms: Sequence[str], latency: bool) -> None:
-    """A table for each number of terms."""
-    for rank in terms:
-        goal = Form("depthwise", rank)
-        forms = [("", goal)]
-        forms += [("as many parameters", Form(mode, f"{bench.parameters(goal):.4f}")) for mode in OTHERS]
-        if latency:
-            forms += [("as fast", bench.as_fast(mode, goal)) for mode in OTHERS]
-        ratios = bench.latencies([form for _, form in forms], THOROUGH) if latency else [float("nan")] * len(forms)
-        for (why, form), ratio in zip(forms, ratios, strict=True):
-            begun = time.process_time()
-            right, error = bench.accuracy(form)
-            costs = f"parameters {bench.parameters(form):.3f}  latency {ratio:.2f}"
-            found = f"accuracy {right:.1%}  held-out error {error:.3f}  {time.process_time() - begun:.0f} CPU s"
-            print(f"  {form.mode:18} {form.rank:>7} {why:18}  {costs}  {found}", flush=True)
+def rows(bench: Bench, rank: str, *, latency: bool) -> list[tuple[str, str, str, float]]:
+    """The forms for a number of terms: why, mode, rank and time."""
+    goal = Form("depthwise", rank)
+    forms = [("", goal)]
+    forms += [("as many parameters", Form(mode, f"{bench.parameters(goal):.4f}")) for mode in OTHERS]
+    if latency:
+        forms += [("as fast", bench.as_fast(mode, goal)) for mode in OTHERS]
+    ratios = bench.latencies([form for _, form in forms], THOROUGH) if latency else [float("nan")] * len(forms)
+    return [(why, form.mode, form.rank, ratio) for (why, form), ratio in zip(forms, ratios, strict=True)]
+
+
+def accuracy(bench: Bench, form: Form) -> tuple[float, float, float]:
+    """Accuracy, held-out error and CPU seconds."""
+    begun = time.process_time()
+    return (*bench.accuracy(form), time.process_time() - begun)
 
 
 def main() -> None:
@@ -130,12 +134,25 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_000)
     parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--no-latency", action="store_true")
+    parser.add_argument("--no-accuracy", action="store_true")
+    parser.add_argument("--cache", type=Path, help="a folder in which each figure is kept")
     options = parser.parse_args()
-    data = cifar.load()
+    data, kept = cifar.load(), Keeping(options.cache)
+    on = f"{options.images} {options.samples}"
     for name in options.networks:
         bench = Bench(cifar.NETWORKS[name], data, options.images, options.samples)
-        print(f"{name}: {bench.whole:.1%}", flush=True)
-        show(bench, options.terms, not options.no_latency)
+        print(f"{name}: {kept.get(f'{name} {on}', bench.whole):.1%}", flush=True)
+        for terms in options.terms:
+            which = f"{name} rows {terms}{' parameters' if options.no_latency else ''}"
+            found = kept.get(which, partial(rows, bench, terms, latency=not options.no_latency))
+            for why, mode, rank, ratio in found:
+                form = Form(mode, rank)
+                costs = f"  {mode:18} {rank:>7} {why:18}  parameters {bench.parameters(form):.3f}  latency {ratio:.2f}"
+                if options.no_accuracy:
+                    print(costs, flush=True)
+                    continue
+                right, error, seconds = kept.get(f"{name} {on} {mode} {rank}", partial(accuracy, bench, form))
+                print(f"{costs}  accuracy {right:.1%}  held-out error {error:.3f}  {seconds:.0f} CPU s", flush=True)
 
 
 if __name__ == "__main__":

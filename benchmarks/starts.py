@@ -34,9 +34,10 @@ def plain(name: str) -> Mode:
 def log_probabilities(model: onnxsep.Model, images: cifar.Floats) -> cifar.Floats:
     """Of each class, [images, classes]."""
     run = Runner(model, RuntimeOptions(threads=1))
-    source = model.proto.graph.input[0].name
+    stored = {tensor.name for tensor in model.proto.graph.initializer}
+    source = next(value.name for value in model.proto.graph.input if value.name not in stored)
     scores = [next(iter(run({source: images[k : k + _BATCH]}).values())) for k in range(0, len(images), _BATCH)]
-    logits = np.concatenate(scores).astype(np.float64)
+    logits = np.concatenate(scores).astype(np.float64).reshape(len(images), -1)
     if logits.min() >= 0 and np.allclose(logits.sum(axis=1), 1, atol=1e-3):  # the network ends in a Softmax
         logits = np.log(np.maximum(logits, 1e-12))
     logits -= logits.max(axis=1, keepdims=True)
