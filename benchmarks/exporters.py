@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 
 import onnxsep
+from onnxsep.errors import OptionError
 from onnxsep.modes import BlockMode, WidthMode, available_modes
 from onnxsep.running.runtime import Runner, RuntimeOptions
 
@@ -33,7 +34,7 @@ def blocks(model: onnxsep.Model, mode: str) -> list[Any]:
     """The numbers of the layers by which a mode would replace something, and for a width mode how many stay."""
     try:
         report = onnxsep.rewrite(model, mode=mode, force=True, include_first=True, dry_run=True, verify="none").report
-    except onnxsep.OptionError as error:
+    except OptionError as error:
         return [str(error).split(":")[0]]
     layers = [row for row in report.convs if row.op_type in ("Conv", "Gemm", "MatMul")]
     return [(number, row.mode) for number, row in enumerate(layers) if row.mode]

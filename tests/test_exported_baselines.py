@@ -121,7 +121,7 @@ def test_twins_are_of_their_exporters_and_bare_of_names(name: str) -> None:
     assert operators.count("Conv") == (104 if name.startswith("resnet101") else 16)
     assert ("BatchNormalization" in operators) == (kept == "BatchNormalization")
     assert ("Mul" in operators) == (kept == "Mul")
-    names = [value.name for value in (*graph.input, *graph.output, *graph.initializer)]
+    names = [value.name for value in (*graph.input, *graph.output)] + [tensor.name for tensor in graph.initializer]
     names += [each for node in graph.node for each in (node.name, *node.input, *node.output) if each]
     assert all(len(each) == 6 and each.isalpha() for each in names)
     assert not twin(name).proto.producer_name
@@ -180,8 +180,8 @@ def test_a_shape_that_two_reshapes_share_stays() -> None:
     proto.graph.node.pop()
     proto.graph.output.pop()
     result = onnxsep.rewrite(proto, mode="narrow-stem", settings={"channels": 3})
-    shape = next(one for one in result.model.proto.graph.initializer if one.name == "s")
-    assert onnx.numpy_helper.to_array(shape).tolist() == [-1, 48]
+    made = next(one for one in result.model.proto.graph.initializer if one.name == "s")
+    assert onnx.numpy_helper.to_array(made).tolist() == [-1, 48]
     assert result.report.verification.ran
 
 
