@@ -73,8 +73,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Block modes on the baselines of paper 004 from several exporters.")
     parser.add_argument("folder", type=Path, help="with NETWORK_EXPORTER.onnx, such as vgg19_tf2onnx.onnx")
     parser.add_argument("--width", type=float, default=1.0, help="with which they were made, default 1")
+    parser.add_argument("--networks", nargs="+", choices=list(CLASSES), default=list(CLASSES))
     args = parser.parse_args()
-    for network in CLASSES:
+    for network in args.networks:
         for line in lines(network, args.folder, args.width):
             print(line, flush=True)
 

@@ -1,8 +1,8 @@
 """Train a small VGG on CIFAR-10 and write it as ONNX: a plain chain of Convs, for benchmarks. Needs torch.
 
-    python benchmarks/vgg.py vgg.onnx [--epochs 10]
+    python benchmarks/vgg.py vgg.onnx [--epochs 3]
 
-Two 3 x 3 Convs of 16, 32 and 64 channels before each of three pools, the last one the mean over all positions; biases,
+Two 3 x 3 Convs of 12, 24 and 48 channels before each of three pools, the last one the mean over all positions; biases,
 BatchNormalization, which is folded into the Convs when the file is written. Seeded; the number of epochs is fixed
 beforehand, and no choice looks at the test images.
 """
@@ -22,7 +22,7 @@ from torch import nn
 
 import onnxsep
 
-WIDTHS = (16, 16, 32, 32, 64, 64)
+WIDTHS = (12, 12, 24, 24, 48, 48)
 BATCH, LEARNING_RATE, DECAY, SHIFT = 128, 0.2, 5e-4, 4
 
 
@@ -95,7 +95,7 @@ def main() -> None:
     """Train, write, and say how many test images are right."""
     parser = argparse.ArgumentParser(description="Train a small VGG on CIFAR-10 and write it as ONNX.")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=3)
     asked = parser.parse_args()
     images = load()
     pixels = (images.train.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)

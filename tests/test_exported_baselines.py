@@ -14,6 +14,7 @@ import onnx
 import pytest
 from random_examples import DEEP
 from scripts import load_script
+from sobolewski_light import counts, light_step
 
 import onnxsep
 from onnxsep.engine.blocks import find_blocks
@@ -23,6 +24,7 @@ from onnxsep.engine.planning import Options, make_plan
 from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import Sites, find_sites
 from onnxsep.errors import OptionError
+from onnxsep.graph.shapes import skeleton
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.io import Model, load
 from onnxsep.modes import BlockMode, WidthMode, available_modes
@@ -111,6 +113,25 @@ def test_what_is_found_in_the_baselines() -> None:
         assert vgg[mode] == every
     assert vgg["gap-head"] == [16]
     assert vgg["inverted-bottleneck"] == vgg["conv-head"] == []
+
+
+KEPT = [name for name in TWINS if not name.endswith("dynamo")]  # BatchNormalization, or a Mul and an Add for it
+FITTING = {"resnet101": ("r03", "r04", "r05"), "vgg19": ("v04", "v06", "v07", "v09", "v13")}  # for narrow networks too
+RECIPES = [(name, recipe) for name in KEPT for recipe in FITTING[name.split("_")[0]] if DEEP or recipe == "v04"]
+
+
+@pytest.mark.parametrize(("name", "recipe"), RECIPES)
+def test_recipes_make_networks_of_equal_counts_of_them(name: str, recipe: str) -> None:
+    """Parameters and FLOPs as paper 004 counts them, of what a recipe makes of an export and of the baseline."""
+    found = []
+    for one in (name, name.split("_")[0]):
+        light = skeleton(twin(one))
+        light.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+        for step in onnxsep.read_recipe(f"sobolewski-{recipe}").steps:
+            if step.name == "rewrite":
+                light = light_step(light, step)  # type: ignore[arg-type]
+        found.append(counts(light))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", TWINS)
