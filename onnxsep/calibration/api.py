@@ -204,7 +204,7 @@ def fit_plan(
         positions=options.positions,
         seed=options.seed,
         refine=options.refine,
-        memory=memory.expected or None,
+        memory=memory.expected or None if plan.convs else None,  # fits of blocks are not foreseen
         preprocessing=dataset.preprocessing,
         notes=dataset.notes,
     )
@@ -234,7 +234,7 @@ def _needs(model: Model, sites: Sites, plan: Plan, dataset: Dataset, parts: Part
     chosen = [row.site for row in plan.convs if in_main_graph(row.site)]
     together = dataset.batch or 1
     first = parts.fitted[:together]
-    if len(first) < together or not chosen:
+    if len(first) < together or not (chosen or fitted_blocks(plan)):
         return Needs()
     steps = make_schedule(model, sites.scopes, chosen)
     feed, samples = dataset.feed(first), len(parts.fitted)
