@@ -5,7 +5,8 @@ What it does
     but for the rounding of mean' to the type of the weights. The Conv keeps its weight tensor and loses its bias.
 
 Pattern
-    A Conv with a bias, then BatchNormalization (inference, statistics constant).
+    A Conv with a bias, then BatchNormalization (inference, statistics constant), or a Mul and an Add of constants, one
+    number for each channel, as TensorFlow's is exported: they become a BatchNormalization with mean -b and variance 1.
 
 Why
     The bias of a Conv before BatchNormalization does nothing that the mean does not do, and frameworks that train
@@ -21,6 +22,8 @@ When it refuses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from onnxsep.modes import (
     INPUT,
     STATISTICS,
@@ -29,14 +32,27 @@ from onnxsep.modes import (
     BlockMode,
     Const,
     ConvLayer,
+    Either,
     Layer,
     NormLayer,
     Op,
+    Operand,
     Pattern,
     Refusal,
     Value,
     norm_refused,
+    per_channel,
+    plain_norm,
+    scaled,
 )
+
+_EPSILON = 1e-5
+_LEAST_OPSET = 7  # below it Mul and Add broadcast as an attribute says
+
+
+def _pattern() -> Operand:
+    conv = Op("conv", "Conv", Value("x"), Const("weight"), Const("bias", optional=True))
+    return Either(Op("norm", "BatchNormalization", conv, *map(Const, STATISTICS)), scaled(conv))
 
 
 class BiasToNorm(BlockMode):
@@ -44,43 +60,49 @@ class BiasToNorm(BlockMode):
 
     name = "bias-to-norm"
     summary = "the bias of a Conv before BatchNormalization goes into its mean; exact"
-    pattern = Pattern(
-        "Conv with a bias before BatchNormalization",
-        Op(
-            "norm",
-            "BatchNormalization",
-            Op("conv", "Conv", Value("x"), Const("weight"), Const("bias", optional=True)),
-            *map(Const, STATISTICS),
-        ),
-    )
+    pattern = Pattern("Conv with a bias before BatchNormalization", _pattern())
     anchor = "conv"
     exact = True
     finished = False
 
     def accepts(self, block: Block) -> str | None:
         """Refuse what is not the same for all positions and inputs."""
-        return norm_refused(block.nodes["norm"]) if block.conv.bias else "it has no bias"
+        if not block.conv.bias:
+            return "it has no bias"
+        if "norm" in block.nodes:
+            return norm_refused(block.nodes["norm"])
+        if block.opset < _LEAST_OPSET:
+            return f"operator set {block.opset}: only from {_LEAST_OPSET} on is it known what is behind it"
+        channels, dims = block.conv.out_channels, block.conv.dims
+        if not all(per_channel(block.shapes[part], channels, dims) for part in ("factor", "term")):
+            return "the Mul and the Add behind it do not have one number for each channel"
+        return None
 
     def why_not(self, refusal: Refusal | None) -> str:
         """Without BatchNormalization nothing comes close."""
-        if refusal is None or "norm" not in refusal.nodes:
+        if refusal is None or not {"norm", "shift"} & refusal.nodes.keys():
             return "no BatchNormalization behind it"
         return refusal.reason
 
     def layers(self, block: Block) -> tuple[Layer, ...]:
         """The Conv without its bias, and the BatchNormalization."""
-        norm = NormLayer("norm", "conv", block.conv.out_channels, block.nodes["norm"].attribute("epsilon", 1e-5))
+        epsilon = block.nodes["norm"].attribute("epsilon", 1e-5) if "norm" in block.nodes else _EPSILON
+        norm = NormLayer("norm", "conv", block.conv.out_channels, epsilon)
         return ConvLayer("conv", INPUT, replace(block.conv, bias=False)), norm
 
     def kept(self, block: Block) -> Mapping[tuple[str, str], str]:
-        """All but the mean."""
-        return {
-            ("conv", "weight"): "weight",
-            ("norm", "scale"): "gamma",
-            ("norm", "bias"): "beta",
-            ("norm", "variance"): "variance",
-        }
+        """All but the mean; of a Mul and an Add none."""
+        found = {("conv", "weight"): "weight"}
+        if "norm" in block.nodes:
+            names = {"scale": "gamma", "bias": "beta", "variance": "variance"}
+            found |= {("norm", name): role for name, role in names.items()}
+        return found
 
     def weights(self, block: Block, values: Mapping[str, Array]) -> Sequence[Array]:
-        """The mean."""
-        return [values["mean"] - values["bias"].reshape(-1)]
+        """The mean; of a Mul and an Add all four."""
+        bias = values["bias"].reshape(-1)
+        if "norm" in block.nodes:
+            return [values["mean"] - bias]
+        factor, term = (np.broadcast_to(values[part].reshape(-1), bias.shape) for part in ("factor", "term"))
+        scale, shift, _, variance = plain_norm(factor, term, _EPSILON)
+        return [scale, shift, -bias, variance]

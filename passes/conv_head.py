@@ -81,8 +81,8 @@ def _head(x: Operand) -> Pattern:
     squeezed = Op(
         "flatten", "Squeeze", Op("pool", ("GlobalAveragePool", "AveragePool"), x), Const("axes", optional=True)
     )
-    # What is written as a pool and Flatten may also be a mean that keeps the axes.
-    mean = Either(flattened(x), squeezed, flattened(reduced), reduced)
+    # What is written as a pool and Flatten may also be a mean that keeps the axes: first, for all may be flattened.
+    mean = Either(flattened(reduced), flattened(x), squeezed, reduced)
     return Pattern("mean over all positions and a linear layer", connected(maybe_idle("drop", mean), 1), goes_on)
 
 

@@ -102,6 +102,7 @@ class Fire(BlockMode):
             "shuffle", 0, "groups of a channel shuffle behind it; 0: none", (lambda groups: groups >= 0, "0 or more")
         ),
     )
+    tries = ({"squeeze": 0.0625}, {}, {"squeeze": 0.25}, {"squeeze": 0.5})
 
     def with_settings(self, given: Mapping[str, object] | None) -> "Fire":
         """BatchNormalization is part of what is replaced where it is to stand elsewhere."""

@@ -60,6 +60,7 @@ class FireBottleneck(ResidualMode):
         Setting("skip_bias", False, "whether the Conv of the skip is given a bias"),
         ResidualMode.END,
     )
+    tries = ({}, {"squeeze": 0.25}, {"squeeze": 0.5})
 
     def accepts(self, block: Block) -> str | None:
         """Refuse one output too."""

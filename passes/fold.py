@@ -20,7 +20,6 @@ When it refuses
     that other nodes use, or Convs that fold it otherwise: it would have to be stored twice (``--force``).
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -43,6 +42,7 @@ from onnxsep.modes import (
     Pattern,
     Refusal,
     Value,
+    per_channel,
 )
 
 _CONV, _NORM = "conv", "norm"
@@ -93,7 +93,7 @@ class Fold(BlockMode):
                     return "the BatchNormalization behind it has statistics for each position (spatial=0)"
             for part in _PARTS[node.op_type]:
                 shape = block.shapes[_numbered(part, role)]
-                fits = shape == (channels,) if len(_PARTS[node.op_type]) > 1 else _per_channel(shape, channels, dims)
+                fits = shape == (channels,) if len(_PARTS[node.op_type]) > 1 else per_channel(shape, channels, dims)
                 if not fits:
                     size = "x".join(map(str, shape)) or "()"
                     return f"the {part} of the {node.op_type} behind it ({size}) is not one number for each channel"
@@ -129,13 +129,6 @@ def _links(block: Block) -> Iterator[tuple[str, Operator]]:
 def _numbered(part: str, role: str) -> str:
     """The role of a constant of the node in a role."""
     return f"{part}_{role.rpartition('_')[2]}"
-
-
-def _per_channel(shape: Sequence[int], channels: int, dims: int) -> bool:
-    """Whether a constant, broadcast to [batch, channels, *spatial], is the same at all positions."""
-    if math.prod(shape) == 1:
-        return len(shape) <= dims + 2
-    return dims < len(shape) <= dims + 2 and shape[-dims - 1] == math.prod(shape) == channels
 
 
 def _affine(node: Operator, parts: Sequence[Array]) -> tuple[Array, Array]:

@@ -75,6 +75,7 @@ class Ghost(BlockMode):
         ),
         Setting("primary", "conv", "kernel of the primary channels", choices=("conv", "pointwise")),
     )
+    tries = ({}, {"ratio": 4})
 
     def accepts(self, block: Block) -> str | None:
         """Refuse what cannot be halved."""

@@ -82,6 +82,7 @@ class GhostBottleneck(ResidualMode):
         Setting("activation", "relu6", "behind the first module", choices=ACTIVATION_FORMS),
         ResidualMode.END,
     )
+    tries = ({}, {"expansion": 2})
 
     def accepts(self, block: Block) -> str | None:
         """Refuse odd numbers of channels too."""

@@ -69,6 +69,7 @@ class GroupedPointwise(BlockMode):
         Setting("shuffle", True, "whether the channels of the groups are mixed behind it"),
         Setting("above", 24, "Convs with no more inputs stay", (lambda least: least >= 0, "0 or more")),
     )
+    tries = ({"groups": 2}, {}, {"groups": 8})
 
     def accepts(self, block: Block) -> str | None:
         """Refuse what cannot be grouped, or is too small for it."""

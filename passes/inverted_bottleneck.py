@@ -70,6 +70,7 @@ class InvertedBottleneck(ResidualMode):
         Setting("second", True, "whether there is an activation behind the depthwise Conv"),
         ResidualMode.END,
     )
+    tries = ({"expansion": 1}, {"expansion": 2}, {})
 
     def branch(self, block: Block) -> Sequence[Layer]:
         """1 x 1, depthwise, 1 x 1."""

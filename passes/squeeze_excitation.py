@@ -48,6 +48,7 @@ from onnxsep.modes import (
     Value,
     activation,
     gate,
+    scaled,
 )
 
 _LEAST_OPSET = 7
@@ -56,7 +57,7 @@ _LEAST_OPSET = 7
 def _pattern() -> Operand:
     conv = Op("conv", "Conv", Value("x"), Const("weight"), Const("bias", optional=True))
     norm = Op("norm", "BatchNormalization", conv, *map(Const, ("gamma", "beta", "mean", "variance")))
-    return activation("activation", Either(norm, conv))
+    return activation("activation", Either(norm, scaled(conv), conv))
 
 
 class SqueezeExcitation(BlockMode):

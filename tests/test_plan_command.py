@@ -264,7 +264,7 @@ def test_layers_that_no_plan_is_for() -> None:
         ({"target": ()}, OptionError, "target is missing"),
         ({"target": "rom=0.5"}, OptionError, "did you mean 'ram'"),
         ({"target": "params=0.5", "modes": ["spatal"]}, ModeNotFoundError, "spatal"),
-        ({"target": "params=0.5", "modes": ["fold"]}, OptionError, "it takes blocks of several nodes"),
+        ({"target": "params=0.5", "modes": ["fold"]}, OptionError, "it is exact, and rewrites whole networks"),
         ({"target": "params=0.5", "rounds": -1}, OptionError, "rounds must be 0 or more"),
         ({"target": "params=0.5", "round_ranks": 7}, OptionError, "round_ranks=7 is not 8 or 16"),
         ({"target": "params=0.5", "only": "nothing"}, OptionError, "nothing"),
@@ -285,7 +285,7 @@ def test_what_cannot_be_asked_for(options: dict[str, Any], error: type[Exception
         ({"plan": "p.toml"}, "so plan must be left out"),
         ({"max_effect": 0.1}, "so max_effect must be left out"),
         ({"init": "svd"}, "leave init out"),
-        ({"mode": "fold"}, "it takes blocks of several nodes"),
+        ({"mode": "fold"}, "it is exact, and rewrites whole networks"),
     ],
 )
 def test_what_goes_with_no_target(options: dict[str, Any], words: str) -> None:

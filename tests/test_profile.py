@@ -264,7 +264,7 @@ def test_the_model_is_not_in_the_folder_that_is_written(made: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("-m", "fold"), "fold: it takes blocks of several nodes"),
+        (("-m", "ghost"), "ghost: it takes blocks of several nodes"),
         (("-m", "nothing"), "unknown mode 'nothing'"),
         (("--only", "nobody"), "nobody"),
         (("--round-ranks", "5"), "is not 8 or 16"),

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnxsep.calibration.blocks import LEAST_SQUARES, fit_blocks, fitted_blocks
+from onnxsep.calibration.blocks import fitted_blocks
 from onnxsep.calibration.calibrated import Calibrated
-from onnxsep.calibration.layerwise import calibrate
 from onnxsep.calibration.memory import Needs, available, needs
 from onnxsep.calibration.recording import calibrate_from, record
 from onnxsep.calibration.report import CalibrationReport, TuneReport
 from onnxsep.calibration.schedule import make_schedule
 from onnxsep.calibration.statistics_file import load_statistics, save_statistics
+from onnxsep.calibration.together import fit_together
 from onnxsep.calibration.walk import CalibrationOptions
 from onnxsep.data import (
     Dataset,
@@ -33,7 +33,7 @@ from onnxsep.engine.surgery import Edit
 from onnxsep.errors import CalibrationError, OptionError, spelled
 from onnxsep.model.io import Model
 from onnxsep.modes.base import AnyMode, Mode
-from onnxsep.modes.block import BlockMode
+from onnxsep.modes.block import LEAST_SQUARES, BlockMode
 from onnxsep.modes.width import WidthMode
 from onnxsep.options.progress import Progress, announce, note
 from onnxsep.options.sizes import in_bytes
@@ -204,7 +204,7 @@ def fit_plan(
         positions=options.positions,
         seed=options.seed,
         refine=options.refine,
-        memory=memory.expected or None,
+        memory=memory.expected or None if plan.convs else None,  # fits of blocks are not foreseen
         preprocessing=dataset.preprocessing,
         notes=dataset.notes,
     )
@@ -213,21 +213,15 @@ def fit_plan(
     blocks = sorted({row.mode.name for row in weights_alone})
     if blocks:
         said = f"mode {', '.join(blocks)} computes its weights from those of the source: nothing is fitted to the data"
-        fitted = replace(fitted, report=report.model_copy(update={"notes": (*report.notes, said)}))
+        report = report.model_copy(update={"notes": (*report.notes, said)})
+        fitted = replace(fitted, report=report)
     if plan.convs:
         told = f"fitting to {len(indices)} samples: about {in_bytes(memory.expected)} of memory"
         (note if fitting.memory is not None or memory.expected > _LARGE else announce)(progress, told)
-        done = calibrate(model, sites, plan, fitted.batches(), options, runtime, progress)
+    if plan.convs or fitted_blocks(plan):
+        done = fit_together(model, sites, plan, fitted.batches, options, runtime, progress)
         # A model of a fixed batch size may leave some samples over.
         fitted = replace(fitted, calibrated=done, report=report.model_copy(update={"samples": done.samples}))
-    if found := fitted_blocks(plan):
-        outcomes, samples = fit_blocks(model, sites, found, fitted.batches(), options, runtime, progress)
-        for row in found:
-            outcome = outcomes[row.site.place]
-            fitted.calibrated.outcomes[row.key] = outcome
-            if not isinstance(outcome, str):
-                fitted.calibrated.by_place[row.site.place] = outcome
-        fitted = replace(fitted, report=report.model_copy(update={"samples": samples}))
     if fitting.statistics is not None and not fitting.dry_run:  # last: whoever interrupts has nothing written
         recorded = record(model, sites, fitted.batches(), options, runtime, dataset.source, progress)
         save_statistics(fitting.statistics, recorded)
@@ -240,7 +234,7 @@ def _needs(model: Model, sites: Sites, plan: Plan, dataset: Dataset, parts: Part
     chosen = [row.site for row in plan.convs if in_main_graph(row.site)]
     together = dataset.batch or 1
     first = parts.fitted[:together]
-    if len(first) < together or not chosen:
+    if len(first) < together or not (chosen or fitted_blocks(plan)):
         return Needs()
     steps = make_schedule(model, sites.scopes, chosen)
     feed, samples = dataset.feed(first), len(parts.fitted)

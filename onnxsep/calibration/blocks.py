@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.threads import one_thread
 from onnxsep.calibration.block_nodes import BlockNodes, TensorName, build_block, stored, tensors_of
+from onnxsep.calibration.dense import Dense, stand_ins
 from onnxsep.calibration.least_squares import Task, output_error, solve
 from onnxsep.calibration.walk import CalibrationOptions, Walk, split
 from onnxsep.engine.factors import Factorized, OutputErrors, block_tensors, factorize_one
@@ -25,13 +26,10 @@ from onnxsep.graph.places import Place
 from onnxsep.graph.scopes import reads
 from onnxsep.layers.layer import INPUT
 from onnxsep.model.io import Model
-from onnxsep.modes.block import BlockMode
+from onnxsep.modes.block import LEAST_SQUARES, BlockMode
 from onnxsep.options.progress import Progress, announce
 from onnxsep.running.runtime import RuntimeOptions
 from onnxsep.training.block_tuning import tune_block
-
-LEAST_SQUARES = "least-squares"
-"""What ``BlockMode.fits`` says where the last Convs are solved for here; any other word: the mode fits by itself."""
 
 
 def fitted_blocks(plan: Plan) -> list[BlockReplacement]:
@@ -48,6 +46,7 @@ def fit_blocks(
     options: CalibrationOptions,
     runtime: RuntimeOptions,
     progress: Progress | None = None,
+    convs: Mapping[Place, Dense] | None = None,
 ) -> tuple[dict[Place, Factorized | str], int]:
     """Fit blocks to the outputs of the original network on samples; a tenth of them is held out to measure the error.
 
@@ -59,6 +58,7 @@ def fit_blocks(
         options: positions and seed.
         runtime: how the network is run.
         progress: told of every block that is done, with its error before and after.
+        convs: weights and biases of Convs that are replaced too, in what blocks read.
 
     Returns:
         The tensors of each block, or why there are none, by its place; and how many samples were used.
@@ -68,7 +68,7 @@ def fit_blocks(
         PassError: a mode failed.
     """
     announce(progress, "running the network", 0, len(blocks))
-    walk = _Blocks(model, sites, blocks, batches, options, runtime)
+    walk = _Blocks(model, sites, blocks, batches, options, runtime, convs or {})
     found: dict[Place, Factorized | str] = {}
     for number, block in enumerate(sorted(blocks, key=lambda row: row.site.place)):
         with naming(block.mode, block.site.name), one_thread():
@@ -92,10 +92,15 @@ class _Blocks:
         batches: Iterable[Mapping[str, NDArray[Any]]],
         options: CalibrationOptions,
         runtime: RuntimeOptions,
+        convs: Mapping[Place, Dense],
     ) -> None:
         self._model, self._sites, self._options = model, sites, options
         self._walk = Walk(model, batches, options, runtime)
         self._original, self._rewritten = self._walk.frontier, self._walk.frontier.fork()
+        stands = stand_ins(self._walk.nodes, sites, convs, copied=self._walk.copied)
+        self._stands = stands.nodes
+        for tensor in stands.tensors:
+            self._rewritten.add_initializer(tensor)
         self._done = -1  # the last node that has been run
         self._own = {block.site.place: {place[1] for place in block.site.nodes} for block in blocks}
         self._outcomes: dict[Hashable, Factorized | str] = {}
@@ -117,12 +122,13 @@ class _Blocks:
         either = [*made.nodes, *(nodes[number] for number in own)]
         needed = later | {match.input} | {name for node in either for name in reads(node)}
         self._original.advance([nodes[number] for number in between], later | {match.input, output})
-        self._rewritten.advance([nodes[number] for number in between if number not in own], needed)
+        others = [node for number in between if number not in own for node in self._stands.get(number, [nodes[number]])]
+        self._rewritten.advance(others, needed)
         self._done = index
         task = self._task(block, made, output)
         outcome = self._outcomes.get(block.key)
         if outcome is None:
-            outcome = self._outcomes[block.key] = self._fit(task)
+            outcome = self._outcomes[block.key] = fit_task(self._model, self._sites, task, self._options)
         elif isinstance(outcome, Factorized):  # its weights are those of an earlier block
             outcome = replace(outcome, errors=None)
         taken = outcome if isinstance(outcome, Factorized) else None
@@ -141,21 +147,23 @@ class _Blocks:
         positions, seed = self._options.positions, self._options.seed
         return Task(block, made, self._rewritten, self._original, output, fits, positions, seed)
 
-    def _fit(self, task: Task) -> Factorized | str:
-        block = task.block
-        before = factorize_one(self._model, self._sites, block)
-        if block.mode.fits != LEAST_SQUARES:
-            return _fit_by_mode(task, before)
-        if isinstance(before, str):
-            return before
-        start = tensors_of(block, before)
-        errors = output_error(task, start, fitting=False)
-        best = replace(before, errors=OutputErrors(errors, output_error(task, start, fitting=True), errors))
-        tensors = solve(task, start)
-        best = _better(task, best, tensors)
-        if self._options.block_steps:
-            best = _better(task, best, trained(task, tensors, self._options.block_steps))
-        return best
+
+def fit_task(model: Model, sites: Sites, task: Task, options: CalibrationOptions) -> Factorized | str:
+    """Fit one block; the tensors with the lowest error on samples that were held out, or why there are none."""
+    block = task.block
+    before = factorize_one(model, sites, block)
+    if block.mode.fits != LEAST_SQUARES:
+        return _fit_by_mode(task, before)
+    if isinstance(before, str):
+        return before
+    start = tensors_of(block, before)
+    errors = output_error(task, start, fitting=False)
+    best = replace(before, errors=OutputErrors(errors, output_error(task, start, fitting=True), errors))
+    tensors = solve(task, start)
+    best = _better(task, best, tensors)
+    if options.block_steps:
+        best = _better(task, best, trained(task, tensors, options.block_steps))
+    return best
 
 
 def _better(task: Task, best: Factorized, tensors: Mapping[TensorName, Array]) -> Factorized:

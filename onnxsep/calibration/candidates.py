@@ -13,10 +13,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
-from onnxsep.calibration.dense import as_dense
+from onnxsep.calibration.dense import Dense, stand_ins
 from onnxsep.calibration.fitting import PRIOR, Fit, Fitter
 from onnxsep.calibration.frontier import Frontier
 from onnxsep.calibration.outcomes import read_bias
+from onnxsep.calibration.own_nodes import OwnNodes
 from onnxsep.calibration.sampled import Samples
 from onnxsep.calibration.samples import prior_of, sample, usable_tail
 from onnxsep.calibration.schedule import Step, Tail, make_schedule
@@ -24,6 +25,7 @@ from onnxsep.calibration.walk import CalibrationOptions, Walk
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.sites import Sites, read_weight
 from onnxsep.graph.places import Place
+from onnxsep.graph.scopes import reads
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.layer import parameters
 from onnxsep.layers.rank import Rank
@@ -75,12 +77,12 @@ def gather(
     batches: Iterable[Mapping[str, NDArray[Any]]],
     options: CalibrationOptions,
     runtime: RuntimeOptions,
-    replaced: Mapping[Place, tuple[Array, Array | None]] | None = None,
+    replaced: Mapping[Place, Dense | OwnNodes] | None = None,
 ) -> Iterator[Gathered]:
     """Walk the original network, and give the samples of every chosen Conv as it comes by.
 
     The arguments are those of ``onnxsep.calibration.layerwise.calibrate``; the Convs are some of the main graph.
-    ``replaced`` are weights and biases of Convs of another network, which then says what Convs read.
+    ``replaced`` are weights and biases of Convs of another network, and nodes of its blocks: it says what Convs read.
 
     Raises:
         CalibrationError: the data cannot be used, or the runtime cannot run the model on them.
@@ -97,7 +99,7 @@ def along(
     batches: Iterable[Mapping[str, NDArray[Any]]],
     options: CalibrationOptions,
     runtime: RuntimeOptions,
-    replaced: Mapping[Place, tuple[Array, Array | None]] | None = None,
+    replaced: Mapping[Place, Dense | OwnNodes] | None = None,
 ) -> Iterator[tuple[ConvSite, Callable[[], Gathered]]]:
     """The walk of ``gather``, and at each Conv what gathers its samples, as long as the walk is there.
 
@@ -123,20 +125,21 @@ def _gathered(model: Model, sites: Sites, walk: Walk, step: Step, read: Frontier
 
 
 class _Replaced:
-    """Another network beside the walk, some of whose Convs have other values."""
+    """Another network beside the walk, some of whose layers are replaced."""
 
-    def __init__(self, walk: Walk, sites: Sites, replaced: Mapping[Place, tuple[Array, Array | None]]) -> None:
-        self._frontier, self._nodes = walk.frontier.fork(), list(walk.nodes)
-        for site in sites.found:
-            if isinstance(site, ConvSite) and site.place in replaced:
-                node, tensors = as_dense(walk.nodes[site.place[1]], site, *replaced[site.place], copied=walk.copied)
-                self._nodes[site.place[1]] = node
-                for tensor in tensors:
-                    self._frontier.add_initializer(tensor)
+    def __init__(self, walk: Walk, sites: Sites, replaced: Mapping[Place, Dense | OwnNodes]) -> None:
+        self._frontier, self._walk = walk.frontier.fork(), walk
+        stands = stand_ins(walk.nodes, sites, replaced, copied=walk.copied)
+        self._stands = stands.nodes
+        blocks = [node for one in replaced.values() if isinstance(one, OwnNodes) for node in one.all_nodes]
+        self._reads = {name for node in blocks for name in reads(node)}  # longer, maybe, than what they stand for
+        for tensor in stands.tensors:
+            self._frontier.add_initializer(tensor)
 
     def advance(self, step: Step) -> Frontier:
         """Move on to the Conv of this step."""
-        self._frontier.advance([self._nodes[index] for index in step.nodes], step.keep)
+        nodes = [node for index in step.nodes for node in self._stands.get(index, [self._walk.nodes[index]])]
+        self._frontier.advance(nodes, self._reads.union(step.keep))
         return self._frontier
 
 

@@ -1,13 +1,21 @@
-"""A replaced Conv as a run of the network has it: the one dense Conv that its factors multiply to."""
+"""Replaced layers as a run of the network has them: a Conv as the dense one that its factors multiply to."""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 
 from onnxsep.algebra.linalg import Array
+from onnxsep.calibration.own_nodes import OwnNodes
 from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.sites import Sites
 from onnxsep.graph.element_types import STORED_TYPES
+from onnxsep.graph.places import Place
 from onnxsep.graph.transposing import turned
 from onnxsep.graph.view import build_tensor
+
+Dense = tuple[Array, Array | None]
+"""Weight [out_channels, in_channels / group, *kernel_shape] and bias [out_channels], None for the one that is there."""
 
 
 def as_dense(
@@ -36,3 +44,27 @@ def as_dense(
         new.input.append(f"onnxsep.calibration.{index}.bias")
         tensors.append(build_tensor(new.input[2], bias.astype(kind)))
     return new, tensors
+
+
+def stand_ins(
+    nodes: Sequence[onnx.NodeProto], sites: Sites, replaced: Mapping[Place, Dense | OwnNodes], *, copied: bool
+) -> OwnNodes:
+    """What runs in place of nodes of the main graph where layers and blocks are replaced.
+
+    Args:
+        nodes: Those of the graph.
+        sites: The layers.
+        replaced: By place of a Conv its other values, by that of a block its own nodes.
+        copied: Whether the network is run as a float32 copy.
+    """
+    found, tensors = dict[int, list[onnx.NodeProto]](), list[onnx.TensorProto]()
+    by_place = {site.place: site for site in sites.found if isinstance(site, ConvSite)}
+    for place, stand in replaced.items():
+        if isinstance(stand, OwnNodes):
+            found |= stand.nodes
+            tensors += stand.tensors
+            continue
+        node, new = as_dense(nodes[place[1]], by_place[place], *stand, copied=copied)
+        found[place[1]] = [node]
+        tensors += new
+    return OwnNodes(found, tensors)

@@ -62,6 +62,7 @@ def calibrate(
     options: CalibrationOptions,
     runtime: RuntimeOptions,
     progress: Progress | None = None,
+    blocks: Mapping[Place, Factorized] | None = None,
 ) -> Calibrated:
     """Fit every replacement of the plan that stands in the main graph.
 
@@ -73,12 +74,14 @@ def calibrate(
         options: how.
         runtime: how pieces of the networks are run.
         progress: told of every Conv that is done, with its error before and after.
+        blocks: tensors of the plan's blocks, by their places; others are those of the weights alone.
 
     Raises:
         CalibrationError: the data cannot be used, or the runtime cannot run the model on them.
         PassError: a mode broke a promise.
     """
-    return _Calibrator(model, sites, plan, Walk(model, batches, options, runtime), options, runtime).run(progress)
+    walk = Walk(model, batches, options, runtime)
+    return _Calibrator(model, sites, plan, walk, options, runtime, blocks or {}).run(progress)
 
 
 class _Calibrator:
@@ -90,12 +93,13 @@ class _Calibrator:
         walk: Walk,
         options: CalibrationOptions,
         runtime: RuntimeOptions,
+        blocks: Mapping[Place, Factorized],
     ) -> None:
         self._model, self._sites, self._plan, self._walk, self._options = model, sites, plan, walk, options
         self._runtime, self._opset = runtime, opset_version(model.proto, sites.scopes, 0)
         self._replacements = {row.site.place: row for row in plan.convs if in_main_graph(row.site)}
         self._rewritten = walk.frontier.fork()
-        own = own_nodes(model, sites, plan, copied=walk.copied)
+        own = own_nodes(model, sites, plan, copied=walk.copied, given=blocks)
         for tensor in own.tensors:
             self._rewritten.add_initializer(tensor)
         self._replaced = own.nodes

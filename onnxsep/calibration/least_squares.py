@@ -119,6 +119,8 @@ class _Sums:
 
     def add(self, rows: Array, targets: Array) -> None:
         """Rows [n, groups * columns], targets [n, groups * outputs]."""
+        if not len(rows):  # of this batch all are held out
+            return
         x = rows.reshape(len(rows), self.groups, -1).transpose(1, 0, 2)
         t = targets.reshape(len(targets), self.groups, -1).transpose(1, 0, 2)
         self.count += len(rows)

@@ -4,7 +4,7 @@ A replaced Conv can stand there as the dense Conv that its factors multiply to. 
 nodes run, so that the Convs behind it are fitted to what they will really read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -28,8 +28,21 @@ class OwnNodes:
     nodes: dict[int, list[onnx.NodeProto]]
     tensors: Sequence[onnx.TensorProto]
 
+    def of(self, row: BlockReplacement) -> "OwnNodes":
+        """Those of one block."""
+        nodes = {index: self.nodes[index] for _, index in row.site.nodes}
+        read = {name for several in nodes.values() for node in several for name in node.input}
+        return OwnNodes(nodes, [tensor for tensor in self.tensors if tensor.name in read])
 
-def own_nodes(model: Model, sites: Sites, plan: Plan, *, copied: bool) -> OwnNodes:
+    @property
+    def all_nodes(self) -> list[onnx.NodeProto]:
+        """The nodes in order."""
+        return [node for index in sorted(self.nodes) for node in self.nodes[index]]
+
+
+def own_nodes(
+    model: Model, sites: Sites, plan: Plan, *, copied: bool, given: Mapping[Place, Factorized] | None = None
+) -> OwnNodes:
     """The new nodes of the blocks of the main graph that are not exact.
 
     Args:
@@ -37,6 +50,7 @@ def own_nodes(model: Model, sites: Sites, plan: Plan, *, copied: bool) -> OwnNod
         sites: its convolutions.
         plan: what to replace.
         copied: whether the network is run as a float32 copy.
+        given: tensors of blocks, by their places; others are those of the weights alone.
 
     Raises:
         PassError: a mode broke a promise.
@@ -45,7 +59,7 @@ def own_nodes(model: Model, sites: Sites, plan: Plan, *, copied: bool) -> OwnNod
     rows: list[BlockReplacement] = []
     for row in plan.replacements:
         if isinstance(row, BlockReplacement) and not row.exact and in_main_graph(row.site):
-            made = factorize_one(model, sites, row)
+            made = (given or {}).get(row.site.place) or factorize_one(model, sites, row)
             if isinstance(made, Factorized):
                 rows.append(row)
                 found[row.site.place] = made

@@ -61,6 +61,7 @@ class Channels:
     Attributes:
         tracks: by name of each tensor of the main graph whose channels are known.
         cuts: every use of a constant that has channels along an axis.
+        lengths: constants [batch, length] of Reshapes, with the numbers along that length.
         filters: by place of each Conv that was followed, the numbers of its output channels.
         depthwise: by place of each depthwise Conv, the numbers of its input channels, which are its groups.
         reasons: by place of each Conv whose filters stay for a reason of its own, that reason.
@@ -68,6 +69,7 @@ class Channels:
 
     tracks: dict[str, Track] = field(default_factory=dict)
     cuts: list[Cut] = field(default_factory=list)
+    lengths: dict[Constant, Ids] = field(default_factory=dict)
     filters: dict[Place, Ids] = field(default_factory=dict)
     depthwise: dict[Place, Ids] = field(default_factory=dict)
     reasons: dict[Place, str] = field(default_factory=dict)
@@ -170,6 +172,9 @@ def settle(channels: Channels, facts: Facts) -> None:
         for cut in found:
             for ids in cut.axes.values():
                 channels.freeze(ids, f"its channels go with {constant.name!r}, which is also used in another way")
+    for constant, ids in channels.lengths.items():
+        if len(facts.index.uses(constant.name)) > 1 or constant.name in facts.pinned:
+            channels.freeze(ids, f"their number is in {constant.name!r}, which is also used in another way")
     for name, track in channels.tracks.items():
         if name in facts.pinned:
             channels.freeze(track.ids, f"they are in {name!r}, which a nested graph or an annotation uses")

@@ -1,5 +1,6 @@
 """What operators that change sizes do with channels: flattening, reducing, padding, slicing, resizing."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -38,19 +39,33 @@ class SizeRules:
             if integer(node, "axis", 1) % (track.rank + 1) != 1:
                 raise Lost("flattens along another axis")
         else:
-            shape = self._integers(node, "shape", 1)
-            batch = (self._facts.shapes.get(node.input[0]) or (None,))[0]
-            if shape is None or len(shape) != 2 or shape[1] != -1 or shape[0] not in (0, batch):
-                raise Lost("is no Reshape to [batch, -1]")
-            if integer(node, "allowzero", 0):
-                raise Lost("has allowzero")
+            self._reshaped(node, track)
         made = self._facts.shapes.get(node.output[0])
         entries = made[1] if made is not None and len(made) == 2 else None
         if not isinstance(entries, int) or entries % len(track.ids):
             if track.rank != 2:
                 raise Lost("makes an unknown number of entries of each channel")
             entries = len(track.ids)
-        return Track(np.repeat(track.ids, entries // len(track.ids)), 2)
+        found = Track(np.repeat(track.ids, entries // len(track.ids)), 2)
+        if node.op_type == "Reshape" and (self._integers(node, "shape", 1) or ())[1:] != [-1]:
+            self._channels.lengths[self._facts.constants[node.input[1]][0]] = found.ids
+        return found
+
+    def _reshaped(self, node: onnx.NodeProto, track: Track) -> None:
+        """Refuse a Reshape that is not to [batch, -1] or [batch, length], its length then in a constant of its own."""
+        shape, before = self._integers(node, "shape", 1), self._facts.shapes.get(node.input[0]) or (None,)
+        if shape is None or len(shape) != 2:
+            raise Lost("is no Reshape to [batch, -1]")
+        if shape[1] == -1 and shape[0] in (0, before[0]):
+            if integer(node, "allowzero", 0) and shape[0] == 0:
+                raise Lost("has allowzero")
+            return
+        sizes = [size for size in before[2:] if isinstance(size, int)]
+        whole = len(track.ids) * math.prod(sizes) if len(sizes) == len(before) - 2 else None
+        if shape[0] not in (-1, before[0]) or shape[1] != whole or len(before) != track.rank:
+            raise Lost("is no Reshape to [batch, -1], or to as many entries as an image has")
+        if len(node.input) < 2 or node.input[1] not in self._facts.constants:
+            raise Lost("has a shape that is not stored as a constant")
 
     def squeeze(self, node: onnx.NodeProto, track: Track) -> Track:
         """Axes of size one come or go behind the channels."""

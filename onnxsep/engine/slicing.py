@@ -1,6 +1,6 @@
 """Taking channels out of a model, and the source that the result must equal."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -12,7 +12,7 @@ from onnxsep.engine.sites import Sites
 from onnxsep.engine.storing import with_values
 from onnxsep.graph.constants import read_constant, stored_tensor
 from onnxsep.graph.places import Constant
-from onnxsep.graph.scopes import scopes
+from onnxsep.graph.scopes import Scope, scopes
 from onnxsep.graph.shapes import stub
 from onnxsep.model.io import Model
 
@@ -29,6 +29,7 @@ def take_out(source: Model, sites: Sites, channels: Channels, gone: Gone) -> tup
         for axis, ids in cut.axes.items():
             array = np.compress(~gone[ids], array, axis=axis)
         values[cut.constant] = array
+    values |= _lengths(source, sites.scopes, channels, gone)
     result, moved = with_values(source, values)
     _restate(result.proto.graph, channels, gone, {constant.name: array.shape for constant, array in values.items()})
     return result, moved
@@ -48,7 +49,8 @@ def take_out_sizes(light: onnx.ModelProto, channels: Channels, gone: Gone) -> on
         tensor.CopyFrom(stub(tensor.name, tensor.data_type, shape))
         shapes[cut.constant.name] = tuple(shape)
     _restate(result.graph, channels, gone, shapes)
-    return result
+    lengths = dict(_lengths(Model(light), found, channels, gone))
+    return with_values(Model(result), lengths)[0].proto if lengths else result
 
 
 def _restate(graph: onnx.GraphProto, channels: Channels, gone: Gone, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -85,3 +87,14 @@ def _affected(channels: Channels, gone: Gone) -> Iterator[Cut]:
         if cut.constant not in seen and any(gone[ids].any() for ids in cut.axes.values()):
             seen.add(cut.constant)
             yield cut
+
+
+def _lengths(
+    source: Model, found: Sequence[Scope], channels: Channels, gone: Gone
+) -> Iterator[tuple[Constant, NDArray[np.generic]]]:
+    """Shapes of Reshapes that say how many entries there are, and what they are when some have gone."""
+    for constant, ids in channels.lengths.items():
+        if gone[ids].any():
+            shape = read_constant(source, found, constant).copy()
+            shape[1] = np.count_nonzero(~gone[ids])
+            yield constant, shape

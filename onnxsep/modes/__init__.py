@@ -64,7 +64,7 @@ from onnxsep.modes.carrying import (
 from onnxsep.modes.heads import connected, flattened, goes_on, matrix_of, maybe_idle, not_linear, outputs_of
 from onnxsep.modes.last_block import closed_block_pattern
 from onnxsep.modes.multilinear import Multilinear, axis_name, half_rank, kernel_axes, summed
-from onnxsep.modes.norms import NORM_TENSORS, STATISTICS, norm_refused
+from onnxsep.modes.norms import NORM_TENSORS, STATISTICS, norm_refused, per_channel, scaled
 from onnxsep.modes.residual import Residual, ResidualMode, drawn, keep_sizes, residual_sum
 from onnxsep.modes.settings import NUMBERS, Setting, whole_numbers
 from onnxsep.modes.width import Group, WidthMode
@@ -159,12 +159,14 @@ __all__ = [
     "not_linear",
     "orthogonal_terms",
     "outputs_of",
+    "per_channel",
     "plain_norm",
     "pointwise",
     "principal_axes",
     "reduced_rank_regression",
     "residual_sum",
     "scale_product",
+    "scaled",
     "scaled_to_one",
     "solve_lower",
     "squared_errors",

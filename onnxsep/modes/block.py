@@ -58,6 +58,11 @@ class Block:
     convs: Mapping[str, Conv] = field(default_factory=dict)
 
 
+LEAST_SQUARES = "least-squares"
+"""What ``BlockMode.fits`` says where ``onnxsep.calibration.blocks`` solves for the last Convs; any other word: the mode
+fits by itself."""
+
+
 class BlockMode(Adjustable, ABC):
     """How a pattern of nodes becomes several layers.
 
@@ -89,6 +94,9 @@ class BlockMode(Adjustable, ABC):
     """How its weights are fitted to calibration data, in a word for reports ("ridge"); "": they are not."""
     untrained: ClassVar[str] = ""
     """What is told where nothing was fitted: how the new weights start, and what they need."""
+
+    tries: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    """Settings beside its defaults that a plan chooses among, where it is a candidate there."""
 
     def accepts(self, block: Block) -> str | None:
         """None if the mode can replace what was found; else the reason why not, in words for the user."""

@@ -1,5 +1,9 @@
-"""BatchNormalization in the patterns of block modes."""
+"""BatchNormalization in the patterns of block modes, also where it is written as a product and a sum."""
 
+import math
+from collections.abc import Sequence
+
+from onnxsep.graph.expressions import Const, Op, Operand
 from onnxsep.modes.block import Operator
 
 STATISTICS = ("gamma", "beta", "mean", "variance")
@@ -15,3 +19,21 @@ def norm_refused(norm: Operator) -> str | None:
     if not norm.attribute("spatial", 1):
         return "the BatchNormalization behind it has statistics for each position (spatial=0)"
     return None
+
+
+def scaled(inner: Operand) -> Operand:
+    """A product with a constant and a sum with another, as TensorFlow's BatchNormalization is exported."""
+    return Op("shift", "Add", Op("scale", "Mul", inner, Const("factor")), Const("term"))
+
+
+def per_channel(shape: Sequence[int], channels: int, dims: int) -> bool:
+    """Whether a constant, broadcast to [batch, channels, *spatial], is the same at all positions.
+
+    Args:
+        shape: of the constant.
+        channels: how many.
+        dims: how many spatial axes.
+    """
+    if math.prod(shape) == 1:
+        return len(shape) <= dims + 2
+    return dims < len(shape) <= dims + 2 and shape[-dims - 1] == math.prod(shape) == channels

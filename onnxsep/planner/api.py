@@ -15,12 +15,14 @@ from onnxsep.graph.places import Place
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import NOTHING, Reads, check_paths
 from onnxsep.modes.base import Mode
+from onnxsep.modes.block import BlockMode
 from onnxsep.options.progress import announce
 from onnxsep.options.taking import takes
+from onnxsep.planner.block_rows import block_rows
 from onnxsep.planner.carrying_out import Costs
 from onnxsep.planner.elsewhere import elsewhere_for
 from onnxsep.planner.evidence import evidence
-from onnxsep.planner.forms import forms
+from onnxsep.planner.forms import block_forms, forms
 from onnxsep.planner.frontier import Frontier, frontier
 from onnxsep.planner.judging import Judge, planning_data
 from onnxsep.planner.means import Means
@@ -98,7 +100,7 @@ def plan(model: AnyModel, options: PlanOptions) -> PlanResult:
     source = load(model, follow_links=options.follow_links)
     check_input_shapes(source, options.shapes)
     announce(options.teller, "finding the layers")
-    modes = forms(options.modes)
+    modes, blocks = forms(options.modes), block_forms(options.modes)
     linear = any(mode.linear_layers for mode in modes)
     sites = find_sites(source, options.shapes, linear_layers=linear, transposed=True)
     fitting = Fitting(
@@ -115,12 +117,12 @@ def plan(model: AnyModel, options: PlanOptions) -> PlanResult:
     if options.quantized is not None:
         quantized = Quantized(source, sites, options.quantized, dataset, options.run_with, options.teller)
     with scratch_for(options) as scratch, crew_for(options) as crew:
-        survey = survey_for(source, sites, modes, data, options, crew)
+        survey = survey_for(source, sites, modes, blocks, data, options, crew)
         elsewhere = elsewhere_for(options, crew)
         timer = Timer() if elsewhere is None else Timer(elsewhere.latencies, elsewhere.ratio)
         timings = timings_for(source, sites, options, scratch, options.teller, quantized, timer)
         means = Means(survey, timer, timings, memory, judge, quantized)
-        return _Planner(source, sites, modes, data, options, reads, started, means).run()
+        return _Planner(source, sites, modes, blocks, data, options, reads, started, means).run()
 
 
 class _Planner:
@@ -131,6 +133,7 @@ class _Planner:
         model: Model,
         sites: Sites,
         modes: Sequence[Mode],
+        blocks: Sequence[BlockMode],
         data: PlanningData,
         options: PlanOptions,
         reads: Reads,
@@ -158,6 +161,7 @@ class _Planner:
             None if means.quantized is None else means.quantized.size,
             means.survey,
             memory,
+            block_rows(model, sites, blocks, layers, recurse=options.recurse),
         )
         unknown = Costs(model, sites).unknown_macs
         if unknown and any(one.kind == "macs" for one in options.targets):
@@ -288,4 +292,4 @@ class _Planner:
             for one in best.selection.chosen
             if one.row is not None
         }
-        return plan_of(self._model, best.carried.plan, {}, notes, evidence(report))
+        return plan_of(self._model, self._sites, best.carried.plan, {}, notes, evidence(report))

@@ -5,17 +5,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from onnxsep.calibration import Fitting
-from onnxsep.engine.matches import ConvSite, Match, Rejected
+from onnxsep.engine.matches import BlockMatch, ConvSite, Match, Rejected
 from onnxsep.engine.planning import Assignment, Options, check_ranks, naming, refusal
 from onnxsep.engine.sites import Sites
-from onnxsep.errors import OnnxsepError, OptionError, spelled
+from onnxsep.errors import ModeNotFoundError, OnnxsepError, OptionError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.layers.rank import RankPolicy
 from onnxsep.model.content import content_hashes
 from onnxsep.model.io import Model
-from onnxsep.modes.base import Mode, get_mode
+from onnxsep.modes.base import Mode, find_mode
+from onnxsep.modes.block import LEAST_SQUARES, BlockMode
 from onnxsep.modes.ranks import check_rank
+from onnxsep.modes.width import WidthMode
 from onnxsep.options.tomlfile import nearest
+from onnxsep.planner.block_lines import BlockFinder, with_blocks
 from onnxsep.planner.plan_file import LayerPlan, PlanFile, layer_keys
 
 NOT_NAMED = "the plan has no line for it"
@@ -30,11 +33,13 @@ class Assigned:
         wanted: What is wanted, or why the layer is left alone, by its place.
         said: How its factors are found, where that was said, by its place.
         init: That of all that are fitted, in words.
+        found: The layers, and the blocks in the place of theirs.
     """
 
     wanted: Mapping[Place, Assignment | str]
     said: Mapping[Place, str]
     init: str
+    found: Sequence[Match | Rejected]
 
     def __call__(self, site: Match) -> Assignment | str:
         """What is wanted of a site."""
@@ -50,8 +55,19 @@ def check_plan(plan: PlanFile, fitting: Fitting, *, images: bool) -> None:
         MissingDependencyError: What tuning needs is not installed.
     """
     choices: dict[tuple[Mode, str | None], tuple[LayerPlan, Fitting]] = {}
+    blocks = [(layer, mode) for layer, mode in _modes(plan) if isinstance(mode, BlockMode)]
+    for layer, block in blocks:
+        with _in_plan(plan, layer):
+            if layer.init is not None:
+                raise OptionError(f"mode {block.name} fits its weights in one way; take init out")
+            # How layers are fitted, and what is found of them without data, does not concern blocks.
+            steps = fitting.tune_blocks if block.fits == LEAST_SQUARES else 0
+            replace(fitting, wanted=None, refine=0, statistics=None, tune_blocks=steps).check(block, images=images)
+    if blocks:
+        fitting = replace(fitting, tune_blocks=0)
     for layer, mode in _modes(plan):
-        choices.setdefault((mode, layer.init), (layer, _of_layer(fitting, layer)))
+        if isinstance(mode, Mode):
+            choices.setdefault((mode, layer.init), (layer, _of_layer(fitting, layer)))
     joint = any(found.init(mode) == "joint" for (mode, _), (_, found) in choices.items())
     for (mode, _), (layer, found) in choices.items():
         # Pairs of Convs that are both fitted so are refined; others need not be.
@@ -95,6 +111,9 @@ def assign(plan: PlanFile, model: Model, sites: Sites, fitting: Fitting) -> Assi
     items = {key: item for item, key in _keyed(sites)}
     wanted: dict[Place, Assignment | str] = {}
     said: dict[Place, str] = {}
+    blocks: dict[Place, BlockMatch] = {}
+    of_blocks: dict[Place, Assignment] = {}
+    finder = BlockFinder(model, sites)
     for layer in plan.layers:
         item = items[layer.where, layer.key]
         if layer.mode is None:
@@ -102,11 +121,23 @@ def assign(plan: PlanFile, model: Model, sites: Sites, fitting: Fitting) -> Assi
             continue
         own = _of_layer(fitting, layer)
         with _in_plan(plan, layer):
-            wanted[item.place] = _assignment(layer, _mode(layer, layer.mode), item, own)
+            mode = _mode(layer, layer.mode)
+            if isinstance(mode, BlockMode):
+                check_ranks(mode, layer.rank, layer.round_ranks)
+                match = blocks[item.place] = finder.at(item, mode)
+                # Its place may be that of a layer in it, which is left alone.
+                of_blocks[match.place] = Assignment(mode, Options(force=True, include_first=True, recurse=True))
+                continue
+            wanted[item.place] = _assignment(layer, mode, item, own)
         if own.wanted:
             said[item.place] = own.wanted
-    inits = dict.fromkeys(one.options.init for one in wanted.values() if isinstance(one, Assignment))
-    return Assigned(wanted, said, ", ".join(inits) or "svd")
+    found = with_blocks(sites, blocks, {place for place, one in wanted.items() if isinstance(one, Assignment)})
+    wanted |= of_blocks
+    chosen = [one for one in wanted.values() if isinstance(one, Assignment)]
+    inits = dict.fromkeys(one.options.init for one in chosen if isinstance(one.mode, Mode))
+    if fitting.data is not None:
+        inits |= dict.fromkeys(one.mode.fits for one in chosen if isinstance(one.mode, BlockMode) and one.mode.fits)
+    return Assigned(wanted, said, ", ".join(inits) or "svd", found)
 
 
 def _assignment(layer: LayerPlan, mode: Mode, item: ConvSite | Rejected, fitting: Fitting) -> Assignment:
@@ -134,11 +165,14 @@ def _of_layer(fitting: Fitting, layer: LayerPlan) -> Fitting:
     return replace(fitting, wanted=fitting.wanted or layer.init)
 
 
-def _mode(layer: LayerPlan, named: str | Mode) -> Mode:
-    return get_mode(named).with_settings(layer.settings)
+def _mode(layer: LayerPlan, named: str | Mode | BlockMode) -> Mode | BlockMode:
+    found = find_mode(named)
+    if isinstance(found, WidthMode):
+        raise ModeNotFoundError(f"{found.name!r} is a width mode, and a mode for a layer or a block is needed here")
+    return found.with_settings(layer.settings)
 
 
-def _modes(plan: PlanFile) -> Iterator[tuple[LayerPlan, Mode]]:
+def _modes(plan: PlanFile) -> Iterator[tuple[LayerPlan, Mode | BlockMode]]:
     for layer in plan.layers:
         if layer.mode is not None:
             with _in_plan(plan, layer):

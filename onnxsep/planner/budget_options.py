@@ -162,9 +162,30 @@ class Timed(Options):
                 f"{spelled('target')} {of_floats[0]} is measured of the float model, so leave {spelled('then')} out;"
                 f" `compress` with {spelled('target')} size= and {spelled('max_drop')} measures the quantised one"
             )
+        self._check_blocks()
         others = [name for name in ("scheduler", "workers") if getattr(self, name, None) not in (None, 1)]
         if others and getattr(self, "metric", None) is not None:
             raise OptionError(f"{spelled('metric')} is measured by this process, so leave {spelled(others[0])} out")
+
+    def _check_blocks(self) -> None:
+        """Refuse forms of blocks of several nodes where these are not counted yet.
+
+        Raises:
+            OptionError: There are some.
+        """
+        from onnxsep.planner.forms import block_forms
+
+        blocks = block_forms(getattr(self, "modes", ()))
+        if not blocks:
+            return
+        ram = any(one.kind == "ram" for one in self.targets)
+        given = [name for name in ("then", "latency_resource", "latency_from") if getattr(self, name, None) is not None]
+        if ram or given:
+            other = f"{spelled('target')} ram=" if ram else spelled(given[0])
+            raise OptionError(
+                f"{other} is for forms of single layers, and {blocks[0].name} takes blocks of several nodes; leave the"
+                " one or the other out"
+            )
 
     @property
     def _asked(self) -> tuple[Target | LossTarget, ...]:

@@ -10,12 +10,11 @@ from onnxsep.graph.places import Place
 from onnxsep.layers.rank import Rank
 from onnxsep.options.progress import Progress
 from onnxsep.planner.carrying_out import Carried, assembled, fitted
-from onnxsep.planner.grid import replacement
 from onnxsep.planner.job import Job, Sent, here
 from onnxsep.planner.output_distance import Effect
 
 Choice = tuple[tuple[Place, int, Rank], ...]
-"""The layers that get another form, in graph order: place, number of the mode among those of the job, rank."""
+"""The layers that get another form, in graph order: place, number of the form among those of the job, rank."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Outcome:
 
 def choice_of(job: Job, plan: Plan) -> Choice:
     """The choice that a plan is of."""
-    return tuple((row.site.place, job.modes.index(row.mode), row.rank) for row in plan.convs)
+    return tuple((row.site.place, job.number_of(row.mode), row.rank) for row in plan.replacements)
 
 
 def fit_choice(
@@ -52,18 +51,19 @@ def fit_choice(
         PassError: A mode broke a promise.
     """
     job = here(sent)
-    plan = Plan([replacement(job.by_place[place], job.modes[mode], rank) for place, mode, rank in choice])
+    plan = Plan([job.row(place, mode, rank) for place, mode, rank in choice])
     places = [place for place, *_ in choice]
     factors = fitted(job.model, job.sites, plan, job.samples, progress)
     made = assembled(job.model, job.sites, plan, factors)
-    left = {row.place: row.reason for row in plan.rows if isinstance(row, Rejected)}
-    return Outcome(tuple(factors.get(place) or left[place] for place in places), job.walk(None).of(made.model))
+    left = [row.reason if isinstance(row, Rejected) else "" for row in plan.rows]
+    layers = tuple(factors.get(place) or why for place, why in zip(places, left, strict=True))
+    return Outcome(layers, job.walk(None).of(made.model))
 
 
 def put_together(job: Job, plan: Plan, outcome: Outcome) -> Carried:
     """The plan as it was carried out, from what came of it; rows of layers that could not be fitted change."""
     factors = {}
-    for row, layer in zip(plan.convs, outcome.layers, strict=True):
+    for row, layer in zip(plan.replacements, outcome.layers, strict=True):
         if isinstance(layer, str):
             drop(plan, row, layer)
         else:

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from onnxsep.calibration.layerwise import calibrate
+from onnxsep.calibration.dense import Dense as DenseLayer
+from onnxsep.calibration.own_nodes import OwnNodes, own_nodes
+from onnxsep.calibration.together import fit_together
 from onnxsep.engine.factors import Factorized, factorize_all
 from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.planned_costs import edited, plan_macs
 from onnxsep.engine.planning import Plan, reject
-from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.replacements import BlockReplacement
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.surgery import replace_matches
 from onnxsep.graph.counting import compare_macs
@@ -26,6 +28,7 @@ from onnxsep.planner.output_distance import Effect
 from onnxsep.planner.peak_memory import PeakMemory
 from onnxsep.planner.targets import Budget
 from onnxsep.planner.timings import Timings
+from onnxsep.running.float32 import held_types
 
 UNKNOWN = Effect("relative", float("nan"), 0)
 
@@ -52,8 +55,11 @@ class Carried:
 def plan_of_choice(sites: Sites, chosen: Sequence[Measured], reasons: Mapping[Place, str]) -> Plan:
     """The plan for a choice: a row for each layer, and why it is left alone."""
     rows = {one.site.place: one.row for one in chosen if one.row is not None}
+    covered = {place for one in chosen for place in one.covers}
     plan = Plan()
     for item in sites.found:
+        if item.place in covered:  # the row of its block tells of it
+            continue
         if isinstance(item, Rejected):
             plan.rows.append(item)
         else:
@@ -91,7 +97,7 @@ def fitted(
 
     Layers that cannot be fitted are left alone: their rows in the plan change.
     """
-    found = calibrate(model, sites, plan, samples.fitted(), samples.options, samples.runtime, progress)
+    found = fit_together(model, sites, plan, samples.fitted, samples.options, samples.runtime, progress)
     factors = factorize_all(model, sites, plan, given=found.outcomes, workers=samples.runtime.threads, force=True)
     return factors | {place: one for place, one in found.by_place.items() if place in factors}
 
@@ -109,13 +115,17 @@ def assembled(model: Model, sites: Sites, plan: Plan, factors: Mapping[Place, Fa
     proto.CopyFrom(model.proto)
     replace_matches(proto, plan.replacements, dict(factors))
     result = Model(proto, path=model.path, base_dir=model.base_dir, follow_links=model.follow_links)
-    dense, held_out = {}, {}
-    for row in plan.convs:
+    dense, held_out = dict[Place, DenseLayer | OwnNodes](), {}
+    own = own_nodes(model, sites, plan, copied=bool(held_types(model)), given=factors)
+    for row in plan.replacements:
         made = factors[row.site.place]
-        bias = None if made.bias is None else made.bias.astype(np.float64)
-        dense[row.site.place] = row.mode.reconstruct(row.site.conv, made.factors), bias
+        if isinstance(row, BlockReplacement):
+            dense[row.site.place] = own.of(row)
+        else:
+            bias = None if made.bias is None else made.bias.astype(np.float64)
+            dense[row.site.place] = row.mode.reconstruct(row.site.conv, made.factors), bias
         if made.errors is not None:
-            held_out[row.site.place] = made.errors.held_out
+            held_out[row.site.anchor.place] = made.errors.held_out
     return Carried(plan, dense, held_out, UNKNOWN, result)
 
 
@@ -156,7 +166,7 @@ class Costs:
         """The amount of each kind of budget; the latency and the memory where they matter."""
         light, _ = edited(self._sites, plan)
         _, macs, _ = compare_macs(*plan_macs(self._sites, plan))
-        rows: list[ConvReplacement] = plan.convs
+        rows = plan.replacements
         counted: dict[Budget, int] = {"params": count_parameters(light), "macs": macs, "size": self._size.of(rows)}
         if self._memory is not None:
             counted["ram"] = self._memory.of(plan)

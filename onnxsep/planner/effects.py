@@ -6,23 +6,23 @@ for every candidate, from the activations that are stored and the candidate's ow
 stands as the dense layer that its factors multiply to, as in calibration.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
-from onnxsep.calibration.dense import as_dense
+from onnxsep.calibration.dense import as_dense, stand_ins
 from onnxsep.calibration.frontier import Frontier, Store
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.sites import Sites
 from onnxsep.errors import CalibrationError
 from onnxsep.graph.dependencies import Dependencies
 from onnxsep.graph.index import Index
-from onnxsep.graph.places import Place
 from onnxsep.graph.scopes import reads
 from onnxsep.model.io import Model
+from onnxsep.planner.measuring import Dense
 from onnxsep.planner.output_distance import Effect, Kind, Original, Outputs, Score
 from onnxsep.running.feeds import samples_of
 from onnxsep.running.float32 import as_float32, float32_copy, held_types
@@ -39,8 +39,7 @@ class EffectWalk:
         sites: Its layers.
         batches: Inputs by name, at least one; the first dimension counts samples.
         runtime: How pieces of the network are run.
-        around: Weights and biases of layers that stand for replaced ones: effects are then those of the whole, with
-            one more layer changed.
+        around: What stands for replaced layers: effects are then those of the whole, with one more layer changed.
         memory: Bytes for activations.
         score: The user's metric, where it is what counts.
         as_error: Measure the relative error of classifiers too.
@@ -56,7 +55,7 @@ class EffectWalk:
         batches: Iterable[Mapping[str, NDArray[Any]]],
         runtime: RuntimeOptions,
         *,
-        around: Mapping[Place, tuple[Array, Array | None]] | None = None,
+        around: Dense | None = None,
         memory: int = _MEMORY,
         score: Score | None = None,
         as_error: bool = False,
@@ -69,22 +68,22 @@ class EffectWalk:
             for batch in batches
         ]
         graph = network.proto.graph
-        self._nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+        self._nodes = [[node] for node in nodes]  # what runs in the place of each
         self._outputs = [value.name for value in graph.output]
         stored = {tensor.name for tensor in graph.initializer}
         inputs = {value.name for value in graph.input} - stored
         self._order = Dependencies(Index(model.proto, sites.scopes), inputs)
-        self._repeated = {name for index in self._order.constant for name in self._nodes[index].output}
+        self._repeated = {name for index in self._order.constant for name in nodes[index].output}
         self._needed = self._order.before(self._outputs)
         self._frontier = Frontier(network, self._feeds, runtime, Store(memory))
         self._done: set[int] = set()
         self._original = self._reference(score, as_error=as_error)
-        for site in sites.found if around else ():
-            if isinstance(site, ConvSite) and around and site.place in around:
-                node = self._nodes[site.place[1]]
-                self._nodes[site.place[1]], tensors = as_dense(node, site, *around[site.place], copied=self._copied)
-                for tensor in tensors:
-                    self._frontier.add_initializer(tensor)
+        stands = stand_ins(nodes, sites, around or {}, copied=self._copied)
+        for index, own in stands.nodes.items():
+            self._nodes[index] = own
+        for tensor in stands.tensors:
+            self._frontier.add_initializer(tensor)
 
     @property
     def kind(self) -> Kind:
@@ -107,16 +106,17 @@ class EffectWalk:
             CalibrationError: The runtime cannot run the nodes; what is returned raises it too.
         """
         index = site.place[1]
-        node = self._nodes[index]
+        (node,) = self._nodes[index]
         output = node.output[0]
         self.walk_on(site)
         here = self._frontier.fork()
         behind = self._order.behind([output]) & self._needed
         assert behind.isdisjoint(self._done), "layers come in the order of what they depend on"
-        read = {name for place in behind for name in reads(self._nodes[place])} | {*reads(node), output}
+        read = {name for place in behind for name in self._reads(place)} | {*reads(node), output}
         beside = self._order.before(read, self._done) - behind
         here.advance(self._with_constants(beside), (read - self._repeated))
-        wanted = [name for place in sorted(behind) for name in self._nodes[place].output if name in self._outputs]
+        made = [name for place in sorted(behind) for one in self._nodes[place] for name in one.output]
+        wanted = [name for name in made if name in self._outputs]
         rest = here.piece(self._with_constants(behind), wanted) if wanted else None
         is_output = output in self._outputs
 
@@ -124,7 +124,7 @@ class EffectWalk:
             new, tensors = as_dense(node, site, weight, bias, copied=self._copied)
             for tensor in tensors:
                 here.add_initializer(tensor)
-            layer = here.piece(self._in_order({index: new}), [output])
+            layer = here.piece(self._in_order({index: [new]}), [output])
 
             def outputs() -> Iterator[Outputs]:
                 for batch in range(here.batches):
@@ -137,7 +137,7 @@ class EffectWalk:
 
     def walk_on(self, site: ConvSite) -> None:
         """Walk on to a layer at which nothing is measured: what is measured behind it is the same as if it were."""
-        self._advance(self._order.before(reads(self._nodes[site.place[1]]), self._done))
+        self._advance(self._order.before(self._reads(site.place[1]), self._done))
 
     def of(self, result: Model) -> Effect:
         """The effect of all changes of a rewritten model together.
@@ -163,15 +163,18 @@ class EffectWalk:
         nodes = nodes - self._order.constant
         self._done |= nodes
         later = self._needed - self._done - self._order.constant
-        keep = {name for place in later for name in reads(self._nodes[place])} | set(self._outputs)
+        keep = {name for place in later for name in self._reads(place)} | set(self._outputs)
         self._frontier.advance(self._with_constants(nodes), keep - self._repeated)
+
+    def _reads(self, place: int) -> set[str]:
+        return {name for node in self._nodes[place] for name in reads(node)}
 
     def _with_constants(self, nodes: Iterable[int]) -> list[onnx.NodeProto]:
         """Nodes in order, with those that compute the constants that they read: these are computed in each piece."""
         return self._in_order({place: self._nodes[place] for place in nodes})
 
-    def _in_order(self, nodes: Mapping[int, onnx.NodeProto]) -> list[onnx.NodeProto]:
-        read = {name for node in nodes.values() for name in reads(node)}
+    def _in_order(self, nodes: Mapping[int, Sequence[onnx.NodeProto]]) -> list[onnx.NodeProto]:
+        read = {name for several in nodes.values() for node in several for name in reads(node)}
         constants = {place: self._nodes[place] for place in self._order.before(read) & self._order.constant}
         found = {**constants, **nodes}
-        return [found[place] for place in sorted(found)]
+        return [node for place in sorted(found) for node in found[place]]

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import onnx
 
-from onnxsep.engine.replacements import ConvReplacement, Replacement
+from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.surgery import replace_matches
 from onnxsep.model.external import is_external
 from onnxsep.model.io import Model
@@ -23,13 +23,13 @@ class FileSizes(Protocol):
     def source(self) -> int:
         """Of what is shipped with no layer replaced."""
 
-    def of(self, rows: Sequence[ConvReplacement]) -> int:
+    def of(self, rows: Sequence[Replacement]) -> int:
         """Of what is shipped with these forms."""
 
-    def change(self, row: ConvReplacement) -> int:
+    def change(self, row: Replacement) -> int:
         """What one form adds."""
 
-    def prepare(self, rows: Iterable[ConvReplacement]) -> None:
+    def prepare(self, rows: Iterable[Replacement]) -> None:
         """Told of forms that will be asked for."""
 
 

@@ -49,7 +49,7 @@ def filled(selection: Selection, budgets: Mapping[Budget, int], costs: Costs, ro
 
 def _grown(one: Measured, fits: Callable[[Measured], bool], round_ranks: int) -> Measured:
     """A layer in the largest rank of its form that fits, or left alone where that does."""
-    if one.row is None:
+    if not isinstance(one.row, ConvReplacement):
         return one
     alone = Measured.as_it_is(one.site)
     if fits(alone):

@@ -100,7 +100,7 @@ def frontier(
         point = _point(kind, costs.of(plan), costs.original, from_additive(measure, selection.effect), scale)
         points.append(point)
         said = (("target", point.plan.removesuffix(".toml")), ("estimated", point.estimated), ("carried_out", "no"))
-        plans.append(plan_of(search.model, plan, {}, measured=said))
+        plans.append(plan_of(search.model, search.sites, plan, {}, measured=said))
     return Frontier(tuple(points), tuple(plans))
 
 

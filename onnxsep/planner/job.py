@@ -16,11 +16,16 @@ from numpy.typing import NDArray
 from onnxsep.calibration.candidates import Gathered, along
 from onnxsep.calibration.walk import CalibrationOptions
 from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.replacements import BlockReplacement, Replacement
 from onnxsep.engine.sites import Sites, find_sites
 from onnxsep.graph.places import Place
+from onnxsep.layers.rank import Rank
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode
+from onnxsep.modes.block import BlockMode
+from onnxsep.planner.block_rows import block_rows
 from onnxsep.planner.effects import EffectWalk
+from onnxsep.planner.grid import replacement
 from onnxsep.planner.measuring import Dense, Samples
 from onnxsep.running.runtime import RuntimeOptions
 
@@ -37,6 +42,7 @@ class Job:
         modes: The forms that they may get.
         samples: What candidates are fitted to.
         walk: Gives what measures effects, around a plan or in the source.
+        blocks: The forms that blocks of several nodes may get.
     """
 
     model: Model
@@ -44,11 +50,28 @@ class Job:
     modes: tuple[Mode, ...]
     samples: Samples
     walk: Callable[[Dense | None], EffectWalk]
+    blocks: tuple[BlockMode, ...] = ()
 
     @cached_property
     def by_place(self) -> dict[Place, ConvSite]:
         """The layers by their places."""
         return {site.place: site for site in self.sites.found if isinstance(site, ConvSite)}
+
+    def number_of(self, mode: Mode | BlockMode) -> int:
+        """A form among all of them, those of blocks behind the others."""
+        return [*self.modes, *self.blocks].index(mode)
+
+    def row(self, place: Place, number: int, rank: Rank) -> Replacement:
+        """A layer, or the block that ends there, in a form; its number is that of ``number_of``."""
+        if number < len(self.modes):
+            return replacement(self.by_place[place], self.modes[number], rank)
+        return self._of_blocks[number - len(self.modes)][place]
+
+    @cached_property
+    def _of_blocks(self) -> list[dict[Place, BlockReplacement]]:
+        layers = list(self.by_place.values())
+        found = (block_rows(self.model, self.sites, [mode], layers, recurse=True) for mode in self.blocks)
+        return [{row.site.place: row for row in rows} for rows in found]
 
 
 @dataclass
@@ -65,6 +88,7 @@ class Sent:
         runtime: How each process runs models.
         memory: Bytes for activations of each process.
         as_error: Whether effects are relative errors, of classifiers too.
+        blocks: The forms that blocks may get.
     """
 
     model: Model
@@ -76,6 +100,7 @@ class Sent:
     runtime: RuntimeOptions
     memory: int
     as_error: bool = False
+    blocks: tuple[BlockMode, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "job"}
@@ -97,7 +122,8 @@ class Sent:
                 as_error=self.as_error,
             )
 
-        return Job(self.model, sites, self.modes, Samples(lambda: self.fitted, options, self.runtime), walk)
+        samples = Samples(lambda: self.fitted, options, self.runtime)
+        return Job(self.model, sites, self.modes, samples, walk, self.blocks)
 
 
 def here(job: Job | Sent) -> Job:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep._version import __version__
+from onnxsep.calibration.own_nodes import OwnNodes
 from onnxsep.data import Dataset
 from onnxsep.engine.factors import Factorized, OutputErrors
 from onnxsep.errors import ModelSaveError, spelled
@@ -109,7 +110,14 @@ def hash_of(around: Dense | None) -> str:
     if around is None:
         return ""
     hasher = hashlib.sha256()
-    for place, (weight, bias) in sorted(around.items()):
+    for place, stand in sorted(around.items(), key=lambda item: item[0]):
+        if isinstance(stand, OwnNodes):
+            protos = (*stand.all_nodes, *stand.tensors)
+            hasher.update(repr((place, "block", len(protos))).encode())
+            for proto in protos:
+                hasher.update(proto.SerializeToString(deterministic=True))
+            continue
+        weight, bias = stand
         hasher.update(repr((place, weight.shape, bias is None)).encode())
         hasher.update(np.ascontiguousarray(weight).tobytes())
         hasher.update(b"" if bias is None else np.ascontiguousarray(bias).tobytes())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import Sites
 from onnxsep.errors import UnsupportedModelError
 from onnxsep.model.io import Model
@@ -93,11 +93,11 @@ class Latencies:
     share: float = 1.0
     share_error: float = 0.0
 
-    def of(self, row: ConvReplacement) -> FormLatency | str:
+    def of(self, row: Replacement) -> FormLatency | str:
         """What one form costs, or why that is not known."""
         return self.rows.get(row_key(row), "it was not measured")
 
-    def promised(self, chosen: Iterable[ConvReplacement]) -> tuple[float, float]:
+    def promised(self, chosen: Iterable[Replacement]) -> tuple[float, float]:
         """The time of the model with these forms, as a share of that of the user's, and the standard error.
 
         Layers of a kind share their error, as they share what was measured.
@@ -114,7 +114,7 @@ class Latencies:
 def latencies(
     model: Model,
     sites: Sites,
-    rows: Sequence[ConvReplacement],
+    rows: Sequence[Replacement],
     runtime: RuntimeOptions,
     *,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,

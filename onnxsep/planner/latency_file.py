@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import Sites
 from onnxsep.errors import OptionError, spelled
 from onnxsep.model.content import content_hashes
@@ -95,7 +95,7 @@ def _impossible(times: Times) -> str:
 
 
 def latencies_from(
-    path: str | os.PathLike[str], model: Model, sites: Sites, rows: Sequence[ConvReplacement], then: str = ""
+    path: str | os.PathLike[str], model: Model, sites: Sites, rows: Sequence[Replacement], then: str = ""
 ) -> Latencies:
     """What forms of layers cost on the device that a file of latencies comes from.
 

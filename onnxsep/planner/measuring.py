@@ -11,16 +11,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxsep.algebra.linalg import Array
+from onnxsep.calibration.dense import Dense as DenseLayer
+from onnxsep.calibration.own_nodes import OwnNodes
 from onnxsep.calibration.walk import CalibrationOptions
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.planning import site_macs
-from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.replacements import BlockReplacement, Replacement
 from onnxsep.graph.places import Place
 from onnxsep.running.runtime import RuntimeOptions
 
-Dense = Mapping[Place, tuple[Array, Array | None]]
-"""Weights [out_channels, in_channels / group, *kernel_shape] and biases of layers that stand for replaced ones."""
+Dense = Mapping[Place, DenseLayer | OwnNodes]
+"""What stands for replaced layers, by their places: a layer with other values, or the nodes of a block."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,12 @@ class Measured:
         instead: The form that ``held_out`` and ``effect`` were measured of, where it is not this one.
         deciding: What decides between forms, likewise less that of the layer left alone
             (``output_distance.Effect.deciding``); None: ``effect``.
+        covers: The other layers that a block takes the place of: none of them has a form of its own then. Its costs are
+            those of all these layers together.
     """
 
     site: ConvSite
-    row: ConvReplacement | None
+    row: Replacement | None
     parameters: int
     macs: int | None
     bytes: int
@@ -54,6 +57,7 @@ class Measured:
     ram: int = 0
     instead: str = ""
     deciding: float | None = None
+    covers: tuple[Place, ...] = ()
 
     @property
     def loss(self) -> float:
@@ -72,7 +76,16 @@ class Measured:
     @property
     def words(self) -> str:
         """Its form."""
-        return "left alone" if self.row is None else f"{self.row.mode.name} {'x'.join(map(str, self.row.rank))}"
+        if self.row is None:
+            return "left alone"
+        if isinstance(self.row, BlockReplacement):
+            return " ".join([self.row.mode.name, *(f"{name}={value}" for name, value in self.row.mode.given.items())])
+        return f"{self.row.mode.name} {'x'.join(map(str, self.row.rank))}"
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it takes several nodes at a time."""
+        return isinstance(self.row, BlockReplacement)
 
 
 @dataclass(frozen=True)

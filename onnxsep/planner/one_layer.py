@@ -12,7 +12,7 @@ from onnxsep.calibration.candidates import Candidate, Gathered, fit_candidates
 from onnxsep.calibration.outcomes import UNFIT, outcome_of
 from onnxsep.engine.factors import Factorized
 from onnxsep.engine.planning import naming, takes_new_bias
-from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.replacements import ConvReplacement, Replacement
 from onnxsep.graph.places import Place
 from onnxsep.layers.rank import Rank
 from onnxsep.planner.grid import replacement
@@ -76,7 +76,7 @@ class Piece:
     all_effects: bool
 
 
-def key_of(row: ConvReplacement) -> str:
+def key_of(row: Replacement) -> str:
     """A form in words that no other form has."""
     given = "".join(f" {name}={value}" for name, value in sorted(row.mode.given.items()))
     return f"{row.mode.name}{given} {'x'.join(map(str, row.rank))} {row.init}{' bias' if row.new_bias else ''}"

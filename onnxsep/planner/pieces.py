@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from onnxsep.engine.factors import Factorized
-from onnxsep.engine.matches import ConvSite
+from onnxsep.engine.matches import BlockMatch, ConvSite
 from onnxsep.engine.planning import Options, choose
-from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.replacements import BlockReplacement, ConvReplacement, Replacement
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.surgery import INITIALIZERS_ARE_INPUTS, replace_matches
 from onnxsep.errors import FactorizationError, PassError, spelled
@@ -39,6 +39,9 @@ from onnxsep.model.content import without_values
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode
 from onnxsep.planner.layouts import blocked_tensors
+
+if TYPE_CHECKING:
+    from onnxsep.planner.block_pieces import BlockPiece
 
 X, SKIP = "x", "skip"
 _LAYER, _END, _LAST = "layer", "y", "out"
@@ -119,9 +122,24 @@ class Cutter:
             return f"the runtime has no {site.op_type} of {site.dtype}"
         if math.prod(shape) > _MANY:
             return "its input is too large"
-        return _Cut(self._model, self._scopes, self._index, site, shape).made(
-            self._tail(site), self._blocked if site.place[0] == 0 else frozenset()
+        return Cut(self._model, self._scopes, self._index, site, shape).made(
+            self._tail(site.place), self._blocked if site.place[0] == 0 else frozenset()
         )
+
+    def block(self, match: BlockMatch) -> "BlockPiece | str":
+        """The piece of a block of several nodes, or why there is none."""
+        from onnxsep.planner.block_pieces import BlockCut
+
+        names = match.input, self._index.node(match.place).output[0]
+        shapes = [self._shapes.of(match.place[0], name) for name in names]
+        if match.dtype in _NOT_RUN:
+            return f"the runtime has no {match.op_type} of {match.dtype}"
+        if shapes[0] is None or shapes[1] is None or not all(isinstance(size, int) for size in shapes[0][1:]):
+            return f"the sizes of its input and output are not known ({spelled('input_shapes', hint='NAME:DIMS')})"
+        if math.prod(_fixed(shapes[0])) > _MANY:
+            return "its input is too large"
+        cut = BlockCut(self._model, self._scopes, self._index, match, _fixed(shapes[0]), _fixed(shapes[1]))
+        return cut.piece(self._tail(match.place), self._blocked if match.place[0] == 0 else frozenset())
 
     def _input_shape(self, site: ConvSite) -> tuple[int, ...] | None:
         if site.input_size is None:
@@ -132,10 +150,10 @@ class Cutter:
             return None if shape is None else _fixed((*shape[:-1], site.conv.in_channels))
         return (site.batch or 1, site.conv.in_channels, *site.input_size)
 
-    def _tail(self, site: ConvSite) -> list[Place]:
+    def _tail(self, place: Place) -> list[Place]:
         """The nodes behind a layer that the runtime computes together with it."""
-        scope, found = site.place[0], list[Place]()
-        end, skips = self._index.node(site.place).output[0], 0
+        scope, found = place[0], list[Place]()
+        end, skips = self._index.node(place).output[0], 0
         while len(readers := self._index.readers(end, scope)) == 1 and not self._index.is_output(end, scope):
             node = self._index.node(readers[0])
             others = [name for name in node.input if name and name != end and not self._index.is_constant(name, scope)]
@@ -155,7 +173,7 @@ class Cutter:
         return shapes[0] is not None and shapes[0] == shapes[1]
 
 
-class _Cut:
+class Cut:
     """A piece while it is put together."""
 
     def __init__(
@@ -170,6 +188,7 @@ class _Cut:
         self._random = np.random.default_rng(0)
 
     def made(self, tail: Sequence[Place], blocked: AbstractSet[str]) -> Piece | str:
+        """The piece of a layer and what follows it; the reason where there is none."""
         site, node = self._site, self._node
         names = {node.input[0]: self._input(X, self._shape, anchored=node.input[0] in blocked)}
         first = len(self._nodes)
@@ -232,10 +251,10 @@ class _Cut:
         scope = self._site.place[0]
         readers = [self._index.node(place) for place in self._index.readers(name, scope)]
         wanted = [bool(node.output) and node.output[0] in blocked for node in readers]
-        aligned = self._site.conv.dims == 2 and self._site.conv.out_channels % _FEW == 0
+        channels = self._output_shape()[1] if self._site.conv.dims == 2 else 0
         found = []
-        if name in blocked and any(wanted) and aligned:
-            found.append(self._neighbour(end, _LAST, (_FEW, self._site.conv.out_channels, 1, 1), relu=False))
+        if name in blocked and any(wanted) and channels and channels % _FEW == 0:
+            found.append(self._neighbour(end, _LAST, (_FEW, channels, 1, 1), relu=False))
         return [*found, end] if not all(wanted) or not found else found
 
     def _neighbour(self, source: str, output: str, shape: tuple[int, ...], *, relu: bool) -> str:
@@ -272,11 +291,12 @@ class _Cut:
         return proto
 
 
-def random_factors(replacement: ConvReplacement, seed: int = 1) -> Factorized:
-    """Random weights for a form of a layer."""
+def random_factors(replacement: Replacement, seed: int = 1) -> Factorized:
+    """Random weights for a form of a layer, or of a block."""
     random, dtype = np.random.default_rng(seed), replacement.site.dtype
-    shapes = [shape for *_, shape in replacement.tensors]
-    arrays = [_weights(random, shape, math.prod(shape[1:]), dtype) for shape in shapes]
+    arrays = [_weights(random, shape, math.prod(shape[1:]), dtype) for *_, shape in replacement.tensors]
+    if isinstance(replacement, BlockReplacement):  # among them variances
+        arrays = [np.abs(array) if array.ndim == 1 else array for array in arrays]
     bias = _weights(random, (replacement.site.conv.out_channels,), 1, dtype) if replacement.new_bias else None
     return Factorized(arrays, None, bias)
 

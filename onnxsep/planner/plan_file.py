@@ -17,6 +17,8 @@
     "conv1" = { left = "first Conv" }                    # left alone, and why
     "conv2" = { mode = "spatial", rank = [12] }          # the rank itself
     "conv3" = { mode = "depthwise", rank = "energy=0.9" }  # a rule that chooses one, as for --rank
+    "conv4" = { mode = "ghost-bottleneck" }              # a block of several layers, named by its first
+    "conv5" = { left = "in the block of 'conv4'" }
 
     [inside."If 'choice', then_branch"]                  # layers of a nested graph, or of a function
     "conv" = { mode = "spatial", rank = [4], init = "svd" }
@@ -35,7 +37,8 @@ from typing import Any
 from onnxsep._version import __version__
 from onnxsep.engine.matches import ConvSite, Rejected
 from onnxsep.engine.planning import Plan
-from onnxsep.engine.replacements import BlockReplacement, ConvReplacement
+from onnxsep.engine.replacements import BlockReplacement, Replacement
+from onnxsep.engine.sites import Sites
 from onnxsep.errors import OptionError
 from onnxsep.graph.places import Place
 from onnxsep.layers.rank import Rank, RankPolicy
@@ -44,6 +47,7 @@ from onnxsep.model.files import printable, write_text
 from onnxsep.model.io import Model
 from onnxsep.model.paths import Kind, Reads, check_paths
 from onnxsep.modes.base import Mode
+from onnxsep.modes.block import BlockMode
 from onnxsep.modes.settings import as_text
 from onnxsep.options.tomlfile import read_toml
 from onnxsep.planner.candidate import Candidate
@@ -66,7 +70,8 @@ class LayerPlan:
     Attributes:
         key: Its name; with ``#2``, ``#3``, ... for those behind the first of that name in the same graph.
         where: The nested graph or function that holds it, in words; "" for the main graph.
-        mode: The form that it gets, by name or as an object; None: it is left alone.
+        mode: The form that it gets, by name or as an object; of a block mode, what the block gets that is named by this
+            layer, the others of which are left alone; None: it is left alone.
         rank: The ranks themselves, or a rule that chooses them.
         round_ranks: What is chosen is made a multiple of this; 0: no rounding.
         init: How its factors are found; None: as the run says.
@@ -77,7 +82,7 @@ class LayerPlan:
 
     key: str
     where: str = ""
-    mode: str | Mode | None = None
+    mode: str | Mode | BlockMode | None = None
     rank: Rank | RankPolicy = field(default_factory=lambda: RankPolicy("paper"))
     round_ranks: int = 0
     init: str | None = None
@@ -184,8 +189,10 @@ def _fields(layer: LayerPlan) -> Iterator[str]:
     if layer.mode is None:
         yield f"left = {quoted(layer.left or 'not chosen')}"
         return
-    yield f"mode = {quoted(layer.mode.name if isinstance(layer.mode, Mode) else layer.mode)}"
-    if isinstance(layer.rank, RankPolicy):
+    yield f"mode = {quoted(layer.mode if isinstance(layer.mode, str) else layer.mode.name)}"
+    if isinstance(layer.mode, BlockMode):
+        pass  # it has no rank
+    elif isinstance(layer.rank, RankPolicy):
         yield f"rank = {quoted(str(layer.rank))}"
     else:
         yield f"rank = [{', '.join(map(str, layer.rank))}]"
@@ -239,6 +246,7 @@ def _is_linear(item: ConvSite | Rejected) -> bool:
 
 def plan_of(
     model: Model,
+    sites: Sites,
     plan: Plan,
     said: Mapping[Place, str],
     notes: Mapping[Place, str] = MappingProxyType({}),
@@ -248,44 +256,48 @@ def plan_of(
 
     Args:
         model: The model.
-        plan: A row for each of its layers.
+        sites: Its layers.
+        plan: A row for each of them, or for the block that it is in.
         said: How factors are found, where the user has said that, by the place of the layer.
         notes: What is known of the form of a layer beside its costs, by its place.
         measured: What the plan was made from.
 
     Raises:
         ModelLoadError: Weights of the model cannot be read.
-        OptionError: It is that of a block mode, which a plan cannot name yet.
     """
-    blocks = sorted({row.mode.name for row in plan.replacements if isinstance(row, BlockReplacement)})
-    if blocks:
-        raise OptionError(
-            f"a plan says what becomes of single layers; {blocks[0]} is a block mode: give it as the mode"
-        )
     hashes = content_hashes(model)
     name = "" if model.path is None else printable(model.path.name)
-    rows = [row for row in plan.rows if not isinstance(row, BlockReplacement)]
-    keys = layer_keys([row if isinstance(row, Rejected) else row.site for row in rows])
-    layers = tuple(_layer(row, keys, said, notes) for row in rows)
+    keys = layer_keys(sites.found)
+    rows = {_first_place(row): row for row in plan.rows}
+    blocks = {place: row for row in plan.replacements if isinstance(row, BlockReplacement) for place in row.site.nodes}
+    layers: list[LayerPlan] = []
+    for item in sites.found:
+        where, key = keys[item.place]
+        row = rows.get(item.place)
+        if row is None:
+            layers.append(LayerPlan(key, where, left=f"in the block of {blocks[item.place].site.name!r}"))
+        elif isinstance(row, Rejected):
+            layers.append(LayerPlan(key, where, left=row.reason))
+        else:
+            layers.append(_layer(row, key, where, said, notes))
     made_for = PlannedModel(name, hashes.graph, hashes.weights, len(layers))
-    return PlanFile(layers, made_for, measured=measured)
+    return PlanFile(tuple(layers), made_for, measured=measured)
 
 
-def _layer(
-    row: ConvReplacement | Rejected,
-    keys: Mapping[Place, tuple[str, str]],
-    said: Mapping[Place, str],
-    notes: Mapping[Place, str],
-) -> LayerPlan:
-    if isinstance(row, Rejected):
-        where, key = keys[row.place]
-        return LayerPlan(key, where, left=row.reason)
-    where, key = keys[row.site.place]
-    note = Candidate.of(row).instead_of(Candidate.as_it_is(row.site))
-    if more := notes.get(row.site.place):
-        note += f"; {more}"
-    init, settings = said.get(row.site.place), row.mode.given
-    return LayerPlan(key, where, row.mode, row.rank, init=init, settings=settings, note=note)
+def _first_place(row: Replacement | Rejected) -> Place:
+    """Of the layer by which a row is named."""
+    return row.place if isinstance(row, Rejected) else row.site.anchor.place
+
+
+def _layer(row: Replacement, key: str, where: str, said: Mapping[Place, str], notes: Mapping[Place, str]) -> LayerPlan:
+    more = notes.get(row.site.anchor.place)
+    behind = f"; {more}" if more else ""
+    if isinstance(row, BlockReplacement):
+        with_others = f"; with {row.site.company}" if row.site.company else ""
+        note = f"{row.site.parameters:,} -> {row.parameters:,} parameters{with_others}{behind}"
+        return LayerPlan(key, where, row.mode, settings=row.mode.given, note=note)
+    note = Candidate.of(row).instead_of(Candidate.as_it_is(row.site)) + behind
+    return LayerPlan(key, where, row.mode, row.rank, init=said.get(row.site.place), settings=row.mode.given, note=note)
 
 
 def is_plan(path: Path) -> bool:

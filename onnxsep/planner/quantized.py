@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxsep.data import Dataset
-from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import Sites
 from onnxsep.engine.surgery import replace_matches
 from onnxsep.model.io import Model
@@ -154,21 +154,21 @@ class QuantizedSize:
         """Bytes of the source, quantised."""
         return self.of(())
 
-    def of(self, rows: Sequence[ConvReplacement]) -> int:
+    def of(self, rows: Sequence[Replacement]) -> int:
         """Bytes of the quantised file with these forms."""
         key = frozenset(map(row_key, rows))
         if key not in self._whole:
             self._whole[key] = self._quantized.quick_size(self._with(rows))
         return self._whole[key]
 
-    def change(self, row: ConvReplacement) -> int:
+    def change(self, row: Replacement) -> int:
         """Bytes that the quantised file has more with a form, about."""
         if row_key(row) not in self._changes:
             self.prepare([row])
         change, named = self._changes[row_key(row)]
         return change + round(float(np.dot(self._beyond, (1, named))))
 
-    def prepare(self, rows: Iterable[ConvReplacement]) -> None:
+    def prepare(self, rows: Iterable[Replacement]) -> None:
         """Quantise the pieces of forms, each kind once."""
         new = [row for row in rows if row_key(row) not in self._changes]
         if not new:
@@ -182,7 +182,7 @@ class QuantizedSize:
         if not self._beyond.any():
             self._beyond = self._beyond_pieces(new)
 
-    def _add(self, work: Work, rows: Sequence[ConvReplacement]) -> None:
+    def _add(self, work: Work, rows: Sequence[Replacement]) -> None:
         """The bytes of forms of one mode and of layers of one kind.
 
         Bytes are linear in a rank that is one number: two of them are quantised, the others lie between.
@@ -201,7 +201,7 @@ class QuantizedSize:
                 between = ends[0] + round((ends[1] - ends[0]) * (row.rank[0] - low.rank[0]) / steps)
             self._changes[row_key(row)] = self._change(work, row, between)
 
-    def _change(self, work: Work, row: ConvReplacement, after: int | None) -> tuple[int, int]:
+    def _change(self, work: Work, row: Replacement, after: int | None) -> tuple[int, int]:
         """Bytes of a form beyond those of its layer, and what its names and texts in the float file add to that.
 
         Args:
@@ -219,15 +219,15 @@ class QuantizedSize:
             return whole // _FLOAT, 0
         return after - before, whole - (size_bytes(made) - size_bytes(piece.model))
 
-    def _form_bytes(self, work: Work, row: ConvReplacement) -> int | None:
+    def _form_bytes(self, work: Work, row: Replacement) -> int | None:
         form = work.forms[row_key(row)]
         if isinstance(form, str):
             return None
         return self._quantized.piece_size(form[1], work.models[form], work.pieces[form[0]].feeds())
 
-    def _beyond_pieces(self, rows: Sequence[ConvReplacement]) -> NDArray[np.float64]:
+    def _beyond_pieces(self, rows: Sequence[Replacement]) -> NDArray[np.float64]:
         """What each form takes beyond its piece, and of each byte of names: found with two forms of every layer."""
-        several: dict[Any, list[ConvReplacement]] = {}
+        several: dict[Any, list[Replacement]] = {}
         for row in rows:
             several.setdefault(row.site.place, []).append(row)
         known, beyond = [], []
@@ -239,7 +239,7 @@ class QuantizedSize:
         solved: NDArray[np.float64] = np.linalg.lstsq(np.array(known, float), np.array(beyond, float), rcond=1e-3)[0]
         return solved
 
-    def _with(self, rows: Sequence[ConvReplacement]) -> Model:
+    def _with(self, rows: Sequence[Replacement]) -> Model:
         if not rows:
             return self._model
         proto = onnx.ModelProto()
@@ -251,9 +251,9 @@ class QuantizedSize:
         return Model(proto, path=source.path, base_dir=source.base_dir, follow_links=source.follow_links)
 
 
-def _kinds(work: Work, rows: Iterable[ConvReplacement]) -> Iterable[Sequence[ConvReplacement]]:
+def _kinds(work: Work, rows: Iterable[Replacement]) -> Iterable[Sequence[Replacement]]:
     """Forms of one mode, of layers of one kind, together."""
-    found: dict[object, list[ConvReplacement]] = {}
+    found: dict[object, list[Replacement]] = {}
     for row in rows:
         form = work.forms[row_key(row)]
         found.setdefault((row.site.place if isinstance(form, str) else form[0], row.mode.name), []).append(row)

@@ -62,10 +62,15 @@ def layer_rows(
         timings: What forms take, where that is a budget.
     """
     chosen = {} if best is None else {one.site.place: one for one in best.selection.chosen}
+    blocks = {place: one for one in chosen.values() for place in one.covers}
     kind = "kl" if best is None else best.carried.effect.kind
     for item in sites.found:
         if isinstance(item, Rejected):
             yield PlannedLayer(name=item.name, op_type=item.op_type, where=item.where, reason=item.reason)
+            continue
+        if item.place in blocks:
+            reason = f"in the block of {blocks[item.place].site.name!r}"
+            yield PlannedLayer(name=item.name, op_type=item.op_type, where=item.where, reason=reason)
             continue
         alone = Measured.as_it_is(item)
         one = chosen.get(item.place, alone)
@@ -77,15 +82,21 @@ def layer_rows(
             rank=one.row.rank if one.row else None,
             reason="" if one.row else reasons.get(item.place, "not chosen"),
             candidates=count.get(item.place, 0),
-            parameters_before=alone.parameters,
+            parameters_before=alone.parameters + sum(other.parameters for other in _covered(sites, one)),
             parameters_after=one.parameters,
-            macs_before=alone.macs,
+            macs_before=None if alone.macs is None else alone.macs + sum(o.macs or 0 for o in _covered(sites, one)),
             macs_after=one.macs,
             bytes_more=one.bytes if one.row else None,
             held_out_error=None if best is None else best.carried.held_out.get(item.place),
             time_ratio=timings.ratio(one.row) if timings and one.row else None,
             effect=from_additive(kind, one.effect) if item.place in chosen else None,
         )
+
+
+def _covered(sites: Sites, one: Measured) -> list[Measured]:
+    """The other layers of a block, as they are."""
+    found = (item for item in sites.found if isinstance(item, ConvSite) and item.place in one.covers)
+    return [Measured.as_it_is(item) for item in found]
 
 
 def counted(measured: Iterable[Mapping[Place, Sequence[Measured]]]) -> Mapping[Place, int]:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from onnxsep.engine.matches import ConvSite
-from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.replacements import BlockReplacement, ConvReplacement
 from onnxsep.engine.sites import Sites
 from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode
 from onnxsep.options.progress import Progress
+from onnxsep.planner.block_candidates import joined, kept_blocks
 from onnxsep.planner.carrying_out import Carried, Costs, plan_of_choice
 from onnxsep.planner.effects import EffectWalk
 from onnxsep.planner.file_size import FileSize, FileSizes
@@ -21,9 +22,9 @@ from onnxsep.planner.measuring import Dense, Measured, Samples
 from onnxsep.planner.output_distance import from_additive
 from onnxsep.planner.peak_memory import PeakMemory
 from onnxsep.planner.selection import COSTS, Selection, least, select
-from onnxsep.planner.survey import Survey
+from onnxsep.planner.survey import Rows, Survey
 from onnxsep.planner.targets import Budget
-from onnxsep.planner.timings import Rows, Timings
+from onnxsep.planner.timings import Timings
 
 _NEAR = (0.6, 0.8, 1.0, 1.25, 1.6)
 """Of the parameters of a form that was chosen: the ranks that are tried around it."""
@@ -88,6 +89,7 @@ class Search:
         quantized_size: Bytes of quantised files, where these are what is shipped.
         survey: Measures; None: this process does, and nothing is kept.
         memory: What forms need for activations, where that is a budget.
+        blocks: Forms that blocks of several nodes may get.
     """
 
     model: Model
@@ -103,6 +105,7 @@ class Search:
     quantized_size: FileSizes | None = None
     survey: Survey | None = None
     memory: PeakMemory | None = None
+    blocks: Sequence[BlockReplacement] = ()
 
     @cached_property
     def size(self) -> FileSizes:
@@ -122,7 +125,18 @@ class Search:
     def alone(self) -> dict[Place, list[Measured]]:
         """The first round: every candidate of the grid with all other layers as they are."""
         rows = {site.place: list(candidates(site, self.modes, round_ranks=self.round_ranks)) for site in self.layers}
-        return self._measure(rows, None)
+        return joined(self._measure(rows, None), self._alone_blocks(), self.sites)
+
+    def _alone_blocks(self) -> list[Measured]:
+        """Candidates of blocks that are fast enough to be of use."""
+        rows, latency = self.blocks, None
+        if self.timings is not None and rows:
+            latency = self.timings.change
+            by_place: dict[Place, list[BlockReplacement]] = {}
+            for row in rows:
+                by_place.setdefault(row.site.place, []).append(row)
+            rows = [row for several in self.timings.usable(by_place)[0].values() for row in several]
+        return self.measurer.measured_blocks(rows, self.size, latency or (lambda _: 0), self.progress)
 
     def around(self, found: Found, measured: Mapping[Place, Sequence[Measured]]) -> dict[Place, list[Measured]]:
         """A further round: what is near to a plan, with all other layers as the plan says.
@@ -131,8 +145,9 @@ class Search:
             found: The plan.
             measured: The first round, which says what forms are of use at about that cost.
         """
-        rows = {one.site.place: self._near(one, measured[one.site.place]) for one in found.selection.chosen}
-        return self._measure(rows, found.carried.dense)
+        chosen = found.selection.chosen
+        rows = {one.site.place: self._near(one, measured[one.site.place]) for one in chosen if not one.is_block}
+        return kept_blocks(self._measure(rows, found.carried.dense), chosen, self.sites)
 
     def _measure(self, rows: Rows, around: Dense | None) -> dict[Place, list[Measured]]:
         """Time forms, where that is a budget, then fit and measure those that are left."""
@@ -257,11 +272,12 @@ class Search:
 
     def _near(self, one: Measured, measured: Sequence[Measured]) -> list[ConvReplacement]:
         whole = one.site.conv.parameters
-        if one.row is None:
-            rows = [other.row for other in measured if other.row and other.parameters >= _NEAR_WHOLE * whole]
-            return rows or [other.row for other in measured[-1:] if other.row]
-        close = [other for other in measured if other.row and 1 / _FAR < other.parameters / one.parameters < _FAR]
-        modes = [mode for mode in self.modes if any(other.row and other.row.mode is mode for other in [one, *close])]
+        rows = [(other.row, other.parameters) for other in measured if isinstance(other.row, ConvReplacement)]
+        if not isinstance(one.row, ConvReplacement):
+            large = [row for row, parameters in rows if parameters >= _NEAR_WHOLE * whole]
+            return large or [row for row, _ in rows[-1:]]
+        close = [row for row, parameters in rows if 1 / _FAR < parameters / one.parameters < _FAR]
+        modes = [mode for mode in self.modes if any(row.mode is mode for row in [one.row, *close])]
         shares = sorted({min(one.parameters / whole * factor, 1.0) for factor in _NEAR})
         found = list(candidates(one.site, modes, shares, self.round_ranks))
         known = any(row.mode is one.row.mode and row.rank == one.row.rank for row in found)

@@ -63,15 +63,15 @@ def select(
     Returns:
         The choice; None where nothing keeps within the budgets.
     """
+    if not all(layers):
+        return None
     if not layers:
         return Selection((), 0.0, 0.0, 0.0) if min(budgets.values(), default=0) >= 0 else None
     most_ram = budgets.get("ram", math.inf)
-    usable = [[one for one in layer if math.isfinite(one.loss) and one.ram <= most_ram] for layer in layers]
-    if not all(usable):
+    flat = [one for layer in layers for one in layer if math.isfinite(one.loss) and one.ram <= most_ram]
+    once = _once(layers, flat)
+    if once is None:
         return None
-    flat = [one for layer in usable for one in layer]
-    starts = np.cumsum([0, *map(len, usable)]).astype(np.int32)  # an older HiGHS takes no other integers
-    once = csr_array((np.ones(len(flat)), np.arange(len(flat), dtype=np.int32), starts), (len(usable), len(flat)))
     constraints = [LinearConstraint(once, 1, 1)]
     sums: dict[Budget, float] = {name: most for name, most in budgets.items() if name != "ram"}
     for name, most in sums.items():
@@ -79,8 +79,9 @@ def select(
         scale = max(float(np.abs(costs).max()), 1.0)  # HiGHS has tolerances of its own
         constraints.append(LinearConstraint(costs[None] / scale, -np.inf, most / scale))
     if changes is not None:
+        groups = len(layers) - sum(len(one.covers) for one in before)
         same = np.array([any(one.is_like(other) for other in before) for one in flat], float)
-        constraints.append(LinearConstraint(same[None], len(usable) - changes, np.inf))
+        constraints.append(LinearConstraint(same[None], groups - changes, np.inf))
     losses = np.array([one.loss for one in flat])
     scale = float(np.abs(losses).max()) or 1.0
     with quiet():
@@ -100,6 +101,23 @@ def select(
     effect, loss = (float(sum(values)) for values in zip(*((one.effect, one.loss) for one in chosen), strict=True))
     bound = found.mip_dual_bound
     return Selection(chosen, effect, loss, 0.0 if bound is None else max(loss - float(bound) * scale, 0.0))
+
+
+def _once(layers: Sequence[Sequence[Measured]], flat: Sequence[Measured]) -> csr_array | None:
+    """[layers, candidates]: which candidate says what becomes of a layer; None where one has none.
+
+    A block says it of all layers that it covers.
+    """
+    numbers = {layer[0].site.place: number for number, layer in enumerate(layers)}
+    several: list[list[int]] = [[] for _ in layers]
+    for column, one in enumerate(flat):
+        for place in (one.site.place, *one.covers):
+            several[numbers[place]].append(column)
+    if not all(several):
+        return None
+    starts = np.cumsum([0, *map(len, several)]).astype(np.int32)  # an older HiGHS takes no other integers
+    columns = np.array([column for own in several for column in own], np.int32)
+    return csr_array((np.ones(len(columns)), columns, starts), (len(layers), len(flat)))
 
 
 def least(layers: Sequence[Sequence[Measured]], name: Budget) -> int:

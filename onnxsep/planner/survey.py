@@ -7,10 +7,11 @@ from functools import partial
 
 from onnxsep.calibration.schedule import make_schedule
 from onnxsep.engine.planning import Plan
-from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.replacements import BlockReplacement, ConvReplacement, Replacement
 from onnxsep.errors import CalibrationError, spelled
 from onnxsep.graph.places import Place
 from onnxsep.options.progress import Progress, announce
+from onnxsep.planner.block_candidates import BlockSurvey
 from onnxsep.planner.carried import Outcome, choice_of, fit_choice, put_together
 from onnxsep.planner.carrying_out import Carried
 from onnxsep.planner.file_size import FileSizes
@@ -64,6 +65,19 @@ class Survey:
         """
         return _Round(self, self._job, rows, around, latency, progress).measured(size)
 
+    def measured_blocks(
+        self,
+        rows: Sequence[BlockReplacement],
+        size: FileSizes,
+        latency: Callable[[Replacement], int],
+        progress: Progress | None,
+    ) -> list[Measured]:
+        """Fit and measure forms of blocks, each alone; by this process. The errors are those of ``measured``."""
+        if not rows:
+            return []
+        announce(progress, "measuring blocks", 0, len(rows))
+        return list(BlockSurvey(self._job, rows, self._kept).measured(size, latency, progress))
+
     def shared(self) -> Job | Sent:
         """The job for whoever works."""
         if self._sent is None:
@@ -98,7 +112,7 @@ class Survey:
             PassError: A mode broke a promise.
         """
         known: dict[int, Outcome] = {}
-        names = [[(*row.site.place, key_of(row)) for row in plan.convs] for plan in plans]
+        names = [[(*row.site.place, key_of(row)) for row in plan.replacements] for plan in plans]
         for number, name in enumerate(names):
             found = None if self._kept is None else self._kept.outcome(_plain(name))
             if found is not None:

@@ -12,6 +12,7 @@ from onnxsep.engine.sites import Sites
 from onnxsep.model.io import Model
 from onnxsep.model.whole import inlined
 from onnxsep.modes.base import Mode
+from onnxsep.modes.block import BlockMode
 from onnxsep.planner.job import Job, Sent
 from onnxsep.planner.kept import Kept, about
 from onnxsep.planner.options import PlanOptions
@@ -25,12 +26,12 @@ from onnxsep.running.runtime import RuntimeOptions
 _MEMORY = 2 * 2**30  # bytes of activations, of all processes of this machine together
 
 
-def _is_ours(mode: Mode) -> bool:
+def _is_ours(mode: Mode | BlockMode) -> bool:
     """Whether the version of onnxsep says how a mode works."""
     return type(mode).__module__.startswith("onnxsep.")
 
 
-def _source(mode: Mode) -> str:
+def _source(mode: Mode | BlockMode) -> str:
     """SHA-256 of the text of a mode's class, in hexadecimal: its author may change it while figures are kept."""
     try:
         return hashlib.sha256(inspect.getsource(type(mode)).encode()).hexdigest()
@@ -65,7 +66,13 @@ def threads_of_each(options: PlanOptions) -> int:
 
 
 def survey_for(
-    model: Model, sites: Sites, modes: tuple[Mode, ...], data: PlanningData, options: PlanOptions, crew: Crew
+    model: Model,
+    sites: Sites,
+    modes: tuple[Mode, ...],
+    blocks: tuple[BlockMode, ...],
+    data: PlanningData,
+    options: PlanOptions,
+    crew: Crew,
 ) -> Survey:
     """What measures for a plan.
 
@@ -73,6 +80,7 @@ def survey_for(
         model: The source.
         sites: Its layers.
         modes: The forms that they may get.
+        blocks: The forms that blocks of several nodes may get.
         data: What candidates are fitted to and measured on.
         options: Those of the plan.
         crew: Who works.
@@ -81,10 +89,10 @@ def survey_for(
         OptionError: Something else is in the folder of the cache.
         ModelSaveError: The folder cannot be made or written.
     """
-    job = Job(model, sites, modes, data.samples, lambda around: data.walk(model, sites, around))
+    job = Job(model, sites, modes, data.samples, lambda around: data.walk(model, sites, around), blocks)
     kept = None
     if options.cache is not None and data.metric is None:  # what a function of the user's computes may change
-        runtime = options.run_with
+        runtime, every = options.run_with, list[Mode | BlockMode]([*modes, *blocks])
         what, names = about(
             model,
             data.dataset,
@@ -97,7 +105,7 @@ def survey_for(
                 "optimize": runtime.optimize,
                 "as_error": data.as_error,
                 "temperature": TEMPERATURE,
-                "modes": {mode.name: _source(mode) for mode in modes if not _is_ours(mode)},
+                "modes": {mode.name: _source(mode) for mode in every if not _is_ours(mode)},
             },
         )
         kept = Kept(Path(options.cache), what, names)
@@ -118,6 +126,7 @@ def survey_for(
             runtime,
             _MEMORY // (crew.count if local else 1),
             data.as_error,
+            blocks,
         )
 
     return Survey(job, crew, sent, kept)

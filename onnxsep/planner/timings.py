@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from onnxsep.engine.replacements import ConvReplacement
+from onnxsep.engine.replacements import Replacement
 from onnxsep.engine.sites import Sites
 from onnxsep.errors import OptionError, UnsupportedModelError
 from onnxsep.graph.places import Place
@@ -26,7 +27,7 @@ from onnxsep.running.runtime import CannotRun, Runner, RuntimeOptions
 from onnxsep.running.timing import THOROUGH, clock_for, measure_times
 
 _NS = 1_000_000  # nanoseconds of a millisecond: budgets are whole numbers
-Rows = Mapping[Place, Sequence[ConvReplacement]]
+Row = TypeVar("Row", bound=Replacement)
 
 
 class Timings:
@@ -37,11 +38,11 @@ class Timings:
         keep_slower: Whether forms stay that make their layer slower: another budget may need them.
     """
 
-    def __init__(self, find: Callable[[Sequence[ConvReplacement]], Latencies], *, keep_slower: bool = False) -> None:
+    def __init__(self, find: Callable[[Sequence[Replacement]], Latencies], *, keep_slower: bool = False) -> None:
         self._find, self._keep_slower = find, keep_slower
         self._known: Latencies | None = None
 
-    def usable(self, rows: Rows) -> tuple[dict[Place, list[ConvReplacement]], dict[Place, str]]:
+    def usable(self, rows: Mapping[Place, Sequence[Row]]) -> tuple[dict[Place, list[Row]], dict[Place, str]]:
         """Find out what forms cost.
 
         Args:
@@ -72,7 +73,7 @@ class Timings:
                 reasons[place] = first if isinstance(first, str) else "no form of it is faster"
         return kept, reasons
 
-    def _is_usable(self, row: ConvReplacement) -> bool:
+    def _is_usable(self, row: Replacement) -> bool:
         found = self.known.of(row)
         return isinstance(found, FormLatency) and (self._keep_slower or not found.is_slower)
 
@@ -92,17 +93,17 @@ class Timings:
         """Nanoseconds of the model as the user gave it."""
         return round(self.known.whole_ms / self.known.share * _NS)
 
-    def change(self, row: ConvReplacement) -> int:
+    def change(self, row: Replacement) -> int:
         """Nanoseconds that the model takes more (negative: less) with one form of a layer."""
         found = self.known.of(row)
         return round(found.change * self.whole) if isinstance(found, FormLatency) else 0
 
-    def ratio(self, row: ConvReplacement) -> float | None:
+    def ratio(self, row: Replacement) -> float | None:
         """The time of a layer in one form, as a share of its own; None where that is not known."""
         found = self.known.of(row)
         return found.ratio if isinstance(found, FormLatency) else None
 
-    def of(self, rows: Iterable[ConvReplacement]) -> int:
+    def of(self, rows: Iterable[Replacement]) -> int:
         """Nanoseconds that the model takes with several: the sum."""
         return self.whole + sum(map(self.change, rows))
 
@@ -152,7 +153,7 @@ def timings_for(
 
     then = AS_IT_IS if quantized is None else quantized.then
 
-    def find(rows: Sequence[ConvReplacement]) -> Latencies:
+    def find(rows: Sequence[Replacement]) -> Latencies:
         if options.latency_from is not None:
             return latencies_from(options.latency_from, model, sites, rows, then.name)
         cache, clock = None if kept is None else Path(kept), timer or Timer()

@@ -198,7 +198,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         report,
         tuple(edit.new_initializers),
         reads,
-        lambda: chosen.planned.plan if chosen.planned else plan_of(source, rows, chosen.said),
+        lambda: chosen.planned.plan if chosen.planned else plan_of(source, sites, rows, chosen.said),
     )
 
 

@@ -233,7 +233,7 @@ class ByPlan(Choice):
 
     def rows(self, model: Model, sites: Sites, fitting: Fitting) -> Chosen:  # noqa: D102
         wanted = assign(self._plan, model, sites, fitting)
-        plan = plan_assigned(sites.found, wanted, lambda site: read_weight(model, sites, site))
+        plan = plan_assigned(wanted.found, wanted, lambda site: read_weight(model, sites, site))
         return Chosen(plan, wanted.init, wanted.said)
 
 
