@@ -21,6 +21,8 @@ from onnxsep.compression.searching import Search
 from onnxsep.data import opening
 from onnxsep.errors import OptionError, VerificationError
 from onnxsep.planner.cache import MARKER
+from onnxsep.planner.report import PlanReport
+from onnxsep.running import inputs
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,9 @@ def test_a_plan_goes_on_with_what_was_measured(place: Path, tmp_path: Path) -> N
     kept = interrupted(place, work)
     assert kept
     whole = Pipeline(_PLAN)(place / "in.onnx", data=place / "train.npz", runs=0, work=work, keep_steps=True)
-    (said,) = whole.report.steps[0].report.measuring[:1]
+    planned = whole.report.steps[0].report
+    assert isinstance(planned, PlanReport)
+    (said,) = planned.measuring[:1]
     assert f"holds {len(kept)} measurements of this model on these data: they are used" in said
     assert not (work / "01-plan.cache").exists()
     plain = Pipeline(_PLAN)(place / "in.onnx", data=place / "train.npz", runs=0)
@@ -115,7 +119,7 @@ def test_steps_that_another_way_has_done_are_not_done_again(place: Path, tmp_pat
 
 def test_ways_do_not_open_the_data_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    read = opening.read_arrays
+    read = inputs.read_arrays
 
     def counting(path: Path, **options: bool) -> object:
         opened.append(path.name)

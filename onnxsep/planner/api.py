@@ -203,6 +203,8 @@ class _Planner:
         self, measured: Mapping[Place, Sequence[Measured]], best: Found, first: Found, report: PlanReport
     ) -> PlanResult:
         if self._options.frontier is None:
+            if self._means.quantized is None:
+                report = report.model_copy(update={"curve": self._frontier(measured, first, report).drawn()})
             return PlanResult(self._file(best, report), report, self._reads, judge=self._judge)
         curve = self._frontier(measured, first, report)
         report = report.model_copy(update={"frontier": curve.points})
