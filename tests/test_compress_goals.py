@@ -108,15 +108,23 @@ def test_goals_that_cannot_be_reached(folder: Path, monkeypatch: pytest.MonkeyPa
     assert "no way reaches size=0.01 and --max-drop 1" in done.stderr
     assert "The nearest is 'int8'" in done.stderr
     assert "not tried without torch" in done.stderr.lower()
-    nearest = folder / "never.onnx.steps-1" / "01-quantize.onnx"
+    (nearest,) = folder.glob("never.onnx.steps-1-*/01-quantize.onnx")
     assert str(nearest.relative_to(folder)) in done.stderr
     assert onnxsep.load(nearest)
     tried = json.loads((folder / "f.json").read_text())["ways"]
     assert [way["name"] for way in tried] == ["int8", "plan, int8"]
     assert "least" in tried[1]["why"]
+    assert "the least that can be had is" in done.stderr
     # The same again goes on with what is finished.
     again = compress(folder, "--target", "size=0.01", "--max-drop", "1", out="never.onnx")
     assert "step 1 quantize: was done before" in again.stderr
+    # Other goals are another search: it uses what is the same, and what is not does not disturb it.
+    other = compress(folder, "--target", "size=0.6", "--max-drop", "50", out="never.onnx")
+    assert other.returncode == 0, other.stderr
+    assert "step 1 quantize: was done before" in other.stderr
+    assert list(folder.glob("never.onnx.steps-4-*"))
+    for path in ("never.onnx", "never.recipe.toml", "never.onnx.manifest.json"):
+        (folder / path).unlink()
     for path in folder.glob("never.onnx.steps*"):
         shutil.rmtree(path)
 

@@ -26,6 +26,7 @@ from onnxsep.model.saving import SavedFiles
 from onnxsep.options.progress import note
 from onnxsep.planner.plan_file import PLAN, PlanFile
 from onnxsep.planner.reading import plan_from_text
+from onnxsep.planner.refusing import least_words
 from onnxsep.planner.report import PlanReport
 from onnxsep.running.feeds import make_feeds
 from onnxsep.running.runtime import Runner, RuntimeOptions
@@ -178,19 +179,19 @@ class Search:
         tried: list[WayReport] = []
         nearest: _Nearest | None = None
         plan: PlanFile | None = None
-        impossible = ""
+        impossible: TargetError | None = None
         results: list[CompressResult] = []
         for number, planned in enumerate(self._ways, start=1):
             way, started = planned.way, time.perf_counter()
-            if way.carries_out and impossible:
+            if way.carries_out and impossible is not None:
                 continue
             if tried and not way.helps(tried[-1].missed):
                 continue
             try:
                 recipe = Recipe(f"the way {way.name!r}", way.steps)
-                done = run_recipe(recipe, self._model, self._of_way(number), self._shared)
+                done = run_recipe(recipe, self._model, self._of_way(number, way), self._shared)
             except VerificationError as error:
-                impossible = str(error) if isinstance(error, TargetError) else impossible
+                impossible = error if isinstance(error, TargetError) else impossible
                 found = WayReport(
                     name=way.name, steps=_steps(way), reached=False, why=str(error), seconds=_since(started)
                 )
@@ -210,11 +211,13 @@ class Search:
             )
             if found.reached:
                 return self._result(done, way, plan, tried, results)
-        raise self._failed(nearest, tried)
+        raise self._failed(nearest, tried, impossible)
 
-    def _of_way(self, number: int) -> CompressOptions:
+    def _of_way(self, number: int, way: Way) -> CompressOptions:
         work = self._options.work
-        return replace(self._run_options, work=None if work is None else f"{os.fspath(work)}-{number}")
+        if work is None:
+            return self._run_options
+        return replace(self._run_options, work=f"{os.fspath(work)}-{number}-{way.key}")
 
     def _result(
         self, done: CompressResult, way: Way, plan: PlanFile | None, tried: list[WayReport], all_: list[CompressResult]
@@ -230,15 +233,19 @@ class Search:
         recipe = Recipe(way.name, steps, f"Found by compress for {self._asked()}.")
         return SearchResult(**{**mine, "report": report}, recipe=recipe, plan=carried)
 
-    def _failed(self, nearest: _Nearest | None, tried: list[WayReport]) -> VerificationError:
+    def _failed(
+        self, nearest: _Nearest | None, tried: list[WayReport], impossible: TargetError | None
+    ) -> VerificationError:
         if nearest is None:
             return VerificationError(f"no way reaches {self._asked()}: {tried[-1].why}")
+        report = None if impossible is None else impossible.report
+        least = least_words(report) if isinstance(report, PlanReport) else ""
         _, done, way = nearest
         where = "" if done.work is None else f"; its result is {done.work.path / (done.manifest.steps[-1].file or '')}"
         also = f". {self._missing[0].upper()}{self._missing[1:]}" if self._missing else ""
         return VerificationError(
-            f"no way reaches {self._asked()}, nothing was written. The nearest is {way.name!r}"
-            f" ({in_words(way.missed)}){where}{also}",
+            f"no way reaches {self._asked()}, nothing was written{': ' if least else ''}{least}. The nearest is"
+            f" {way.name!r} ({in_words(way.missed)}){where}{also}",
             self._report(done, tried),
         )
 

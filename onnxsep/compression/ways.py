@@ -1,5 +1,7 @@
 """The ways in which a search makes a model smaller, from the quickest to prepare upwards."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +10,7 @@ from typing import Any
 from onnxsep.compression.goals import Goals
 from onnxsep.compression.step import Step
 from onnxsep.compression.steps import FineTune, Plan, Quantize, Rewrite
+from onnxsep.options.specs import as_json
 from onnxsep.planner.plan_file import PlanFile
 from onnxsep.planner.targets import Target
 from onnxsep.reporting.records import MissedLimit
@@ -43,6 +46,14 @@ class Way:
     def helps(self, missed: Sequence[MissedLimit]) -> bool:
         """Whether it may reach what the way before it misses."""
         return not self.mends or {one.limit.partition("=")[0] for one in missed} == {self.mends}
+
+    @property
+    def key(self) -> str:
+        """A short name that other steps do not have."""
+        steps = json.dumps(
+            [[step.name, {name: as_json(value) for name, value in step.options.items()}] for step in self.steps]
+        )
+        return hashlib.sha256(steps.encode()).hexdigest()[:6]
 
     @property
     def carries_out(self) -> bool:

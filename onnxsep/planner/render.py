@@ -43,12 +43,12 @@ def planning_blocks(report: PlanReport) -> list[Block]:
     if report.rounds:
         blocks.append(_rounds(report))
     where = "held-out samples" if report.held_out else "samples that the fits have seen too"
-    blocks.append(
-        Line(
-            f"candidates were fitted to {report.fitted_samples:,} samples of {report.data} and measured on"
-            f" {report.measured_samples:,} {where}"
-        )
+    line = Line(
+        f"candidates were fitted to {report.fitted_samples:,} samples of {report.data} and measured on"
+        f" {report.measured_samples:,} {where}"
     )
+    nothing = "nothing was measured: no form is small enough"
+    blocks.append(line if report.fitted_samples else Line(nothing))
     if report.measured is not None:
         blocks.append(Line(f"the whole plan, carried out, changes the output by {report.measured}"))
     return [*blocks, *_curve(report), *notes(report.measuring)]
