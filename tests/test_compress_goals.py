@@ -123,8 +123,8 @@ def test_goals_that_cannot_be_reached(folder: Path, monkeypatch: pytest.MonkeyPa
     assert other.returncode == 0, other.stderr
     assert "step 1 quantize: was done before" in other.stderr
     assert list(folder.glob("never.onnx.steps-4-*"))
-    for path in ("never.onnx", "never.recipe.toml", "never.onnx.manifest.json"):
-        (folder / path).unlink()
+    for name in ("never.onnx", "never.recipe.toml", "never.onnx.manifest.json"):
+        (folder / name).unlink()
     for path in folder.glob("never.onnx.steps*"):
         shutil.rmtree(path)
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,7 +45,7 @@ def model(name: str = "mixed") -> onnx.ModelProto:
     second = split.reshape(8, 3, 8, 3).transpose(2, 0, 1, 3)
     weights = {"w1": random.normal(size=(8, 3, 3, 3)), "w2": second}
     nodes = [conv("x", "w1", "a", "first"), helper.make_node("Relu", ["a"], ["b"]), conv("b", "w2", "y", name)]
-    shape = ["N", 3, 8, 8]
+    shape: list[str | int | None] = ["N", 3, 8, 8]
     graph = helper.make_graph(
         nodes,
         "g",
@@ -99,7 +100,7 @@ def test_many_ranks_are_some_of_them_with_the_chosen_one() -> None:
 
 def test_a_plan_shows_its_trade_off_and_what_was_chosen(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=images(40, (3, 8, 8)))
-    given = {"data": tmp_path / "x.npz", "target": "params=0.7", "modes": ("spatial",), "rounds": 0}
+    given: dict[str, Any] = {"data": tmp_path / "x.npz", "target": "params=0.7", "modes": ("spatial",), "rounds": 0}
     report = onnxsep.plan(model(EVIL), **given).report
     assert report.frontier == ()
     assert [point.plan for point in report.curve] == [""] * len(report.curve)

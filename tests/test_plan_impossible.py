@@ -1,6 +1,7 @@
 """Targets that no form is small enough for are refused before anything is measured."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 import onnx
 import pytest
@@ -24,7 +25,7 @@ from onnxsep.planner.survey import Survey
     ],
 )
 def test_what_cannot_be_is_said_before_it_is_measured(
-    monkeypatch: pytest.MonkeyPatch, target: str, then: str | None
+    monkeypatch: pytest.MonkeyPatch, target: str, then: Literal["int8"] | None
 ) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("something was measured")
@@ -39,7 +40,7 @@ def test_what_cannot_be_is_said_before_it_is_measured(
 
 
 def test_the_least_that_is_said_can_be_had(tmp_path: Path) -> None:
-    given = {"data": {"x": images(30, (3, 8, 8))}, "modes": ("spatial",), "rounds": 0}
+    given: dict[str, Any] = {"data": {"x": images(30, (3, 8, 8))}, "modes": ("spatial",), "rounds": 0}
     onnx.save(model(), tmp_path / "in.onnx")
     with pytest.raises(TargetError) as caught:
         onnxsep.plan(tmp_path / "in.onnx", **given, target="params=1")

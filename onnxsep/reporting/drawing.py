@@ -92,11 +92,15 @@ def _axis(
 ) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
     """Where values lie between two places, and the numbers at both ends and in the middle."""
     low, high = min(values), max(values)
-    to, back = float, float
     least = min((value for value in values if value > 0), default=high)
-    if logarithmic and high > _MANY * least > 0:
-        low = least
-        to, back = lambda value: math.log(max(value, least)), math.exp
+    far = logarithmic and high > _MANY * least > 0
+
+    def to(value: float) -> float:
+        return math.log(max(value, least)) if far else value
+
+    def back(value: float) -> float:
+        return math.exp(value) if far else value
+
     first, last = to(low), to(high)
     if first == last:
         first, last = first - 0.5, last + 0.5
