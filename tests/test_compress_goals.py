@@ -1,5 +1,6 @@
 """compress --target: ways are tried until one reaches the goals, and the recipe of that one is written."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from onnxsep.compression.goals import Goals
 from onnxsep.compression.ways import ways
 from onnxsep.errors import DataError, OptionError
 from onnxsep.planner.targets import budgets_of, parse_targets
+from onnxsep.reporting.records import MissedLimit
 from onnxsep.running.runtime import Runner, RuntimeOptions
 
 
@@ -83,12 +85,14 @@ def test_a_plan_where_int8_alone_is_too_large(folder: Path) -> None:
     done = compress(folder, "--target", "size=0.22", "--max-drop", "99", "--report", "r.json", out="planned.onnx")
     assert done.returncode == 0, done.stderr
     assert (folder / "planned.onnx").stat().st_size <= 0.22 * (folder / "in.onnx").stat().st_size
-    first, second = json.loads((folder / "r.json").read_text())["ways"]
+    first, short, third = json.loads((folder / "r.json").read_text())["ways"]
     assert not first["reached"]
+    assert not short["reached"]
     (missed,) = first["missed"]
-    assert missed["limit"] == "size=0.22"
-    assert missed["measured"] > 0.22
-    assert (second["name"], second["reached"]) == ("plan, int8", True)
+    (closer,) = short["missed"]
+    assert missed["limit"] == closer["limit"] == "size=0.22"
+    assert missed["measured"] > closer["measured"] > 0.22
+    assert (third["name"], third["reached"]) == ("plan, int8", True)
     again = compress(folder, "--recipe", "planned.recipe.toml", out="again.onnx")
     assert again.returncode == 0, again.stderr
     assert "plan: target" not in again.stdout  # it is there already
@@ -104,15 +108,23 @@ def test_goals_that_cannot_be_reached(folder: Path, monkeypatch: pytest.MonkeyPa
     assert "no way reaches size=0.01 and --max-drop 1" in done.stderr
     assert "The nearest is 'int8'" in done.stderr
     assert "not tried without torch" in done.stderr.lower()
-    nearest = folder / "never.onnx.steps-1" / "01-quantize.onnx"
+    (nearest,) = folder.glob("never.onnx.steps-1-*/01-quantize.onnx")
     assert str(nearest.relative_to(folder)) in done.stderr
     assert onnxsep.load(nearest)
     tried = json.loads((folder / "f.json").read_text())["ways"]
     assert [way["name"] for way in tried] == ["int8", "plan, int8"]
     assert "least" in tried[1]["why"]
+    assert "the least that can be had is" in done.stderr
     # The same again goes on with what is finished.
     again = compress(folder, "--target", "size=0.01", "--max-drop", "1", out="never.onnx")
     assert "step 1 quantize: was done before" in again.stderr
+    # Other goals are another search: it uses what is the same, and what is not does not disturb it.
+    other = compress(folder, "--target", "size=0.6", "--max-drop", "50", out="never.onnx")
+    assert other.returncode == 0, other.stderr
+    assert "step 1 quantize: was done before" in other.stderr
+    assert list(folder.glob("never.onnx.steps-4-*"))
+    for name in ("never.onnx", "never.recipe.toml", "never.onnx.manifest.json"):
+        (folder / name).unlink()
     for path in folder.glob("never.onnx.steps*"):
         shutil.rmtree(path)
 
@@ -123,8 +135,9 @@ def test_a_dry_run_says_what_would_be_tried(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "(about" in line]
     assert lines[0].startswith("int8 (about")
-    assert lines[1].startswith("plan, int8 (about")
-    assert "target size=0.198" in lines[1]
+    assert lines[1].startswith("int8, short names (about")
+    assert lines[2].startswith("plan, int8 (about")
+    assert "target size=0.198" in lines[2]
     assert sorted(folder.iterdir()) == before
 
 
@@ -174,10 +187,36 @@ def test_ways_are_longer_with_fewer_samples_and_keep_layers_with_labels_alone() 
     assert [way.name for way in many] == [
         "int8",
         "int8, what hurts in float",
+        "int8, short names",
         "plan, int8",
-        "plan, 8 epochs of training, int8",
-        "plan, 24 epochs of training, int8",
+        "plan, 4 epochs of training, int8",
+        "plan, 16 epochs of training, int8",
+        "plan, 52 epochs of training, int8",
     ]
-    assert [way.trains for way in few] == [False, False, True, True]
-    assert few[2].steps[2].options["epochs"] > many[3].steps[2].options["epochs"]
+    assert [way.trains for way in few] == [False, False, False, True, True, True]
+    assert few[3].steps[2].options["epochs"] > many[4].steps[2].options["epochs"]
     assert many[1].steps[0].options["max_drop"] == 1.0
+    # Each way of training begins as the one before it does, so that its steps need not be done again.
+    for shorter, longer in itertools.pairwise(many[3:]):
+        assert longer.steps[: len(shorter.steps) - 1] == shorter.steps[:-1]
+
+
+def test_names_are_kept_where_no_size_is_asked_for() -> None:
+    goals = Goals(budgets_of(parse_targets(["params=0.1"])), None)
+    found = list(ways(goals, 500, labels=True))
+    assert not any("names" in step.options for way in found for step in way.steps)
+
+
+def test_a_way_that_mends_one_thing_is_left_out_where_more_is_missing() -> None:
+    def missed(*limits: str) -> list[MissedLimit]:
+        return [MissedLimit(limit=one, allowed=0.1, measured=0.2) for one in limits]
+
+    goals = Goals(budgets_of(parse_targets(["size=0.1"])), 1.0)
+    by_name = {way.name: way for way in ways(goals, 500, labels=True)}
+    careful, short, plan = (by_name[name] for name in ("int8, what hurts in float", "int8, short names", "plan, int8"))
+    assert careful.helps(missed("max_drop"))
+    assert short.helps(missed("size=0.1"))
+    for way in (careful, short):
+        assert not way.helps(missed("max_drop", "size=0.1"))
+        assert not way.helps(missed())
+        assert plan.helps(missed("max_drop", "size=0.1"))

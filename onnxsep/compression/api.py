@@ -10,6 +10,7 @@ from onnxsep.compression.given import CompressOptions, Given
 from onnxsep.compression.manifest import MANIFEST, Content, Manifest
 from onnxsep.compression.measuring import choose_samples
 from onnxsep.compression.preparing import (
+    Named,
     check_repeats,
     check_steps,
     compare_results,
@@ -20,6 +21,7 @@ from onnxsep.compression.preparing import (
 from onnxsep.compression.recipe import Recipe
 from onnxsep.compression.report import CompressReport
 from onnxsep.compression.running import Run
+from onnxsep.compression.shared import Shared
 from onnxsep.compression.step import Step
 from onnxsep.compression.unseen import keep_unseen
 from onnxsep.compression.work_folder import WorkFolder
@@ -131,15 +133,26 @@ class Pipeline:
         return run_recipe(self.recipe, model, options)
 
 
-def run_recipe(recipe: Recipe, model: AnyModel, options: CompressOptions) -> CompressResult:
-    """Check everything, do the steps, measure."""
+def run_recipe(
+    recipe: Recipe, model: AnyModel, options: CompressOptions, shared: Shared | None = None
+) -> CompressResult:
+    """Check everything, do the steps, measure.
+
+    Args:
+        recipe: The steps.
+        model: What the first of them gets.
+        options: What the run is asked for.
+        shared: Data that are open, and steps that were done by other runs.
+    """
     started = time.perf_counter()
     recipe = recipe if options.until is None else recipe.until(options.until)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise OptionError("a pipeline is run by one process; torchrun is for finetune alone")
     if isinstance(options.metric, str):
         load_metric(options.metric)
-    given, images = _given(recipe, options)
+    given, images = _given(recipe, options, shared)
+    test = lasting(options.test) if shared is None else shared.test
+    test_labels = options.test_labels if shared is None else None
     seed = options.seed
     reads = Reads.of(
         model,
@@ -153,7 +166,10 @@ def run_recipe(recipe: Recipe, model: AnyModel, options: CompressOptions) -> Com
     check_steps(recipe, given, seed)
     original = load(model, follow_links=options.follow_links)
     check_input_shapes(original, given.input_shapes)
-    images, found = settle_images(original, given, images, (options.test, options.test_labels))
+    if shared is None:
+        images, found = settle_images(original, given, images, (test, test_labels))
+    else:
+        images, found = shared.images, shared.found
     given = replace(given, preprocessing=images if given.data is not None else None)
     unseen = None
     if given.data is not None and options.test is None:
@@ -165,14 +181,14 @@ def run_recipe(recipe: Recipe, model: AnyModel, options: CompressOptions) -> Com
         original,
         given,
         preprocessing=images,
-        test=lasting(options.test),
-        test_labels=options.test_labels,
+        test=test,
+        test_labels=test_labels,
         metric=options.metric,
         samples=options.test_samples,
         runs=options.runs,
         unseen=unseen,
     )
-    manifest = make_manifest(recipe, original, given, measuring, seed)
+    manifest = make_manifest(recipe, original, given, measuring, seed, Named(options.data, options.test, shared))
     notes = check_repeats(recipe, manifest)
     measuring.check(original)
     folder = None if options.work is None else WorkFolder(Path(options.work), follow_links=options.follow_links)
@@ -181,11 +197,12 @@ def run_recipe(recipe: Recipe, model: AnyModel, options: CompressOptions) -> Com
         recipe.steps,
         kept,
         original,
-        named=given.data,
+        named=given.data if shared is None else options.data,
         seed=seed,
         folder=folder,
         progress=options.teller,
         told=options.told,
+        shared=shared,
     )
     try:
         done = run(manifest, fresh=options.fresh)
@@ -221,7 +238,7 @@ def run_recipe(recipe: Recipe, model: AnyModel, options: CompressOptions) -> Com
     )
 
 
-def _given(recipe: Recipe, options: CompressOptions) -> tuple[Given, Preprocessing | None]:
+def _given(recipe: Recipe, options: CompressOptions, shared: Shared | None) -> tuple[Given, Preprocessing | None]:
     """What the steps get, and how images are read; a manifest that is repeated says what is not given anew."""
     images, runtime, output, shapes = (
         Preprocessing.of(options.preprocessing),
@@ -234,10 +251,10 @@ def _given(recipe: Recipe, options: CompressOptions) -> tuple[Given, Preprocessi
         done = repeats.image_preprocessing()
         images = images or (None if done is None else Decided.on(done))
         output, shapes = output or repeats.output, shapes or repeats.input_shapes
-    data = lasting(options.data)
+    data = lasting(options.data) if shared is None else shared.data
     given = Given(
         data=data,
-        labels=options.labels,
+        labels=options.labels if shared is None else None,
         preprocessing=images if data is not None else None,
         skip_bad=options.skip_bad or (repeats is not None and repeats.skip_bad),
         output=output,

@@ -9,6 +9,7 @@ from onnxsep.planner.targets import Target
 from onnxsep.reporting.records import MissedLimit
 
 _ROUNDING = 1e-9
+_WHOLE = 1000  # of amounts from here on, digits behind the point say nothing
 
 
 @dataclass(frozen=True)
@@ -82,5 +83,6 @@ def in_words(missed: Sequence[MissedLimit]) -> str:
         if one.limit == "max_drop":
             words.append(f"{one.measured:.2f} points lost, {one.allowed:g} allowed")
         else:
-            words.append(f"{one.limit}: {one.measured:,.4g}")
+            shown = f"{one.measured:,.0f}" if one.measured >= _WHOLE else f"{one.measured:.4g}"
+            words.append(f"{one.limit}: {shown}")
     return "; ".join(words)

@@ -1,8 +1,10 @@
 """Before the first step: everything that can be wrong is found, and the manifest says what the run is made from."""
 
 import os
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Literal
 
 from onnxsep.compression.given import Given
 from onnxsep.compression.manifest import (
@@ -17,6 +19,7 @@ from onnxsep.compression.manifest import (
 )
 from onnxsep.compression.measuring import Measuring
 from onnxsep.compression.recipe import Recipe
+from onnxsep.compression.shared import Shared
 from onnxsep.data import AnyLabels, Dataset, Decided, ImageJudge, Preprocessing, PreprocessingReport, Source, open_data
 from onnxsep.data.batches import is_read_once, kept
 from onnxsep.data.rows import has_rows
@@ -102,7 +105,29 @@ def _check_plan(recipe: Recipe, index: int, where: str) -> None:
         raise OptionError(f"{where}: no step carries it out; put 'rewrite' with plan = \"planned\" behind it")
 
 
-def make_manifest(recipe: Recipe, original: Model, given: Given, measuring: Measuring, seed: int) -> Manifest:
+@dataclass(frozen=True)
+class Named:
+    """The data as the user named them, and those of them that several runs share.
+
+    Attributes:
+        data: For the steps.
+        test: To measure on.
+        shared: Where they are open already.
+    """
+
+    data: Source | None
+    test: Source | None
+    shared: Shared | None = None
+
+    def content(self, name: Literal["data", "test"], opened: Dataset) -> Content:
+        """What a manifest says of one of them."""
+        known = opened.fingerprint() if self.shared is None else self.shared.fingerprint(name, opened)
+        return Content(path=path_of(getattr(self, name)), sha256=known)
+
+
+def make_manifest(
+    recipe: Recipe, original: Model, given: Given, measuring: Measuring, seed: int, named: Named
+) -> Manifest:
     """What the run is made from; the data is read once.
 
     Raises:
@@ -115,7 +140,7 @@ def make_manifest(recipe: Recipe, original: Model, given: Given, measuring: Meas
             given.data, original, preprocessing=given.preprocessing, labels=given.labels, skip_bad=given.skip_bad
         )
         _check_labels(recipe, opened)
-        data = Content(path=path_of(given.data), sha256=opened.fingerprint())
+        data = named.content("data", opened)
     test = None
     if measuring.kind == "test":
         tested = open_data(
@@ -125,7 +150,7 @@ def make_manifest(recipe: Recipe, original: Model, given: Given, measuring: Meas
             labels=measuring.labels,
             skip_bad=given.skip_bad,
         )
-        test = Content(path=path_of(measuring.source), sha256=tested.fingerprint())
+        test = named.content("test", tested)
     others = {
         f"step {number}, {option}": model_content(load(model, follow_links=given.follow_links))
         for number, step in enumerate(recipe.steps, start=1)

@@ -9,6 +9,7 @@ from typing import Any, cast
 from onnxsep.compression.given import Given
 from onnxsep.compression.manifest import DoneStep, Manifest
 from onnxsep.compression.report import StepReport
+from onnxsep.compression.shared import Finished, Shared
 from onnxsep.compression.step import Step
 from onnxsep.compression.work_folder import WorkFolder
 from onnxsep.data import Source
@@ -17,7 +18,6 @@ from onnxsep.model.content import model_hash
 from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress, announce, under
 from onnxsep.options.specs import as_json
-from onnxsep.reporting.records import Report
 
 
 @dataclass
@@ -49,6 +49,7 @@ class Run:
         folder: Where finished steps are kept; None: in memory.
         progress: Told of the progress.
         told: Told of each step that is finished.
+        shared: Steps that other runs have finished, and which need not be done again.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class Run:
         folder: WorkFolder | None = None,
         progress: Progress | None = None,
         told: Callable[[StepReport], None] | None = None,
+        shared: Shared | None = None,
     ) -> None:
         self._steps, self._given, self._original, self._seed = steps, given, original, seed
         self._named_data = named
-        self._folder, self._progress, self._told = folder, progress, told
+        self._folder, self._progress, self._told, self._shared = folder, progress, told, shared
 
     def __call__(self, manifest: Manifest, *, fresh: bool = False) -> Done:
         """Do all steps that an earlier run has not finished.
@@ -81,9 +83,8 @@ class Run:
         """
         done = Done(manifest)
         if self._folder is not None:
-            planned = [(step.name, self._options(step)) for step in self._steps]
-            for found in self._folder.begin(manifest, planned, fresh=fresh):
-                self._add(done, found.done, found.model, found.report, resumed=True)
+            for found in self._folder.begin(manifest, self._planned(len(self._steps)), fresh=fresh):
+                self._add(done, Finished(found.done, found.model, found.report), resumed=True)
         for number in range(len(done.models) + 1, len(self._steps) + 1):
             with self._named(number):
                 self._do(done, number)
@@ -91,6 +92,10 @@ class Run:
 
     def _do(self, done: Done, number: int) -> None:
         step, folder, started = self._steps[number - 1], self._folder, time.perf_counter()
+        known = None if self._shared is None else self._shared.find(self._planned(number))
+        if known is not None:
+            self._take(done, known)
+            return
         announce(progress := self._told_of(number), "beginning")
         result = step.run(
             done.models[-1] if done.models else self._original,
@@ -119,14 +124,28 @@ class Run:
             sha256=model_hash(model),
             seconds=seconds,
         )
-        done.new_initializers |= dict.fromkeys(result.new_initializers)
-        self._add(done, finished, model, report, resumed=False)
+        self._add(done, Finished(finished, model, report, tuple(result.new_initializers)), resumed=False)
         if folder is not None:
             folder.finish(done.manifest, number, step.name)
 
-    def _add(self, done: Done, finished: DoneStep, model: Model, report: Report, *, resumed: bool) -> None:
+    def _take(self, done: Done, known: Finished) -> None:
+        """A step that another run has finished: its result is kept here too."""
+        folder, step = self._folder, known.done
+        model, file = known.model, None
+        if folder is not None:
+            model, file = folder.keep(step.number, step.command, known)
+        taken = replace(known, done=step.model_copy(update={"file": file}), model=model)
+        self._add(done, taken, resumed=False, tell=False)
+        if folder is not None:
+            folder.finish(done.manifest, step.number, step.command)
+
+    def _add(self, done: Done, found: Finished, *, resumed: bool, tell: bool = True) -> None:
+        finished = found.done
+        if self._shared is not None:
+            self._shared.keep(self._planned(finished.number), found)
+        done.new_initializers |= dict.fromkeys(found.new_initializers)
         done.manifest = done.manifest.model_copy(update={"steps": (*done.manifest.steps, finished)})
-        done.models.append(model)
+        done.models.append(found.model)
         done.reports.append(
             StepReport(
                 number=finished.number,
@@ -136,11 +155,15 @@ class Run:
                 sha256=finished.sha256,
                 seconds=finished.seconds,
                 resumed=resumed,
-                report=report,
+                report=found.report,
             )
         )
-        if self._told is not None:
+        if tell and self._told is not None:
             self._told(done.reports[-1])
+
+    def _planned(self, number: int) -> list[tuple[str, dict[str, Any]]]:
+        """The first steps, with all their options."""
+        return [(step.name, self._options(step)) for step in self._steps[:number]]
 
     def _options(self, step: Step) -> dict[str, Any]:
         return {name: as_json(value) for name, value in step.resolved(self._seed).items()}

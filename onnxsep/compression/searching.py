@@ -7,13 +7,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from onnxsep.compression.api import CompressResult, run_recipe
-from onnxsep.compression.given import CompressOptions
+from onnxsep.compression.given import CompressOptions, Given
 from onnxsep.compression.goals import distance, in_words
+from onnxsep.compression.preparing import lasting, settle_images
 from onnxsep.compression.recipe import RECIPE_OUT, Recipe, recipe_text
 from onnxsep.compression.report import CompressReport, WayReport
 from onnxsep.compression.search_options import SearchOptions
+from onnxsep.compression.shared import Shared
 from onnxsep.compression.ways import Way, about_seconds, rounded, ways
-from onnxsep.data import Dataset, open_data
+from onnxsep.data import Preprocessing, open_data
 from onnxsep.engine.sites import find_sites
 from onnxsep.errors import DataError, TargetError, VerificationError, spelled
 from onnxsep.evaluation.limits import Limits
@@ -24,9 +26,13 @@ from onnxsep.model.saving import SavedFiles
 from onnxsep.options.progress import note
 from onnxsep.planner.plan_file import PLAN, PlanFile
 from onnxsep.planner.reading import plan_from_text
+from onnxsep.planner.refusing import least_words
 from onnxsep.planner.report import PlanReport
 from onnxsep.running.feeds import make_feeds
 from onnxsep.running.runtime import Runner, RuntimeOptions
+from onnxsep.training.choices import Precision
+from onnxsep.training.converters import import_torch
+from onnxsep.training.devices import quickest_precision
 
 _TORCH = "onnx2torch", "torch"
 _TRIALS = 5
@@ -99,7 +105,9 @@ class Search:
         assert options.goals is not None
         self._model, self._options, self._goals = model, options, options.goals
         self._run_options = CompressOptions(**{one.name: getattr(options, one.name) for one in fields(CompressOptions)})
-        self._ways, self._missing = self._found(load(model, follow_links=options.follow_links))
+        original = load(model, follow_links=options.follow_links)
+        self._shared = self._opened(original)
+        self._ways, self._missing = self._found(original)
 
     @property
     def planned(self) -> tuple[PlannedWay, ...]:
@@ -111,29 +119,47 @@ class Search:
         """What is not tried because something is not installed; empty where that is nothing."""
         return self._missing
 
-    def _found(self, original: Model) -> tuple[tuple[PlannedWay, ...], str]:
-        options, goals = self._options, self._goals
+    def _opened(self, original: Model) -> Shared:
+        """The data, opened once for all ways."""
+        options = self._options
         if options.data is None:
             raise DataError(
                 f"{spelled('target')} needs data: give {spelled('data')}, a folder of images, .npz or .npy, to fit and"
                 " to calibrate with"
             )
-        data = open_data(
-            options.data,
-            original,
-            preprocessing=options.preprocessing,
+        source, test = lasting(options.data), lasting(options.test)
+        given = Given(
+            data=source,
             labels=options.labels,
             skip_bad=options.skip_bad,
+            output=options.output,
+            runtime=options.runtime or RuntimeOptions(),
         )
+        tests = (test, options.test_labels)
+        images, found = settle_images(original, given, Preprocessing.of(options.preprocessing), tests)
+        opened = [
+            None
+            if one is None
+            else open_data(one, original, preprocessing=images, labels=labels, skip_bad=options.skip_bad)
+            for one, labels in ((source, options.labels), tests)
+        ]
+        assert opened[0] is not None
+        return Shared(opened[0], opened[1], images, found)
+
+    def _found(self, original: Model) -> tuple[tuple[PlannedWay, ...], str]:
+        options, goals, data = self._options, self._goals, self._shared.data
         if goals.max_drop is not None and options.metric is None:
-            _check_labels(original, options, data)
+            measured = self._shared.test or data
+            limits = Limits(max_drop=goals.max_drop)
+            limits.check_possible(_COMPARED, labels=measured.labels is not None, source=measured.source)
         sites = len(find_sites(original, linear_layers=True, transposed=True).found)
         one = _seconds_for_one(original, options)
+        installed = all(importlib.util.find_spec(name) is not None for name in _TORCH)
+        precision: Precision = quickest_precision(import_torch(), options.device) if installed else "float32"
         each = [
             PlannedWay(way, about_seconds(way, one, len(data), sites))
-            for way in ways(goals, len(data), labels=data.labels is not None)
+            for way in ways(goals, len(data), labels=data.labels is not None, precision=precision)
         ]
-        installed = all(importlib.util.find_spec(name) is not None for name in _TORCH)
         without = [planned for planned in each if installed or not planned.way.trains]
         left = [planned.way.name for planned in each if planned not in without]
         words = f'not tried without torch: {"; ".join(left)}: pip install "onnxsep[finetune]"' if left else ""
@@ -153,20 +179,19 @@ class Search:
         tried: list[WayReport] = []
         nearest: _Nearest | None = None
         plan: PlanFile | None = None
-        impossible = ""
+        impossible: TargetError | None = None
         results: list[CompressResult] = []
         for number, planned in enumerate(self._ways, start=1):
             way, started = planned.way, time.perf_counter()
-            if way.carries_out and impossible:
+            if way.carries_out and impossible is not None:
                 continue
-            if way.mends_accuracy and {one.limit for one in tried[-1].missed} != {"max_drop"}:
+            if tried and not way.helps(tried[-1].missed):
                 continue
-            if plan is not None:
-                way = way.with_plan(plan)
             try:
-                done = run_recipe(Recipe(f"the way {way.name!r}", way.steps), self._model, self._of_way(number))
+                recipe = Recipe(f"the way {way.name!r}", way.steps)
+                done = run_recipe(recipe, self._model, self._of_way(number, way), self._shared)
             except VerificationError as error:
-                impossible = str(error) if isinstance(error, TargetError) else impossible
+                impossible = error if isinstance(error, TargetError) else impossible
                 found = WayReport(
                     name=way.name, steps=_steps(way), reached=False, why=str(error), seconds=_since(started)
                 )
@@ -186,11 +211,13 @@ class Search:
             )
             if found.reached:
                 return self._result(done, way, plan, tried, results)
-        raise self._failed(nearest, tried)
+        raise self._failed(nearest, tried, impossible)
 
-    def _of_way(self, number: int) -> CompressOptions:
+    def _of_way(self, number: int, way: Way) -> CompressOptions:
         work = self._options.work
-        return replace(self._run_options, work=None if work is None else f"{os.fspath(work)}-{number}")
+        if work is None:
+            return self._run_options
+        return replace(self._run_options, work=f"{os.fspath(work)}-{number}-{way.key}")
 
     def _result(
         self, done: CompressResult, way: Way, plan: PlanFile | None, tried: list[WayReport], all_: list[CompressResult]
@@ -206,15 +233,19 @@ class Search:
         recipe = Recipe(way.name, steps, f"Found by compress for {self._asked()}.")
         return SearchResult(**{**mine, "report": report}, recipe=recipe, plan=carried)
 
-    def _failed(self, nearest: _Nearest | None, tried: list[WayReport]) -> VerificationError:
+    def _failed(
+        self, nearest: _Nearest | None, tried: list[WayReport], impossible: TargetError | None
+    ) -> VerificationError:
         if nearest is None:
             return VerificationError(f"no way reaches {self._asked()}: {tried[-1].why}")
+        report = None if impossible is None else impossible.report
+        least = least_words(report) if isinstance(report, PlanReport) else ""
         _, done, way = nearest
         where = "" if done.work is None else f"; its result is {done.work.path / (done.manifest.steps[-1].file or '')}"
         also = f". {self._missing[0].upper()}{self._missing[1:]}" if self._missing else ""
         return VerificationError(
-            f"no way reaches {self._asked()}, nothing was written. The nearest is {way.name!r}"
-            f" ({in_words(way.missed)}){where}{also}",
+            f"no way reaches {self._asked()}, nothing was written{': ' if least else ''}{least}. The nearest is"
+            f" {way.name!r} ({in_words(way.missed)}){where}{also}",
             self._report(done, tried),
         )
 
@@ -243,20 +274,6 @@ def _plan_of(done: CompressResult) -> PlanFile | None:
         if isinstance(step.report, PlanReport) and step.report.plan:
             return plan_from_text(step.report.plan, "the plan")
     return None
-
-
-def _check_labels(original: Model, options: SearchOptions, data: Dataset) -> None:
-    """Refuse a limit on the lost accuracy that cannot be measured, before anything is done."""
-    if options.test is not None:
-        data = open_data(
-            options.test,
-            original,
-            preprocessing=options.preprocessing,
-            labels=options.test_labels,
-            skip_bad=options.skip_bad,
-        )
-    limits = Limits(max_drop=options.max_drop)
-    limits.check_possible(_COMPARED, labels=data.labels is not None, source=data.source)
 
 
 def _seconds_for_one(original: Model, options: SearchOptions) -> float:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from onnxsep.compression.given import Given
 from onnxsep.compression.options import Function
+from onnxsep.compression.plan_caches import cache_of
 from onnxsep.compression.step import Step
 from onnxsep.data import Dataset, partition
 from onnxsep.errors import OptionError
@@ -65,6 +66,10 @@ class Plan(Step):
         """What candidates are fitted to, and measured on."""
         resolved = self.resolved(seed)
         return partition(data, resolved["samples"], resolved["seed"]).fitted
+
+    def _extra(self, given: Given, original: Model, checkpoint: Path | None) -> dict[str, Any]:
+        """What is measured is kept until the step is finished, so that an interrupted one goes on."""
+        return {} if checkpoint is None else {"cache": cache_of(checkpoint)}
 
     def run(self, model: Model, given: Given, **others: Any) -> Savable:  # noqa: D102
         found: Any = super().run(model, given, **others)

@@ -1,20 +1,31 @@
 """The ways in which a search makes a model smaller, from the quickest to prepare upwards."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from onnxsep.compression.goals import Goals
 from onnxsep.compression.step import Step
 from onnxsep.compression.steps import FineTune, Plan, Quantize, Rewrite
+from onnxsep.options.specs import as_json
 from onnxsep.planner.plan_file import PlanFile
 from onnxsep.planner.targets import Target
+from onnxsep.reporting.records import MissedLimit
+from onnxsep.training.choices import Precision
 
 _ROOM = 0.99  # of a budget: what training changes in an int8 file is some bytes
-_EPOCHS = (8, 24)  # of so many samples; of fewer more, by the root
+_EPOCHS = (4, 12, 36)  # one after another, of so many samples; of fewer more, by the root
 _SAMPLES = 50_000
+_ROUNDS = 1  # of a plan: training makes up for more than another one brings
 _MOST_DROP = 99.0
 _MORE = 8  # times as many epochs at most
+_LARGE = 10_000  # samples, of which steps of more are enough
+_BATCHES = (64, 128)
+_HELD_OUT = 1000  # samples, for choosing the best weights: more than say something about these are lost for training
+_SHARES = (0.02, 0.1)  # of the samples that are held out
 
 
 @dataclass(frozen=True)
@@ -24,12 +35,25 @@ class Way:
     Attributes:
         name: What it is called in reports.
         steps: What is done.
-        mends_accuracy: Whether it is of use only where the way before it misses nothing but accuracy.
+        mends: The kind of goal that it is for, where it is of use only if the way before it misses nothing else:
+            "max_drop", or a kind of budget.
     """
 
     name: str
     steps: tuple[Step, ...]
-    mends_accuracy: bool = False
+    mends: str = ""
+
+    def helps(self, missed: Sequence[MissedLimit]) -> bool:
+        """Whether it may reach what the way before it misses."""
+        return not self.mends or {one.limit.partition("=")[0] for one in missed} == {self.mends}
+
+    @property
+    def key(self) -> str:
+        """A short name that other steps do not have."""
+        steps = json.dumps(
+            [[step.name, {name: as_json(value) for name, value in step.options.items()}] for step in self.steps]
+        )
+        return hashlib.sha256(steps.encode()).hexdigest()[:6]
 
     @property
     def carries_out(self) -> bool:
@@ -51,26 +75,48 @@ class Way:
         return replace(self, steps=tuple(known))
 
 
-def ways(goals: Goals, samples: int, *, labels: bool) -> Iterator[Way]:
+def ways(goals: Goals, samples: int, *, labels: bool, precision: Precision = "float32") -> Iterator[Way]:
     """The ways, in the order in which they are tried.
 
     Args:
         goals: What is to be reached.
         samples: How many there are to fit to, calibrate and train with.
         labels: Whether these have labels, so that layers which hurt can be kept in float.
+        precision: That training is quickest in.
     """
     int8 = Quantize(activations="uint8")
     yield Way("int8", (int8,))
     if labels and goals.max_drop:
         careful = Quantize(activations="uint8", max_drop=min(goals.max_drop, _MOST_DROP))
-        yield Way("int8, what hurts in float", (careful,), mends_accuracy=True)
-    plan = Plan(target=tuple(map(_with_room, goals.targets)), then="int8", activations="uint8")
-    yield Way("plan, int8", (plan, Rewrite(plan="planned", refine=2), int8))
-    for epochs in _EPOCHS:
-        longer = round(epochs * min(_MORE, max(1.0, math.sqrt(_SAMPLES / max(samples, 1)))))
-        train = FineTune(epochs=longer, optimizer="adam", rate=0.003, schedule="one-cycle", batch_norm="insert")
-        steps = (plan, Rewrite(plan="planned", refine=2), train, int8)
-        yield Way(f"plan, {longer} epochs of training, int8", steps)
+        yield Way("int8, what hurts in float", (careful,), mends="max_drop")
+    names: dict[str, Any] = {}
+    if any(target.kind == "size" for target in goals.targets):
+        names = {"names": "short"}
+        int8 = Quantize(activations="uint8", names="short")
+        yield Way("int8, short names", (int8,), mends="size")
+    plan = Plan(target=tuple(map(_with_room, goals.targets)), then="int8", activations="uint8", rounds=_ROUNDS, **names)
+    begun: tuple[Step, ...] = (plan, Rewrite(plan="planned", refine=2))
+    yield Way("plan, int8", (*begun, int8))
+    for number in range(len(_EPOCHS)):
+        begun = (*begun, _training(_EPOCHS[number], samples, precision))
+        total = sum(step.options["epochs"] for step in begun if isinstance(step, FineTune))
+        yield Way(f"plan, {total} epochs of training, int8", (*begun, int8))
+
+
+def _training(epochs: int, samples: int, precision: Precision) -> FineTune:
+    """So many passes over a large set of data, or as many more as a smaller one needs."""
+    more = min(_MORE, max(1.0, math.sqrt(_SAMPLES / max(samples, 1))))
+    least, most = _SHARES
+    return FineTune(
+        epochs=round(epochs * more),
+        batch=_BATCHES[samples >= _LARGE],
+        optimizer="adam",
+        rate=0.003,
+        schedule="one-cycle",
+        batch_norm="insert",
+        validation=round(min(most, max(least, _HELD_OUT / max(samples, 1))), 3),
+        **({} if precision == "float32" else {"precision": precision}),
+    )
 
 
 def _with_room(target: Target) -> str:
@@ -102,13 +148,13 @@ def _about(step: Step, run_seconds: float, samples: int, layers: int) -> float:
     if isinstance(step, Rewrite):
         return 3 * layers * (_FIT + 2 * used * run_seconds)
     if isinstance(step, FineTune):
-        return float(options["epochs"] * used * _TRAINING * run_seconds)
+        return float(options["epochs"] * used * _TRAINING[options["precision"]] * run_seconds)
     return 5 + 20 * used * run_seconds
 
 
 _CANDIDATES = 35  # forms of a layer that a plan tries
 _FIT = 0.15  # seconds of one fit
-_TRAINING = 8  # times a run in ONNX Runtime: teacher, forward and backward in torch
+_TRAINING = {"float32": 4, "bfloat16": 2.5}  # times a run in ONNX Runtime: teacher, forward and backward in torch
 
 
 def rounded(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The work folder of a run: each finished step's result and report, so that an interrupted run can go on."""
 
 import contextlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,18 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ValidationError
 
-from onnxsep.compression.folder_files import LOCK, MANIFEST, WORK, is_own, names_step, planned_in, stem
+from onnxsep.compression.folder_files import (
+    LOCK,
+    MANIFEST,
+    WORK,
+    is_own,
+    names_step,
+    planned_in,
+    stem,
+)
 from onnxsep.compression.manifest import DoneStep, Manifest, difference, read_manifest
+from onnxsep.compression.plan_caches import cache_of, own_caches
+from onnxsep.compression.shared import Finished
 from onnxsep.compression.steps import STEPS
 from onnxsep.errors import ModelLoadError, ModelSaveError, OptionError, spelled
 from onnxsep.model.content import model_hash
@@ -80,7 +91,7 @@ class WorkFolder:
             found = [self._load(done) for done in old.steps]
         self._planned = (*self._planned, manifest.planned)
         kept = {stem(one.done.number, one.done.command) for one in found}
-        self._clear(lambda name: name != MANIFEST and name.split(".")[0] not in kept and ".checkpoint" not in name)
+        self._clear(lambda name: name != MANIFEST and name.split(".")[0] not in kept and not _goes_on(name))
         self.write(manifest.model_copy(update={"steps": tuple(one.done for one in found)}))
         return found
 
@@ -157,7 +168,7 @@ class WorkFolder:
             raise OptionError(f"{report} is damaged or missing. {spelled('fresh', True)} starts again") from error
         return Found(done, model, record)
 
-    def keep(self, number: int, step: str, result: Savable) -> tuple[Model, str]:
+    def keep(self, number: int, step: str, result: Savable | Finished) -> tuple[Model, str]:
         """Write a step's result and report; it counts as finished when :meth:`finish` has written the manifest.
 
         Returns:
@@ -180,6 +191,7 @@ class WorkFolder:
         """
         self.write(manifest)
         self.checkpoint(number, step).unlink(missing_ok=True)
+        self._remove_caches(lambda name: name == cache_of(Path(stem(number, step))).name)
 
     def failed(self, number: int, step: str, report: BaseModel | None) -> str:
         """Keep the report of a step that failed, and say so."""
@@ -217,14 +229,26 @@ class WorkFolder:
         if not self.path.is_dir():
             return
         own = [path for path in self.path.iterdir() if self._is_own(path) and wanted(path.name)]
+        self._remove_caches(wanted)
         for path in sorted(own, key=lambda path: path.name == MANIFEST):
             path.unlink(missing_ok=True)
+
+    def _remove_caches(self, wanted: Callable[[str], bool]) -> None:
+        """Remove what plans of the runs have measured."""
+        for path in own_caches(self.path, self._planned):
+            if wanted(path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _is_own(self, path: Path) -> bool:
         return any(is_own(path, planned) for planned in self._planned)
 
     def _report_path(self, number: int, step: str) -> Path:
         return self.path / f"{stem(number, step)}.json"
+
+
+def _goes_on(name: str) -> bool:
+    """Whether it is what an unfinished step goes on from."""
+    return ".checkpoint" in name or name == cache_of(Path(name)).name
 
 
 def _other_run(old: Manifest, new: Manifest, planned: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:

@@ -110,6 +110,30 @@ def _without_ranks(conv: Conv, mode: Mode, policy: RankPolicy) -> tuple[str, ...
     return () if policy.kind == "paper" else (f"mode {mode.name} has no rank: {str(policy)!r} is not used",)
 
 
+def kept_energy(mode: Mode, conv: Conv, weight: Array, rank: Rank) -> Array:
+    """The share of the squared singular values that each value of the last rank keeps, [n], given those before it.
+
+    Args:
+        mode: Whose singular values these are.
+        conv: The Conv.
+        weight: Its weight.
+        rank: The ranks that were chosen; the n-th value is that of the last one being n times the axis's step.
+
+    Raises:
+        FactorizationError: The mode has no such values.
+    """
+    if not rank:
+        raise FactorizationError(f"mode {mode.name} has no rank")
+    sums = _energy(mode, conv, _scaled(weight) if weight.any() else weight, rank[:-1])
+    return sums / sums[-1] if sums[-1] > 0 else np.ones_like(sums)
+
+
+def _energy(mode: Mode, conv: Conv, weight: Array, chosen: Rank) -> Array:
+    """Sums of the largest squared singular values, all slices together, [n]."""
+    sums: Array = np.cumsum(mode.spectrum(Task(conv, weight), chosen).sum(axis=0))
+    return sums
+
+
 def _scaled(weight: Array) -> Array:
     """The weight at a scale at which squares neither overflow nor vanish; shares of energy do not depend on it."""
     return np.ldexp(weight, -int(np.frexp(np.max(np.abs(weight)))[1]))
@@ -124,11 +148,10 @@ def _wanted(policy: RankPolicy, mode: Mode, conv: Conv, axis: RankAxis, chosen: 
         return axis.paper if axis.inputs is None else axis.inputs
     if weight is None:
         return int(policy.value)
-    energies = mode.spectrum(Task(conv, weight), chosen).sum(axis=0)
-    share = np.cumsum(energies)
+    share = _energy(mode, conv, weight, chosen)
     # Rounding must not ask for one rank more than the exact sum would.
     needed = int(np.searchsorted(share, policy.value * share[-1] * (1 - 1e-12))) + 1
-    return axis.full if needed >= len(energies) else needed * axis.step
+    return axis.full if needed >= len(share) else needed * axis.step
 
 
 def _fraction_rank(conv: Conv, mode: Mode, share: float, multiple: int) -> Rank:

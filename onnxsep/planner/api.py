@@ -172,9 +172,9 @@ class _Planner:
 
     def run(self) -> PlanResult:
         """Search, and say what was found."""
+        self._refuse_impossible()
         measured = self._search.alone()
-        self._costs = self._search.costs  # now that times are known
-        self._budgets = {one.kind: one.amount(self._costs.original[one.kind]) for one in self._options.targets}
+        self._settle_budgets()  # now that times are known
         if self._judge is not None:
             return self._meeting(measured, self._judge)
         found = best_plan(self._search, measured, self._budgets, self._options.rounds, self._means.quantized)
@@ -182,6 +182,25 @@ class _Planner:
             raise too_small(self._report(measured, Best(()), {}))
         report = self._report(measured, found, counted([one.measured for one in found.rounds]))
         return self._result(measured, found.found, found.rounds[0].found, report)
+
+    def _settle_budgets(self) -> None:
+        self._costs = self._search.costs
+        self._budgets = {one.kind: one.amount(self._costs.original[one.kind]) for one in self._options.targets}
+
+    def _refuse_impossible(self) -> None:
+        """Say that no form is so small before anything is measured, where that needs no measurement.
+
+        Raises:
+            TargetError: None is.
+        """
+        counted = [one.kind for one in self._options.targets if one.kind in ("params", "macs", "size")]
+        if len(counted) < len(self._options.targets):
+            return  # what is missing must be measured, to say all of it
+        self._settle_budgets()
+        priced = self._search.priced(counted)
+        if any(self._search.smallest(kind, priced) > self._budgets[kind] for kind in counted):
+            report = self._report(priced, Best(()), {})
+            raise too_small(report.model_copy(update={"fitted_samples": 0, "measured_samples": 0}))
 
     def _meeting(self, measured: Mapping[Place, Sequence[Measured]], judge: Judge) -> PlanResult:
         """The cheapest plan that does not lose too much."""
@@ -207,6 +226,8 @@ class _Planner:
         self, measured: Mapping[Place, Sequence[Measured]], best: Found, first: Found, report: PlanReport
     ) -> PlanResult:
         if self._options.frontier is None:
+            if self._means.quantized is None:
+                report = report.model_copy(update={"curve": self._frontier(measured, first, report).drawn()})
             return PlanResult(self._file(best, report), report, self._reads, judge=self._judge)
         curve = self._frontier(measured, first, report)
         report = report.model_copy(update={"frontier": curve.points})

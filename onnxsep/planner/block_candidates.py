@@ -141,5 +141,10 @@ def _measured(sites: Sites, row: BlockReplacement, found: FormFound, more: int, 
     )
 
 
+def priced_block(sites: Sites, row: BlockReplacement, more: int) -> Measured:
+    """What a candidate costs, before anything is measured of it; ``more``: bytes."""
+    return _measured(sites, row, FormFound(held_out=math.nan, effect=math.nan), more, 0)
+
+
 def _what(place: Place) -> dict[str, object]:
     return {"block": list(place)}

@@ -42,6 +42,10 @@ class Frontier:
     points: tuple[FrontierPoint, ...]
     plans: tuple[PlanFile, ...]
 
+    def drawn(self) -> tuple[FrontierPoint, ...]:
+        """The points where no plans are written."""
+        return tuple(point.model_copy(update={"plan": ""}) for point in self.points)
+
     def save(self, folder: str | os.PathLike[str], reads: Reads | None = None) -> None:
         """Write the table, ``frontier.csv``, and the plans.
 

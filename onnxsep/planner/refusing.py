@@ -10,18 +10,22 @@ from onnxsep.planner.targets import as_target, shown_amount
 
 def too_small(report: PlanReport) -> TargetError:
     """No choice keeps within the budgets."""
-    words = [
+    asked = [one.target for one in report.targets if one.target]
+    if not asked:
+        return TargetError("no form pays for any layer, so there is nothing to choose; nothing was written", report)
+    together = f"no choice keeps within {' and '.join(asked)} together"
+    return TargetError(f"{least_words(report) or together}; nothing was written", report)
+
+
+def least_words(report: PlanReport) -> str:
+    """Budgets that nothing is small enough for, and the least that can be had; "" where each can be kept alone."""
+    return "; ".join(
         f"{one.target} allows {shown_amount(one.kind, one.allowed)} of {shown_amount(one.kind, one.before)}, and"
         f" the least that can be had is {shown_amount(one.kind, one.least)}"
         f" ({spelled('target')} {as_target(one.kind, one.least, one.before)})"
         for one in report.targets
         if one.least > one.allowed
-    ]
-    asked = [one.target for one in report.targets if one.target]
-    if not asked:
-        return TargetError("no form pays for any layer, so there is nothing to choose; nothing was written", report)
-    together = f"no choice keeps within {' and '.join(asked)} together"
-    return TargetError(f"{'; '.join(words) or together}; nothing was written", report)
+    )
 
 
 def loses_too_much(

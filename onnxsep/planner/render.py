@@ -7,8 +7,9 @@ from onnxsep.planner.losing_render import loss_lines, tries_table
 from onnxsep.planner.report import PlannedLatency, PlannedLayer, PlannedQuantization, PlanReport, TargetReport
 from onnxsep.planner.targets import shown_amount
 from onnxsep.reporting.blocks import header, notes, number, site, summary, title
-from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
+from onnxsep.reporting.document import Block, Cell, Column, Curve, Curves, Document, Line, Point, Row, Table
 
+_EFFECTS = {"kl": "KL", "relative": "relative error", "metric": "loss of the metric"}
 _WHAT = {"params": "parameters", "macs": "MACs", "size": "bytes", "latency": "time", "ram": "bytes of activations"}
 
 
@@ -42,15 +43,15 @@ def planning_blocks(report: PlanReport) -> list[Block]:
     if report.rounds:
         blocks.append(_rounds(report))
     where = "held-out samples" if report.held_out else "samples that the fits have seen too"
-    blocks.append(
-        Line(
-            f"candidates were fitted to {report.fitted_samples:,} samples of {report.data} and measured on"
-            f" {report.measured_samples:,} {where}"
-        )
+    line = Line(
+        f"candidates were fitted to {report.fitted_samples:,} samples of {report.data} and measured on"
+        f" {report.measured_samples:,} {where}"
     )
+    nothing = "nothing was measured: no form is small enough"
+    blocks.append(line if report.fitted_samples else Line(nothing))
     if report.measured is not None:
         blocks.append(Line(f"the whole plan, carried out, changes the output by {report.measured}"))
-    return [*blocks, *notes(report.measuring)]
+    return [*blocks, *_curve(report), *notes(report.measuring)]
 
 
 def _asked(report: PlanReport) -> str:
@@ -164,6 +165,21 @@ def _frontier(report: PlanReport) -> Table:
         for one in report.frontier
     ]
     return Table(tuple(columns), tuple(rows))
+
+
+def _curve(report: PlanReport) -> list[Block]:
+    """The trade-off curve and the plan that was taken, for writers that draw."""
+    shown = report.frontier or report.curve
+    target, taken = report.targets[0], report.measured
+    if not shown or taken is None or taken.value is None or target.after is None:
+        return []
+    what, effect = _WHAT[target.kind], _EFFECTS[taken.kind]
+    points = tuple(Point(one.share, one.estimated, f"{one.share:.3f}: {one.estimated:.3g}") for one in shown)
+    share = target.after / target.before if target.before else 1.0
+    chosen = Point(share, taken.value, f"this plan: {share:.3f} of the {what}, {effect} {taken.value:.3g}")
+    curve = Curve("plans from the same measurements", points, chosen)
+    up = f"{effect}: estimated, of this plan measured"
+    return [Curves("trade-off", f"share of the {what}", up, (curve,), logarithmic=True)]
 
 
 def plan_summary(report: PlanReport) -> str:

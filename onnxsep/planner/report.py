@@ -186,6 +186,9 @@ class PlanReport(Report):
     """Where the plan is for a quantised model and there is one."""
     frontier: tuple[FrontierPoint, ...] = ()
     """The trade-off curve, where it was asked for."""
+    curve: tuple[FrontierPoint, ...] = ()
+    """The same for a drawing where it was not, without files; not of plans for a quantised model, whose bytes take long
+    to find."""
     data: str
     fingerprint: str
     """SHA-256 of the samples."""

@@ -1,6 +1,7 @@
 """The search for a plan: candidates measured alone, a choice, then rounds of candidates measured around the choice."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,7 +12,7 @@ from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode
 from onnxsep.options.progress import Progress
-from onnxsep.planner.block_candidates import joined, kept_blocks
+from onnxsep.planner.block_candidates import joined, kept_blocks, priced_block
 from onnxsep.planner.carrying_out import Carried, Costs, plan_of_choice
 from onnxsep.planner.effects import EffectWalk
 from onnxsep.planner.file_size import FileSize, FileSizes
@@ -122,10 +123,30 @@ class Search:
         """What plans cost as a whole."""
         return Costs(self.model, self.sites, self.timings, self.size, self.memory)
 
+    @cached_property
+    def _grid(self) -> Rows:
+        return {site.place: list(candidates(site, self.modes, round_ranks=self.round_ranks)) for site in self.layers}
+
+    def priced(self, kinds: Collection[Budget]) -> dict[Place, list[Measured]]:
+        """What the candidates of the first round cost, before anything is measured of them.
+
+        Args:
+            kinds: Budgets that matter; bytes are counted where they are among these. Times are not known yet.
+        """
+        sizes = "size" in kinds
+        if sizes:
+            self.size.prepare(row for several in (*self._grid.values(), self.blocks) for row in several)
+        found = {site.place: [Measured.as_it_is(site)] for site in self.layers}
+        for place, rows in self._grid.items():
+            for row in rows:
+                size = self.size.change(row) if sizes else 0
+                found[place].append(Measured(row.site, row, row.parameters, row.macs, size, math.nan, math.nan))
+        blocks = [priced_block(self.sites, row, self.size.change(row) if sizes else 0) for row in self.blocks]
+        return joined(found, blocks, self.sites)
+
     def alone(self) -> dict[Place, list[Measured]]:
         """The first round: every candidate of the grid with all other layers as they are."""
-        rows = {site.place: list(candidates(site, self.modes, round_ranks=self.round_ranks)) for site in self.layers}
-        return joined(self._measure(rows, None), self._alone_blocks(), self.sites)
+        return joined(self._measure(self._grid, None), self._alone_blocks(), self.sites)
 
     def _alone_blocks(self) -> list[Measured]:
         """Candidates of blocks that are fast enough to be of use."""

@@ -134,7 +134,54 @@ class Series:
     labels: tuple[str, ...] = ()
 
 
-Block = Heading | Line | Note | Table | Series
+@dataclass(frozen=True)
+class Point:
+    """A point of a curve, and what is told of it."""
+
+    x: float
+    y: float
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One curve.
+
+    Attributes:
+        name: What it is of.
+        points: In their order.
+        chosen: The point that was taken, which need not lie on it.
+    """
+
+    name: str
+    points: tuple[Point, ...]
+    chosen: Point | None = None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Curves of one kind, which a writer that draws can plot, each for itself; the others leave them out.
+
+    Attributes:
+        name: What they show.
+        across: What stands on the axis to the right.
+        up: What stands on the axis upwards.
+        curves: All of them.
+        logarithmic: Whether the axis upwards may be logarithmic, where values are far apart; those that are not
+            above 0 are then shown as the smallest that is.
+    """
+
+    name: str
+    across: str
+    up: str
+    curves: tuple[Curve, ...]
+    logarithmic: bool = False
+
+
+Drawn = Series | Curves
+"""What only writers show that draw."""
+
+Block = Heading | Line | Note | Table | Drawn
 
 
 @dataclass(frozen=True)

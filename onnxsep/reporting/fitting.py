@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from onnxsep.reporting.document import Column, Heading, Line, Note, Row, Series, Table
+from onnxsep.reporting.document import Column, Drawn, Heading, Line, Note, Row, Table
 from onnxsep.reporting.spans import STYLES, safe
 
 _GAP = 2  # between the columns of a table
@@ -29,7 +29,7 @@ _GLUE = "\ue000"  # in the place of a space that ends no line; no text holds wha
 _NARROWEST = 20  # columns of a terminal below which nothing is indented
 
 
-def fitted(block: Heading | Line | Note | Series | Table, console: Console) -> Iterator[RenderableType]:
+def fitted(block: Heading | Line | Note | Drawn | Table, console: Console) -> Iterator[RenderableType]:
     """What to print of a block, line by line or as a table."""
     if isinstance(block, Heading):
         yield from _lines(safe(block.text), console)

@@ -6,7 +6,7 @@ Names come from strangers' files: all text is escaped, and its dollars begin no 
 from collections.abc import Iterator
 from html import escape
 
-from onnxsep.reporting.document import Block, Cell, Column, Document, Heading, Note, Series, Span, Table, Words, spread
+from onnxsep.reporting.document import Block, Cell, Column, Document, Drawn, Heading, Note, Span, Table, Words, spread
 from onnxsep.reporting.document import plain as plain_words
 from onnxsep.reporting.printable import printable
 
@@ -27,7 +27,7 @@ def _block(block: Block) -> Iterator[str]:
         yield f"<h4>{_text(block.text)}</h4>"
     elif isinstance(block, Note):
         yield _paragraph(f"note: {_text(block.text)}", block.indent)
-    elif not isinstance(block, Series):
+    elif not isinstance(block, Drawn):
         yield _paragraph(_words(block.words), block.indent)
 
 

@@ -13,10 +13,10 @@ from onnxsep.reporting.document import (
     Block,
     Cell,
     Document,
+    Drawn,
     Heading,
     Line,
     Note,
-    Series,
     Span,
     Table,
     Words,
@@ -38,7 +38,7 @@ def markdown(document: Document) -> str:
     lines = [HEADER, "", f"# {_text(document.title)}"]
     depth = 0  # of the list item before
     for block in document.blocks:
-        if isinstance(block, Series):
+        if isinstance(block, Drawn):
             continue
         if isinstance(block, Note) or (isinstance(block, Line) and block.indent):
             lines += [] if depth else [""]

@@ -12,7 +12,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from onnxsep.model.paths import PAGE_HEADER, Kind, is_page
 from onnxsep.reporting.commands import document_of, summary_of
-from onnxsep.reporting.document import Block, Heading, Line, Note, Series, Span, Table, Words, plain, spread
+from onnxsep.reporting.document import (
+    Block,
+    Curves,
+    Heading,
+    Line,
+    Note,
+    Series,
+    Span,
+    Table,
+    Words,
+    plain,
+    spread,
+)
+from onnxsep.reporting.drawing import drawings
 from onnxsep.reporting.printable import printable
 from onnxsep.reporting.records import Report
 
@@ -62,6 +75,9 @@ def _shown(block: Block) -> dict[str, object]:
         return {"kind": "table", "table": spread(block)}
     if isinstance(block, Series):
         return {"kind": "series", "name": printable(block.name), "bars": _bars(block)}
+    if isinstance(block, Curves):
+        axes = {"across": printable(block.across), "up": printable(block.up)}
+        return {"kind": "curves", "name": printable(block.name), "drawings": drawings(block), **axes}
     if isinstance(block, Heading):
         return {"kind": "heading", "text": printable(block.text)}
     if isinstance(block, Note):

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from onnxsep.reporting.document import Cell, Document, Heading, Line, Note, Row, Series, Table
+from onnxsep.reporting.document import Cell, Document, Drawn, Heading, Line, Note, Row, Table
 from onnxsep.reporting.document import plain as plain_words
 from onnxsep.reporting.fitting import fitted
 from onnxsep.reporting.printable import printable
@@ -61,7 +61,7 @@ def columns_of(file: TextIO) -> int:
 def print_document(console: Console, document: Document) -> None:
     """Print a document; what a terminal would obey is escaped."""
     for block in document.blocks:
-        if isinstance(block, Series):
+        if isinstance(block, Drawn):
             continue
         if console.is_terminal:
             for shown in fitted(block, console):

@@ -40,6 +40,7 @@ from onnxsep.rewriting.narrowing import narrow
 from onnxsep.rewriting.options import RewriteOptions
 from onnxsep.rewriting.report import RewriteReport
 from onnxsep.rewriting.rows import conv_reports, totals
+from onnxsep.rewriting.spectra import spectra
 from onnxsep.rewriting.verification import decide, verify_result
 from onnxsep.running.feeds import Feeds, check_input_shapes
 from onnxsep.running.runtime import RuntimeOptions
@@ -167,7 +168,7 @@ def rewrite(model: AnyModel, options: RewriteOptions) -> Result:
         plan=choice.plan,
         planning=planning,
         options=options.as_json(model=model),
-        convs=conv_reports(rows, factors, errors, limited.effects),
+        convs=conv_reports(rows, factors, errors, limited.effects, spectra(source, sites, rows)),
         totals=totals(sites, rows, light, sizes),
         removed_weights=tuple(edit.removed_weights),
         removed_inputs=tuple(edit.removed_inputs),

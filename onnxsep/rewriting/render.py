@@ -20,7 +20,7 @@ from onnxsep.reporting.blocks import (
     summary,
     title,
 )
-from onnxsep.reporting.document import Block, Cell, Column, Document, Line, Row, Table
+from onnxsep.reporting.document import Block, Cell, Column, Curve, Curves, Document, Line, Point, Row, Table
 from onnxsep.reporting.records import ActivationMemory
 from onnxsep.rewriting.report import ConvReport, InspectedConv, InspectReport, InspectTotals, RewriteReport
 
@@ -35,6 +35,7 @@ def rewrite_document(report: RewriteReport) -> Document:
         blocks += planning_blocks(report.planning)
     if report.calibration:
         blocks += _calibration(report.calibration)
+    blocks += _spectra(report)
     blocks += ending(report, layers_of_result(report.layers))
     if report.plan_output:
         blocks.append(Line(f"wrote the plan {report.plan_output}"))
@@ -80,6 +81,21 @@ def _conv(conv: ConvReport, fitted: bool, local: bool) -> Row:
     cells += [number(conv.fitted_error, ".4f"), _errors(conv)] if fitted else []
     cells += [number(conv.output_error, ".4f")] if local else []
     return Row(tuple(cells), style="" if conv.status == "replaced" else "dim")
+
+
+def _spectra(report: RewriteReport) -> list[Block]:
+    """What the ranks keep of each weight, for writers that draw."""
+    found = []
+    for conv in report.convs:
+        if conv.spectrum is not None and conv.rank:
+            points = [Point(x, y) for x, y in zip(conv.spectrum.ranks, conv.spectrum.kept, strict=True)]
+            rank = conv.rank[-1]
+            kept = next((point.y for point in points if point.x >= rank), 1.0)
+            words = f"{conv.mode}, rank {'x'.join(map(str, conv.rank))} keeps {kept:.1%}"
+            found.append(Curve(conv.name, tuple(points), Point(rank, kept, words)))
+    across = "the rank (the last one, where there are several)"
+    up = "share of the squared singular values of the weight that is kept"
+    return [Curves("singular values", across, up, tuple(found))] if found else []
 
 
 def _totals(report: RewriteReport) -> str:

@@ -19,6 +19,15 @@ from onnxsep.reporting.records import (
 )
 
 
+class Spectrum(Record):
+    """What ranks keep of a weight."""
+
+    ranks: tuple[int, ...]
+    """Values of the mode's last rank, with those before it as they were chosen; some of them where there are many."""
+    kept: tuple[float, ...]
+    """The share of the squared singular values that each keeps."""
+
+
 class ConvReport(Record):
     """What became of one convolution. MACs are for the batch of the model, or for one image where it is free."""
 
@@ -54,6 +63,8 @@ class ConvReport(Record):
     """The same on held-out positions."""
     effect: EffectReport | None = None
     """On the network's output, where it was measured, of the layer as it was replaced or would have been."""
+    spectrum: Spectrum | None = None
+    """Of a weight whose mode has singular values; of very large ones it is not computed."""
 
 
 class Totals(Record):

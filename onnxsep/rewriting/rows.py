@@ -15,7 +15,7 @@ from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.places import Place
 from onnxsep.planner.output_distance import Effect
 from onnxsep.reporting.records import ActivationMemory, EffectReport
-from onnxsep.rewriting.report import ConvReport, Totals
+from onnxsep.rewriting.report import ConvReport, Spectrum, Totals
 from onnxsep.running.sizes import Sizes
 
 
@@ -24,6 +24,7 @@ def conv_reports(
     factors: Mapping[Place, Factorized],
     output_errors: Mapping[Place, float],
     effects: Mapping[Place, Effect],
+    spectra: Mapping[Place, Spectrum],
 ) -> tuple[ConvReport, ...]:
     """One record for every convolution, in graph order.
 
@@ -32,8 +33,9 @@ def conv_reports(
         factors: by the place of the replaced Conv.
         output_errors: of a local verification, by the place of the replaced Conv; empty without one.
         effects: on the network's output, by the place of the Conv, where they were measured.
+        spectra: of weights, by the place of the replaced Conv, where they are known.
     """
-    return tuple(_conv_report(row, factors, output_errors, effects) for row in plan.rows)
+    return tuple(_conv_report(row, factors, output_errors, effects, spectra) for row in plan.rows)
 
 
 def _conv_report(
@@ -41,6 +43,7 @@ def _conv_report(
     factors: Mapping[Place, Factorized],
     output_errors: Mapping[Place, float],
     effects: Mapping[Place, Effect],
+    spectra: Mapping[Place, Spectrum],
 ) -> ConvReport:
     site = row.site
     measured = None if site is None else effects.get(site.anchor.place)
@@ -70,6 +73,7 @@ def _conv_report(
         held_out_error=errors.held_out if errors else None,
         output_error=output_errors.get(site.place),
         effect=effect,
+        spectrum=spectra.get(site.place),
     )
 
 
