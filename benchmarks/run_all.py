@@ -4,9 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-LONG = ("fits.py", "real.py", "paper004.py")
+LONG = ("fits.py", "real.py", "paper004.py", "warm_starts.py")
+PARTS = ("cifar.py", "random_start.py", "pruning_course.py")  # of others
 
 for script in sorted(Path(__file__).parent.glob("*.py")):
-    if script.name not in (Path(__file__).name, "cifar.py", *LONG):  # cifar.py only reads data
+    if script.name not in (Path(__file__).name, *PARTS, *LONG):
         print(f"== {script.name}", flush=True)
         subprocess.run([sys.executable, str(script)], check=True)
