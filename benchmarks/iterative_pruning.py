@@ -1,7 +1,7 @@
 """Table III of paper 004: the weights that survive iterative pruning, 20 % of the remaining ones in each of ten steps.
 
     python benchmarks/iterative_pruning.py
-    python benchmarks/iterative_pruning.py --course FOLDER [--images 10000] [--plot FILE.png]
+    python benchmarks/iterative_pruning.py --course FOLDER [--images 5000] [--plot FILE.png]
 
 With ``--course`` also the course of accuracy at small scale, iterative beside one-shot (``pruning_course.py``); the
 folder is a cache, as that of ``warm_starts.py``: what is there is not made again.
@@ -39,8 +39,8 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--course", dest="cache", type=Path, metavar="FOLDER", help="the course of accuracy too")
-    parser.add_argument("--images", type=int, default=10_000, help="that an epoch goes over")
-    parser.add_argument("--base-images", type=int, default=20_000, help="that the rewritten network was trained on")
+    parser.add_argument("--images", type=int, default=5_000, help="that an epoch goes over")
+    parser.add_argument("--base-images", type=int, default=10_000, help="that the rewritten network was trained on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture of the courses (needs matplotlib)")
     return parser.parse_args()

@@ -63,7 +63,7 @@ class Course:
 
     def _point(self, way: str, model: Model, steps: int, epochs: int) -> tuple[Model, Point]:
         file = f"{self._name}-{way}-{steps}-{self._bench.rows}"
-        path, row = (self._cache / f"prune-{file}{end}" for end in (".onnx", ".json"))
+        path, row, checkpoint = (self._cache / f"prune-{file}{end}" for end in (".onnx", ".json", ".checkpoint"))
         if not row.exists():
             times = 1 if way == "iterative" else steps
             pruned = onnxsep.prune(model, step=self._step, steps=times, scope="global", verify="none")
@@ -73,11 +73,12 @@ class Course:
                 teacher=onnxsep.load(self._bench.network.path),
                 epochs=epochs,
                 seed=self._bench.options.seed,
-                checkpoint=self._cache / f"prune-{file}.checkpoint",
+                checkpoint=checkpoint,
                 resume=True,
                 **TRAINING,
             )
             onnxsep.save(trained.model, path)
+            checkpoint.unlink(missing_ok=True)
             totals = pruned.report.totals
             assert totals.zeros_after is not None
             sparsity = totals.zeros_after / totals.weights_after

@@ -1,6 +1,6 @@
 """What trained weights are worth where blocks are replaced: fine-tuned from them, and from random new blocks.
 
-    python benchmarks/warm_starts.py --cache FOLDER [--only resnet20/ghost cifar/fire ...] [--images 20000]
+    python benchmarks/warm_starts.py --cache FOLDER [--only resnet20/ghost cifar/fire ...] [--images 10000]
     python benchmarks/warm_starts.py --cache FOLDER --latency
 
 Each mode replaces what it can in a trained network. *Warm*: fitted block by block to 500 training images without
@@ -52,8 +52,8 @@ CASES = {
     "ghost": Case(steps=100),
     "fire": Case({"settings": {"squeeze": 0.5}}, steps=100),
     "squeeze-excitation": Case(scaled=False),
-    "inverted-bottleneck": Case(steps=100, own_start=True),
-    "dice": Case(steps=100, own_start=True),
+    "inverted-bottleneck": Case(own_start=True),
+    "dice": Case(own_start=True),
     "grouped-pointwise": Case(base="depthwise"),
 }
 NETWORKS = {
@@ -115,16 +115,19 @@ class Bench:
         file = f"{mode}-{kind}-{self.rows}"
 
         def make() -> Model:
-            return onnxsep.finetune(
+            checkpoint = self.options.cache / f"{self.name}-{file}.checkpoint"
+            result = onnxsep.finetune(
                 start,
                 data=self.training_images(),
                 teacher=onnxsep.load(self.network.path),
                 epochs=self.options.epochs,
                 seed=self.options.seed,
-                checkpoint=self.options.cache / f"{self.name}-{file}.checkpoint",
+                checkpoint=checkpoint,
                 resume=True,
                 **TRAINING,
-            ).model
+            )
+            checkpoint.unlink(missing_ok=True)
+            return result.model
 
         return self.kept(file, make)
 
@@ -210,7 +213,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, metavar="FOLDER")
     every = [f"{network}/{mode}" for network in NETWORKS for mode in CASES]
     parser.add_argument("--only", nargs="+", default=every, choices=every, metavar="NETWORK/MODE")
-    parser.add_argument("--images", type=int, default=20_000, help="that an epoch goes over")
+    parser.add_argument("--images", type=int, default=10_000, help="that an epoch goes over")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--latency", action="store_true", help="measure it too; for quiet machines")
