@@ -2,7 +2,7 @@
 
     python models/sobolewski_exported.py exports/resnet101_torchscript.onnx --network resnet101 --exporter torchscript
     ...                                         # resnet101 and vgg19, torchscript and dynamo; vgg19 by tf2onnx
-    python benchmarks/exporters.py exports
+    python benchmarks/exported_baselines.py exports
 
 Exports need an environment of their own (torch and onnxscript; TensorFlow and tf2onnx), this script only onnxsep. It
 names every node and tensor by a random string first. For each mode: how many blocks it would replace in the baseline
