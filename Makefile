@@ -54,7 +54,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	rm -rf $(VENV)/typed build
 	$(BIN)/python $(PIP) --no-deps --no-build-isolation --target $(VENV)/typed .
-	MYPYPATH=$(VENV)/typed:tests:models:models/digits:models/cifar:benchmarks $(BIN)/mypy --explicit-package-bases \
+	MYPYPATH=$(VENV)/typed:tests:models:models/digits:models/cifar:models/shapes:benchmarks $(BIN)/mypy --explicit-package-bases \
 		$(VENV)/typed/onnxsep tests models benchmarks docs
 	rm -rf build
 

@@ -44,7 +44,7 @@ def measured(workers: int, modes: Sequence[str], samples: int) -> tuple[float, M
     wanted = forms(modes)
     started = time.perf_counter()
     with ExitStack() as stack:
-        survey = survey_for(model, sites, wanted, data, options, stack.enter_context(crew_for(options)))
+        survey = survey_for(model, sites, wanted, (), data, options, stack.enter_context(crew_for(options)))
         walk = lambda around: data.walk(model, sites, around)  # noqa: E731
         found = Search(model, sites, layers, wanted, data.samples, walk, survey=survey).alone()
     return time.perf_counter() - started, found

@@ -147,7 +147,8 @@ def test_force_and_a_higher_limit_replace_it_all_the_same() -> None:
 
 def test_many_small_effects_that_are_large_together() -> None:
     """So many of the smallest are replaced that the whole keeps within the limit."""
-    count, weights = 6, {}
+    count = 6
+    weights: dict[str, Any] = {}
     lines = []
     for number in range(count):  # the same branch again and again, so that what is lost adds up
         lines += [f"e{number} = Conv(d, w{number})", f"s{number + 1} = Add(s{number}, e{number})"]

@@ -218,7 +218,9 @@ def test_the_effect_of_a_plan_is_that_of_what_is_written() -> None:
     assert done.effect.value > 1e-5
     around = data.walk(source, sites, done.dense)
     for site in found[1:4]:
-        assert around.at(site)(*done.dense[site.place]).value == pytest.approx(done.effect.value, rel=1e-3)
+        own = done.dense[site.place]
+        assert isinstance(own, tuple)  # of one layer, and not of a block
+        assert around.at(site)(*own).value == pytest.approx(done.effect.value, rel=1e-3)
     costs, size = Costs(source, sites), FileSize(source, sites.light)
     assert costs.of(done.plan)["size"] == size.of(done.plan.convs)
     assert costs.source["params"] == sum(np.prod(one.dims, dtype=int) for one in MODEL.graph.initializer)

@@ -143,7 +143,8 @@ class Repeated:
             return self._kept[tree]
         left, right, wanted, arranged, whole = tree
         if whole in done:
-            return done[whole]
+            shared: Labelled = done[whole]
+            return shared
         one, other = (self._value(side, operand, done) for side in (left, right))
         kept = [self._orders(side, arranged, done) for side in (left, right)]
         found = _product(*one, *other, wanted, kept)

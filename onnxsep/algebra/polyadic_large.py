@@ -108,7 +108,8 @@ def _sweep(flat: Floats, factors: Sequence[Floats]) -> tuple[list[Floats], float
 
 def _partial(flat: Floats, factor: Floats, second: int) -> Floats:
     """The tensor times its first factor: [rank, n2, n3 * ...]."""
-    return (factor.T @ flat).reshape(factor.shape[1], second, -1)
+    partial: Floats = (factor.T @ flat).reshape(factor.shape[1], second, -1)
+    return partial
 
 
 def _core(partial: Floats, factor: Floats) -> Floats:
@@ -119,19 +120,20 @@ def _core(partial: Floats, factor: Floats) -> Floats:
 
 def _columns(factors: Sequence[Floats]) -> Floats:
     """Products of the entries of every term, [n * ..., rank] (Khatri and Rao); of no factors, ones that broadcast."""
-    product = np.ones((1, factors[0].shape[1] if factors else 1), np.float32)
+    product: Floats = np.ones((1, factors[0].shape[1] if factors else 1), np.float32)
     for factor in factors:
         product = (product[:, None] * factor).reshape(-1, factor.shape[1])
     return product
 
 
 def _gram(factor: Floats) -> Floats:
-    return factor.T @ factor
+    gram: Floats = factor.T @ factor
+    return gram
 
 
 def _product(grams: Sequence[Floats]) -> Floats:
     """Element by element: the Gram matrix of the outer products of several factors' columns."""
-    product = grams[0].copy()
+    product: Floats = grams[0].copy()
     for gram in grams[1:]:
         product *= gram
     return product
@@ -145,7 +147,8 @@ def _solved(normal: Floats, seen: Floats, present: Floats) -> Floats:
     right = (seen + ridge * present).T
     try:
         if len(normal) >= LARGE_MATRIX:
-            return Cholesky(normal.copy()).solve(right).T
+            large: Floats = Cholesky(normal.copy()).solve(right).T
+            return large
         lower = np.linalg.cholesky(normal)
     except np.linalg.LinAlgError:  # not positive, by rounding
         found: Floats = np.linalg.solve(normal.astype(np.float64), right).T.astype(np.float32)

@@ -1,5 +1,6 @@
 """The search for a plan: candidates measured alone, a choice, then rounds of candidates measured around the choice."""
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,7 +136,7 @@ class Search:
         """
         sizes = "size" in kinds
         if sizes:
-            self.size.prepare(row for several in (*self._grid.values(), self.blocks) for row in several)
+            self.size.prepare([*itertools.chain(*self._grid.values()), *self.blocks])
         found = {site.place: [Measured.as_it_is(site)] for site in self.layers}
         for place, rows in self._grid.items():
             for row in rows:
