@@ -116,7 +116,7 @@ class Refitter(Fitter):
     def measured(self, fit: Fit) -> Fit:
         """The same factors with their errors on these samples."""
         predicted = self._predict(fit.factors, fit.bias)
-        held_out, fitted = (self._error(predicted, rows) for rows in (self._held, self._fit_rows))
+        held_out, fitted = (self._error(predicted[rows], rows) for rows in (self._held, self._fit_rows))
         return replace(fit, held_out=held_out, fitted=fitted)
 
 
