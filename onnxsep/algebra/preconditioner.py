@@ -74,20 +74,13 @@ def _inverse(
 
 def _inverted(matrices: Array, ridge: Array) -> Array | None:
     """The inverses of positive definite matrices [b, n, n] with a ridge [b]; None where one is none, by rounding."""
-    from scipy.linalg.lapack import get_lapack_funcs  # it takes long to import, and only fits to data need it
-
-    factorise, invert = get_lapack_funcs(("potrf", "potri"), (matrices,))
     index = np.arange(matrices.shape[1])
     matrices[:, index, index] += ridge[:, None]
-    if len(index) >= LARGE:
-        try:
+    try:
+        if len(index) >= LARGE:
             return np.stack([Cholesky(matrix).inverse() for matrix in matrices])
-        except np.linalg.LinAlgError:
-            return None
-    for number, matrix in enumerate(matrices):
-        factor, failed = factorise(matrix, lower=True, clean=True)
-        if failed:
-            return None
-        lower, _ = invert(factor, lower=True)
-        matrices[number] = lower + np.tril(lower, -1).T
-    return matrices
+        np.linalg.cholesky(matrices)  # the inverse alone would not tell
+        found: Array = np.linalg.inv(matrices)
+    except np.linalg.LinAlgError:
+        return None
+    return (found + np.swapaxes(found, 1, 2)) / 2
