@@ -35,11 +35,15 @@ from onnxsep.algebra.formed_equations import by_blocks, formed
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.normal_equations import Step, normal_equations
 from onnxsep.algebra.preconditioner import preconditioner
+from onnxsep.algebra.threads import threads_for
 
 _LARGEST_SYSTEM = 6_000  # unknowns of normal equations that are formed
 
 
 _LARGEST_BATCH = 40_000_000  # elements of a stack of them, one for each output
+
+
+_MOVED = 4  # times the multiplications, what such steps cost where most of that is reading from memory
 
 
 _CG_STEPS = 12
@@ -215,18 +219,31 @@ def _improved(equation: str, factors: list[Array], position: int, problem: Probl
     right = contract(step.adjoint, *exact, problem.cross)
     operands = [*others, *others, problem.gram]
     if len(step.blocks) > 1:
-        apply, solve = by_blocks(step, operands)
+        cost = sum(work(one.equation, tuple(operands[member].shape for member in one.operands)) for one in step.blocks)
+        with threads_for(cost):
+            apply, solve = by_blocks(step, operands)
     elif _is_formed(step, operands, present.shape, equation):
-        apply, solve = formed(step, operands, present.shape)
+        with threads_for(work(step.normal, tuple(operand.shape for operand in operands))):
+            apply, solve = formed(step, operands, present.shape)
     else:
-        repeated = Repeated(step.operator, operands, len(operands), present.shape, _EXPECTED)
-        apply = partial(_product, repeated, problem.gram.dtype)
-        inverse = preconditioner(step, others, problem.gram, problem.kept)
-        first = right - apply(present)
-        change, rest = conjugate_gradients(apply, inverse, first, steps=_CG_STEPS, tolerance=_CG_TOLERANCE)
-        return improvement(present, right, first, change, rest)
+        return _nearer(step, operands, present, right, problem.kept)
     rest = right - apply(present)
     return improvement(present, right, rest, solve(rest), np.zeros_like(rest))
+
+
+def _nearer(
+    step: Step, operands: list[NDArray[Any]], present: Array, right: Array, kept: dict[Any, Any]
+) -> Improvement:
+    """By conjugate gradients."""
+    others, gram = operands[: len(operands) // 2], operands[-1]
+    shapes = (*(operand.shape for operand in operands), present.shape)
+    with threads_for(work(step.operator, shapes, len(operands), _EXPECTED) / _MOVED):
+        repeated = Repeated(step.operator, operands, len(operands), present.shape, _EXPECTED, (len(operands) - 1, kept))
+        apply = partial(_product, repeated, gram.dtype)
+        inverse = preconditioner(step, others, gram, kept)
+        first = right - apply(present)
+        change, rest = conjugate_gradients(apply, inverse, first, steps=_CG_STEPS, tolerance=_CG_TOLERANCE)
+    return improvement(present, right, first, change, rest)
 
 
 def improvement(present: Array, right: Array, rest: Array, change: Array, left: Array) -> Improvement:

@@ -21,11 +21,13 @@ Array = NDArray[Any]
 Shapes = tuple[tuple[int, ...], ...]
 Tree = Any  # the place of an operand, or a pair of trees
 Labelled = tuple[str, Array]  # letters of the axes, and the array
+Orders = dict[bool, Array]  # an array as BLAS takes it, as the first or as the second of a product
 _TRANSFER = 64  # multiplications in the time that one element takes from memory, in another order often
 _LARGEST = 2**26  # elements of an intermediate result, unless an operand or the result is larger
 _NONE = -1  # of the operands changes
 _SLICED = 2**23  # elements of an operand from which on products with it are made in parts
 _PART = 32  # indices of one
+_ARRANGED = 2**25  # elements of an operand, of its part, that is kept in other orders too
 
 
 def contract(equation: str, *operands: Array) -> Array:
@@ -52,10 +54,18 @@ class Repeated:
         varying: the place of that one.
         shape: its shape.
         repeats: about how many calls there will be.
+        lasting: the place among ``operands`` of one that stays the same in other einsums too, and what is kept of it
+            for these, from one to the next.
     """
 
     def __init__(
-        self, equation: str, operands: Sequence[Array], varying: int, shape: tuple[int, ...], repeats: int
+        self,
+        equation: str,
+        operands: Sequence[Array],
+        varying: int,
+        shape: tuple[int, ...],
+        repeats: int,
+        lasting: tuple[int, dict[Any, Any]] | None = None,
     ) -> None:
         terms, self._result = _terms(equation)
         arrays = [*operands[:varying], np.broadcast_to(np.float32(0), shape), *operands[varying:]]
@@ -65,19 +75,23 @@ class Repeated:
         self._kept: list[Labelled] = []  # what does not change
         self._term, self._number = terms[varying], varying
         self._shape, self._axis = self._sliced(leaves)
+        place, stored = lasting or (_NONE, {})
+        self._lasting = place if place < varying or place == _NONE else place + 1
+        self._stored = stored.setdefault((equation, tree), {}) if lasting else {}
         once: dict[Tree, int] = {}
         self._parts: list[tuple[slice, Any]] = []
         for part in _slices(self._shape, self._axis):
             some = [(term, self._slice(term, array, part)) for term, array in leaves]
-            self._parts.append((part, self._folded(tree, some, varying, once)))
+            self._parts.append((part, self._folded(tree, some, varying, once, part.start)))
 
     def __call__(self, operand: Array) -> Array:
         """The einsum with this operand."""
+        done: dict[Tree, Any] = {}
         if len(self._parts) == 1:
-            return _arranged(self._value(self._parts[0][1], operand), self._result)
+            return _arranged(self._value(self._parts[0][1], operand, done), self._result)
         result: Array | None = None
         for part, tree in self._parts:
-            found = _arranged(self._value(tree, operand), self._result)
+            found = _arranged(self._value(tree, operand, done), self._result)
             result = np.empty(self._shape, found.dtype) if result is None else result
             result[(slice(None),) * self._axis + (part,)] = found
         assert result is not None
@@ -102,27 +116,50 @@ class Repeated:
             return array
         return array[(slice(None),) * term.index(self._result[self._axis]) + (part,)]
 
-    def _folded(self, tree: Tree, leaves: list[Labelled], varying: int, once: dict[Tree, int]) -> Any:
+    def _folded(
+        self, tree: Tree, leaves: list[Labelled], varying: int, once: dict[Tree, int], start: int | None
+    ) -> Any:
         """The tree with the places of what is kept as numbers, and None for what changes."""
         if tree == varying:
             return None
         members = _members(tree)
+        whole = self._axis < 0 or not any(self._result[self._axis] in leaves[member][0] for member in members)
         if varying not in members:
-            whole = self._axis < 0 or not any(self._result[self._axis] in leaves[member][0] for member in members)
             if not whole or tree not in once:
                 self._kept.append(_evaluated(tree, leaves, self._wanted))
                 once[tree] = len(self._kept) - 1
             return once[tree]
-        left, right = (self._folded(part, leaves, varying, once) for part in tree)
-        return left, right, self._wanted(members)
+        left, right = (self._folded(part, leaves, varying, once, start) for part in tree)
+        arranged: Orders = {}
+        if self._lasting in tree and leaves[self._lasting][1].size <= _ARRANGED:
+            arranged = self._stored.setdefault((tree, start), arranged)
+        return left, right, self._wanted(members), arranged, tree if whole else None
 
-    def _value(self, tree: Any, operand: Array) -> Labelled:
+    def _value(self, tree: Any, operand: Array, done: dict[Tree, Any]) -> Labelled:
+        """Of a folded tree; ``done`` has what all parts of the result share."""
         if tree is None:
             return self._term, operand
         if isinstance(tree, int):
             return self._kept[tree]
-        left, right, wanted = tree
-        return _product(*self._value(left, operand), *self._value(right, operand), wanted)
+        left, right, wanted, arranged, whole = tree
+        if whole in done:
+            return done[whole]
+        one, other = (self._value(side, operand, done) for side in (left, right))
+        kept = [self._orders(side, arranged, done) for side in (left, right)]
+        found = _product(*one, *other, wanted, kept)
+        if whole is not None:
+            done[whole] = found
+        return found
+
+    def _orders(self, side: Any, arranged: Orders, done: dict[Tree, Any]) -> Orders | None:
+        """What is kept of one side of a product: for all calls, or, if all parts share it, for this call."""
+        if isinstance(side, int):
+            return arranged
+        whole = side if side is None else side[-1]
+        if len(self._parts) == 1 or (whole is None and side is not None):
+            return None
+        orders: Orders = done.setdefault(("orders", whole), {})
+        return orders
 
 
 def _slices(shape: tuple[int, ...], axis: int) -> list[slice]:
@@ -225,13 +262,24 @@ def _search(equation: str, shapes: Shapes, varying: int, repeats: int, limit: fl
     return tree, least
 
 
-def _product(left: str, first: Array, right: str, second: Array, wanted: frozenset[str]) -> Labelled:
-    """The product of two arrays with these letters, summed over those that nothing else wants."""
+def _product(
+    left: str,
+    first: Array,
+    right: str,
+    second: Array,
+    wanted: frozenset[str],
+    kept: Sequence[Orders | None] = (None, None),
+) -> Labelled:
+    """The product of two arrays with these letters, summed over those that nothing else wants.
+
+    For either ``kept`` has what was made of it before, so that BLAS can multiply it; what is made now is put there.
+    """
     shared = set(left) & set(right)
     first, left = _summed(first, left, shared | wanted)
     second, right = _summed(second, right, shared | wanted)
     if second.size > first.size:  # the letters that are summed stand as in the larger one, which is not copied then
         left, first, right, second = right, second, left, first
+        kept = kept[::-1]
     batch = [letter for letter in left if letter in shared and letter in wanted]
     inner = [letter for letter in left if letter in shared and letter not in wanted]
     rows, columns = ([letter for letter in term if letter not in shared] for term in (left, right))
@@ -243,8 +291,16 @@ def _product(left: str, first: Array, right: str, second: Array, wanted: frozens
         matrix: Array = turned.reshape(*shape, *(math.prod(sizes[letter] for letter in part) for part in parts[1:]))
         return matrix
 
-    one, other = matrices(first, left, batch, rows, inner), matrices(second, right, batch, inner, columns)
-    product = _regular(one) @ _regular(other) if inner else one * other
+    def ready(larger: bool, array: Array, term: str, *parts: list[str]) -> Array:
+        orders = kept[not larger]
+        if orders is None:
+            return _regular(matrices(array, term, *parts), inner)
+        if larger not in orders:
+            orders[larger] = _regular(matrices(array, term, *parts), inner)
+        return orders[larger]
+
+    one, other = ready(True, first, left, batch, rows, inner), ready(False, second, right, batch, inner, columns)
+    product = one @ other if inner else one * other
     letters = [*batch, *rows, *columns]
     return "".join(letters), product.reshape([sizes[letter] for letter in letters])
 
@@ -255,7 +311,7 @@ def _summed(array: Array, term: str, kept: set[str] | frozenset[str]) -> tuple[A
     return (array.sum(axis=axes), "".join(letter for letter in term if letter in kept)) if axes else (array, term)
 
 
-def _regular(array: Array) -> Array:
+def _regular(array: Array, inner: Sequence[str]) -> Array:
     """Matrices that BLAS takes, for NumPy multiplies others by a loop of its own."""
     item = array.itemsize
-    return array if item in array.strides[-2:] else np.ascontiguousarray(array)
+    return array if not inner or item in array.strides[-2:] else np.ascontiguousarray(array)

@@ -11,7 +11,6 @@ with X the rows divided by the root of their number.
 """
 
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array, principal_axes, reduced_rank_regression
-from onnxsep.algebra.threads import LARGE_WORK, many_threads
+from onnxsep.algebra.threads import threads_for
 
 _CHUNK = 4096  # rows at a time
 _SMALL = 2048  # d up to which the matrix, of 34 MB, is quicker to work with
@@ -290,7 +289,7 @@ def mean_product(
 ) -> Array:
     """The mean over rows of left^T right, [left columns, right columns]; products in single, sums in double."""
     total = np.zeros((left.shape[1], right.shape[1]))
-    with many_threads() if len(left) * total.size > LARGE_WORK else nullcontext():
+    with threads_for(len(left) * total.size):
         for start in range(0, len(left), _CHUNK):
             first = left[start : start + _CHUNK].astype(np.float32, copy=False)
             # Of a matrix with itself NumPy computes one half only, where it sees that both are the same.

@@ -6,17 +6,19 @@ loop, some 30 ms long: they take the time of a second core, and where others use
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-LARGE_WORK = 2**33  # multiplications of a product that threads are worth it for
+LARGE_WORK = 2**33  # multiplications, in one product or several in a row, that threads are worth it for
 _state = threading.local()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """One thread, but for ``many_threads`` within, where this thread of Python has called both."""
+    import scipy.linalg  # noqa: F401 - a BLAS of its own, which must be there to be limited
+
     with threadpool_limits(1, user_api="blas") as limits:
         before = getattr(_state, "before", None)
         _state.before = limits.get_original_num_threads()["blas"] if before is None else before
@@ -24,6 +26,11 @@ def one_thread() -> Iterator[None]:
             yield
         finally:
             _state.before = before
+
+
+def threads_for(work: float) -> AbstractContextManager[None]:
+    """``many_threads`` where there are so many multiplications that it pays."""
+    return many_threads() if work > LARGE_WORK else nullcontext()
 
 
 @contextmanager

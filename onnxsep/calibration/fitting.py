@@ -20,7 +20,6 @@ One part of the images is held out. No result is taken that is worse there than 
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,7 +31,7 @@ from numpy.typing import NDArray
 from onnxsep.algebra.gram import CentredRows, DenseGram, Gram, gram_of, mean_product
 from onnxsep.algebra.linalg import Array
 from onnxsep.algebra.statistics import Statistics, prior_ridge
-from onnxsep.algebra.threads import LARGE_WORK, many_threads
+from onnxsep.algebra.threads import threads_for
 from onnxsep.calibration.behind import Behind, End, step_of
 from onnxsep.calibration.regions import Region
 from onnxsep.calibration.sampled import Samples, majorised
@@ -46,10 +45,12 @@ PRIOR = 1e-3  # of the mean diagonal of the Gram matrix
 _ROUNDS = 3  # of the target for clipped outputs; more lower the error of the layer, but not that of the network
 _SWEEPS = 4  # of the alternating least squares in each of them
 _FIRST = 6  # of them before the first one
+_GAIN = 2e-3  # of the held-out error: a round that gains less is the last one
 _ROUNDING = 1e-6  # of single precision
 
 
 Told = Callable[[str], None]
+Rows = NDArray[np.bool_] | slice
 
 
 @dataclass(frozen=True)
@@ -123,15 +124,15 @@ def fit_bias(
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Factors and bias, what they predict for all rows, and the held-out error."""
+    """Factors and bias, what they predict for all rows, if that was asked for, and the held-out error."""
 
     factors: Factors
     bias: Array | None
-    predicted: Floats
+    predicted: Floats | None
     held_out: float
 
 
-def _held_out(candidate: _Candidate) -> float:
+def _error_of(candidate: _Candidate) -> float:
     return candidate.held_out
 
 
@@ -210,48 +211,58 @@ class Fitter:
         task = Task(self._conv, self._weight)
         plain = alone or self._mode.factorize(task, self._rank)
         if init == "svd":
-            bias = self._old_bias if self._new_bias else None
-            one = self._candidate(plain, bias)
-            fitted = self._error(one.predicted, self._fit_rows)
-            return Fit(plain, bias, fitted, one.held_out, one.held_out, fell_back=False)
+            return self._only(plain, self._old_bias if self._new_bias else None)
         target = self._target(None)
-        first = best = self._candidate(plain, self._bias(plain, target))
+        first = best = self._held_out(plain, self._bias(plain, target))
         rounds = _ROUNDS if (self._clips or self._end) and init == "joint" else 0
         sweeps = _FIRST if rounds else task.sweeps
-        task = replace(
-            task, statistics=self._statistics(target), start=plain, sweeps=sweeps, told=_telling(told, 1, rounds + 1)
-        )
-        last = self._fitted(task, init, target)
-        best = min(best, last, key=_held_out)
-        for number in range(rounds):
-            target = self._target(last.predicted)
-            told_of = _telling(told, number + 2, rounds + 1)
-            task = replace(task, statistics=self._statistics(target), start=last.factors, sweeps=_SWEEPS, told=told_of)
-            last = self._fitted(task, init, target)
-            best = min(best, last, key=_held_out)
-        fitted = self._error(best.predicted, self._fit_rows)
+        task = replace(task, start=plain, sweeps=sweeps)
+        for number in range(rounds + 1):
+            telling = _telling(told, number + 1, rounds + 1)
+            task = replace(task, statistics=self._statistics(target), told=telling)
+            factors = self._mode.fit(task, self._rank, init)
+            last, before = self._candidate(factors, self._bias(factors, target)), best.held_out
+            best = min(best, last, key=_error_of)
+            if number and last.held_out > (1 - _GAIN) * before:
+                break
+            if number < rounds:
+                target = self._target(last.predicted)
+                task = replace(task, start=factors, sweeps=_SWEEPS)
+        predicted = self._predict(best.factors, best.bias) if best.predicted is None else best.predicted
+        fitted = self._error(predicted[self._fit_rows], self._fit_rows)
         return Fit(best.factors, best.bias, fitted, best.held_out, first.held_out, fell_back=best is first)
-
-    def _fitted(self, task: Task, init: str, target: Floats) -> "_Candidate":
-        factors = self._mode.fit(task, self._rank, init)
-        return self._candidate(factors, self._bias(factors, target))
 
     def _candidate(self, factors: Factors, bias: Array | None) -> "_Candidate":
         predicted = self._predict(factors, bias)
-        return _Candidate(factors, bias, predicted, self._error(predicted, self._held))
+        return _Candidate(factors, bias, predicted, self._error(predicted[self._held], self._held))
+
+    def _held_out(self, factors: Factors, bias: Array | None) -> "_Candidate":
+        """With the held-out error alone."""
+        return _Candidate(factors, bias, None, self._error(self._predict(factors, bias, self._held), self._held))
 
     def measure(self, factors: Factors) -> Fit:
         """These factors with the bias that suits them."""
-        one = self._candidate(factors, self._bias(factors, self._target(None)))
-        fitted = self._error(one.predicted, self._fit_rows)
-        return Fit(factors, one.bias, fitted, one.held_out, one.held_out, fell_back=False)
+        return self._only(factors, self._bias(factors, self._target(None)))
+
+    def _only(self, factors: Factors, bias: Array | None) -> Fit:
+        predicted = self._predict(factors, bias)
+        fitted, held_out = (self._error(predicted[rows], rows) for rows in (self._fit_rows, self._held))
+        return Fit(factors, bias, fitted, held_out, held_out, fell_back=False)
 
     def _statistics(self, target: Floats) -> Statistics:
         """Of the rows for fitting, prior included."""
-        rows = target[self._fit_rows]
-        rows = rows - (rows.mean(axis=0, dtype=np.float64) if self._new_bias else self._old_bias).astype(np.float32)
-        outputs = rows.reshape(len(rows), self._conv.group, -1)
-        cross = np.stack([mean_product(outputs[:, group], inputs) for group, inputs in enumerate(self._centred)])
+        count = int(np.count_nonzero(self._fit_rows))
+        offset = (
+            target.mean(axis=0, dtype=np.float64, where=self._fit_rows[:, None]) if self._new_bias else self._old_bias
+        )
+        # Zeros in the other rows leave them out, and what is centred meets the inputs' mean in vain: no copy of these.
+        outputs = np.where(self._fit_rows[:, None], target - offset.astype(np.float32), np.float32(0))
+        groups = zip(
+            np.split(outputs, self._conv.group, axis=1),
+            np.split(self._samples.inputs, self._conv.group, axis=1),
+            strict=True,
+        )
+        cross = np.stack([mean_product(one, inputs) for one, inputs in groups]) * (len(target) / count)
         grams, ridge = self._ridge
         cross += ridge[:, None, None] * self._weight.reshape(cross.shape)
         mixed = self._samples.mixed
@@ -282,16 +293,16 @@ class Fitter:
 
     def _apply(self, factors: Factors, inputs: NDArray[Any]) -> NDArray[Any]:
         """The replacement without its bias; [rows, out_channels] in inputs' type."""
-        with many_threads() if inputs.size * self._conv.out_channels > LARGE_WORK else nullcontext():
+        with threads_for(inputs.size * self._conv.out_channels):
             return self._mode.apply(self._conv, factors, inputs)
 
-    def _predict(self, factors: Factors, bias: Array | None) -> Floats:
+    def _predict(self, factors: Factors, bias: Array | None, rows: Rows = slice(None)) -> Floats:
         offset = self._old_bias if bias is None else bias
-        return self._apply(factors, self._samples.inputs) + offset.astype(np.float32)
+        return self._apply(factors, self._samples.inputs[rows]) + offset.astype(np.float32)
 
     def _error(self, predicted: Floats, rows: NDArray[np.bool_]) -> float:
-        """Relative error behind the activation, on some of the rows."""
-        got, wanted = self._clip(predicted[rows] * self._scale + self._base[rows]), self._clip(self._wanted[rows])
+        """Relative error behind the activation, of what is predicted for some of the rows."""
+        got, wanted = self._clip(predicted * self._scale + self._base[rows]), self._clip(self._wanted[rows])
         if self._end is not None:
             got, wanted = self._end.now(got, rows), self._end.reached[rows]
             if not np.isfinite(got).all():
