@@ -11,26 +11,21 @@ size of the tensor over its longest axis, an upper bound of the smallest exact n
 ``improved`` goes on from there by alternating least squares; every step lowers the error of every tensor, or leaves
 it. ``onnxsep.algebra.als`` does the same against calibration data; without them the normal equations are those of the
 terms alone (Gram matrices multiplied element by element), which is what makes large weights a matter of seconds.
-Of large tensors sweeps are made in single precision, and they start ahead of where the one before has ended, as
-``onnxsep.algebra.als.alternate`` explains; a sweep that does not come out lower is taken back.
+Large tensors are the matter of ``onnxsep.algebra.polyadic_large``.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.algebra.cholesky import LARGE, Cholesky
 from onnxsep.algebra.linalg import Array, inverse_or_zero, truncated_svd
+from onnxsep.algebra.polyadic_large import LARGE, improved_large
 
 _RIDGE = 1e-10  # of the mean diagonal of the normal equations, on the change of a factor and not on its value
 _NOTHING = 1e-280  # a tensor of zeros, beside others
-_LARGE = 2**20  # elements of a tensor from which on the steps below are taken
-_LARGE_RIDGE = 1e-6
-_LARGE_SWEEPS = 11
-_LENGTH, _LONGER, _SHORTER, _LONGEST = 1.5, 1.1, 2.0, 2.5  # of the step ahead
 
 
 def exact_rank(shape: Sequence[int]) -> int:
@@ -76,7 +71,7 @@ def orthogonal_terms(tensors: Array, rank: int) -> list[Array]:
     matrices = np.moveaxis(rotated, [middle + 1, longest + 1], [-2, -1])
     matrices = matrices.reshape(len(tensors), -1, shape[middle], shape[longest])
     count = shape[middle]
-    if tensors[0].size >= _LARGE:  # hardly any matrix has twice its share among the largest
+    if tensors[0].size >= LARGE:  # hardly any matrix has twice its share among the largest
         count = min(count, math.ceil(2 * rank / matrices.shape[1]))
     u, s, vt, place, column = _largest(matrices, count, rank)
     if count < shape[middle] and (column == count - 1).any():
@@ -109,37 +104,23 @@ def improved(tensors: Array, factors: Sequence[Array], sweeps: int, tolerance: f
     Returns:
         Factors of equal norm within each term; no tensor's error is above that of the start.
     """
-    large = tensors[0].size >= _LARGE
+    if tensors[0].size >= LARGE:
+        pairs = zip(tensors, *factors, strict=True)
+        found = [improved_large(tensor, start, sweeps, tolerance) for tensor, *start in pairs]
+        return _balanced([np.stack(parts) for parts in zip(*found, strict=True)])
     flat = tensors.reshape(len(tensors), tensors.shape[1], -1)
-    flat = flat.astype(np.float32) if large else flat
-    factors = [factor.astype(flat.dtype) for factor in factors]
-    solve = _solved_large if large else _solved
     total = float(np.vdot(tensors, tensors))
-    current = earlier = list(factors)
-    last, length, number = math.inf, _LENGTH, 0
-    while number < (min(sweeps, _LARGE_SWEEPS) if large else sweeps):
-        number += 1
-        start = current
-        if large and number > 2:
-            start = [one + length * (one - other) for one, other in zip(current, earlier, strict=True)]
-        found, explained = _sweep(flat, tensors.shape, start, solve)
+    current, last = list(factors), math.inf
+    for _ in range(sweeps):
+        current, explained = _sweep(flat, tensors.shape, current)
         left = total - explained
-        if start is not current:
-            if not left < last:
-                length /= _SHORTER
-                earlier = current  # the next sweep starts where the last good one has ended
-                continue
-            length = min(length * _LONGER, _LONGEST)
-        current, earlier = found, current
         if last - left <= tolerance * total:
             break
         last = left
-    return _balanced([factor.astype(np.float64) for factor in current])
+    return _balanced(current)
 
 
-def _sweep(
-    flat: NDArray[Any], shape: tuple[int, ...], factors: Sequence[Array], solve: Callable[[Array, Array], Array]
-) -> tuple[list[Array], float]:
+def _sweep(flat: Array, shape: tuple[int, ...], factors: Sequence[Array]) -> tuple[list[Array], float]:
     """Solve for every factor in turn, the first one last; gives them, and the squared norm that they explain."""
     current = list(factors)
     grams = [_gram(factor) for factor in current]
@@ -148,7 +129,7 @@ def _sweep(
     for position in [*range(1, len(current)), 0]:
         seen = _contract(partial, current, position) if position else flat @ _columns(current[1:])
         normal = _product([*grams[:position], *grams[position + 1 :]])
-        current[position] = current[position] + solve(normal, seen - current[position] @ normal)
+        current[position] = current[position] + _solved(normal, seen - current[position] @ normal)
         grams[position] = _gram(current[position])
     crossed = np.einsum("snr,snr->", seen, current[0], dtype=np.float64)
     return current, 2 * float(crossed) - float(_product(grams).sum(dtype=np.float64))
@@ -196,26 +177,6 @@ def _solved(normal: Array, residual: Array) -> Array:
     shifted[:, index, index] += np.where(mean > _NOTHING, mean * _RIDGE, 1.0)[:, None]
     change: Array = np.linalg.solve(shifted, np.swapaxes(residual, 1, 2))
     return np.swapaxes(change, 1, 2)
-
-
-def _solved_large(normal: Array, residual: Array) -> Array:
-    """The same by Cholesky in single precision, with a ridge that is above its rounding."""
-    from scipy.linalg import cho_factor, cho_solve  # it takes long to import
-
-    change = np.empty_like(residual)
-    for number, (matrix, right) in enumerate(zip(normal, residual, strict=True)):
-        mean = float(np.trace(matrix)) / len(matrix)
-        shifted = matrix.copy()
-        shifted[np.diag_indices(len(matrix))] += mean * _LARGE_RIDGE if mean > _NOTHING else 1.0
-        try:
-            if len(matrix) >= LARGE:
-                change[number] = Cholesky(shifted).solve(right.T).T
-                continue
-            factor = cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
-        except np.linalg.LinAlgError:  # not positive, by rounding
-            return _solved(normal.astype(np.float64), residual.astype(np.float64)).astype(residual.dtype)
-        change[number] = cho_solve(factor, right.T, check_finite=False).T
-    return change
 
 
 def _balanced(factors: Sequence[Array]) -> list[Array]:
