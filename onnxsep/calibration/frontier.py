@@ -128,6 +128,10 @@ class Frontier:
             return array
         return self._live[batch][name].get()
 
+    def shares(self, other: "Frontier", batch: int, name: str) -> bool:
+        """Whether a live tensor is the same one in a frontier that this one was forked from, or the other way round."""
+        return name in self._live[batch] and self._live[batch][name] is other._live[batch].get(name)
+
     def put(self, batch: int, name: str, value: "NDArray[Any] | Kept") -> Kept:
         """Another value for a live tensor, on which no other live tensor depends; gives the one before."""
         before = self._live[batch][name]

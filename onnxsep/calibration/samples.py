@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxsep.algebra.linalg import Array
+from onnxsep.algebra.threads import threads_for
 from onnxsep.calibration.behind import fitting_region, skip_values
 from onnxsep.calibration.frontier import Frontier
 from onnxsep.calibration.outcomes import mixed_products
@@ -64,9 +65,10 @@ def sample(
     for rows in walk.rows(site):
         expected = walk.samples * len(rows.patches) // len(rows.positions)
         grouped = rows.patches.reshape(len(rows.patches), conv.group, -1)
-        outputs = [grouped[:, group] @ dense[group].T for group in range(conv.group)]
+        with threads_for(walk.samples * rows.patches.size // len(rows.positions) * conv.out_channels):
+            outputs = [grouped[:, group] @ dense[group].T for group in range(conv.group)]
         targets.add(np.concatenate(outputs, axis=1) + offset, expected)
-        if other is None:
+        if other is None or other.shares(walk.frontier, rows.batch, name):
             inputs.add(rows.patches, expected)
         else:
             inputs.add(finite(gather_patches(conv, other.value(rows.batch, name), rows.positions), site), expected)
