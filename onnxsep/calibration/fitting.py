@@ -223,7 +223,7 @@ class Fitter:
             factors = self._mode.fit(task, self._rank, init)
             last, before = self._candidate(factors, self._bias(factors, target)), best.held_out
             best = min(best, last, key=_error_of)
-            if number and last.held_out > (1 - _GAIN) * before:
+            if number and last.held_out >= (1 - _GAIN) * before:
                 break
             if number < rounds:
                 target = self._target(last.predicted)
