@@ -19,6 +19,7 @@ from onnxsep.algebra.contraction import Repeated
 from onnxsep.algebra.polyadic import exact_rank, improved, orthogonal_terms, squared_errors
 from onnxsep.calibration import samples as gathering
 from onnxsep.calibration.fitting import fit
+from onnxsep.calibration.sampling import gather_patches
 from onnxsep.modes.base import get_mode
 
 Array = NDArray[Any]
@@ -124,7 +125,7 @@ def test_noise_in_the_start_takes_nothing_from_what_is_exact(monkeypatch: pytest
 
 def test_what_both_networks_share_is_gathered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     gathered = list[int]()
-    real = gathering.gather_patches
+    real = gather_patches
 
     def counted(*given: Any) -> Any:
         gathered.append(len(given[1]))

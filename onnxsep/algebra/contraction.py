@@ -77,7 +77,7 @@ class Repeated:
         self._shape, self._axis = self._sliced(leaves)
         place, stored = lasting or (_NONE, {})
         self._lasting = place if place < varying or place == _NONE else place + 1
-        self._stored = stored.setdefault((equation, tree), {}) if lasting else {}
+        self._stored = stored.setdefault((equation, tree, self._axis), {}) if lasting else {}
         once: dict[Tree, int] = {}
         self._parts: list[tuple[slice, Any]] = []
         for part in _slices(self._shape, self._axis):
@@ -143,7 +143,8 @@ class Repeated:
             return self._kept[tree]
         left, right, wanted, arranged, whole = tree
         if whole in done:
-            return done[whole]
+            shared: Labelled = done[whole]
+            return shared
         one, other = (self._value(side, operand, done) for side in (left, right))
         kept = [self._orders(side, arranged, done) for side in (left, right)]
         found = _product(*one, *other, wanted, kept)

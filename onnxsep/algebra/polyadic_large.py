@@ -108,7 +108,8 @@ def _sweep(flat: Floats, factors: Sequence[Floats]) -> tuple[list[Floats], float
 
 def _partial(flat: Floats, factor: Floats, second: int) -> Floats:
     """The tensor times its first factor: [rank, n2, n3 * ...]."""
-    return (factor.T @ flat).reshape(factor.shape[1], second, -1)
+    partial: Floats = (factor.T @ flat).reshape(factor.shape[1], second, -1)
+    return partial
 
 
 def _core(partial: Floats, factor: Floats) -> Floats:
@@ -126,12 +127,13 @@ def _columns(factors: Sequence[Floats]) -> Floats:
 
 
 def _gram(factor: Floats) -> Floats:
-    return factor.T @ factor
+    gram: Floats = factor.T @ factor
+    return gram
 
 
 def _product(grams: Sequence[Floats]) -> Floats:
     """Element by element: the Gram matrix of the outer products of several factors' columns."""
-    product = grams[0].copy()
+    product: Floats = grams[0].copy()
     for gram in grams[1:]:
         product *= gram
     return product
@@ -143,14 +145,16 @@ def _solved(normal: Floats, seen: Floats, present: Floats) -> Floats:
     ridge = np.float32(mean * _RIDGE if mean > _NOTHING else 1.0)
     normal[np.diag_indices(len(normal))] += ridge
     right = (seen + ridge * present).T
+    found: Floats
     try:
         if len(normal) >= LARGE_MATRIX:
-            return Cholesky(normal.copy()).solve(right).T
+            found = Cholesky(normal.copy()).solve(right).T
+            return found
         lower = np.linalg.cholesky(normal)
     except np.linalg.LinAlgError:  # not positive, by rounding
-        found: Floats = np.linalg.solve(normal.astype(np.float64), right).T.astype(np.float32)
+        found = np.linalg.solve(normal.astype(np.float64), right).T.astype(np.float32)
         return found
     from scipy.linalg import cho_solve  # it takes long to import
 
-    solved: Floats = cho_solve((lower, True), right, check_finite=False).T
-    return solved
+    found = cho_solve((lower, True), right, check_finite=False).T
+    return found
