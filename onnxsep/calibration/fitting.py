@@ -45,7 +45,7 @@ PRIOR = 1e-3  # of the mean diagonal of the Gram matrix
 _ROUNDS = 3  # of the target for clipped outputs; more lower the error of the layer, but not that of the network
 _SWEEPS = 4  # of the alternating least squares in each of them
 _FIRST = 6  # of them before the first one
-_GAIN = 2e-3  # of the held-out error: a round that gains less is the last one
+_GAIN, _LARGE = 2e-3, 2**23  # of the held-out error: a round that gains less is the last, of so many values in all rows
 _ROUNDING = 1e-6  # of single precision
 
 
@@ -223,7 +223,7 @@ class Fitter:
             factors = self._mode.fit(task, self._rank, init)
             last, before = self._candidate(factors, self._bias(factors, target)), best.held_out
             best = min(best, last, key=_error_of)
-            if number and last.held_out >= (1 - _GAIN) * before:
+            if number and last.held_out >= (1 - _GAIN) * before and self._samples.inputs.size >= _LARGE:
                 break
             if number < rounds:
                 target = self._target(last.predicted)
