@@ -202,13 +202,8 @@ def run(case: str, mode: str, samples: int, hed: str) -> dict[str, float]:
     seconds, wall = time.process_time() - started, time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
     known = np.array([error for error in errors if error], float)
-    return {
-        "seconds": seconds,
-        "wall": wall,
-        "peak": peak,
-        "error": float(np.exp(np.log(known).mean())),
-        "convs": len(errors),
-    }
+    error = float(np.exp(np.log(known).mean()))
+    return {"seconds": seconds, "wall": wall, "peak": peak, "error": error, "convs": len(errors)}
 
 
 def candidates(source: onnx.ModelProto | str, file: Path, samples: int) -> list[float | None]:

@@ -163,7 +163,7 @@ def test_large_tensors_take_other_steps_to_a_lower_error(monkeypatch: pytest.Mon
     tensors = rng.standard_normal((2, 12, 10, 3, 3))
     start = polyadic.orthogonal_terms(tensors, 20)
     plain = polyadic.squared_errors(tensors, polyadic.improved(tensors, start, 6))
-    monkeypatch.setattr(polyadic, "_LARGE", 0)
+    monkeypatch.setattr(polyadic, "LARGE", 0)
     again = polyadic.orthogonal_terms(tensors, 20)
     for one, other in zip(start, again, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-10)
@@ -177,7 +177,7 @@ def test_large_tensors_take_other_steps_to_a_lower_error(monkeypatch: pytest.Mon
 
 def test_terms_are_the_largest_where_one_matrix_has_most_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than twice its share: all have to be looked at."""
-    monkeypatch.setattr(polyadic, "_LARGE", 0)
+    monkeypatch.setattr(polyadic, "LARGE", 0)
     rng = np.random.default_rng(0)
     tensors = 1e-3 * rng.standard_normal((1, 12, 10, 3, 3))
     tensors[0, :, :, 1, 1] += rng.standard_normal((12, 10))

@@ -77,7 +77,7 @@ class Repeated:
         self._shape, self._axis = self._sliced(leaves)
         place, stored = lasting or (_NONE, {})
         self._lasting = place if place < varying or place == _NONE else place + 1
-        self._stored = stored.setdefault((equation, tree), {}) if lasting else {}
+        self._stored = stored.setdefault((equation, tree, self._axis), {}) if lasting else {}
         once: dict[Tree, int] = {}
         self._parts: list[tuple[slice, Any]] = []
         for part in _slices(self._shape, self._axis):

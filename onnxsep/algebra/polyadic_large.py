@@ -120,7 +120,7 @@ def _core(partial: Floats, factor: Floats) -> Floats:
 
 def _columns(factors: Sequence[Floats]) -> Floats:
     """Products of the entries of every term, [n * ..., rank] (Khatri and Rao); of no factors, ones that broadcast."""
-    product: Floats = np.ones((1, factors[0].shape[1] if factors else 1), np.float32)
+    product = np.ones((1, factors[0].shape[1] if factors else 1), np.float32)
     for factor in factors:
         product = (product[:, None] * factor).reshape(-1, factor.shape[1])
     return product
@@ -145,15 +145,16 @@ def _solved(normal: Floats, seen: Floats, present: Floats) -> Floats:
     ridge = np.float32(mean * _RIDGE if mean > _NOTHING else 1.0)
     normal[np.diag_indices(len(normal))] += ridge
     right = (seen + ridge * present).T
+    found: Floats
     try:
         if len(normal) >= LARGE_MATRIX:
-            large: Floats = Cholesky(normal.copy()).solve(right).T
-            return large
+            found = Cholesky(normal.copy()).solve(right).T
+            return found
         lower = np.linalg.cholesky(normal)
     except np.linalg.LinAlgError:  # not positive, by rounding
-        found: Floats = np.linalg.solve(normal.astype(np.float64), right).T.astype(np.float32)
+        found = np.linalg.solve(normal.astype(np.float64), right).T.astype(np.float32)
         return found
     from scipy.linalg import cho_solve  # it takes long to import
 
-    solved: Floats = cho_solve((lower, True), right, check_finite=False).T
-    return solved
+    found = cho_solve((lower, True), right, check_finite=False).T
+    return found

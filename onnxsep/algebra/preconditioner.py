@@ -80,7 +80,8 @@ def _inverted(matrices: Array, ridge: Array) -> Array | None:
         if len(index) >= LARGE:
             return np.stack([Cholesky(matrix).inverse() for matrix in matrices])
         np.linalg.cholesky(matrices)  # the inverse alone would not tell
-        found = np.asarray(np.linalg.inv(matrices), matrices.dtype)
+        found = np.linalg.inv(matrices)
     except np.linalg.LinAlgError:
         return None
-    return (found + np.swapaxes(found, 1, 2)) / 2
+    symmetric: Array = (found + np.swapaxes(found, 1, 2)) / 2
+    return symmetric

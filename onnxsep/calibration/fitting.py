@@ -37,18 +37,14 @@ from onnxsep.calibration.regions import Region
 from onnxsep.calibration.sampled import Samples, majorised
 from onnxsep.calibration.sampling import Floats
 from onnxsep.calibration.schedule import Tail
+from onnxsep.calibration.sweeps import sweeps_of
 from onnxsep.layers.conv import Conv
 from onnxsep.layers.rank import Rank
 from onnxsep.modes.base import Factors, Mode, Task
 
 PRIOR = 1e-3  # of the mean diagonal of the Gram matrix
 _ROUNDS = 3  # of the target for clipped outputs; more lower the error of the layer, but not that of the network
-_SWEEPS = 4  # of the alternating least squares in each of them
-_FIRST = 6  # of them before the first one
-_GAIN = 2e-3  # of the held-out error: a round that gains less is the last one, for weights that are not small
-_SMALL = 2**16  # elements of a weight, up to which a sweep costs little beside the walk along the network
-_SWEEPS_OF_SMALL = 10  # low ranks need more: ResNet-20 at .148 of the parameters, KL .571 -> .526 (40: .526)
-_FIRST_OF_SMALL = 16
+_GAIN, _LARGE = 2e-3, 2**23  # of the held-out error: a round that gains less is the last, of so many values in all rows
 _ROUNDING = 1e-6  # of single precision
 
 
@@ -218,8 +214,7 @@ class Fitter:
         target = self._target(None)
         first = best = self._held_out(plain, self._bias(plain, target))
         rounds = _ROUNDS if (self._clips or self._end) and init == "joint" else 0
-        first_sweeps, more = _sweeps(self._weight)
-        least_gain = -np.inf if self._weight.size <= _SMALL else _GAIN
+        first_sweeps, more = sweeps_of(self._weight)
         task = replace(task, start=plain, sweeps=first_sweeps if rounds else max(task.sweeps, first_sweeps))
         for number in range(rounds + 1):
             telling = _telling(told, number + 1, rounds + 1)
@@ -227,7 +222,7 @@ class Fitter:
             factors = self._mode.fit(task, self._rank, init)
             last, before = self._candidate(factors, self._bias(factors, target)), best.held_out
             best = min(best, last, key=_error_of)
-            if number and last.held_out > (1 - least_gain) * before:
+            if number and last.held_out >= (1 - _GAIN) * before and self._samples.inputs.size >= _LARGE:
                 break
             if number < rounds:
                 target = self._target(last.predicted)
@@ -316,11 +311,6 @@ class Fitter:
         if size <= _ROUNDING * whole:  # the output never changes: relative to its size, then
             size = whole
         return float(difference / size) if size > 0 else float(difference > 0)
-
-
-def _sweeps(weight: Array) -> tuple[int, int]:
-    """At most so many before the rounds, and in each of them."""
-    return (_FIRST_OF_SMALL, _SWEEPS_OF_SMALL) if weight.size <= _SMALL else (_FIRST, _SWEEPS)
 
 
 def _telling(told: Told | None, fit: int, fits: int) -> Callable[[int, int], None] | None:
