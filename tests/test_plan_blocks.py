@@ -1,5 +1,6 @@
 """Blocks of several nodes among the candidates of plans: one choice for all their layers, measured and carried out."""
 
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -35,7 +36,7 @@ from onnxsep.planner.job import Job
 from onnxsep.planner.measuring import Measured, Samples
 from onnxsep.planner.pieces import Cutter
 from onnxsep.planner.reading import plan_from_text
-from onnxsep.planner.selection import Selection, select
+from onnxsep.planner.selection import Selection, least, select
 from onnxsep.running.runtime import Runner, RuntimeOptions
 
 THREAD = RuntimeOptions(threads=1)
@@ -157,6 +158,8 @@ def test_a_block_excludes_the_forms_of_its_layers(seed: int) -> None:
             cost = int(rng.integers(10, 60) * (length + 1))
             several.append(Measured(site, None, cost, 0, 0, 0.0, float(rng.random()), covers=covers))  # type: ignore[arg-type]
         layers.append(several)
+    costs = [[replace(one, effect=float(one.parameters)) for one in several] for several in layers]
+    assert least(layers, "params") == brute_force(costs, 10**6)
     for most in (60, 150, 250):
         wanted, found = brute_force(layers, most), select(layers, {"params": most})
         assert (wanted is None) == (found is None)

@@ -7,7 +7,7 @@ far from the best it may be.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -122,6 +122,9 @@ def _once(layers: Sequence[Sequence[Measured]], flat: Sequence[Measured]) -> csr
 
 def least(layers: Sequence[Sequence[Measured]], name: Budget) -> int:
     """The smallest sum of one cost that a choice can have; of "ram" the smallest peak in these layers."""
+    if any(one.covers for layer in layers for one in layer):  # blocks and the forms of their layers exclude each other
+        found = select([[replace(one, effect=float(COSTS[name](one))) for one in layer] for layer in layers], {})
+        return sum(map(COSTS[name], found.chosen)) if found is not None else 0
     smallest = [min(map(COSTS[name], layer)) for layer in layers]
     if name == "ram":
         return max(smallest, default=0)
