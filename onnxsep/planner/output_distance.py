@@ -201,7 +201,8 @@ def _softened(given: npt.NDArray[np.float64], temperature: float) -> npt.NDArray
     if temperature == 1:
         return given
     powers: npt.NDArray[np.float64] = given ** (1 / temperature)
-    return np.maximum(powers / powers.sum(axis=1, keepdims=True), _LEAST)
+    probable: npt.NDArray[np.float64] = np.maximum(powers / powers.sum(axis=1, keepdims=True), _LEAST)
+    return probable
 
 
 def _as_probabilities(
