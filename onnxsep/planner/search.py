@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from onnxsep.engine.matches import ConvSite
@@ -15,6 +15,7 @@ from onnxsep.modes.base import Mode
 from onnxsep.options.progress import Progress
 from onnxsep.planner.block_candidates import joined, kept_blocks, priced_block
 from onnxsep.planner.carrying_out import Carried, Costs, plan_of_choice
+from onnxsep.planner.cut_alike import cut_alike
 from onnxsep.planner.effects import EffectWalk
 from onnxsep.planner.file_size import FileSize, FileSizes
 from onnxsep.planner.filling import filled
@@ -33,6 +34,7 @@ _NEAR = (0.6, 0.8, 1.0, 1.25, 1.6)
 _NEAR_WHOLE = 0.45  # of the parameters of a layer that was left alone
 _FAR = 1.7  # times the parameters: forms that were worth measuring there are tried again
 _STEPS = (1.0, 0.5, 0.25)  # of the layers, that a further round may change
+_MISLED = 1.0  # times what sums of effects say that a plan loses: where it loses more, a worse sum may lose less
 _TRIES = 8  # of a choice, until what it costs as a whole keeps within the budgets
 
 
@@ -194,8 +196,20 @@ class Search:
         if selection is None:
             return
         best = self.carry_out(self.filled(selection, budgets), 1, selection.effect)
+        if best.carried.effect.deciding > _MISLED * selection.loss:
+            best = self._better(best, measured, budgets)
         yield Round(best, measured)
         yield from self.rounds_from(best, measured, budgets, more)
+
+    def _better(
+        self, best: Found, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int]
+    ) -> Found:
+        """The best of a plan by sums of effects and of those that cut all layers alike."""
+        least_loss = best.selection.loss - best.selection.gap
+        others = cut_alike(measured, lambda layers: self.choose(layers, budgets))
+        held = [replace(one, gap=max(one.loss - least_loss, 0.0)) for one in others]
+        found = self.carry_out_all([(self.filled(one, budgets), 1, one.effect) for one in held])
+        return min([best, *found], key=lambda one: one.carried.effect.deciding)
 
     def rounds_from(
         self, best: Found, measured: Mapping[Place, Sequence[Measured]], budgets: Mapping[Budget, int], more: int
