@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from calibration_models import MODEL
@@ -62,7 +63,7 @@ def test_every_layer_is_cut_to_about_the_same_share(share: float) -> None:
 
 def test_of_a_mode_there_is_the_largest_share_that_fits() -> None:
     measured = layers("spatial")
-    smaller, larger = (cut_alike(measured, lambda some, share=share: within(share, some))[0] for share in (0.5, 0.8))
+    smaller, larger = (cut_alike(measured, partial(within, share))[0] for share in (0.5, 0.8))
     assert sum(one.parameters for one in smaller.chosen) < sum(one.parameters for one in larger.chosen)
     assert {one.row.mode.name for one in larger.chosen if one.row} == {"spatial"}
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.graph.places import Place
 from onnxsep.modes.base import Mode
 from onnxsep.planner.grid import SHARES
@@ -35,8 +36,9 @@ def cut_alike(measured: Layers, choose: Callable[[Layers], Selection | None]) ->
     Returns:
         At most ``MOST``, those that lose least by sums.
     """
-    modes = {one.row.mode for several in measured.values() for one in several if one.row}
-    found = []
+    rows = (one.row for several in measured.values() for one in several)
+    modes = {row.mode for row in rows if isinstance(row, ConvReplacement)}
+    found: list[Selection] = []
     for mode in (None, *sorted(modes, key=lambda mode: mode.name)):
         choice = _largest(measured, mode, choose)
         if choice is not None and not any(_same(choice, other) for other in found):
@@ -70,13 +72,14 @@ def _usable(several: Sequence[Measured], mode: Mode | None, levels: Sequence[flo
 
 def _form(several: Sequence[Measured], mode: Mode | None, share: float) -> Measured:
     alone = several[0]
-    forms = [one for one in several if one.row and (one.row.mode is mode or not one.row.mode.linear_layers)]
+    own = [(one, one.row.mode) for one in several if isinstance(one.row, ConvReplacement)]  # without blocks
+    forms = [one for one, its in own if its is mode or not its.linear_layers]
     if share == 1 or not forms:
         return alone
     small = [one for one in forms if one.parameters <= share * alone.parameters]
-    own = [one for one in small if one.row and one.row.mode is mode]
-    if own:
-        return max(own, key=lambda one: one.parameters)
+    of_mode = [one for one in small if one.row and one.row.mode is mode]
+    if of_mode:
+        return max(of_mode, key=lambda one: one.parameters)
     return min(small, key=lambda one: one.held_out) if small else min(forms, key=lambda one: one.parameters)
 
 

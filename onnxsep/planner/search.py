@@ -1,19 +1,17 @@
 """The search for a plan: candidates measured alone, a choice, then rounds of candidates measured around the choice."""
 
-import itertools
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from onnxsep.engine.matches import ConvSite
-from onnxsep.engine.replacements import BlockReplacement, ConvReplacement
+from onnxsep.engine.replacements import BlockReplacement
 from onnxsep.engine.sites import Sites
 from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode
 from onnxsep.options.progress import Progress
-from onnxsep.planner.block_candidates import joined, kept_blocks, priced_block
+from onnxsep.planner.block_candidates import joined, kept_blocks
 from onnxsep.planner.carrying_out import Carried, Costs, plan_of_choice
 from onnxsep.planner.cut_alike import cut_alike
 from onnxsep.planner.effects import EffectWalk
@@ -22,17 +20,15 @@ from onnxsep.planner.filling import filled
 from onnxsep.planner.grid import candidates
 from onnxsep.planner.job import Job
 from onnxsep.planner.measuring import Dense, Measured, Samples
+from onnxsep.planner.near import near
 from onnxsep.planner.output_distance import from_additive
 from onnxsep.planner.peak_memory import PeakMemory
+from onnxsep.planner.pricing import priced
 from onnxsep.planner.selection import COSTS, Selection, least, select
 from onnxsep.planner.survey import Rows, Survey
 from onnxsep.planner.targets import Budget
 from onnxsep.planner.timings import Timings
 
-_NEAR = (0.6, 0.8, 1.0, 1.25, 1.6)
-"""Of the parameters of a form that was chosen: the ranks that are tried around it."""
-_NEAR_WHOLE = 0.45  # of the parameters of a layer that was left alone
-_FAR = 1.7  # times the parameters: forms that were worth measuring there are tried again
 _STEPS = (1.0, 0.5, 0.25)  # of the layers, that a further round may change
 _MISLED = 1.0  # times what sums of effects say that a plan loses: where it loses more, a worse sum may lose less
 _TRIES = 8  # of a choice, until what it costs as a whole keeps within the budgets
@@ -136,16 +132,8 @@ class Search:
         Args:
             kinds: Budgets that matter; bytes are counted where they are among these. Times are not known yet.
         """
-        sizes = "size" in kinds
-        if sizes:
-            self.size.prepare([*itertools.chain(*self._grid.values()), *self.blocks])
-        found = {site.place: [Measured.as_it_is(site)] for site in self.layers}
-        for place, rows in self._grid.items():
-            for row in rows:
-                size = self.size.change(row) if sizes else 0
-                found[place].append(Measured(row.site, row, row.parameters, row.macs, size, math.nan, math.nan))
-        blocks = [priced_block(self.sites, row, self.size.change(row) if sizes else 0) for row in self.blocks]
-        return joined(found, blocks, self.sites)
+        size = self.size if "size" in kinds else None
+        return priced(self.sites, self.layers, self._grid, self.blocks, size)
 
     def alone(self) -> dict[Place, list[Measured]]:
         """The first round: every candidate of the grid with all other layers as they are."""
@@ -170,7 +158,11 @@ class Search:
             measured: The first round, which says what forms are of use at about that cost.
         """
         chosen = found.selection.chosen
-        rows = {one.site.place: self._near(one, measured[one.site.place]) for one in chosen if not one.is_block}
+        rows = {
+            one.site.place: near(one, measured[one.site.place], self.modes, self.round_ranks)
+            for one in chosen
+            if not one.is_block
+        }
         return kept_blocks(self._measure(rows, found.carried.dense), chosen, self.sites)
 
     def _measure(self, rows: Rows, around: Dense | None) -> dict[Place, list[Measured]]:
@@ -305,19 +297,6 @@ class Search:
             shown = from_additive(one.effect.kind, predicted)
             found.append(Found(selection, one, self.costs.of(one.plan), number, shown))
         return found
-
-    def _near(self, one: Measured, measured: Sequence[Measured]) -> list[ConvReplacement]:
-        whole = one.site.conv.parameters
-        rows = [(other.row, other.parameters) for other in measured if isinstance(other.row, ConvReplacement)]
-        if not isinstance(one.row, ConvReplacement):
-            large = [row for row, parameters in rows if parameters >= _NEAR_WHOLE * whole]
-            return large or [row for row, _ in rows[-1:]]
-        close = [row for row, parameters in rows if 1 / _FAR < parameters / one.parameters < _FAR]
-        modes = [mode for mode in self.modes if any(row.mode is mode for row in [one.row, *close])]
-        shares = sorted({min(one.parameters / whole * factor, 1.0) for factor in _NEAR})
-        found = list(candidates(one.site, modes, shares, self.round_ranks))
-        known = any(row.mode is one.row.mode and row.rank == one.row.rank for row in found)
-        return found if known else [one.row, *found]
 
 
 def _alike(one: Sequence[Measured], other: Sequence[Measured]) -> bool:
