@@ -273,6 +273,7 @@ def tune_result(
     report = TuneReport(
         steps=tuned.steps,
         best_step=tuned.best_step,
+        rate=tuned.rate,
         loss_before=tuned.held_out_before,
         loss_after=tuned.held_out_after,
         seconds=tuned.seconds,

@@ -13,6 +13,8 @@ class TuneReport(Record):
     loss_before: float
     loss_after: float
     """Difference of the outputs on held-out samples; ``onnxsep.training`` says in which measure."""
+    rate: float | None = None
+    """The learning rate, relative to each tensor's values."""
     seconds: float
     notes: tuple[str, ...] = ()
 

@@ -127,10 +127,11 @@ def _calibration(done: CalibrationReport) -> list[Line]:
     ]
     told = list(done.notes)
     if done.tune:
+        rate = "" if done.tune.rate is None else f", rate {done.tune.rate:g}"
         lines.append(
             Line(
                 f"tuned for {done.tune.steps:,} steps in {done.tune.seconds:.0f} s: the loss on samples left out fell "
-                f"from {done.tune.loss_before:.4g} to {done.tune.loss_after:.4g} (step {done.tune.best_step:,})"
+                f"from {done.tune.loss_before:.4g} to {done.tune.loss_after:.4g} (step {done.tune.best_step:,}{rate})"
             )
         )
         told = [*done.tune.notes, *told]
