@@ -39,7 +39,7 @@ def test_it_moves_within_a_conv() -> None:
         assert own[0].startswith(("running 1 of ", "gathering"))
         assert "gathering" in own
         assert own.index("gathering") < own.index(next(what for what in own if what.startswith("fit 1 of ")))
-        assert any(what.endswith((", sweep 2 of 6", ", sweep 2 of 12")) for what in own)
+        assert any(what.endswith((", sweep 2 of 16", ", sweep 2 of 32")) for what in own)
     assert [text for text in line.notes if text.startswith("fitting to ") and text.endswith(" of memory")]
 
 

@@ -93,7 +93,7 @@ def frontier(
     """
     costs = search.costs
     whole = costs.source[kind]
-    points, plans, seen = [], [], set[tuple[str, ...]]()
+    points, plans, seen = list[FrontierPoint](), list[PlanFile](), set[tuple[str, ...]]()
     for amount in np.geomspace(max(least, 1), whole, _POINTS):
         selection = search.choose(measured, {**budgets, kind: int(np.ceil(amount))})
         words = () if selection is None else tuple(one.words for one in selection.chosen)
@@ -102,6 +102,8 @@ def frontier(
         seen.add(words)
         plan = plan_of_choice(search.sites, selection.chosen, search.reasons)
         point = _point(kind, costs.of(plan), costs.original, from_additive(measure, selection.effect), scale)
+        if points and point.predicted >= points[-1].predicted:
+            continue  # what decides between forms is another figure: this one costs more and loses no less
         points.append(point)
         said = (("target", point.plan.removesuffix(".toml")), ("estimated", point.estimated), ("carried_out", "no"))
         plans.append(plan_of(search.model, search.sites, plan, {}, measured=said))

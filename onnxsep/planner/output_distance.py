@@ -76,7 +76,10 @@ class Effect:
     def report(self) -> EffectReport:
         """The record of it."""
         return EffectReport(
-            kind=self.kind, value=self.value if math.isfinite(self.value) else None, samples=self.samples
+            kind=self.kind,
+            value=self.value if math.isfinite(self.value) else None,
+            samples=self.samples,
+            softened=None if self.softened is None or not math.isfinite(self.softened) else self.softened,
         )
 
     def __str__(self) -> str:
@@ -159,7 +162,7 @@ class Original:
         return Effect(self.kind, self.fall(outputs), self.samples, tie)
 
     def _distance(self, outputs: Iterable[Outputs]) -> float:
-        return self.divergence(outputs) if self._by_classes else self.relative(outputs)
+        return self._divergences(outputs, (TEMPERATURE,))[0] if self._by_classes else self.relative(outputs)
 
     def divergence(self, outputs: Iterable[Outputs]) -> float:
         """KL of a classifier, in nats."""

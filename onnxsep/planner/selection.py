@@ -122,22 +122,10 @@ def _once(layers: Sequence[Sequence[Measured]], flat: Sequence[Measured]) -> csr
 
 def least(layers: Sequence[Sequence[Measured]], name: Budget) -> int:
     """The smallest sum of one cost that a choice can have; of "ram" the smallest peak in these layers."""
-    if any(one.covers for layer in layers for one in layer):  # blocks and the forms of their layers exclude each other
-        found = select([[replace(one, effect=float(COSTS[name](one))) for one in layer] for layer in layers], {})
-        return sum(map(COSTS[name], found.chosen)) if found is not None else 0
-    smallest = [min(map(COSTS[name], layer)) for layer in layers]
     if name == "ram":
-        return max(smallest, default=0)
-    flat = [one for layer in layers for one in layer]
-    once = _once(layers, flat)
-    if once is None or not any(one.covers for one in flat):
-        return sum(smallest)
-    costs = np.array([COSTS[name](one) for one in flat], float)
-    with quiet():
-        found = milp(
-            costs / max(np.abs(costs).max(), 1.0),
-            constraints=[LinearConstraint(once, 1, 1)],
-            integrality=np.ones(len(flat)),
-            bounds=Bounds(0, 1),
-        )
-    return sum(COSTS[name](one) for one, share in zip(flat, found.x, strict=True) if share > 0.5)
+        return max((min(map(COSTS[name], layer)) for layer in layers), default=0)
+    if any(one.covers for layer in layers for one in layer):  # blocks and the forms of their layers exclude each other
+        priced = [[replace(one, effect=float(COSTS[name](one)), deciding=None) for one in layer] for layer in layers]
+        found = select(priced, {})
+        return sum(map(COSTS[name], found.chosen)) if found is not None else 0
+    return sum(min(map(COSTS[name], layer)) for layer in layers)

@@ -32,8 +32,8 @@ from onnxsep.training.converters import import_torch
 from onnxsep.training.learner import Learner
 from onnxsep.training.losses import LossSettings
 from onnxsep.training.preparing import lesson, torch_copy
-from onnxsep.training.run_records import Settings
-from onnxsep.training.trainer import Told, Trained, Trainer
+from onnxsep.training.run_records import Settings, Trained
+from onnxsep.training.trainer import Told, Trainer
 
 _LOSS = LossSettings("outputs", 0.0, 1.0, None)
 _HELD_OUT = 0.1  # share of the samples
