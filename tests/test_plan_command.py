@@ -77,8 +77,8 @@ def test_what_is_measured(made: PlanResult) -> None:
     assert report.measured.samples == report.measured_samples
     (taken,) = [one for one in report.rounds if one.taken]
     assert taken.measured == report.measured
-    values = [one.measured.softened for one in report.rounds]
-    assert report.measured.softened == min(value for value in values if value is not None)
+    values = [one.softened for one in report.rounds]
+    assert taken.softened == min(value for value in values if value is not None)
     chosen = [entry for entry in report.layers if entry.mode]
     assert all(entry.effect is not None and entry.held_out_error is not None for entry in chosen)
     first = report.layers[0]

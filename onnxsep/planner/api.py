@@ -235,11 +235,10 @@ class _Planner:
         return PlanResult(self._file(best, report), report, self._reads, curve, folder, self._judge)
 
     def _frontier(self, measured: Mapping[Place, Sequence[Measured]], first: Found, report: PlanReport) -> Frontier:
-        target, summed, whole = report.targets[0], first.predicted, first.carried.effect.value
+        target, effect = report.targets[0], first.carried.effect
+        summed, whole = from_additive(effect.kind, first.selection.loss), effect.value
         scale = whole / summed if summed > 0 and math.isfinite(whole) else 1.0
-        return frontier(
-            self._search, measured, target.kind, target.least, first.carried.effect.kind, scale, self._budgets
-        )
+        return frontier(self._search, measured, target.kind, target.least, effect.kind, scale, self._budgets)
 
     def _report(
         self,
@@ -264,6 +263,7 @@ class _Planner:
                     predicted=one.found.predicted if math.isfinite(one.found.predicted) else None,
                     gap=one.found.selection.gap / one.found.selection.loss if one.found.selection.loss > 0 else 0.0,
                     measured=one.found.carried.effect.report,
+                    softened=one.found.carried.effect.finite_softened,
                     taken=one.found is best,
                 )
                 for one in found.rounds

@@ -88,7 +88,7 @@ def frontier(
         kind: The budget that changes.
         least: The smallest that can be had.
         measure: Of effects.
-        scale: What the effect of a plan as a whole is, as a multiple of the sum of effects.
+        scale: What the effect of a plan as a whole is, as a multiple of the sum that a choice makes small.
         budgets: Those that stay, and what is replaced of ``kind``.
     """
     costs = search.costs
@@ -101,9 +101,7 @@ def frontier(
             continue
         seen.add(words)
         plan = plan_of_choice(search.sites, selection.chosen, search.reasons)
-        point = _point(kind, costs.of(plan), costs.original, from_additive(measure, selection.effect), scale)
-        if points and point.predicted >= points[-1].predicted:
-            continue  # what decides between forms is another figure: this one costs more and loses no less
+        point = _point(kind, costs.of(plan), costs.original, from_additive(measure, selection.loss), scale)
         points.append(point)
         said = (("target", point.plan.removesuffix(".toml")), ("estimated", point.estimated), ("carried_out", "no"))
         plans.append(plan_of(search.model, search.sites, plan, {}, measured=said))

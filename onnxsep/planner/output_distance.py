@@ -62,6 +62,11 @@ class Effect:
         return self.additive if self.softened is None else self.softened
 
     @property
+    def finite_softened(self) -> float | None:
+        """For reports, which hold no infinity."""
+        return None if self.softened is None or not math.isfinite(self.softened) else self.softened
+
+    @property
     def additive(self) -> float:
         """What adds up over layers whose errors have nothing to do with one another: KL, or the relative error squared.
 

@@ -138,7 +138,7 @@ def _rounds(report: PlanReport) -> Table:
                 number(one.candidates, ",d"),
                 number(one.predicted, ".4g"),
                 number(one.gap, ".2%"),
-                Cell(str(one.measured), one.measured.value),
+                Cell(f"{one.measured}{_softened(one.softened)}", one.measured.value, narrow=str(one.measured)),
             ),
             style="good" if one.taken else "",
             mark="*" if one.taken else "",
@@ -146,6 +146,10 @@ def _rounds(report: PlanReport) -> Table:
         for one in report.rounds
     )
     return Table(columns, rows)
+
+
+def _softened(value: float | None) -> str:
+    return "" if value is None else f", softened {value:.3g}"
 
 
 def _frontier(report: PlanReport) -> Table:

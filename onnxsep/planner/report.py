@@ -117,6 +117,8 @@ class RoundReport(Record):
     """How much smaller the least possible sum may be, as a share."""
     measured: EffectReport
     """Of all together, when carried out."""
+    softened: float | None = None
+    """Of a classifier that of softened distributions (``onnxsep.planner.output_distance``): the least one is taken."""
     taken: bool = False
 
 
@@ -159,9 +161,9 @@ class FrontierPoint(Record):
     macs: int
     size: int
     predicted: float
-    """The sum of the effects of its forms, each measured alone."""
+    """The sum of the effects of its forms, each measured alone; for classifiers of softened distributions."""
     estimated: float
-    """The same, scaled as the plan that was carried out asks for."""
+    """The effect of the whole: the same, scaled as the plan that was carried out asks for."""
 
 
 class PlanReport(Report):
