@@ -84,7 +84,6 @@ class Effect:
             kind=self.kind,
             value=self.value if math.isfinite(self.value) else None,
             samples=self.samples,
-            softened=None if self.softened is None or not math.isfinite(self.softened) else self.softened,
         )
 
     def __str__(self) -> str:

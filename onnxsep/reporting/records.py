@@ -166,8 +166,6 @@ class EffectReport(Record):
     """None where the output is NaN or infinite."""
     samples: int
     """On how many held-out samples."""
-    softened: float | None = None
-    """Of a classifier: the divergence of softened distributions, by which plans are compared."""
 
     def __str__(self) -> str:
         value = math.inf if self.value is None else self.value
