@@ -39,6 +39,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--course", dest="cache", type=Path, metavar="FOLDER", help="the course of accuracy too")
+    parser.add_argument("--networks", nargs="+", default=["original", "depthwise"], choices=["original", "depthwise"])
     parser.add_argument("--images", type=int, default=5_000, help="that an epoch goes over")
     parser.add_argument("--base-images", type=int, default=10_000, help="that the rewritten network was trained on")
     parser.add_argument("--seed", type=int, default=0)
@@ -63,7 +64,7 @@ def _course(options: argparse.Namespace) -> None:
         "original": lambda: onnxsep.load(bench.network.path),
         "depthwise": lambda: base.trained("depthwise", "warm"),
     }
-    courses = {name: list(Course(bench, start, name, STEP, GOALS).points()) for name, start in starts.items()}
+    courses = {name: list(Course(bench, starts[name], name, STEP, GOALS).points()) for name in options.networks}
     print()
     table(courses, len(data.labels))
     if options.plot is not None:
