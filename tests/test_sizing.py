@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from calibration_models import images
+from random_examples import DEEP
 from test_compress_goals import network
 
 import onnxsep
@@ -29,14 +30,13 @@ def share_for(form: Form, target: str) -> float | None:
     return fitting_share(form, model, goals, data, OPTIONS, RuntimeOptions())
 
 
-@pytest.mark.parametrize(
-    ("form", "target"),
-    [
-        ("spatial", "size=6000"),
-        ("channels", "params=0.4"),
-        *(pytest.param(*one, marks=DEEP) for one in (("channels", "size=6000"), ("spatial", "params=0.4"), ("spatial", "macs=0.4"))),
-    ],
-)
+ALL: list[tuple[Form, str]] = [
+    *(("spatial", "size=6000"), ("channels", "params=0.4")),
+    *(("channels", "size=6000"), ("spatial", "params=0.4"), ("spatial", "macs=0.4")),
+]
+
+
+@pytest.mark.parametrize(("form", "target"), ALL if DEEP else ALL[:2])
 def test_the_largest_share_keeps_within_a_budget_and_a_larger_one_does_not(form: Form, target: str) -> None:
     share = share_for(form, target)
     assert share is not None
@@ -66,6 +66,7 @@ def test_what_cannot_be_has_no_share() -> None:
     assert share_for("spatial", "size=100") is None
 
 
+@pytest.mark.skipif(not DEEP, reason="it takes 10 seconds: make deep")
 def test_a_search_trains_one_form_where_that_is_enough(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="torch is not installed (pip install onnxsep[finetune])")
     onnx.save(network(), tmp_path / "in.onnx")
