@@ -81,6 +81,12 @@ def test_the_quickest_way_that_reaches_the_goals_is_taken(folder: Path) -> None:
     assert (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
 
 
+@pytest.fixture
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxsep.compression.searching.importlib.util.find_spec", lambda name: None)
+
+
+@pytest.mark.usefixtures("without_torch")
 def test_a_plan_where_int8_alone_is_too_large(folder: Path) -> None:
     done = compress(folder, "--target", "size=0.22", "--max-drop", "99", "--report", "r.json", out="planned.onnx")
     assert done.returncode == 0, done.stderr
@@ -99,8 +105,8 @@ def test_a_plan_where_int8_alone_is_too_large(folder: Path) -> None:
     assert (folder / "again.onnx").read_bytes() == (folder / "planned.onnx").read_bytes()
 
 
-def test_goals_that_cannot_be_reached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxsep.compression.searching.importlib.util.find_spec", lambda name: None)
+@pytest.mark.usefixtures("without_torch")
+def test_goals_that_cannot_be_reached(folder: Path) -> None:
     done = compress(folder, "--target", "size=0.01", "--max-drop", "1", "--report", "f.json", out="never.onnx")
     assert done.returncode == 3
     assert not (folder / "never.onnx").exists()
@@ -129,6 +135,7 @@ def test_goals_that_cannot_be_reached(folder: Path, monkeypatch: pytest.MonkeyPa
         shutil.rmtree(path)
 
 
+@pytest.mark.usefixtures("without_torch")
 def test_a_dry_run_says_what_would_be_tried(folder: Path) -> None:
     before = sorted(folder.iterdir())
     done = compress(folder, "--target", "size=0.2", "--dry-run", out="dry.onnx")
@@ -189,16 +196,23 @@ def test_ways_are_longer_with_fewer_samples_and_keep_layers_with_labels_alone() 
         "int8, what hurts in float",
         "int8, short names",
         "plan, int8",
-        "plan, 4 epochs of training, int8",
-        "plan, 16 epochs of training, int8",
-        "plan, 52 epochs of training, int8",
+        *(f"{form}, {n} epochs of training, int8" for n in (2, 12, 36) for form in ("spatial", "channels", "plan")),
     ]
-    assert [way.trains for way in few] == [False, False, False, True, True, True]
-    assert few[3].steps[2].options["epochs"] > many[4].steps[2].options["epochs"]
+    assert [way.trainings for way in few] == [0, 0, 0, *(n for n in (1, 2, 3) for _ in range(3))]
+    short, shorter = few[3].steps[1], many[4].steps[1]
+    assert short.options["epochs"] > shorter.options["epochs"]
+    assert short.options["batch"] < shorter.options["batch"]
     assert many[1].steps[0].options["max_drop"] == 1.0
-    # Each way of training begins as the one before it does, so that its steps need not be done again.
-    for shorter, longer in itertools.pairwise(many[3:]):
-        assert longer.steps[: len(shorter.steps) - 1] == shorter.steps[:-1]
+    # Each way of training begins as the one of its form before it does, so that its steps need not be done again.
+    for form in ("spatial", "channels", "plan"):
+        own = [way for way in many if way.form == form]
+        for before, behind in itertools.pairwise(own):
+            assert behind.steps[: len(before.steps) - 1] == before.steps[:-1]
+
+
+def test_forms_for_all_layers_are_for_what_can_be_counted() -> None:
+    timed = list(ways(Goals(budgets_of(parse_targets(["latency=0.5"])), None), 500, labels=False))
+    assert {way.form for way in timed} == {None, "plan"}
 
 
 def test_names_are_kept_where_no_size_is_asked_for() -> None:

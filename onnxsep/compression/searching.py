@@ -14,7 +14,8 @@ from onnxsep.compression.recipe import RECIPE_OUT, Recipe, recipe_text
 from onnxsep.compression.report import CompressReport, WayReport
 from onnxsep.compression.search_options import SearchOptions
 from onnxsep.compression.shared import Shared
-from onnxsep.compression.ways import Way, about_seconds, rounded, ways
+from onnxsep.compression.sizing import Form, fitting_share
+from onnxsep.compression.ways import FORMS, Way, about_seconds, rounded, ways
 from onnxsep.data import Preprocessing, open_data
 from onnxsep.engine.sites import find_sites
 from onnxsep.errors import DataError, TargetError, VerificationError, spelled
@@ -23,7 +24,7 @@ from onnxsep.model.files import write_text
 from onnxsep.model.io import AnyModel, Model, load
 from onnxsep.model.paths import check_paths
 from onnxsep.model.saving import SavedFiles
-from onnxsep.options.progress import note
+from onnxsep.options.progress import announce, note
 from onnxsep.planner.plan_file import PLAN, PlanFile
 from onnxsep.planner.reading import plan_from_text
 from onnxsep.planner.refusing import least_words
@@ -50,7 +51,8 @@ class PlannedWay:
     @property
     def line(self) -> str:
         """For people."""
-        return f"{self.way.name} ({rounded(self.seconds)}): {'; '.join(self.steps)}"
+        about = f"{self.way.name} ({rounded(self.seconds)})"
+        return about if self.way.stage > 1 else f"{about}: {'; '.join(self.steps)}"
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -105,9 +107,10 @@ class Search:
         assert options.goals is not None
         self._model, self._options, self._goals = model, options, options.goals
         self._run_options = CompressOptions(**{one.name: getattr(options, one.name) for one in fields(CompressOptions)})
-        original = load(model, follow_links=options.follow_links)
-        self._shared = self._opened(original)
-        self._ways, self._missing = self._found(original)
+        self._original = load(model, follow_links=options.follow_links)
+        self._shared = self._opened(self._original)
+        self._shares: dict[Form, float | None] = {}
+        self._ways, self._missing = self._found(self._original)
 
     @property
     def planned(self) -> tuple[PlannedWay, ...]:
@@ -160,7 +163,8 @@ class Search:
             PlannedWay(way, about_seconds(way, one, len(data), sites))
             for way in ways(goals, len(data), labels=data.labels is not None, precision=precision)
         ]
-        without = [planned for planned in each if installed or not planned.way.trains]
+        each.sort(key=lambda planned: (planned.way.stage, planned.seconds if planned.way.stage else 0))
+        without = [planned for planned in each if installed or not planned.way.trainings]
         left = [planned.way.name for planned in each if planned not in without]
         words = f'not tried without torch: {"; ".join(left)}: pip install "onnxsep[finetune]"' if left else ""
         return tuple(without), words
@@ -180,13 +184,21 @@ class Search:
         nearest: _Nearest | None = None
         plan: PlanFile | None = None
         impossible: TargetError | None = None
+        trained: dict[Form, float] = {}  # how far from the goals each form was after its last training
         results: list[CompressResult] = []
         for number, planned in enumerate(self._ways, start=1):
             way, started = planned.way, time.perf_counter()
-            if way.carries_out and impossible is not None:
+            if way.form == "plan" and impossible is not None:
                 continue
             if tried and not way.helps(tried[-1].missed):
                 continue
+            if way.trainings > 1 and trained and way.form != min(trained, key=lambda form: trained[form]):
+                continue  # another form did better with as much training
+            if way.form is not None and way.form in FORMS:
+                share = self._share(way.form)
+                if share is None:
+                    continue
+                way = way.beginning_with(share)
             try:
                 recipe = Recipe(f"the way {way.name!r}", way.steps)
                 done = run_recipe(recipe, self._model, self._of_way(number, way), self._shared)
@@ -202,6 +214,8 @@ class Search:
                 found = WayReport(
                     name=way.name, steps=_steps(way), reached=not missed, missed=missed, seconds=_since(started)
                 )
+                if way.trainings and way.form is not None:
+                    trained[way.form] = distance(missed)
                 if nearest is None or distance(missed) < nearest[0]:
                     nearest = distance(missed), done, found
             tried.append(found)
@@ -213,6 +227,17 @@ class Search:
                 return self._result(done, way, plan, tried, results)
         raise self._failed(nearest, tried, impossible)
 
+    def _share(self, form: Form) -> float | None:
+        """Of the weights that stay in a form for all layers; None where the goals allow none."""
+        if form not in self._shares:
+            announce(self._options.teller, f"finding the size of {form}")
+            quantize = next(planned.way.steps[-1] for planned in self._ways if planned.way.form == form)
+            runtime = self._options.runtime or RuntimeOptions()
+            self._shares[form] = fitting_share(
+                form, self._original, self._goals, self._shared.data, quantize.options, runtime
+            )
+        return self._shares[form]
+
     def _of_way(self, number: int, way: Way) -> CompressOptions:
         work = self._options.work
         if work is None:
@@ -222,7 +247,7 @@ class Search:
     def _result(
         self, done: CompressResult, way: Way, plan: PlanFile | None, tried: list[WayReport], all_: list[CompressResult]
     ) -> SearchResult:
-        carried = plan if way.carries_out else None
+        carried = plan if way.form == "plan" else None
         steps = way.steps if carried is None else way.with_plan(carried).steps
         report = self._report(done, tried)
         if not self._options.keep_steps:
@@ -261,7 +286,7 @@ class Search:
 
 
 def _steps(way: Way) -> tuple[str, ...]:
-    return tuple(step.line for step in way.steps)
+    return way.lines
 
 
 def _since(started: float) -> float:

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxsep.compression.goals import Goals
+from onnxsep.compression.sizing import COUNTED, Form, begin
 from onnxsep.compression.step import Step
-from onnxsep.compression.steps import FineTune, Plan, Quantize, Rewrite
+from onnxsep.compression.steps import FineTune, Plan, Prune, Quantize, Rewrite
 from onnxsep.options.specs import as_json
 from onnxsep.planner.plan_file import PlanFile
 from onnxsep.planner.targets import Target
@@ -17,7 +18,7 @@ from onnxsep.reporting.records import MissedLimit
 from onnxsep.training.choices import Precision
 
 _ROOM = 0.99  # of a budget: what training changes in an int8 file is some bytes
-_EPOCHS = (4, 12, 36)  # one after another, of so many samples; of fewer more, by the root
+_EPOCHS = (2, 10, 24)  # one after another, of so many samples; of fewer more, by the root
 _SAMPLES = 50_000
 _ROUNDS = 1  # of a plan: training makes up for more than another one brings
 _MOST_DROP = 99.0
@@ -26,6 +27,10 @@ _LARGE = 10_000  # samples, of which steps of more are enough
 _BATCHES = (64, 128)
 _HELD_OUT = 1000  # samples, for choosing the best weights: more than say something about these are lost for training
 _SHARES = (0.02, 0.1)  # of the samples that are held out
+
+
+FORMS: Mapping[Form, str] = {"spatial": "mode spatial, as large a rank", "channels": "as many channels"}
+"""Forms for all layers, and what the goals allow of each, in words."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,14 @@ class Way:
         steps: What is done.
         mends: The kind of goal that it is for, where it is of use only if the way before it misses nothing else:
             "max_drop", or a kind of budget.
+        form: What its first step makes of the layers: a plan, or one form for all of them, which is then as large as
+            the goals allow (``sizing``): the first step only stands for it until :meth:`beginning_with`.
     """
 
     name: str
     steps: tuple[Step, ...]
     mends: str = ""
+    form: Form | None = None
 
     def helps(self, missed: Sequence[MissedLimit]) -> bool:
         """Whether it may reach what the way before it misses."""
@@ -56,14 +64,27 @@ class Way:
         return hashlib.sha256(steps.encode()).hexdigest()[:6]
 
     @property
-    def carries_out(self) -> bool:
-        """Whether it carries out a plan that another way has made, or makes one."""
-        return any("plan" in step.options for step in self.steps if isinstance(step, Rewrite))
+    def trainings(self) -> int:
+        """How many of its steps train."""
+        return sum(step.trains() for step in self.steps)
 
     @property
-    def trains(self) -> bool:
-        """Whether it needs torch."""
-        return any(step.trains() for step in self.steps)
+    def stage(self) -> int:
+        """Ways of a stage are tried in the order of their time: those without a form, with at most one training, ..."""
+        return max(self.trainings, 1) if self.form else 0
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Its steps, each with its options."""
+        if self.form is not None and self.form in FORMS:
+            what, rest = FORMS[self.form], self.steps[1:]
+            return (f"{self.steps[0].name}: {what} as the goals allow", *(step.line for step in rest))
+        return tuple(step.line for step in self.steps)
+
+    def beginning_with(self, share: float) -> "Way":
+        """The same with a form for all layers of which it is known how large it is."""
+        assert self.form is not None
+        return replace(self, steps=(begin(self.form, share), *self.steps[1:]))
 
     def with_plan(self, plan: PlanFile) -> "Way":
         """The same with a plan that is known."""
@@ -94,13 +115,17 @@ def ways(goals: Goals, samples: int, *, labels: bool, precision: Precision = "fl
         names = {"names": "short"}
         int8 = Quantize(activations="uint8", names="short")
         yield Way("int8, short names", (int8,), mends="size")
+    formed: dict[Form, tuple[Step, ...]] = {}
+    if all(target.kind in COUNTED for target in goals.targets):
+        formed = {form: (begin(form, 0.5),) for form in FORMS}
     plan = Plan(target=tuple(map(_with_room, goals.targets)), then="int8", activations="uint8", rounds=_ROUNDS, **names)
-    begun: tuple[Step, ...] = (plan, Rewrite(plan="planned", refine=2))
-    yield Way("plan, int8", (*begun, int8))
-    for number in range(len(_EPOCHS)):
-        begun = (*begun, _training(_EPOCHS[number], samples, precision))
-        total = sum(step.options["epochs"] for step in begun if isinstance(step, FineTune))
-        yield Way(f"plan, {total} epochs of training, int8", (*begun, int8))
+    formed["plan"] = (plan, Rewrite(plan="planned", refine=2))
+    yield Way("plan, int8", (*formed["plan"], int8), form="plan")
+    for epochs in _EPOCHS:
+        for form in formed:
+            formed[form] = (*formed[form], _training(epochs, samples, precision))
+            total = sum(step.options["epochs"] for step in formed[form] if isinstance(step, FineTune))
+            yield Way(f"{form}, {total} epochs of training, int8", (*formed[form], int8), form=form)
 
 
 def _training(epochs: int, samples: int, precision: Precision) -> FineTune:
@@ -145,6 +170,8 @@ def _about(step: Step, run_seconds: float, samples: int, layers: int) -> float:
     if isinstance(step, Plan):
         rounds: float = 1 + options["rounds"] / 3
         return rounds * layers * (_CANDIDATES * (_FIT + used / 5 * run_seconds / 2) + used * run_seconds)
+    if isinstance(step, Prune):
+        return 2 * layers * _FIT
     if isinstance(step, Rewrite):
         return 3 * layers * (_FIT + 2 * used * run_seconds)
     if isinstance(step, FineTune):
@@ -153,7 +180,7 @@ def _about(step: Step, run_seconds: float, samples: int, layers: int) -> float:
 
 
 _CANDIDATES = 35  # forms of a layer that a plan tries
-_FIT = 0.15  # seconds of one fit
+_FIT = 0.35  # seconds of one fit
 _TRAINING = {"float32": 4, "bfloat16": 2.5}  # times a run in ONNX Runtime: teacher, forward and backward in torch
 
 
