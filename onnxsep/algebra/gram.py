@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxsep.algebra.linalg import Array, principal_axes, reduced_rank_regression
+from onnxsep.algebra.linalg import Array, Whitening, principal_axes, reduced_rank_regression
 from onnxsep.algebra.threads import threads_for
 
 _CHUNK = 4096  # rows at a time
@@ -124,7 +124,10 @@ class DenseGram(Gram):
 
     def regression(self, cross: Array, rank: int) -> tuple[Array, Array]:
         """See ``Gram``."""
-        return reduced_rank_regression(cross, self.matrix, rank)
+        if Whitening not in self.kept:
+            self.kept[Whitening] = Whitening(self.matrix)
+        whitening: Whitening = self.kept[Whitening]
+        return whitening.regression(cross, rank)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxsep.algebra.threads import threads_for
+
 Array = NDArray[np.float64]
 # Of the largest singular value: vectors of smaller ones lose half of their digits in the Gram matrix.
 _LOST = 1e-4
@@ -105,7 +107,9 @@ def reduced_rank_regression(cross: Array, gram: Array, rank: int) -> tuple[Array
         U [..., n, rank] with orthonormal columns, and U^T B [..., rank, d].
     """
     lead, (n, d) = cross.shape[:-2], cross.shape[-2:]
-    pairs = [_regression(c, g, rank) for c, g in zip(cross.reshape(-1, n, d), gram.reshape(-1, d, d), strict=True)]
+    pairs = [
+        Whitening(g).regression(c, rank) for c, g in zip(cross.reshape(-1, n, d), gram.reshape(-1, d, d), strict=True)
+    ]
     left, right = (np.stack(parts) for parts in zip(*pairs, strict=True))
     return left.reshape(*lead, n, rank), right.reshape(*lead, rank, d)
 
@@ -114,26 +118,40 @@ _FLOPS = 4e9  # of a piece, a fraction of a second
 _UNSEEN = 1e-12  # of the diagonal, which is scaled to one
 
 
-def _regression(cross: Array, gram: Array, rank: int) -> tuple[Array, Array]:
-    """One matrix of ``reduced_rank_regression``: whiten the inputs, take the SVD, and undo the whitening."""
-    # Inputs of unit mean square: that nearly minimises the condition number (van der Sluis 1969), and then a dim
-    # channel is as good as a bright one.
-    scale = inverse_or_zero(np.sqrt(np.maximum(np.diagonal(gram), 0.0)))
-    gram = gram * scale[:, None] * scale
-    try:
-        lower = np.asarray(np.linalg.cholesky(gram), np.float64)
-        if np.diagonal(lower).min() ** 2 < _UNSEEN:
-            raise np.linalg.LinAlgError
-    except np.linalg.LinAlgError:  # some directions are not seen, such as those of dead channels
-        values, vectors = np.linalg.eigh(gram)
-        seen = values > max(_UNSEEN, len(values) * np.finfo(np.float64).eps) * values[-1]
-        whiten = vectors * np.sqrt(inverse_or_zero(np.where(seen, values, 0.0)))
-        white = (cross * scale) @ whiten
+class Whitening:
+    """What turns inputs into white ones, and back.
+
+    Args:
+        gram: G [d, d], as for ``reduced_rank_regression``.
+    """
+
+    def __init__(self, gram: Array) -> None:
+        # Inputs of unit mean square: that nearly minimises the condition number (van der Sluis 1969), and then a dim
+        # channel is as good as a bright one.
+        self._scale = inverse_or_zero(np.sqrt(np.maximum(np.diagonal(gram), 0.0)))
+        gram = gram * self._scale[:, None] * self._scale
+        self._lower: Array | None = None
+        try:
+            with threads_for(len(gram) ** 3 / 3):
+                lower = np.asarray(np.linalg.cholesky(gram), np.float64)
+            if np.diagonal(lower).min() ** 2 < _UNSEEN:
+                raise np.linalg.LinAlgError
+            self._lower = lower
+        except np.linalg.LinAlgError:  # some directions are not seen, such as those of dead channels
+            values, vectors = np.linalg.eigh(gram)
+            seen = values > max(_UNSEEN, len(values) * np.finfo(np.float64).eps) * values[-1]
+            self._whiten = vectors * np.sqrt(inverse_or_zero(np.where(seen, values, 0.0)))
+
+    def regression(self, cross: Array, rank: int) -> tuple[Array, Array]:
+        """One matrix of ``reduced_rank_regression``: whiten the inputs, take the SVD, and undo the whitening."""
+        scaled = cross * self._scale
+        if self._lower is None:
+            white = scaled @ self._whiten
+            u = truncated_svd(white, rank).u
+            return u, (u.T @ white) @ self._whiten.T * self._scale
+        white = solve_lower(self._lower, scaled.T).T
         u = truncated_svd(white, rank).u
-        return u, (u.T @ white) @ whiten.T * scale
-    white = solve_lower(lower, (cross * scale).T).T
-    u = truncated_svd(white, rank).u
-    return u, solve_lower(lower, (u.T @ white).T, transposed=True).T * scale
+        return u, solve_lower(self._lower, (u.T @ white).T, transposed=True).T * self._scale
 
 
 def solve_lower(lower: Array, right: Array, *, transposed: bool = False) -> Array:
