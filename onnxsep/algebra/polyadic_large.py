@@ -21,7 +21,7 @@ from onnxsep.algebra.cholesky import Cholesky
 from onnxsep.algebra.linalg import Array
 
 LARGE = 2**20  # elements of a tensor from which on this is worth it
-_SWEEPS = 7
+_SWEEPS = 9
 _AHEAD, _SHORTER = 1.0, 2.0  # of the step ahead
 _RIDGE = 1e-6  # of the mean diagonal of the normal equations, on the change of a factor and not on its value
 _NOTHING = 1e-30  # a tensor of zeros
