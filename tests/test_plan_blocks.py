@@ -204,6 +204,7 @@ def test_blocks_do_not_make_a_plan_worse() -> None:
         for modes in (["spatial", "ghost", "ghost-bottleneck", "fire"], ["spatial"]):
             report = onnxsep.plan(model().proto, target=target, modes=modes, **asked).report
             assert report.measured is not None
+            assert report.measured.value is not None
             effects.append(report.measured.value)
         assert effects[0] <= effects[1]
 
