@@ -11,7 +11,7 @@ import onnx
 import pytest
 from block_networks import Net
 from latency_models import QUICK
-from random_examples import some
+from random_examples import DEEP, some
 
 import onnxsep
 from onnxsep.calibration.alone import fit_alone
@@ -193,6 +193,20 @@ def test_a_plan_chooses_blocks_and_a_rewrite_carries_it_out(tmp_path: Path) -> N
         assert done.plan.text().split("[layers]")[1].count("in the block of") == text.count("in the block of")
     assert files[0] == files[1]
     onnx.checker.check_model(onnx.load_model_from_string(files[0]), full_check=True)
+
+
+@pytest.mark.skipif(not DEEP, reason="two plans of many forms")
+def test_blocks_do_not_make_a_plan_worse() -> None:
+    """Where the sum of effects promises more than it holds, the plan of layers alone is taken."""
+    asked: dict[str, Any] = {"data": X, "samples": 24, "positions": 16, "rounds": 0}
+    for target in ("params=0.6", "params=0.4", "params=0.25"):
+        effects = []
+        for modes in (["spatial", "ghost", "ghost-bottleneck", "fire"], ["spatial"]):
+            report = onnxsep.plan(model().proto, target=target, modes=modes, **asked).report
+            assert report.measured is not None
+            assert report.measured.value is not None
+            effects.append(report.measured.value)
+        assert effects[0] <= effects[1]
 
 
 def test_what_was_measured_of_blocks_is_kept(tmp_path: Path) -> None:

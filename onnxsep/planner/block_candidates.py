@@ -106,6 +106,11 @@ def joined(measured: Measurements, blocks: Sequence[Measured], sites: Sites) -> 
     return found
 
 
+def without_blocks(measured: Measurements) -> dict[Place, list[Measured]]:
+    """The candidates of single layers alone."""
+    return {place: [one for one in several if not one.is_block] for place, several in measured.items()}
+
+
 def kept_blocks(measured: Measurements, chosen: Sequence[Measured], sites: Sites) -> dict[Place, list[Measured]]:
     """Candidates around a plan, with the blocks that it has as the only form of their layers."""
     fixed = [one for one in chosen if one.is_block]

@@ -11,7 +11,7 @@ from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
 from onnxsep.modes.base import Mode
 from onnxsep.options.progress import Progress
-from onnxsep.planner.block_candidates import joined, kept_blocks
+from onnxsep.planner.block_candidates import joined, kept_blocks, without_blocks
 from onnxsep.planner.carrying_out import Carried, Costs, plan_of_choice
 from onnxsep.planner.cut_alike import cut_alike
 from onnxsep.planner.effects import EffectWalk
@@ -158,11 +158,8 @@ class Search:
             measured: The first round, which says what forms are of use at about that cost.
         """
         chosen = found.selection.chosen
-        rows = {
-            one.site.place: near(one, measured[one.site.place], self.modes, self.round_ranks)
-            for one in chosen
-            if not one.is_block
-        }
+        layers = [one for one in chosen if not one.is_block]
+        rows = {one.site.place: near(one, measured[one.site.place], self.modes, self.round_ranks) for one in layers}
         return kept_blocks(self._measure(rows, found.carried.dense), chosen, self.sites)
 
     def _measure(self, rows: Rows, around: Dense | None) -> dict[Place, list[Measured]]:
@@ -187,8 +184,12 @@ class Search:
         selection = self.choose(measured, budgets)
         if selection is None:
             return
-        best = self.carry_out(self.filled(selection, budgets), 1, selection.effect)
-        if best.carried.effect.deciding > _MISLED * selection.loss:
+        first = [selection]  # and one without blocks, whose effects add up less well than those of layers
+        if any(one.is_block for one in selection.chosen):
+            first += filter(None, [self.choose(without_blocks(measured), budgets)])
+        carried = self.carry_out_all([(self.filled(one, budgets), 1, one.effect) for one in first])
+        best = min(carried, key=lambda one: one.carried.effect.deciding)
+        if best.carried.effect.deciding > _MISLED * best.selection.loss:
             best = self._better(best, measured, budgets)
         yield Round(best, measured)
         yield from self.rounds_from(best, measured, budgets, more)
