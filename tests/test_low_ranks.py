@@ -89,5 +89,5 @@ def test_fits_of_low_ranks_come_near_to_where_many_more_sweeps_end(monkeypatch: 
         for seed in (1, 2, 3)
     ]
     found = sum(one.run("joint").fitted for one in fitters)
-    monkeypatch.setattr(fitting, "_sweeps", lambda _: (200, 200))
+    monkeypatch.setattr(fitting, "sweeps_of", lambda _: (200, 200))
     assert found <= 1.01 * sum(one.run("joint").fitted for one in fitters)
