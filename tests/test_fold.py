@@ -647,10 +647,11 @@ def test_options_that_it_cannot_use(options: dict[str, Any], message: str) -> No
         onnxsep.rewrite("absent.onnx", mode="fold", **options)
 
 
-def test_a_plan_is_about_single_layers(tmp_path: Path) -> None:
-    onnx.save(branched(), tmp_path / "in.onnx")
-    arguments = ["rewrite", tmp_path / "in.onnx", "--dry-run", "--plan-out", tmp_path / "plan.toml", "--mode", "fold"]
-    done = command(*arguments)
-    assert done.returncode == 1
-    assert "fold is a block mode" in done.stderr
-    assert not (tmp_path / "plan.toml").exists()
+def test_its_plan_carries_it_out(tmp_path: Path) -> None:
+    source, plan, direct, planned = (tmp_path / name for name in ("in.onnx", "plan.toml", "a.onnx", "b.onnx"))
+    onnx.save(branched(), source)
+    assert command("rewrite", source, direct, "--plan-out", plan, "--mode", "fold").returncode == 0
+    assert 'mode = "fold"' in plan.read_text()
+    done = command("rewrite", source, planned, "--plan", plan)
+    assert done.returncode == 0, done.stderr
+    assert planned.read_bytes() == direct.read_bytes()

@@ -38,8 +38,9 @@ def fits(file: Path) -> int:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int]:
     """The plan of a run that nothing disturbs, and how many fits it takes."""
-    file = tmp_path_factory.mktemp("whole") / "fits"
-    return plan(modes=[Counting(file)]).plan.text(), fits(file)
+    folder = tmp_path_factory.mktemp("whole")
+    made = plan(modes=[Counting(folder / "fits")], cache=folder / "c")
+    return made.plan.text(), fits(folder / "fits")
 
 
 @pytest.mark.parametrize("share", [0.55, 0.95])
