@@ -25,7 +25,8 @@ NOT_ENGINE := test_readme.py test_docs.py test_repository.py test_models.py test
 	test_imports.py test_hostile_text.py test_inputs_without_samples.py test_time_limit.py test_options_that_do_nothing.py \
 	test_rerun.py test_rerun_other_models.py test_plan_files.py test_plan_refusals.py test_sobolewski_baselines.py \
 	checking/test_check.py test_workers.py test_going_on.py test_cluster.py test_compress_goals.py test_sobolewski_recipes.py \
-	test_until.py test_plan_step.py test_full_size_fits.py
+	test_until.py test_plan_step.py test_full_size_fits.py test_search_goes_on.py test_plan_blocks.py test_plan_cut_alike.py \
+	test_shapes_model.py test_exported_baselines.py test_sizing.py test_curves.py test_low_ranks.py test_fit_costs.py
 
 .PHONY: demo test deep lint types bench golden lowest fuzz docs docs-check sdist clean
 

@@ -92,6 +92,7 @@ def checked(kind: type[Options], given: Mapping[str, Any], where: str) -> dict[s
         if name in found:
             raise OptionError(f"{where}: {name!r} is given twice, as {key!r} too")
         plain = value.item() if isinstance(value, np.generic) else value  # numpy's numbers are numbers
+        plain = list(plain) if isinstance(plain, tuple) else plain  # pydantic's old versions ask for it
         _check_value(kind, name, plain, f"{where}: {key!r}")
         found[name] = tuple(plain) if isinstance(plain, list) else plain
     missing = [name for name, default in known.items() if default is inspect.Parameter.empty and name not in found]
