@@ -9,16 +9,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import onnx
-
 from onnxsep.calibration.alone import fit_alone
 from onnxsep.engine.factors import Factorized
 from onnxsep.engine.matches import ConvSite
 from onnxsep.engine.replacements import BlockReplacement, Replacement
 from onnxsep.engine.sites import Sites
-from onnxsep.engine.surgery import replace_matches
 from onnxsep.graph.places import Place
-from onnxsep.model.io import Model
 from onnxsep.options.progress import Progress
 from onnxsep.planner.block_rows import members
 from onnxsep.planner.file_size import FileSizes
@@ -26,6 +22,7 @@ from onnxsep.planner.job import Job
 from onnxsep.planner.kept import Kept
 from onnxsep.planner.measuring import Measured
 from onnxsep.planner.one_layer import FormFound, LayerFound, key_of
+from onnxsep.planner.replaced import replaced
 
 _WORST = 1.0  # relative error of a block's output: one that is further off than its mean is no candidate
 Measurements = Mapping[Place, Sequence[Measured]]
@@ -70,7 +67,7 @@ class BlockSurvey:
                 assert walk is not None
                 found = FormFound(held_out=made.errors.held_out)
                 if made.errors.held_out < _WORST:
-                    effect = walk.of(with_block(self.job.model, row, made))
+                    effect = walk.of(replaced(self.job.model, [row], {row.site.place: made}))
                     if math.isfinite(effect.additive) and math.isfinite(effect.deciding):
                         found = found.model_copy(update={"effect": effect.additive, "deciding": effect.deciding})
             known[place] = LayerFound(forms={**known[place].forms, key_of(row): found})
@@ -85,14 +82,6 @@ class BlockSurvey:
 
     def _known(self, place: Place) -> LayerFound:
         return LayerFound() if self.kept is None else self.kept.layer(_what(place))
-
-
-def with_block(model: Model, row: BlockReplacement, made: Factorized) -> Model:
-    """The model with one of its blocks replaced."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    replace_matches(proto, [row], {row.site.place: made})
-    return Model(proto, path=model.path, base_dir=model.base_dir, follow_links=model.follow_links)
 
 
 def joined(measured: Measurements, blocks: Sequence[Measured], sites: Sites) -> dict[Place, list[Measured]]:

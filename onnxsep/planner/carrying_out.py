@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
 
 from onnxsep.calibration.dense import Dense as DenseLayer
 from onnxsep.calibration.own_nodes import OwnNodes, own_nodes
@@ -15,7 +14,6 @@ from onnxsep.engine.planned_costs import edited, plan_macs
 from onnxsep.engine.planning import Plan, reject
 from onnxsep.engine.replacements import BlockReplacement
 from onnxsep.engine.sites import Sites
-from onnxsep.engine.surgery import replace_matches
 from onnxsep.graph.counting import compare_macs
 from onnxsep.graph.parameters import count_parameters
 from onnxsep.graph.places import Place
@@ -26,6 +24,7 @@ from onnxsep.planner.file_size import FileSize, FileSizes
 from onnxsep.planner.measuring import Dense, Measured, Samples
 from onnxsep.planner.output_distance import Effect
 from onnxsep.planner.peak_memory import PeakMemory
+from onnxsep.planner.replaced import replaced
 from onnxsep.planner.targets import Budget
 from onnxsep.planner.timings import Timings
 from onnxsep.running.float32 import held_types
@@ -111,10 +110,7 @@ def assembled(model: Model, sites: Sites, plan: Plan, factors: Mapping[Place, Fa
         plan: A row for each.
         factors: Of each that is replaced.
     """
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    replace_matches(proto, plan.replacements, dict(factors))
-    result = Model(proto, path=model.path, base_dir=model.base_dir, follow_links=model.follow_links)
+    result = replaced(model, plan.replacements, factors)
     dense, held_out = dict[Place, DenseLayer | OwnNodes](), {}
     own = own_nodes(model, sites, plan, copied=bool(held_types(model)), given=factors)
     for row in plan.replacements:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from onnxsep.algebra.threads import one_thread
@@ -23,7 +22,6 @@ from onnxsep.engine.factors import Factorized, factorize_one
 from onnxsep.engine.planning import Plan, drop, in_main_graph, naming, settle_shared
 from onnxsep.engine.replacements import ConvReplacement
 from onnxsep.engine.sites import Sites
-from onnxsep.engine.surgery import replace_matches
 from onnxsep.errors import spelled
 from onnxsep.graph.places import Place
 from onnxsep.model.io import Model
@@ -31,6 +29,7 @@ from onnxsep.options.progress import Progress, announce
 from onnxsep.planner.effects import EffectWalk
 from onnxsep.planner.measured_samples import divide
 from onnxsep.planner.output_distance import Effect
+from onnxsep.planner.replaced import replaced
 from onnxsep.running.runtime import RuntimeOptions
 
 LIMIT = 0.05
@@ -140,10 +139,8 @@ def _limit_together(model: Model, walk: EffectWalk, plan: Plan, rows: Sequence[_
 def _together(model: Model, walk: EffectWalk, rows: Iterable[tuple[ConvReplacement, Factorized]]) -> Effect:
     """What a model with all of them replaced changes."""
     made = {row.site.place: (row, outcome) for row, outcome in rows}
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    replace_matches(proto, [row for row, _ in made.values()], {place: outcome for place, (_, outcome) in made.items()})
-    return walk.of(Model(proto, path=model.path, base_dir=model.base_dir, follow_links=model.follow_links))
+    outcomes = {place: outcome for place, (_, outcome) in made.items()}
+    return walk.of(replaced(model, [row for row, _ in made.values()], outcomes))
 
 
 def is_low_rank(row: ConvReplacement) -> bool:
